@@ -1,0 +1,68 @@
+# causal-probe: `make demo` shows what it does, `make test` checks it. Only python3 with pip is needed: every target makes
+# the environment it runs in, once, and again after a change of pyproject.toml, constraints.txt or the folder's place.
+
+PYTHON ?= python3
+JOBS ?= 2
+TL4 := .venv
+TL3 := .venv-tl3
+
+.PHONY: help demo test test-tl4 test-tl3 lint bench setup setup-tl3 clean
+
+help:
+	@echo "make demo    recover a known causal graph and write the report to out/demo"
+	@echo "make test    run the tests on both supported lines of TransformerLens, 4.x and 3.9"
+	@echo "make lint    check style (ruff) and types (mypy)"
+	@echo "make bench   time a training step and the sampling"
+	@echo "make setup   only set up .venv"
+	@echo "make clean   remove what the other targets have made"
+
+demo: setup
+	$(TL4)/bin/causal-probe recover --out out/demo
+
+test: test-tl4 test-tl3
+
+test-tl4: setup
+	$(TL4)/bin/python -m pytest -n $(JOBS) $(ARGS)
+
+test-tl3: setup-tl3
+	$(TL3)/bin/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: setup
+	$(TL4)/bin/python -m ruff check
+	$(TL4)/bin/python -m ruff format --check
+	$(TL4)/bin/python -m mypy
+
+bench: setup
+	$(TL4)/bin/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-enable $(ARGS)
+
+setup:
+	@$(call install,$(TL4),4.3)
+
+setup-tl3:
+	@$(call install,$(TL3),3.9)
+
+clean:
+	rm -rf $(TL4) $(TL3) build dist out *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find causal_probe hooks tests demos -name __pycache__ -prune -exec rm -rf {} +
+
+# install(folder, version): the package in editable form, with TransformerLens of that version, in a virtual environment.
+# The stamp holds everything that decides what is installed, so the second call costs milliseconds.
+#   - Some systems have python3 and pip without ensurepip; pip can then be put in from outside.
+#   - torch goes first, by itself: of the two things that may bring it, the pinned one must win.
+#   - The pins are for Python 3.11 and later. Python 3.10 is supported, by older releases of many packages.
+define install
+set -eu; \
+test -x $(1)/bin/python && $(1)/bin/python -c '' 2>/dev/null || { \
+  echo "Making $(1)"; \
+  $(PYTHON) -m venv --clear $(1) 2>/dev/null || { \
+    $(PYTHON) -m venv --clear --without-pip $(1); \
+    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }; }; \
+stamp=$$( (pwd; $(1)/bin/python -V; echo $(2); cat pyproject.toml constraints.txt) | cksum); \
+test "$$(cat $(1)/stamp 2>/dev/null)" = "$$stamp" || { \
+  echo "Installing into $(1), with TransformerLens $(2): some minutes, once"; \
+  pip="$(1)/bin/python -m pip install --quiet --disable-pip-version-check"; \
+  pins=$$($(1)/bin/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))'); \
+  $$pip 'torch==2.13.0'; \
+  $$pip $$pins -e '.[dev]' 'transformer-lens==$(2).*'; \
+  echo "$$stamp" > $(1)/stamp; }
+endef

@@ -1,0 +1,87 @@
+"""Ask a transformer which causal structure it has learnt, and prove the answer.
+
+The subpackages, from the ground up:
+
+==============  =====================================================================
+`graphs`        directed graphs over positions: families, files, comparison
+`tasks`         data whose causal graph is known
+`models`        transformers whose mechanism is known
+`training`      fitting those models
+`hooks`         what is done at a hook point: record, edit
+`probes`        the questions, asked of any TransformerLens model and any tokens
+`viz`           pictures and the HTML report
+`experiments`   whole studies: a task, a model, training, probes and a comparison
+==============  =====================================================================
+
+``import causal_probe`` is light: a subpackage is imported when it is first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from causal_probe.errors import CausalProbeError
+
+if TYPE_CHECKING:
+    from causal_probe import errors, experiments, graphs, hooks, models, probes, results, tasks, training, viz
+
+__all__ = [
+    "CausalProbeError",
+    "errors",
+    "experiments",
+    "graphs",
+    "hooks",
+    "models",
+    "probes",
+    "results",
+    "tasks",
+    "training",
+    "viz",
+]
+
+__version__ = "0.1.0"
+
+
+def _unmet_requirement() -> str | None:
+    """One line on what keeps the package from working here, or None. Cheap: nothing heavy is imported."""
+    if importlib.util.find_spec("causal_probe.hooks") is None:
+        return (
+            "causal_probe/hooks must be a link to the folder hooks/ and is not: git has checked the link out as a text "
+            "file, as Git for Windows does by default. Run `git config core.symlinks true`, delete the file "
+            "causal_probe/hooks, and check it out again with `git checkout -- causal_probe/hooks`."
+        )
+    try:
+        found = importlib.metadata.version("transformer-lens")
+    except importlib.metadata.PackageNotFoundError:
+        return "causal-probe needs TransformerLens 3.9 or newer, and none was found: pip install 'transformer-lens>=3.9,<5'"
+    release = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
+    if release < (3, 9):
+        return (
+            f"causal-probe needs TransformerLens 3.9 or newer, and {found} was found: "
+            "pip install 'transformer-lens>=3.9,<5'"
+        )
+    return None
+
+
+if _problem := _unmet_requirement():
+    # The command imports the package before any code of its own runs, so it is here that it is spared the traceback.
+    if sys.argv and PurePath(sys.argv[0]).stem == "causal-probe":
+        sys.stderr.write(f"Error: {_problem}\n")
+        raise SystemExit(2)
+    raise ImportError(_problem)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

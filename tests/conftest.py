@@ -1,0 +1,41 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports NumPy or torch, and inherited by every command that a test runs.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores already: threads on top of them only fight.
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _stay_on_this_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that is not marked ``network`` fails when it reaches for another machine."""
+    if request.node.get_closest_marker("network"):
+        return
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            pytest.fail(f"this test connects to {address[0]}; mark it `network`, or don't")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_global_hooks() -> Iterator[None]:
+    """The folder hooks/ is importable from the root, and would be a second copy of every class in it."""
+    yield
+    assert "hooks" not in sys.modules, "something imported hooks/ as a module of its own, not as causal_probe.hooks"
