@@ -157,7 +157,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise CausalProbeError(f"Can't write {path}: {error.strerror}. Name a folder that exists and can be written.") from error
+        raise CausalProbeError(
+            f"Can't write {path}: {error.strerror}. Name a folder that exists and can be written."
+        ) from error
     try:
         # Token text may hold lone surrogates, which UTF-8 can't carry: they are written as their escapes.
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
@@ -201,7 +203,9 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def results_folder(folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False) -> Iterator[Path]:
+def results_folder(
+    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False
+) -> Iterator[Path]:
     """A folder of results that appears whole or not at all.
 
     Yields an empty staging folder beside ``folder``. When the block ends well, the staging folder takes the place of
@@ -234,7 +238,9 @@ def results_folder(folder: str | os.PathLike[str], *, settings: Mapping[str, Any
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def check_results_folder(folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+def check_results_folder(
+    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False
+) -> None:
     """Raise what :func:`results_folder` would raise; create no more than the missing parents of ``folder``."""
     target = Path(folder).resolve()
     _restore(target)
@@ -252,7 +258,9 @@ def check_results_folder(folder: str | os.PathLike[str], *, settings: Mapping[st
                 f"{folder} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."
             )
         if not overwrite and content.get("settings") != to_jsonable(settings):
-            raise CausalProbeError(f"{folder} holds a result of other settings. Name another folder, or pass --overwrite.")
+            raise CausalProbeError(
+                f"{folder} holds a result of other settings. Name another folder, or pass --overwrite."
+            )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

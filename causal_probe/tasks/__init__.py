@@ -1,0 +1,27 @@
+"""Data whose causal graph is known: sampling, and the exact predictors that a model is measured against."""
+
+from causal_probe.tasks.dirichlet import dirichlet
+from causal_probe.tasks.markov import Batch, InContextMarkov, Targets
+from causal_probe.tasks.predictors import (
+    cross_entropy,
+    in_context_unigram,
+    known_graph,
+    one_parent,
+    reference_losses,
+    uniform,
+)
+from causal_probe.tasks.stationary import stationary_distribution
+
+__all__ = [
+    "Batch",
+    "InContextMarkov",
+    "Targets",
+    "cross_entropy",
+    "dirichlet",
+    "in_context_unigram",
+    "known_graph",
+    "one_parent",
+    "reference_losses",
+    "stationary_distribution",
+    "uniform",
+]

@@ -1,0 +1,354 @@
+"""The disentangled transformer: a transformer whose residual stream is a concatenation, so that every weight has one meaning.
+
+Definition (Nichani, Damian & Lee 2024, section 2; checked against the authors' code), for T tokens over S states::
+
+    h_0[i]    = [onehot(s_i), onehot(i)]                                     width S + T
+    attn(h;A) = softmax(mask(h A h^T)) h                                     causal mask, no scale, value = whole stream
+    h_l       = [h_(l-1), attn(h_(l-1); A_l1), ..., attn(h_(l-1); A_lH)]     width (1 + H_l) * previous width
+    logits    = h_L W
+
+The query-key product of a head is one matrix A; what it does between two named parts of the stream is one *block* of A. The
+block (position, position) of layer 0 is where a causal graph is written.
+
+It is a ``HookedRootModule`` with TransformerLens' hook names, so TransformerLens' tools and ours take it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+from transformer_lens.ActivationCache import ActivationCache
+from transformer_lens.config import TransformerBridgeConfig
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.models.fast import last_logits
+from causal_probe.models.subspaces import subspaces
+
+__all__ = ["DisentangledTransformer"]
+
+
+class Attention(nn.Module):
+    """Heads whose query-key product is one free matrix and whose value is the whole residual stream."""
+
+    def __init__(self, d_in: int, n_heads: int) -> None:
+        super().__init__()
+        #: [head, query part, key part]: the score of (query i, key j) is h_i A h_j
+        self.A = nn.Parameter(torch.zeros(n_heads, d_in, d_in))
+        self.hook_q = HookPoint()  # [batch, pos, head, d_in]
+        self.hook_k = HookPoint()  # [batch, pos, head, d_in]
+        self.hook_v = HookPoint()  # [batch, pos, head, d_in]
+        self.hook_attn_scores = HookPoint()  # [batch, head, query, key], -inf above the diagonal
+        self.hook_pattern = HookPoint()  # [batch, head, query, key]
+        self.hook_z = HookPoint()  # [batch, pos, head, d_in]
+
+    def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+        n_heads = len(self.A)
+        # Each hook gets memory of its own (repeat, not expand): patching tools write into it.
+        q = self.hook_q(einsum(x, self.A, "batch pos d, head d e -> batch pos head e"))
+        k = self.hook_k(repeat(x, "batch pos d -> batch pos head d", head=n_heads).clone())
+        v = self.hook_v(repeat(x, "batch pos d -> batch pos head d", head=n_heads).clone())
+        scores = einsum(q, k, "batch query head d, batch key head d -> batch head query key")
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        scores = self.hook_attn_scores(scores.masked_fill(future, float("-inf")))
+        pattern = self.hook_pattern(scores.softmax(-1))
+        z = self.hook_z(einsum(pattern, v, "batch head query key, batch key head d -> batch query head d"))
+        return rearrange(z, "batch pos head d -> batch pos (head d)")
+
+
+class Block(nn.Module):
+    """One layer: what the heads copied is appended to the stream."""
+
+    def __init__(self, d_in: int, n_heads: int) -> None:
+        super().__init__()
+        self.attn = Attention(d_in, n_heads)
+        self.hook_resid_pre = HookPoint()  # [batch, pos, d_in]
+        self.hook_attn_out = HookPoint()  # [batch, pos, n_heads * d_in]
+        self.hook_resid_post = HookPoint()  # [batch, pos, (1 + n_heads) * d_in]
+
+    def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+        x = self.hook_resid_pre(x)
+        return self.hook_resid_post(torch.cat([x, self.hook_attn_out(self.attn(x))], dim=-1))
+
+
+class DisentangledTransformer(HookedRootModule):
+    """The disentangled transformer, all weights zero until they are trained or set.
+
+    Parameters
+    ----------
+    d_vocab
+        Number of states S, >= 2.
+    n_positions
+        Length T of the longest sequence, >= 2; shorter ones are fine.
+    heads
+        Heads per layer, from the first layer to the last; each >= 1.
+    dtype, device
+        Of the weights.
+
+    Raises
+    ------
+    CausalProbeError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = DisentangledTransformer(d_vocab=3, n_positions=5, heads=[1, 1])
+    >>> logits, cache = model.run_with_cache(torch.tensor([[0, 2, 1, 1, 0]]))
+    >>> logits.shape, cache["pattern", 0].shape
+    (torch.Size([1, 5, 3]), torch.Size([1, 1, 5, 5]))
+    >>> model.block(layer=0, head=0, query="position", key="position").shape
+    torch.Size([5, 5])
+    """
+
+    def __init__(
+        self,
+        d_vocab: int,
+        n_positions: int,
+        heads: Sequence[int] = (1, 1),
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__()
+        _check_shape(d_vocab, n_positions, heads)
+        self.d_vocab = d_vocab
+        self.n_positions = n_positions
+        self.heads: tuple[int, ...] = tuple(heads)
+        widths = [list(self.subspaces(layer).values())[-1].stop for layer in range(len(heads) + 1)]
+        self.hook_embed = HookPoint()  # [batch, pos, d_vocab]
+        self.hook_pos_embed = HookPoint()  # [batch, pos, n_positions]
+        self.blocks = nn.ModuleList(Block(width, n) for width, n in zip(widths, heads, strict=False))
+        self.W_U = nn.Parameter(torch.zeros(widths[-1], d_vocab))
+        # What TransformerLens' tools read. n_ctx is one above T, because detect_head wants strictly shorter sequences;
+        # n_heads is the largest of the layers'.
+        self.cfg = TransformerBridgeConfig(
+            d_model=widths[-1],
+            d_head=widths[-2],
+            n_layers=len(heads),
+            n_ctx=n_positions + 1,
+            n_heads=max(heads),
+            d_vocab=d_vocab,
+            model_name="disentangled-transformer",
+            attn_only=True,
+            normalization_type=None,
+            use_attn_scale=False,
+            dtype=dtype,
+        )
+        self.to(device=device, dtype=dtype)
+        self.setup()
+        self.eval()
+
+    # ------------------------------------------------------------------------------------------------------------ weights
+
+    @property
+    def A(self) -> list[Float[Tensor, "head d_query d_key"]]:
+        """The heads' query-key matrices, layer by layer."""
+        return [block.attn.A for block in self.blocks]
+
+    def subspaces(self, layer: int) -> dict[str, slice]:
+        """The named parts of the stream that layer ``layer`` reads (``len(heads)``: that W_U reads), as slices."""
+        return subspaces(self.d_vocab, self.n_positions, self.heads[:layer])
+
+    def block(self, layer: int, head: int, *, query: str, key: str) -> Float[Tensor, "d_query d_key"]:
+        """The block of a head's A that joins two named parts, as a view: writing into it changes the model.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such layer, head or part.
+        """
+        if not 0 <= layer < len(self.heads) or not 0 <= head < self.heads[layer]:
+            raise CausalProbeError(f"There is no head L{layer}H{head}; the heads per layer are {list(self.heads)}.")
+        parts = self.subspaces(layer)
+        for part in (query, key):
+            if part not in parts:
+                raise CausalProbeError(f"Layer {layer} reads no part {part!r}; its parts are {', '.join(parts)}.")
+        return self.A[layer].data[head, parts[query], parts[key]]
+
+    def blocks_of(self, layer: int, head: int) -> dict[tuple[str, str], Float[Tensor, "d_query d_key"]]:
+        """Every block of a head's A by (query part, key part), as views."""
+        names = self.subspaces(layer)
+        return {(q, k): self.block(layer, head, query=q, key=k) for q in names for k in names}
+
+    def output_block(self, part: str) -> Float[Tensor, "d_part d_vocab"]:
+        """The rows of W_U that read one named part of the final stream, as a view."""
+        parts = self.subspaces(len(self.heads))
+        if part not in parts:
+            raise CausalProbeError(f"The final stream has no part {part!r}; its parts are {', '.join(parts)}.")
+        return self.W_U.data[parts[part]]
+
+    # ------------------------------------------------------------------------------------------------------------- running
+
+    def forward(
+        self,
+        input: Int[Tensor, "batch pos"] | str | Sequence[str],
+        return_type: Literal["logits", "loss", "both"] | None = "logits",
+        *,
+        loss_per_token: bool = False,
+        stop_at_layer: int | None = None,
+    ) -> Any:
+        """Run the model through every hook.
+
+        Parameters
+        ----------
+        input
+            States ``[batch, pos]`` or ``[pos]``; or text for :meth:`to_tokens`.
+        return_type
+            ``"logits"`` [batch, pos, d_vocab]; ``"loss"``, the mean cross-entropy of the next token; ``"both"``; or None.
+        loss_per_token
+            The loss at every position but the last, [batch, pos - 1], instead of its mean.
+        stop_at_layer
+            Return the stream that this layer would read (negative: from the end) instead of the logits.
+
+        Raises
+        ------
+        CausalProbeError
+            If a token is outside the vocabulary, a sequence is too long, or ``return_type`` is unknown.
+        """
+        if return_type not in ("logits", "loss", "both", None):
+            raise CausalProbeError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}.")
+        tokens = self.to_tokens(input)
+        batch, n = tokens.shape
+        eye = torch.eye(self.n_positions, dtype=self.W_U.dtype, device=tokens.device)
+        token = self.hook_embed(one_hot(tokens, self.d_vocab).to(self.W_U.dtype))
+        position = self.hook_pos_embed(eye[:n].repeat(batch, 1, 1))
+        x = torch.cat([token, position], dim=-1)
+        for block in self.blocks[:stop_at_layer]:
+            x = block(x)
+        if stop_at_layer is not None:
+            return x
+        logits = x @ self.W_U
+        if return_type in (None, "logits"):
+            return None if return_type is None else logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(batch, n - 1)
+        loss = loss if loss_per_token else loss.mean()
+        return loss if return_type == "loss" else (logits, loss)
+
+    def predict(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_vocab"]:
+        """Logits at the last position, the same as ``self(tokens)[:, -1]`` and many times faster.
+
+        Hooks are honoured: those on the scores and patterns below the last layer at full speed, any other by the hooked
+        forward.
+        """
+        tokens = self.to_tokens(tokens)
+        hooked = {name for name, point in self.hook_dict.items() if point.has_hooks()}
+        scores = {f"blocks.{layer}.attn.hook_attn_scores" for layer in range(len(self.heads) - 1)}
+        patterns = {f"blocks.{layer}.attn.hook_pattern" for layer in range(len(self.heads) - 1)}
+        if hooked - scores - patterns:
+            return self(tokens)[:, -1]
+        token = self.subspaces(0)["token"]
+        A_0 = self.A[0]
+        return last_logits(
+            tokens,
+            self.A,
+            self.W_U,
+            # Without gradients, token blocks that are all zero can be left out.
+            position_only=not torch.is_grad_enabled() and not bool(A_0[:, token].any() or A_0[:, :, token].any()),
+            edit_scores=(lambda layer, s: self.blocks[layer].attn.hook_attn_scores(s)) if hooked & scores else None,
+            edit_pattern=(lambda layer, p: self.blocks[layer].attn.hook_pattern(p)) if hooked & patterns else None,
+        )
+
+    def run_with_cache(
+        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """The output and an ``ActivationCache`` (a plain dict with ``return_cache_object=False``)."""
+        output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if return_cache_object:
+            return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        return output, cache
+
+    # -------------------------------------------------------------------------------------------------------------- tokens
+
+    def to_tokens(
+        self, input: Int[Tensor, "*batch pos"] | str | Sequence[str], prepend_bos: bool | None = None
+    ) -> Int[Tensor, "batch pos"]:
+        """States as a checked tensor ``[batch, pos]`` on the model's device.
+
+        Parameters
+        ----------
+        input
+            A tensor of states, or text: states as numbers between blanks, one string per sequence.
+        prepend_bos
+            There is no beginning-of-sequence token: False and None are the same, True is an error.
+
+        Raises
+        ------
+        CausalProbeError
+            If a state is not a whole number in 0..d_vocab-1, there are none, there are more than ``n_positions``, or
+            texts differ in length.
+        """
+        if prepend_bos:
+            raise CausalProbeError(
+                "A disentangled transformer has no beginning-of-sequence token; leave prepend_bos out."
+            )
+        if not isinstance(input, Tensor):
+            input = _parse([input] if isinstance(input, str) else list(input))
+        if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
+            raise CausalProbeError(f"Tokens must be whole numbers; the tensor's dtype is {input.dtype}.")
+        tokens = input[None] if input.ndim == 1 else input
+        if tokens.ndim != 2:
+            raise CausalProbeError(f"Tokens must have the shape [batch, pos]; theirs is {list(input.shape)}.")
+        if not 1 <= tokens.shape[1] <= self.n_positions:
+            raise CausalProbeError(
+                f"A sequence must hold 1 to {self.n_positions} tokens, the model's n_positions; these hold {tokens.shape[1]}."
+            )
+        if tokens.numel():
+            low, high = (int(bound) for bound in torch.aminmax(tokens))
+            if low < 0 or high >= self.d_vocab:
+                raise CausalProbeError(
+                    f"Token {low if low < 0 else high} is outside the vocabulary; states are 0 to {self.d_vocab - 1}."
+                )
+        return tokens.to(device=self.W_U.device, dtype=torch.long)
+
+    def to_str_tokens(
+        self, input: Int[Tensor, "*batch pos"] | str | Sequence[str], prepend_bos: bool | None = None
+    ) -> list[str] | list[list[str]]:
+        """States as text: one list for one sequence, a list of lists for several."""
+        texts = [[str(state) for state in row] for row in self.to_tokens(input, prepend_bos).tolist()]
+        return texts[0] if len(texts) == 1 else texts
+
+    # --------------------------------------------------------------------------------------------------------- bookkeeping
+
+    def extra_repr(self) -> str:
+        return f"d_vocab={self.d_vocab}, n_positions={self.n_positions}, heads={list(self.heads)}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DisentangledTransformer:
+        # Every way of moving a module (to, cuda, double, ...) passes here: cfg must not name another device or dtype.
+        super()._apply(fn, recurse)
+        self.cfg.device = str(self.W_U.device)
+        self.cfg.dtype = self.W_U.dtype
+        return self
+
+
+def _check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
+    problems = []
+    if d_vocab < 2:
+        problems.append(f"d_vocab must be at least 2, not {d_vocab}")
+    if n_positions < 2:
+        problems.append(f"n_positions must be at least 2, not {n_positions}")
+    if not heads or any(n < 1 for n in heads):
+        problems.append(f"heads must name at least one layer, and at least one head in each; it is {list(heads)}")
+    if problems:
+        raise CausalProbeError("No such disentangled transformer can be built: " + "; ".join(problems) + ".")
+
+
+def _parse(texts: list[str]) -> Tensor:
+    try:
+        rows = [[int(word) for word in text.split()] for text in texts]
+    except ValueError as error:
+        raise CausalProbeError(
+            f"A disentangled transformer reads states, written as whole numbers between blanks; got {texts!r:.80}."
+        ) from error
+    if len({len(row) for row in rows}) != 1:
+        raise CausalProbeError(
+            f"Sequences of one batch must be of one length; theirs are {[len(row) for row in rows]}."
+        )
+    return torch.tensor(rows, dtype=torch.long)

@@ -1,0 +1,233 @@
+"""The paper's in-context task: tokens drawn along a causal graph, with a fresh transition matrix in every sequence.
+
+A model that sees many sequences can't memorise the transitions; it can learn the *graph*, and estimate the transitions in
+context from all (parent, child) pairs that the graph names. Two forms (Nichani, Damian & Lee 2024), told apart by the graph:
+
+**Tree task** (every node has at most one parent). The graph has T - 1 nodes, the context. In each sequence::
+
+    pi     ~  rows iid Dirichlet(alpha, ..., alpha)               [d_vocab, d_vocab]
+    s_i    ~  mu_pi, the stationary distribution of pi            where node i is a root
+    s_i    ~  pi(. | s_parent(i))                                 otherwise
+    query  ~  uniform, independent of all else                    the last of the T tokens
+    target =  pi(. | query)
+
+**k-parent task** (some node has two parents or more). The graph has T + 1 nodes: T tokens and the node to be predicted.
+For each in-degree k that occurs there is one table of d_vocab^k rows, iid Dirichlet; roots are uniform; the target is node
+T's row given its own parents. A context is indexed with parents ascending, the smallest the most significant digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import networkx as nx
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.graphs import check_graph, parent_lists
+from causal_probe.tasks.dirichlet import dirichlet
+from causal_probe.tasks.stationary import stationary_distribution
+
+__all__ = ["Batch", "InContextMarkov", "Targets"]
+
+Targets = Literal["soft", "hard"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences and what is to be predicted after them.
+
+    Attributes
+    ----------
+    tokens : Int[Tensor, "batch pos"]
+        What the model sees.
+    target : Float[Tensor, "batch d_vocab"]
+        The next token's distribution (``targets="soft"``) or one draw from it, one-hot (``targets="hard"``).
+    tables : Mapping[int, Float[Tensor, "batch context d_vocab"]]
+        The transitions of each sequence by in-degree k, with d_vocab^k contexts: ``tables[1]`` is a tree's pi.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    target: Float[Tensor, "batch d_vocab"]
+    tables: Mapping[int, Float[Tensor, "batch context d_vocab"]]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Nodes that can be drawn at once: all their parents are known, and they share an in-degree."""
+
+    nodes: list[int]
+    parents: list[list[int]]  # by slot, then by node
+
+
+class InContextMarkov:
+    """The in-context Markov task over a causal graph.
+
+    Parameters
+    ----------
+    graph
+        Edges parent -> child over nodes 0..n-1, each parent before its child. At most one parent per node: a tree task over
+        T = n + 1 tokens. Otherwise: a k-parent task over T = n - 1 tokens whose node n - 1 is to be predicted.
+    d_vocab
+        Number of states, >= 2.
+    alpha
+        Dirichlet concentration of the transition rows, > 0 and finite.
+
+    Raises
+    ------
+    CausalProbeError
+        If an argument is out of range, the graph is not valid, or the node to be predicted has no parent.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import graphs
+    >>> task = InContextMarkov(graphs.chain(19), d_vocab=3, alpha=0.1)
+    >>> batch = task.sample(4, torch.Generator().manual_seed(0))
+    >>> batch.tokens.shape, batch.target.shape
+    (torch.Size([4, 20]), torch.Size([4, 3]))
+    """
+
+    def __init__(self, graph: nx.DiGraph, d_vocab: int, alpha: float = 0.1) -> None:
+        check_graph(graph)
+        if isinstance(d_vocab, bool) or not isinstance(d_vocab, int) or d_vocab < 2:
+            raise CausalProbeError(f"The vocabulary must hold at least 2 states; d_vocab is {d_vocab!r}.")
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise CausalProbeError(f"The Dirichlet concentration alpha must be positive and finite; it is {alpha!r}.")
+        self.graph: nx.DiGraph = nx.freeze(graph.copy())
+        self.d_vocab = d_vocab
+        self.alpha = float(alpha)
+        self.parents: tuple[tuple[int, ...], ...] = parent_lists(graph)
+        #: Whether every node has at most one parent.
+        self.is_tree: bool = max(map(len, self.parents), default=0) <= 1
+        n = len(self.parents)
+        #: Number of tokens that the model sees, T.
+        self.n_positions: int = n + 1 if self.is_tree else n - 1
+        if n < 1:
+            raise CausalProbeError("The graph has no node; a task needs at least one node before the query.")
+        if not self.is_tree and not self.parents[-1]:
+            raise CausalProbeError(
+                f"Some node has several parents, so node {n - 1} is the one to be predicted, and it has no parent: nothing "
+                "can be predicted. Give it parents."
+            )
+        #: Positions whose parents the task defines by a token that the model sees, and that metrics cover: children 0..T-2.
+        self.children: range = range(self.n_positions - 1)
+        #: Number of parents of the predicted node: in the tree task, of any child.
+        self.n_slots: int = 1 if self.is_tree else len(self.parents[-1])
+        self._plan = _plan(self.parents[: self.n_positions])
+
+    def __repr__(self) -> str:
+        edges = self.graph.number_of_edges()
+        return f"InContextMarkov({self.n_positions} positions, {edges} edges, d_vocab={self.d_vocab}, alpha={self.alpha:g})"
+
+    def sample(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        targets: Targets = "soft",
+        dtype: torch.dtype = torch.float32,
+    ) -> Batch:
+        """Draw ``batch_size`` sequences, each with transitions of its own.
+
+        Parameters
+        ----------
+        generator
+            The source of all randomness; the batch lies on its device. The same state gives the same batch.
+        targets
+            ``"soft"``: the target is the next token's distribution. ``"hard"``: one draw from it, one-hot.
+
+        Raises
+        ------
+        CausalProbeError
+            If ``batch_size`` is below 1 or ``targets`` is unknown.
+        """
+        if batch_size < 1:
+            raise CausalProbeError(f"A batch must hold at least one sequence; batch_size is {batch_size}.")
+        if targets not in ("soft", "hard"):
+            raise CausalProbeError(f"targets must be 'soft' or 'hard', not {targets!r}.")
+        degrees = {1} if self.is_tree else {len(p) for p in self.parents if p}
+        tables = {
+            k: dirichlet(self.alpha, (batch_size, self.d_vocab**k, self.d_vocab), generator=generator, dtype=dtype)
+            for k in sorted(degrees)
+        }
+        tokens = self.sample_tokens(tables, generator)
+        if self.is_tree:
+            context = tokens[:, -1]
+            degree = 1
+        else:
+            degree = len(self.parents[-1])
+            context = self._context([tokens[:, p] for p in self.parents[-1]])
+        target = tables[degree][torch.arange(batch_size, device=generator.device), context]
+        if targets == "hard":
+            drawn = _draw(_cumulative(target), generator)
+            target = torch.nn.functional.one_hot(drawn, self.d_vocab).to(dtype)
+        return Batch(tokens, target, tables)
+
+    def sample_tokens(
+        self, tables: Mapping[int, Float[Tensor, "batch context d_vocab"]], generator: torch.Generator
+    ) -> Int[Tensor, "batch pos"]:
+        """Draw one sequence for each given set of transition tables (see :class:`Batch`)."""
+        batch_size = len(next(iter(tables.values())))
+        device = generator.device
+        cumulative = {k: _cumulative(table).flatten(0, 1) for k, table in tables.items()}
+        row = torch.arange(batch_size, device=device)
+        # [pos, batch]: a node's tokens are contiguous
+        tokens = torch.empty(self.n_positions, batch_size, dtype=torch.long, device=device)
+        for draw in self._plan:
+            k = len(draw.parents)
+            if k:
+                context = self._context([tokens[slot] for slot in draw.parents])
+                rows = cumulative[k][row * self.d_vocab**k + context]
+            elif self.is_tree:
+                rows = _cumulative(stationary_distribution(tables[1])).expand(len(draw.nodes), -1, -1)
+            else:
+                rows = self._uniform(device, tables[max(tables)].dtype).expand(len(draw.nodes), batch_size, -1)
+            tokens[draw.nodes] = _draw(rows, generator)
+        if self.is_tree:
+            tokens[-1] = torch.randint(self.d_vocab, (batch_size,), generator=generator, device=device)
+        return tokens.T.contiguous()
+
+    def _context(self, parents: list[Tensor]) -> Tensor:
+        """The row of a table that the parents' tokens name: the first parent is the most significant digit."""
+        context = parents[0]
+        for parent in parents[1:]:
+            context = context * self.d_vocab + parent
+        return context
+
+    def _uniform(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.full((self.d_vocab,), 1 / self.d_vocab, dtype=dtype, device=device).cumsum(-1)
+
+
+def _cumulative(probabilities: Float[Tensor, "*rows d_vocab"]) -> Float[Tensor, "*rows d_vocab"]:
+    """Cumulative probabilities whose last entry is exactly one, so that no rounding makes an impossible state possible."""
+    total = probabilities.cumsum(-1)
+    return total / total[..., -1:]
+
+
+def _draw(cumulative: Float[Tensor, "*rows d_vocab"], generator: torch.Generator) -> Int[Tensor, "*rows"]:
+    """One state per row of cumulative probabilities: how many of them a uniform number in [0, 1) reaches."""
+    u = torch.rand(cumulative.shape[:-1], generator=generator, dtype=cumulative.dtype, device=generator.device)
+    return (u[..., None] >= cumulative[..., :-1]).sum(-1)
+
+
+def _plan(parents: tuple[tuple[int, ...], ...]) -> tuple[_Draw, ...]:
+    """Group the nodes by depth and in-degree, so that a whole group is drawn at once; ordered by depth."""
+    depth: list[int] = []
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for node, its in enumerate(parents):
+        depth.append(1 + max((depth[p] for p in its), default=-1))
+        groups[depth[node], len(its)].append(node)
+    return tuple(
+        _Draw(nodes, [[parents[node][slot] for node in nodes] for slot in range(k)])
+        for (_, k), nodes in sorted(groups.items())
+    )
