@@ -36,10 +36,10 @@ bench: setup
 	$(TL4)/bin/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-enable $(ARGS)
 
 setup:
-	@$(call install,$(TL4),4.3)
+	@$(call install,$(TL4),4.3.0)
 
 setup-tl3:
-	@$(call install,$(TL3),3.9)
+	@$(call install,$(TL3),3.9.0)
 
 clean:
 	rm -rf $(TL4) $(TL3) build dist out *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -56,13 +56,13 @@ test -x $(1)/bin/python && $(1)/bin/python -c '' 2>/dev/null || { \
   echo "Making $(1)"; \
   $(PYTHON) -m venv --clear $(1) 2>/dev/null || { \
     $(PYTHON) -m venv --clear --without-pip $(1); \
-    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }; }; \
+    $(PYTHON) -m pip --python $(1)/bin/python install -qq pip; }; }; \
 stamp=$$( (pwd; $(1)/bin/python -V; echo $(2); cat pyproject.toml constraints.txt) | cksum); \
 test "$$(cat $(1)/stamp 2>/dev/null)" = "$$stamp" || { \
   echo "Installing into $(1), with TransformerLens $(2): some minutes, once"; \
-  pip="$(1)/bin/python -m pip install --quiet --disable-pip-version-check"; \
+  pip="$(1)/bin/python -m pip install -qq --disable-pip-version-check"; \
   pins=$$($(1)/bin/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))'); \
   $$pip 'torch==2.13.0'; \
-  $$pip $$pins -e '.[dev]' 'transformer-lens==$(2).*'; \
+  $$pip $$pins -e '.[dev]' 'transformer-lens==$(2)'; \
   echo "$$stamp" > $(1)/stamp; }
 endef

@@ -1,4 +1,4 @@
-"""The run-time type checker that pytest puts on every function of causal_probe (`--jaxtyping-packages`)."""
+"""The tests, and the run-time type checker that pytest puts on every function of causal_probe (`--jaxtyping-packages`)."""
 
 from __future__ import annotations
 
