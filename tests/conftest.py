@@ -11,12 +11,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib.metadata
 import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+
+def pytest_report_header() -> str:
+    """Which of the supported versions this run is about."""
+    names = ("transformer-lens", "torch", "numpy", "networkx")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 @pytest.fixture(autouse=True)
