@@ -13,10 +13,13 @@ block (position, position) of layer 0 is where a causal graph is written.
 It is a ``HookedRootModule`` with TransformerLens' hook names, so TransformerLens' tools and ours take it as it is.
 """
 
+# HookPoint, HookedRootModule.setup and Module._apply carry no types.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import einsum, rearrange, repeat
@@ -27,12 +30,16 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.fast import last_logits
-from causal_probe.models.subspaces import subspaces
+from causal_probe.models.subspaces import stream_widths, subspaces
 
 __all__ = ["DisentangledTransformer"]
+
+#: 64 GiB in float32. The stream widens (1 + heads)-fold with every layer, so a few layers too many are soon beyond any memory.
+MAX_WEIGHTS = 2**34
 
 
 class Attention(nn.Module):
@@ -51,7 +58,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
         n_heads = len(self.A)
-        # Each hook gets memory of its own (repeat, not expand): patching tools write into it.
+        # Each hook gets memory of its own, no view of another's: patching tools write into it.
         q = self.hook_q(einsum(x, self.A, "batch pos d, head d e -> batch pos head e"))
         k = self.hook_k(repeat(x, "batch pos d -> batch pos head d", head=n_heads).clone())
         v = self.hook_v(repeat(x, "batch pos d -> batch pos head d", head=n_heads).clone())
@@ -60,7 +67,8 @@ class Attention(nn.Module):
         scores = self.hook_attn_scores(scores.masked_fill(future, float("-inf")))
         pattern = self.hook_pattern(scores.softmax(-1))
         z = self.hook_z(einsum(pattern, v, "batch head query key, batch key head d -> batch query head d"))
-        return rearrange(z, "batch pos head d -> batch pos (head d)")
+        out: Tensor = rearrange(z, "batch pos head d -> batch pos (head d)")
+        return out.clone()
 
 
 class Block(nn.Module):
@@ -75,7 +83,8 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
         x = self.hook_resid_pre(x)
-        return self.hook_resid_post(torch.cat([x, self.hook_attn_out(self.attn(x))], dim=-1))
+        x = self.hook_resid_post(torch.cat([x, self.hook_attn_out(self.attn(x))], dim=-1))
+        return x
 
 
 class DisentangledTransformer(HookedRootModule):
@@ -122,10 +131,10 @@ class DisentangledTransformer(HookedRootModule):
         self.d_vocab = d_vocab
         self.n_positions = n_positions
         self.heads: tuple[int, ...] = tuple(heads)
-        widths = [list(self.subspaces(layer).values())[-1].stop for layer in range(len(heads) + 1)]
+        widths = stream_widths(d_vocab, n_positions, heads)
         self.hook_embed = HookPoint()  # [batch, pos, d_vocab]
         self.hook_pos_embed = HookPoint()  # [batch, pos, n_positions]
-        self.blocks = nn.ModuleList(Block(width, n) for width, n in zip(widths, heads, strict=False))
+        self.blocks = TypedModuleList([Block(width, n) for width, n in zip(widths[:-1], heads, strict=True)])
         self.W_U = nn.Parameter(torch.zeros(widths[-1], d_vocab))
         # What TransformerLens' tools read. n_ctx is one above T, because detect_head wants strictly shorter sequences;
         # n_heads is the largest of the layers'.
@@ -173,10 +182,15 @@ class DisentangledTransformer(HookedRootModule):
                 raise CausalProbeError(f"Layer {layer} reads no part {part!r}; its parts are {', '.join(parts)}.")
         return self.A[layer].data[head, parts[query], parts[key]]
 
-    def blocks_of(self, layer: int, head: int) -> dict[tuple[str, str], Float[Tensor, "d_query d_key"]]:
-        """Every block of a head's A by (query part, key part), as views."""
-        names = self.subspaces(layer)
-        return {(q, k): self.block(layer, head, query=q, key=k) for q in names for k in names}
+    def named_blocks(self) -> dict[tuple[int, int, str, str], Float[Tensor, "d_query d_key"]]:
+        """Every block of every A by (layer, head, query part, key part), as views."""
+        return {
+            (layer, head, query, key): self.block(layer, head, query=query, key=key)
+            for layer, n_heads in enumerate(self.heads)
+            for head in range(n_heads)
+            for query in self.subspaces(layer)
+            for key in self.subspaces(layer)
+        }
 
     def output_block(self, part: str) -> Float[Tensor, "d_part d_vocab"]:
         """The rows of W_U that read one named part of the final stream, as a view."""
@@ -189,8 +203,8 @@ class DisentangledTransformer(HookedRootModule):
 
     def forward(
         self,
-        input: Int[Tensor, "batch pos"] | str | Sequence[str],
-        return_type: Literal["logits", "loss", "both"] | None = "logits",
+        input: Tensor | str | Sequence[str],
+        return_type: str | None = "logits",
         *,
         loss_per_token: bool = False,
         stop_at_layer: int | None = None,
@@ -200,7 +214,7 @@ class DisentangledTransformer(HookedRootModule):
         Parameters
         ----------
         input
-            States ``[batch, pos]`` or ``[pos]``; or text for :meth:`to_tokens`.
+            States ``[batch, pos]`` or ``[pos]``, of any integer dtype; or text for :meth:`to_tokens`.
         return_type
             ``"logits"`` [batch, pos, d_vocab]; ``"loss"``, the mean cross-entropy of the next token; ``"both"``; or None.
         loss_per_token
@@ -211,7 +225,8 @@ class DisentangledTransformer(HookedRootModule):
         Raises
         ------
         CausalProbeError
-            If a token is outside the vocabulary, a sequence is too long, or ``return_type`` is unknown.
+            If a token is outside the vocabulary, a sequence is too long, ``return_type`` is unknown, or a loss is asked for
+            and there is no next token.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise CausalProbeError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}.")
@@ -221,29 +236,39 @@ class DisentangledTransformer(HookedRootModule):
         token = self.hook_embed(one_hot(tokens, self.d_vocab).to(self.W_U.dtype))
         position = self.hook_pos_embed(eye[:n].repeat(batch, 1, 1))
         x = torch.cat([token, position], dim=-1)
-        for block in self.blocks[:stop_at_layer]:
+        for block in list(self.blocks)[:stop_at_layer]:
             x = block(x)
         if stop_at_layer is not None:
             return x
         logits = x @ self.W_U
         if return_type in (None, "logits"):
             return None if return_type is None else logits
+        if batch == 0 or n == 1:
+            raise CausalProbeError(
+                f"The loss of the next token needs a sequence of two tokens or more; the shape is {[batch, n]}."
+            )
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(batch, n - 1)
         loss = loss if loss_per_token else loss.mean()
         return loss if return_type == "loss" else (logits, loss)
 
-    def predict(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_vocab"]:
+    def predict(self, tokens: Tensor) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last position, the same as ``self(tokens)[:, -1]`` and many times faster.
 
         Hooks are honoured: those on the scores and patterns below the last layer at full speed, any other by the hooked
         forward.
+
+        Parameters
+        ----------
+        tokens
+            As in :meth:`forward`.
         """
         tokens = self.to_tokens(tokens)
         hooked = {name for name, point in self.hook_dict.items() if point.has_hooks()}
         scores = {f"blocks.{layer}.attn.hook_attn_scores" for layer in range(len(self.heads) - 1)}
         patterns = {f"blocks.{layer}.attn.hook_pattern" for layer in range(len(self.heads) - 1)}
         if hooked - scores - patterns:
-            return self(tokens)[:, -1]
+            logits: Tensor = self(tokens)
+            return logits[:, -1]
         token = self.subspaces(0)["token"]
         A_0 = self.A[0]
         return last_logits(
@@ -268,14 +293,15 @@ class DisentangledTransformer(HookedRootModule):
     # -------------------------------------------------------------------------------------------------------------- tokens
 
     def to_tokens(
-        self, input: Int[Tensor, "*batch pos"] | str | Sequence[str], prepend_bos: bool | None = None
+        self, input: Tensor | str | Sequence[str], prepend_bos: bool | None = None
     ) -> Int[Tensor, "batch pos"]:
         """States as a checked tensor ``[batch, pos]`` on the model's device.
 
         Parameters
         ----------
         input
-            A tensor of states, or text: states as numbers between blanks, one string per sequence.
+            States ``[batch, pos]`` or ``[pos]``, of any integer dtype; or text: states as numbers between blanks, one string
+            per sequence.
         prepend_bos
             There is no beginning-of-sequence token: False and None are the same, True is an error.
 
@@ -293,7 +319,7 @@ class DisentangledTransformer(HookedRootModule):
             input = _parse([input] if isinstance(input, str) else list(input))
         if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
             raise CausalProbeError(f"Tokens must be whole numbers; the tensor's dtype is {input.dtype}.")
-        tokens = input[None] if input.ndim == 1 else input
+        tokens = (input[None] if input.ndim == 1 else input).long()
         if tokens.ndim != 2:
             raise CausalProbeError(f"Tokens must have the shape [batch, pos]; theirs is {list(input.shape)}.")
         if not 1 <= tokens.shape[1] <= self.n_positions:
@@ -306,10 +332,10 @@ class DisentangledTransformer(HookedRootModule):
                 raise CausalProbeError(
                     f"Token {low if low < 0 else high} is outside the vocabulary; states are 0 to {self.d_vocab - 1}."
                 )
-        return tokens.to(device=self.W_U.device, dtype=torch.long)
+        return tokens.to(self.W_U.device)
 
     def to_str_tokens(
-        self, input: Int[Tensor, "*batch pos"] | str | Sequence[str], prepend_bos: bool | None = None
+        self, input: Tensor | str | Sequence[str], prepend_bos: bool | None = None
     ) -> list[str] | list[list[str]]:
         """States as text: one list for one sequence, a list of lists for several."""
         texts = [[str(state) for state in row] for row in self.to_tokens(input, prepend_bos).tolist()]
@@ -318,6 +344,7 @@ class DisentangledTransformer(HookedRootModule):
     # --------------------------------------------------------------------------------------------------------- bookkeeping
 
     def extra_repr(self) -> str:
+        """The shape, for ``print(model)``."""
         return f"d_vocab={self.d_vocab}, n_positions={self.n_positions}, heads={list(self.heads)}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> DisentangledTransformer:
@@ -336,6 +363,14 @@ def _check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
         problems.append(f"n_positions must be at least 2, not {n_positions}")
     if not heads or any(n < 1 for n in heads):
         problems.append(f"heads must name at least one layer, and at least one head in each; it is {list(heads)}")
+    if not problems:
+        *widths, d_last = stream_widths(d_vocab, n_positions, heads)
+        n_weights = sum(n * d**2 for n, d in zip(heads, widths, strict=True)) + d_last * d_vocab
+        if n_weights > MAX_WEIGHTS:
+            problems.append(
+                "it would have more than 2^34 weights: every layer widens the stream (1 + heads)-fold; take fewer layers, "
+                "heads, positions or states"
+            )
     if problems:
         raise CausalProbeError("No such disentangled transformer can be built: " + "; ".join(problems) + ".")
 
@@ -343,7 +378,7 @@ def _check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
 def _parse(texts: list[str]) -> Tensor:
     try:
         rows = [[int(word) for word in text.split()] for text in texts]
-    except ValueError as error:
+    except (AttributeError, ValueError) as error:
         raise CausalProbeError(
             f"A disentangled transformer reads states, written as whole numbers between blanks; got {texts!r:.80}."
         ) from error

@@ -101,7 +101,7 @@ def _apply(M: Tensor | None, w: Tensor) -> Tensor:
 
 
 def _read(row: Tensor, stream: list[Tensor | None], X: Tensor, n_positions: int) -> Tensor:
-    """row @ stream for one row of weights over the keys per sequence: [batch, key] -> [batch, width of the stream]."""
+    """The product row @ stream, where row holds weights over the keys: [batch, key] -> [batch, width of the stream]."""
     parts = []
     for M in stream:
         if M is None:

@@ -11,8 +11,18 @@ layer l copies the whole stream that it reads, so for every part ``x`` of its in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
-__all__ = ["subspaces"]
+__all__ = ["stream_widths", "subspaces"]
+
+
+def stream_widths(d_vocab: int, n_positions: int, heads: Sequence[int]) -> list[int]:
+    """The width of the residual stream after the embedding and after each layer.
+
+    >>> stream_widths(3, 5, heads=[2, 1])
+    [8, 24, 48]
+    """
+    return list(accumulate(heads, lambda width, n_heads: width * (1 + n_heads), initial=d_vocab + n_positions))
 
 
 def subspaces(d_vocab: int, n_positions: int, heads: Sequence[int]) -> dict[str, slice]:
