@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.disentangled import DisentangledTransformer
+from causal_probe.models.subspaces import stream_widths
 from causal_probe.results import read_json, write_json
 
 __all__ = ["load", "save"]
 
 KIND = "causal-probe disentangled transformer"
 FORMAT = 1
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def save(model: DisentangledTransformer, folder: str | os.PathLike[str]) -> None:
     """Write ``model.json`` and ``model.safetensors`` into ``folder``, which is made if it is missing.
 
     The shape is written last, so that a folder with a ``model.json`` is a whole model.
+
+    Raises
+    ------
+    CausalProbeError
+        If the weights hold NaN or infinities, or the folder can't be written.
     """
     folder = Path(folder)
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    _check_finite(weights, "of the model to be saved")
+    partial = folder / ".model.safetensors.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-        partial = folder / ".model.safetensors.partial"
         save_file(weights, partial)
         os.replace(partial, folder / "model.safetensors")
-    except OSError as error:
-        raise CausalProbeError(f"Can't save the model in {folder}: {error.strerror}.") from error
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise CausalProbeError(f"Can't save the model in {folder}: {error}.") from error
     write_json(
         folder / "model.json",
         {
@@ -55,34 +67,51 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         If a file is missing, is not of this kind or format, is corrupt, or the weights don't fit the shape.
     """
     folder = Path(folder)
-    shape = read_json(folder / "model.json")
-    if not isinstance(shape, dict) or shape.get("kind") != KIND:
-        raise CausalProbeError(f"{folder / 'model.json'} does not describe a disentangled transformer.")
-    if shape.get("format") != FORMAT:
-        raise CausalProbeError(
-            f"{folder} was written in format {shape.get('format')!r}; this version reads format {FORMAT}. Update causal-probe."
-        )
-    dtypes = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    try:
-        model = DisentangledTransformer(
-            int(shape["d_vocab"]),
-            int(shape["n_positions"]),
-            [int(n) for n in shape["heads"]],
-            dtype=dtypes[shape["dtype"]],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CausalProbeError(f"{folder / 'model.json'} is not a whole description of a model: {error}.") from error
+    d_vocab, n_positions, heads, dtype = _read_shape(folder)
     try:
         weights = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise CausalProbeError(
             f"Can't read {folder / 'model.safetensors'}: {error}. The file is missing or corrupt."
         ) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # Compared before anything is built: a damaged size must not ask for memory.
+    *widths, d_last = stream_widths(d_vocab, n_positions, heads)
+    expected: dict[str, tuple[int, ...]] = {"W_U": (d_last, d_vocab)}
+    for layer, (n_heads, d_in) in enumerate(zip(heads, widths, strict=True)):
+        expected[f"blocks.{layer}.attn.A"] = (n_heads, d_in, d_in)
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
-        raise CausalProbeError(f"The weights in {folder} don't fit its model.json: expected {expected}, found {found}.")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise CausalProbeError(f"The weights in {folder} hold NaN or infinities.")
+    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    wrong += sorted(name for name, tensor in weights.items() if tensor.dtype != DTYPES[dtype])
+    if wrong:
+        raise CausalProbeError(
+            f"The weights in {folder} don't fit its model.json, in shape or dtype: {', '.join(wrong[:5])}. "
+            "The files belong to two models, or one is damaged."
+        )
+    _check_finite(weights, f"in {folder}")
+    model = DisentangledTransformer(d_vocab, n_positions, heads, dtype=DTYPES[dtype])
     model.load_state_dict(weights)
     return model.to(device)
+
+
+def _read_shape(folder: Path) -> tuple[int, int, list[int], str]:
+    """The sizes in ``model.json``, as :func:`save` wrote them: d_vocab, n_positions, heads, dtype."""
+    path = folder / "model.json"
+    shape = read_json(path)
+    if not isinstance(shape, dict) or shape.get("kind") != KIND:
+        raise CausalProbeError(f"{path} does not describe a disentangled transformer.")
+    if shape.get("format") != FORMAT:
+        raise CausalProbeError(
+            f"{path} was written in format {shape.get('format')!r}; this version reads format {FORMAT}. Update causal-probe."
+        )
+    d_vocab, n_positions, heads, dtype = (shape.get(key) for key in ("d_vocab", "n_positions", "heads", "dtype"))
+    if not isinstance(heads, list) or not all(type(size) is int for size in (d_vocab, n_positions, *heads)):
+        raise CausalProbeError(f"{path} is damaged: d_vocab, n_positions and heads must be whole numbers.")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CausalProbeError(f"{path} is damaged: its dtype is {dtype!r}, not one of {', '.join(DTYPES)}.")
+    return d_vocab, n_positions, heads, dtype  # type: ignore[return-value]  # the sizes are checked one by one above
+
+
+def _check_finite(weights: dict[str, Tensor], where: str) -> None:
+    bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise CausalProbeError(f"The weights {where} hold NaN or infinities, in {', '.join(bad)}. Training diverged?")
