@@ -1,7 +1,8 @@
 """Transformers whose mechanism is known."""
 
 from causal_probe.models.disentangled import DisentangledTransformer
+from causal_probe.models.export import real_heads, to_transformer_lens
 from causal_probe.models.files import load, save
 from causal_probe.models.subspaces import subspaces
 
-__all__ = ["DisentangledTransformer", "load", "save", "subspaces"]
+__all__ = ["DisentangledTransformer", "load", "real_heads", "save", "subspaces", "to_transformer_lens"]

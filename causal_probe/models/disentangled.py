@@ -290,6 +290,12 @@ class DisentangledTransformer(HookedRootModule):
             return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
         return output, cache
 
+    def to_transformer_lens(self) -> Any:
+        """The same function as a standard TransformerLens model: see :func:`causal_probe.models.to_transformer_lens`."""
+        from causal_probe.models.export import to_transformer_lens
+
+        return to_transformer_lens(self)
+
     # -------------------------------------------------------------------------------------------------------------- tokens
 
     def to_tokens(
