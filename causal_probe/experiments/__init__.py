@@ -1,0 +1,6 @@
+"""Whole studies: a task, a model, its training, the probes, and the comparison with the truth."""
+
+from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
+from causal_probe.experiments.recover import Recovery, Training, recover
+
+__all__ = ["FAMILIES", "Recovery", "Training", "choose_graph", "recover"]

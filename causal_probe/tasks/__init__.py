@@ -10,6 +10,7 @@ from causal_probe.tasks.predictors import (
     reference_losses,
     uniform,
 )
+from causal_probe.tasks.randomness import generator, numpy_generator
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Targets",
     "cross_entropy",
     "dirichlet",
+    "generator",
+    "numpy_generator",
     "in_context_unigram",
     "known_graph",
     "one_parent",

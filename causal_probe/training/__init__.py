@@ -1,0 +1,6 @@
+"""Fitting models whose mechanism is known."""
+
+from causal_probe.training.fit import History, evaluate, fit, task_loss
+from causal_probe.training.stages import Stage, give_matcher, joint, staged
+
+__all__ = ["History", "Stage", "evaluate", "fit", "give_matcher", "joint", "staged", "task_loss"]

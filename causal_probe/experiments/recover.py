@@ -1,0 +1,479 @@
+"""Recover a known causal graph, end to end: sample the task, train the model, probe it, compare with the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from causal_probe import graphs
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.graph_choice import choose_graph
+from causal_probe.graphs import GraphComparison
+from causal_probe.models import DisentangledTransformer, save
+from causal_probe.probes import EdgeEffects, HeadGraphs, HeadMatch, edge_effects, head_graphs, match_heads
+from causal_probe.results import (
+    Citation,
+    check_results_folder,
+    cite,
+    results_folder,
+    to_jsonable,
+    versions,
+    write_json,
+)
+from causal_probe.tasks import Batch, InContextMarkov, generator, reference_losses
+from causal_probe.training import (
+    History,
+    Optimizer,
+    Stage,
+    evaluate,
+    fit,
+    give_matcher,
+    joint,
+    staged,
+    task_loss,
+)
+
+__all__ = ["Recovery", "Training", "recover"]
+
+Training = Literal["staged", "joint"]
+
+#: Sequences whose mean attention names the candidate parents, and those on which the candidates are then tested.
+ATTENTION_SEQUENCES = 4096
+PROBE_SEQUENCES = 2**14
+EVALUATION_SEQUENCES = 2**15
+#: While training, the mean attention of so many sequences is looked at every so many steps.
+WATCHING_SEQUENCES = 1024
+WATCH_EVERY: Mapping[str, int] = {"staged": 1, "joint": 16}
+#: Sequences per forward pass when probing.
+MICRO_BATCH = 1024
+#: Family-wise level at which an edge is confirmed.
+LEVEL = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Recovery:
+    """What :func:`recover` found, and all that it was found with.
+
+    Attributes
+    ----------
+    truth, recovered
+        The true graph, and the confirmed edges with their evidence as edge attributes; edges parent -> child.
+    comparison
+        :func:`causal_probe.graphs.compare` of the two over the children 0..T-2; AUROC and average precision are on the
+        gain of each tested edge (0 where it is negative, and for a pair that no head proposed).
+    mean_parent_attention
+        Mean, over the true non-root children, of the sequence-averaged layer-0 pattern from child to parent, in the head
+        that is matched to the parent's slot; in [0, 1]. None without a true edge.
+    argmax_parent_accuracy
+        Share of the true (child, parent) pairs in which the parent has the largest mean attention in the child's past, in
+        the matched head. None without a true edge.
+    steps_to_all_parents
+        How many training steps were made when all those argmaxes were right for the first time (looked at after every step of
+        staged training, every 16 steps of joint training); None if they never were all right.
+    loss, reference_losses
+        Cross-entropy in nats of the trained model and of the exact predictors, on the same fresh sequences.
+    head_graphs, effects, match
+        Layer 0's mean attention; the edge effects, one per head; the assignment of heads to parent slots.
+    last_row
+        Several parents only: what row T - 1 of each head attends to (as a key it stands for node T - 1, as a query for T).
+    """
+
+    truth: nx.DiGraph
+    recovered: nx.DiGraph
+    comparison: GraphComparison
+    mean_parent_attention: float | None
+    argmax_parent_accuracy: float | None
+    steps_to_all_parents: int | None
+    loss: float
+    reference_losses: Mapping[str, float]
+    head_graphs: HeadGraphs
+    effects: tuple[EdgeEffects, ...]
+    match: HeadMatch | None
+    last_row: tuple[Mapping[str, Any], ...] | None
+    model: DisentangledTransformer
+    task: InContextMarkov
+    history: History
+    given: tuple[str, ...]
+    settings: Mapping[str, Any]
+    timings: Mapping[str, float]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every edge and every root is right."""
+        return self.comparison.exact
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """All numbers of the comparison by name; None where undefined, with the reason under ``undefined``."""
+        found = self.comparison
+        undefined = dict(found.undefined)
+        if self.mean_parent_attention is None:
+            undefined |= dict.fromkeys(("mean_parent_attention", "argmax_parent_accuracy"), "there is no true edge")
+        return {
+            "precision": found.precision,
+            "recall": found.recall,
+            "f1": found.f1,
+            "shd": found.shd,
+            "missing": found.missing,
+            "extra": found.extra,
+            "reversed": found.reversed,
+            "parent_accuracy": found.parent_accuracy,
+            "root_accuracy": found.root_accuracy,
+            "mean_parent_attention": self.mean_parent_attention,
+            "argmax_parent_accuracy": self.argmax_parent_accuracy,
+            "auroc": found.auroc,
+            "average_precision": found.average_precision,
+            "undefined": undefined,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``result.json``, in plain JSON types."""
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "recovery",
+                    "format": 1,
+                    "exact": self.exact,
+                    "truth": {"nodes": len(self.truth), "edges": list(self.truth.edges)},
+                    "recovered": {
+                        "nodes": len(self.recovered),
+                        "edges": list(self.recovered.edges),
+                        "evidence": [effects.to_dict() for effects in self.effects],
+                    },
+                    "metrics": self.metrics,
+                    "loss": self.loss,
+                    "reference_losses": self.reference_losses,
+                    "seconds": self.timings["total"],
+                    "timings": self.timings,
+                    "sequences": self.history.sequences,
+                    "probe_sequences": self.settings["probe_sequences"],
+                    "steps": len(self.history.step),
+                    "steps_to_all_parents": self.steps_to_all_parents,
+                    "given": self.given,
+                    "heads": self.match.to_dict() if self.match is not None else None,
+                    "last_row": self.last_row,
+                    "history": {"step": self.history.step, "stage": self.history.stage, "loss": self.history.loss},
+                    "settings": self.settings,
+                    "versions": versions(),
+                }
+            )
+        )
+
+    def report(self) -> Any:
+        """The report on this result: a :class:`causal_probe.viz.Report`."""
+        from causal_probe.experiments.recovery_report import recovery_report
+
+        return recovery_report(self)
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the result into ``folder``, whole or not at all; return the path of the report.
+
+        ``result.json``, ``graph.json`` (the truth) and ``recovered.json`` (both node-link), ``attention.safetensors``
+        (layer 0's mean attention and its standard error), ``model/`` and ``report.html``.
+
+        Raises
+        ------
+        CausalProbeError
+            If ``folder`` can't be written or holds something else (see :func:`causal_probe.results.results_folder`).
+        """
+        with results_folder(folder, settings=self.settings, overwrite=overwrite) as staging:
+            graphs.write_graph(self.truth, staging / "graph.json")
+            graphs.write_graph(self.recovered, staging / "recovered.json")
+            save(self.model, staging / "model")
+            arrays = {"layer0.mean": self.head_graphs.weights[0], "layer0.stderr": self.head_graphs.stderr[0]}
+            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, staging / "attention.safetensors")
+            self.report().write(staging / "report.html")
+            files = sorted([*(path.name for path in staging.iterdir()), "result.json"])
+            write_json(staging / "result.json", {**self.to_dict(), "files": files})
+        return Path(folder) / "report.html"
+
+    def cite(self) -> Citation:
+        """The papers behind this result, and one sentence for a methods section."""
+        s = self.settings
+        methods = (
+            f"A disentangled transformer (Nichani et al., 2024; heads per layer {list(self.model.heads)}) was trained "
+            f"({s['training']}, {self.history.sequences} sequences) on the in-context Markov task over a known graph "
+            f"({self.task.d_vocab} states, {self.task.n_positions} positions, Dirichlet concentration {self.task.alpha:g}); "
+            "candidate parents are the largest mean attention weights of layer 1, and an edge is confirmed when routing the "
+            "child's attention wholly to the candidate lowers the loss below that of uniform attention over its past (paired "
+            f"one-sided test over {s['probe_sequences']} sequences, family-wise level {s['level']:g}); causal-probe "
+            f"{versions().get('causal-probe', '')}, seed {s['seed']}."
+        )
+        return cite("nichani2024", methods=methods)
+
+    def __repr__(self) -> str:
+        found = self.comparison
+        children = [node for node in found.children if self.truth.in_degree(node)]
+        verdict = "exact" if self.exact else f"SHD {found.shd}"
+        rows = [
+            ("edges right", f"{found.true_positives} of {sum(self.truth.in_degree(node) for node in children)}"),
+            ("edges missing, extra, reversed", f"{len(found.missing)}, {len(found.extra)}, {len(found.reversed)}"),
+            ("roots right", "" if found.root_accuracy is None else f"{found.root_accuracy:.1%}"),
+            ("mean attention on true parent", _show(self.mean_parent_attention)),
+            ("loss (nats)", f"{self.loss:.4f}"),
+            *((f"  {name}", f"{loss:.4f}") for name, loss in self.reference_losses.items()),
+            ("training sequences", f"{self.history.sequences:,}"),
+            ("steps until all parents lead", _show(self.steps_to_all_parents)),
+            ("given before training", "; ".join(self.given) or "nothing"),
+        ]
+        return "\n".join([f"Recovery of {self.settings['graph']}: {verdict}", *(f"  {name:<31} {value}" for name, value in rows)])
+
+
+def _show(value: float | int | None) -> str:
+    return "undefined" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def recover(
+    graph: str | os.PathLike[str] | nx.DiGraph = "forest",
+    *,
+    positions: int | None = None,
+    vocab: int = 3,
+    alpha: float = 0.1,
+    root_probability: float = 0.5,
+    heads: Sequence[int] = (1, 1),
+    seed: int = 0,
+    training: Training = "staged",
+    optimizer: Optimizer | None = None,
+    learning_rate: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    probe_sequences: int = PROBE_SEQUENCES,
+    device: str = "auto",
+    progress: bool = False,
+) -> Recovery:
+    """Train a disentangled transformer on a task of known graph, read the graph out of it, and compare.
+
+    Parameters
+    ----------
+    graph, positions, root_probability
+        The graph and the number T of tokens: see :func:`~causal_probe.experiments.graph_choice.choose_graph`.
+    vocab, alpha
+        Number of states, and Dirichlet concentration of the transition rows.
+    heads
+        Heads per layer.
+    seed
+        Of the graph, the weights and all sequences, each from a stream of its own.
+    training
+        ``"staged"`` (:func:`causal_probe.training.staged`: the comparison in layer 1 is given, the graph is learnt first,
+        then the rest) or ``"joint"`` (nothing given, all weights move from zero; from small noise where a layer has
+        several heads, which would stay equal otherwise).
+    optimizer, learning_rate, steps, batch_size
+        Of joint training, or of the second stage; None: the training's defaults.
+    probe_sequences
+        Number of fresh sequences on which each candidate edge is tested.
+    device
+        ``"cpu"``, ``"cuda"``, ..., or ``"auto"``: a GPU if there is one.
+    progress
+        Show progress bars on standard error.
+
+    Raises
+    ------
+    CausalProbeError
+        For any argument that can't be worked with.
+    """
+    started = time.perf_counter()
+    place = choose_device(device)
+    truth = choose_graph(graph, positions=positions, root_probability=root_probability, seed=seed)
+    task = InContextMarkov(truth, vocab, alpha)
+    model = DisentangledTransformer(vocab, task.n_positions, heads, device=place)
+    stages = _stages(
+        training, task, model, optimizer=optimizer, learning_rate=learning_rate, steps=steps, batch_size=batch_size
+    )
+    if probe_sequences < 2:
+        raise CausalProbeError(f"An edge can't be tested on {probe_sequences} sequences; at least 2 are needed.")
+    settings = {
+        "graph": graph if isinstance(graph, str) else os.fspath(graph) if isinstance(graph, os.PathLike) else "given",
+        "edges": list(truth.edges),
+        "positions": task.n_positions,
+        "vocab": vocab,
+        "alpha": task.alpha,
+        "root_probability": root_probability if graph == "forest" else None,
+        "heads": list(model.heads),
+        "seed": seed,
+        "training": training,
+        "stages": [dataclasses.asdict(stage) for stage in stages],
+        "attention_sequences": ATTENTION_SEQUENCES,
+        "probe_sequences": probe_sequences,
+        "evaluation_sequences": EVALUATION_SEQUENCES,
+        "level": LEVEL,
+        "dtype": str(model.W_U.dtype).removeprefix("torch."),
+        "device": str(place),
+    }
+
+    given = _initialise(model, task, training, seed=seed)
+    watching = _batches(task, WATCHING_SEQUENCES, generator(seed, "watching", device=place))
+    watch = _Watch(task, watching, every=WATCH_EVERY[training])
+    history = fit(
+        model, task, stages, generator=generator(seed, "training", device=place), callback=watch, progress=progress
+    )
+    trained = time.perf_counter()
+
+    attention = head_graphs(
+        model, [batch.tokens for batch in _batches(task, ATTENTION_SEQUENCES, generator(seed, "attention", device=place))]
+    )
+    probing = list(_batches(task, probe_sequences, generator(seed, "probing", device=place)))
+    effects = () if len(task.children) < 2 else tuple(
+        edge_effects(
+            model,
+            probing,
+            lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
+            layer=0,
+            head=head,
+            candidates=attention.graph(0, head, threshold=0, nodes=len(task.children)),
+            level=LEVEL / model.heads[0],
+        )
+        for head in range(model.heads[0])
+    )
+    recovered = _union(effects, len(truth))
+    nodes = nx.freeze(truth.subgraph(task.children))
+    has_edges = nodes.number_of_edges() > 0
+    match = match_heads(attention, nodes) if has_edges else None
+    held_out = list(_batches(task, EVALUATION_SEQUENCES, generator(seed, "evaluation", device=place)))
+    loss = evaluate(model, held_out)
+    ended = time.perf_counter()
+    return Recovery(
+        truth=truth,
+        recovered=recovered,
+        comparison=graphs.compare(recovered, truth, weights=_evidence(effects, len(truth)), children=task.children),
+        mean_parent_attention=None if match is None else match.mean_parent_attention,
+        argmax_parent_accuracy=_argmax_accuracy(attention, nodes) if has_edges else None,
+        steps_to_all_parents=watch.first,
+        loss=loss,
+        reference_losses=reference_losses(task, _joined(held_out)),
+        head_graphs=attention,
+        effects=effects,
+        match=match,
+        last_row=None if task.is_tree else _last_row(attention, task),
+        model=model,
+        task=task,
+        history=history,
+        given=given,
+        settings=settings,
+        timings={"training": trained - started, "probing": ended - trained, "total": ended - started},
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that a name stands for; ``"auto"`` is a GPU if there is one.
+
+    Raises
+    ------
+    CausalProbeError
+        If the name is unknown, or there is no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise CausalProbeError(f"The device {device!r} can't be used here: {reason} Name another one, or auto.") from error
+    return place
+
+
+def _stages(
+    training: str, task: InContextMarkov, model: DisentangledTransformer, **options: Any
+) -> tuple[Stage, ...]:
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if training == "staged":
+        return staged(n_positions=task.n_positions, **chosen)
+    if training == "joint":
+        return joint(n_layers=len(model.heads), **chosen)
+    raise CausalProbeError(f"training must be 'staged' or 'joint', not {training!r}.")
+
+
+def _initialise(model: DisentangledTransformer, task: InContextMarkov, training: str, *, seed: int) -> tuple[str, ...]:
+    """Set what the model starts from; say what was given."""
+    if training == "staged":
+        return give_matcher(model, several_parents=not task.is_tree)
+    if max(model.heads) > 1:
+        # Heads of one layer that start equal stay equal. The authors' noise.
+        device = model.W_U.device
+        noise = generator(seed, "weights", device=device)
+        with torch.no_grad():
+            for A in model.A:
+                A.copy_(1e-4 * torch.randn(A.shape, generator=noise, dtype=A.dtype, device=device))
+    return ()
+
+
+def _batches(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
+    """Fresh sequences in batches of at most MICRO_BATCH."""
+    for start in range(0, sequences, MICRO_BATCH):
+        yield task.sample(min(MICRO_BATCH, sequences - start), source)
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.target for b in batches]), {})
+
+
+class _Watch:
+    """At some steps of training, asks whether every true parent has the largest mean attention in its child's past."""
+
+    def __init__(self, task: InContextMarkov, batches: Iterable[Batch], *, every: int) -> None:
+        self.truth = nx.freeze(task.graph.subgraph(task.children))
+        self.tokens = torch.cat([batch.tokens for batch in batches])
+        self.every = every
+        self.first: int | None = None
+
+    def __call__(self, step: int, model: DisentangledTransformer) -> None:
+        if self.first is None and step % self.every == 0 and self.truth.number_of_edges():
+            if _argmax_accuracy(head_graphs(model, self.tokens, batch_size=MICRO_BATCH), self.truth) == 1:
+                self.first = step
+
+
+def _argmax_accuracy(attention: HeadGraphs, truth: nx.DiGraph) -> float:
+    """Share of the true edges whose parent leads its child's past in the head that is matched to the parent's slot.
+
+    Edges of a slot that no head is left for count as wrong.
+    """
+    leading = [
+        {child: parent for child, parent, *_ in attention.parents(0, head, nodes=len(truth))}
+        for head in range(len(attention.weights[0]))
+    ]
+    heads = match_heads(attention, truth).heads
+    right = [
+        heads[slot] is not None and leading[heads[slot]][child] == parent
+        for child in truth
+        for slot, parent in enumerate(sorted(truth.predecessors(child)))
+    ]
+    return sum(right) / len(right)
+
+
+def _last_row(attention: HeadGraphs, task: InContextMarkov) -> tuple[dict[str, Any], ...]:
+    """What the last row of each head holds. As a key it stands for node T - 1, as a query for node T: it can't be right for both."""
+    last = task.n_positions - 1
+    rows = {"as_node": task.parents[last], "as_query": task.parents[last + 1]}
+    return tuple(
+        {
+            "head": f"L0H{head}",
+            **{role: {"parents": its, "attention": [float(row[parent]) for parent in its]} for role, its in rows.items()},
+        }
+        for head, row in enumerate(attention.weights[0][:, last])
+    )
+
+
+def _union(effects: Sequence[EdgeEffects], nodes: int) -> nx.DiGraph:
+    """The edges that some head confirmed, each with the evidence of the head in which it gains most."""
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(nodes))
+    for head, its in enumerate(effects):
+        for parent, child, evidence in its.graph(nodes).edges(data=True):
+            if graph.get_edge_data(parent, child, {"gain": -np.inf})["gain"] < evidence["gain"]:
+                graph.add_edge(parent, child, head=f"L0H{head}", **evidence)
+    return graph
+
+
+def _evidence(effects: Sequence[EdgeEffects], nodes: int) -> NDArray[np.float64]:
+    """[child, parent]: the largest gain of any head; 0, which is chance, where nothing was tested."""
+    return np.max([its.weights(nodes) for its in effects], axis=0) if effects else np.zeros((nodes, nodes))

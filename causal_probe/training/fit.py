@@ -1,0 +1,167 @@
+"""Fitting a disentangled transformer to a task, on fresh sequences at every step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import log_softmax
+from tqdm.auto import tqdm
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.models import DisentangledTransformer
+from causal_probe.models.fast import last_logits
+from causal_probe.tasks import Batch, InContextMarkov
+from causal_probe.training.stages import Stage
+
+__all__ = ["History", "evaluate", "fit", "task_loss"]
+
+#: Called before every step with the step's number, and once after the last step.
+Callback = Callable[[int, DisentangledTransformer], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What happened at every step, in order.
+
+    Attributes
+    ----------
+    step : tuple[int, ...]
+        0, 1, 2, ... across stages.
+    stage : tuple[str, ...]
+        The stage that the step belongs to.
+    loss : tuple[float, ...]
+        Cross-entropy in nats on the step's own batch before the step moved anything: the batch is fresh, so this is an
+        unbiased estimate of the loss at that moment.
+    sequences : int
+        How many sequences were drawn in all.
+    """
+
+    step: tuple[int, ...]
+    stage: tuple[str, ...]
+    loss: tuple[float, ...]
+    sequences: int
+
+
+def task_loss(
+    logits: Float[Tensor, "batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
+) -> Float[Tensor, " batch"]:
+    """-sum_s target(s) log softmax(logits)(s), in nats, one per sequence."""
+    return -(target * log_softmax(logits, dim=-1)).sum(-1)
+
+
+def fit(
+    model: DisentangledTransformer,
+    task: InContextMarkov,
+    stages: Sequence[Stage],
+    *,
+    generator: torch.Generator,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> History:
+    """Train ``model`` in place, stage by stage.
+
+    Parameters
+    ----------
+    model
+        Its shape must fit the task. It stays on its device, which must be the generator's.
+    stages
+        See :mod:`causal_probe.training.stages`.
+    generator
+        The source of all sequences; the same state gives the same model on the same machine and number of threads.
+    callback
+        Called with (step, model) before every step and once after the last: to probe a model while it learns.
+    progress
+        Show a tqdm bar, on standard error.
+
+    Raises
+    ------
+    CausalProbeError
+        If model and task differ in shape, a stage moves what the model does not have, or the loss stops being finite.
+    """
+    if (model.d_vocab, model.n_positions) != (task.d_vocab, task.n_positions):
+        raise CausalProbeError(
+            f"The task has {task.d_vocab} states and {task.n_positions} positions; the model has {model.d_vocab} and "
+            f"{model.n_positions}. Build a model of the task's shape."
+        )
+    names = {f"A{layer}": matrix for layer, matrix in enumerate(model.A)} | {"W_U": model.W_U}
+    for stage in stages:
+        unknown = sorted(set(stage.moves) - set(names) - {"A0.position"})
+        if unknown or not stage.moves:
+            raise CausalProbeError(
+                f"The stage {stage.name!r} is to move {unknown or 'nothing'}; it can move A0.position, {', '.join(names)}."
+            )
+    required = [parameter.requires_grad for parameter in model.parameters()]
+    steps: list[tuple[int, str, float]] = []
+    sequences = 0
+    bar = tqdm(total=sum(stage.steps for stage in stages), disable=not progress, unit="step", dynamic_ncols=True)
+    try:
+        for stage in stages:
+            moving = {"A0" if name == "A0.position" else name for name in stage.moves}
+            for name, parameter in names.items():
+                parameter.requires_grad_(name in moving)
+            # The fast forward may use the position block alone if nothing else of layer 0 is there or is to move.
+            position_only = "A0" not in stage.moves and len(model.heads) > 1 and _only_positions(model)
+            if "A0.position" in stage.moves and not position_only:
+                raise CausalProbeError(
+                    f"The stage {stage.name!r} moves layer 0's position block alone, but its token blocks are not zero, or also move."
+                )
+            moved = [names[name] for name in sorted(moving)]
+            optimizer = _optimizer(stage, moved)
+            bar.set_description(stage.name)
+            for step in range(stage.steps):
+                if callback is not None:
+                    callback(len(steps), model)
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.rate_at(step)
+                batch = task.sample(stage.batch_size, generator, dtype=model.W_U.dtype)
+                logits = last_logits(batch.tokens, model.A, model.W_U, position_only=position_only)
+                loss = task_loss(logits, batch.target).mean()
+                value = float(loss.detach())
+                if not value < float("inf"):
+                    raise CausalProbeError(
+                        f"The loss is {value} at step {len(steps)} ({stage.name}): the learning rate {stage.learning_rate:g} is too large."
+                    )
+                for parameter, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                sequences += stage.batch_size
+                steps.append((len(steps), stage.name, value))
+                bar.update()
+                if step % 10 == 0:
+                    bar.set_postfix(loss=f"{value:.4f}")
+        if callback is not None:
+            callback(len(steps), model)
+    finally:
+        bar.close()
+        for parameter, flag in zip(model.parameters(), required, strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+    return History(
+        step=tuple(s for s, _, _ in steps),
+        stage=tuple(name for _, name, _ in steps),
+        loss=tuple(value for _, _, value in steps),
+        sequences=sequences,
+    )
+
+
+@torch.no_grad()
+def evaluate(model: DisentangledTransformer, batches: Sequence[Batch]) -> float:
+    """Mean cross-entropy of the model over all sequences, in nats."""
+    total = sum(float(task_loss(model.predict(batch.tokens), batch.target).double().sum()) for batch in batches)
+    return total / sum(len(batch) for batch in batches)
+
+
+def _only_positions(model: DisentangledTransformer) -> bool:
+    token = model.subspaces(0)["token"]
+    A_0 = model.A[0].detach()
+    return not bool(A_0[:, token].any() or A_0[:, :, token].any())
+
+
+def _optimizer(stage: Stage, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+    return torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)

@@ -1,0 +1,151 @@
+"""What a training run does, as plain values: a run is a list of stages, a stage is one optimiser moving some of the weights.
+
+**Staged** training follows Algorithm 1 of Nichani, Damian & Lee 2024, carried over from their two-matrix model to the full
+one. Two things are *given* before it starts (:func:`give_matcher`): layer 1 compares the query's state with the state that
+each head of layer 0 copied (that block of its A is beta I), and the output reads the states that layer 1 attends to. Stage 1
+then moves layer 0's (position, position) block alone: the graph. Stage 2 freezes it and moves everything above.
+Moving all of layer 0's A in stage 1 attains less: its token blocks compete for the same gradient.
+
+**Joint** training gives nothing: all weights start at zero (or at small noise) and move together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.models import DisentangledTransformer
+
+__all__ = ["Optimizer", "Schedule", "Stage", "give_matcher", "joint", "staged"]
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One optimiser, moving some of the weights for some steps, each on fresh sequences.
+
+    Attributes
+    ----------
+    name
+        What the stage is called in tables and pictures.
+    steps, batch_size
+        Numbers of steps, and of sequences in each.
+    optimizer, learning_rate, schedule, weight_decay
+        ``sgd`` (plain) or ``adamw``; the rate stays (``constant``) or falls to zero along half a cosine (``cosine``).
+    moves
+        The weights that move: ``"A0"``, ``"A1"``, ... the query-key matrices of a layer, ``"A0.position"`` layer 0's
+        (position, position) block alone, ``"W_U"`` the output. All others are frozen.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    optimizer: Optimizer
+    learning_rate: float
+    moves: tuple[str, ...]
+    schedule: Schedule = "constant"
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.steps < 0:
+            problems.append(f"steps must not be negative, not {self.steps}")
+        if self.batch_size < 1:
+            problems.append(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.optimizer not in ("sgd", "adamw"):
+            problems.append(f"optimizer must be sgd or adamw, not {self.optimizer!r}")
+        if self.schedule not in ("constant", "cosine"):
+            problems.append(f"schedule must be constant or cosine, not {self.schedule!r}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            problems.append(f"learning_rate must be positive and finite, not {self.learning_rate}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            problems.append(f"weight_decay must be finite and not negative, not {self.weight_decay}")
+        if problems:
+            raise CausalProbeError(f"The stage {self.name!r} can't be run: " + "; ".join(problems) + ".")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+
+def give_matcher(model: DisentangledTransformer, *, several_parents: bool, beta: float = 1.0) -> tuple[str, ...]:
+    """Set what staged training starts from; return it in words. All other weights are left as they are.
+
+    Parameters
+    ----------
+    several_parents
+        False: the next state is a child of the query, so the query's own state is compared with the state that each head of
+        layer 0 copied. True: the next state is a child of the query's own parents, so copies are compared with copies,
+        head by head.
+    beta
+        Scale of the comparison.
+
+    Raises
+    ------
+    CausalProbeError
+        If the model does not have two layers: the construction needs one to copy parents and one to compare.
+    """
+    if len(model.heads) != 2:
+        raise CausalProbeError(
+            f"Staged training is defined for two layers; the model has {len(model.heads)}. Use joint training (--training joint)."
+        )
+    with torch.no_grad():
+        eye = torch.eye(model.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
+        given = []
+        for head in range(model.heads[0]):
+            copy = f"L0H{head}.token"
+            query = copy if several_parents else "token"
+            model.block(1, 0, query=query, key=copy).copy_(beta * eye)
+            given.append(f"L1H0 compares ({query}, {copy}): {beta:g} I")
+        model.output_block("L1H0.token").copy_(eye)
+    return (*given, "W_U reads L1H0.token: I")
+
+
+def staged(
+    *,
+    n_positions: int,
+    graph_steps: int = 20,
+    graph_batch_size: int = 4096,
+    graph_learning_rate: float | None = None,
+    steps: int = 150,
+    batch_size: int = 512,
+    optimizer: Optimizer = "adamw",
+    learning_rate: float = 3e-2,
+) -> tuple[Stage, ...]:
+    """Stage 1 writes the graph into layer 0; stage 2 fits all that reads it.
+
+    Parameters
+    ----------
+    n_positions
+        T. The gradient of a late row is of the order 1 / T^2 (one of T positions that layer 1 reads, one of up to T that the
+        row spreads over), so the default rate of stage 1 is 7.5 T^2: 3,000 at T = 20.
+    """
+    graph_rate = 7.5 * n_positions**2 if graph_learning_rate is None else graph_learning_rate
+    return (
+        Stage("the graph", graph_steps, graph_batch_size, "sgd", graph_rate, moves=("A0.position",)),
+        Stage("the rest", steps, batch_size, optimizer, learning_rate, moves=("A1", "W_U"), schedule="cosine"),
+    )
+
+
+def joint(
+    *,
+    n_layers: int = 2,
+    steps: int = 1024,
+    batch_size: int = 1024,
+    optimizer: Optimizer = "sgd",
+    learning_rate: float | None = None,
+    schedule: Schedule = "constant",
+    weight_decay: float = 0.0,
+) -> tuple[Stage, ...]:
+    """All weights move together; by default the authors' rate, 1 for plain SGD and 0.01 for AdamW."""
+    rate = learning_rate if learning_rate is not None else {"sgd": 1.0, "adamw": 1e-2}.get(optimizer, math.nan)
+    moves = (*(f"A{layer}" for layer in range(n_layers)), "W_U")
+    return (Stage("joint", steps, batch_size, optimizer, rate, moves, schedule, weight_decay),)
