@@ -1,0 +1,33 @@
+"""What is done *at a hook point*: check it, record there, edit there.
+
+Everything works on any model with TransformerLens' hook points (:class:`HookedModel`), leaves the model as it was, and keeps
+nothing of the size of a batch.
+"""
+
+from __future__ import annotations
+
+from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
+from causal_probe.hooks.edit import Edit, edited, mean_ablate, one_hot_row, replace_row, uniform_row, zero_ablate
+from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.record import PatternMeans, each_batch, mean_heads, mean_patterns
+
+__all__ = [
+    "Edit",
+    "HookedModel",
+    "Moments",
+    "PatternMeans",
+    "attention_hook",
+    "describe",
+    "each_batch",
+    "edited",
+    "is_live",
+    "mean_ablate",
+    "mean_heads",
+    "mean_patterns",
+    "one_hot_row",
+    "replace_row",
+    "require_hooks",
+    "undisturbed",
+    "uniform_row",
+    "zero_ablate",
+]

@@ -1,0 +1,303 @@
+"""A graph for every attention head: who attends to whom, averaged over sequences."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import networkx as nx
+import numpy as np
+from jaxtyping import Float
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.graphs import GraphComparison, compare
+from causal_probe.hooks import HookedModel, describe, mean_patterns
+from causal_probe.results import Citation, cite, to_jsonable, versions
+
+__all__ = ["Candidate", "HeadGraphs", "compared_children", "head_graphs"]
+
+#: A repr shows this many heads at most.
+SHOWN = 24
+
+
+class Candidate(NamedTuple):
+    """The earlier node that a node attends to most.
+
+    Attributes
+    ----------
+    child, parent
+        The node and its candidate parent, the smallest of several with the same attention.
+    weight
+        Mean attention from child to parent, in [0, 1].
+    margin
+        ``weight`` minus the largest attention on any other earlier node, >= 0; None for node 1, which has no other.
+    """
+
+    child: int
+    parent: int
+    weight: float
+    margin: float | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadGraphs:
+    """What :func:`head_graphs` found.
+
+    Attributes
+    ----------
+    weights
+        By layer: mean attention [head, query, key] = [head, child, parent], in [0, 1]; rows sum to one.
+    stderr
+        By layer: the standard error of ``weights`` over sequences, of the same shape. None for one sequence.
+    sequences
+        Number of sequences that were averaged over.
+    provenance
+        The model's name, dtype and device, and the versions of the packages.
+    """
+
+    weights: tuple[Float[np.ndarray, "_head query key"], ...]
+    stderr: tuple[Float[np.ndarray, "_head query key"], ...] | None
+    sequences: int
+    provenance: Mapping[str, Any]
+
+    @property
+    def positions(self) -> int:
+        """Number of positions T of the sequences."""
+        return int(self.weights[0].shape[1])
+
+    def parents(self, layer: int, head: int, *, nodes: int | None = None) -> tuple[Candidate, ...]:
+        """The candidate parent of every node but node 0: the earlier node that it attends to most.
+
+        Parameters
+        ----------
+        layer, head
+            Which head, counted from 0.
+        nodes
+            Only nodes 0..nodes-1; all positions by default.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head, or fewer positions than nodes.
+        """
+        weights = self._of(layer, head)[: self._check_nodes(nodes)]
+        found = []
+        for child in range(1, len(weights)):
+            earlier = weights[child, :child]
+            parent = int(earlier.argmax())  # the first of equals
+            others = np.delete(earlier, parent)
+            margin = float(earlier[parent] - others.max()) if len(others) else None
+            found.append(Candidate(child, parent, float(earlier[parent]), margin))
+        return tuple(found)
+
+    def graph(self, layer: int, head: int, *, threshold: float = 0.5, nodes: int | None = None) -> nx.DiGraph:
+        """One head's graph: each node has one parent, or is a root.
+
+        The rule: a node's candidate parent is the earlier node that it attends to most, on the mean over sequences (of equals
+        the smallest). The node is a root unless the candidate gets at least ``threshold`` of the node's attention, itself
+        included; node 0 is always a root. The default, one half, asks for more than all other keys together.
+
+        The limits of the rule: attention alone does not tell a root from a child. What a root's row holds has no bearing on
+        the loss, so it may saturate on any node; and a head that has not been trained to the end may spread a true child's row
+        below the threshold. :func:`~causal_probe.probes.edge_effects` decides by effect; give it the candidates, which are
+        ``graph(layer, head, threshold=0)``. Averaging over sequences keeps what depends on position alone: a head whose
+        target depends on the tokens has a flat mean.
+
+        Parameters
+        ----------
+        layer, head
+            Which head, counted from 0.
+        threshold
+            In [0, 1]. 0 makes every candidate an edge.
+        nodes
+            The graph has nodes 0..nodes-1; by default one for each position. (In the in-context tree task the last position
+            is a query and no node.)
+
+        Returns
+        -------
+        networkx.DiGraph
+            Edges parent -> child with ``weight`` and ``margin`` of the :class:`Candidate`, and ``stderr`` of the weight.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head, fewer positions than nodes, or the threshold is out of range.
+        """
+        if not 0 <= threshold <= 1:
+            raise CausalProbeError(f"The threshold is a share of a row's attention, from 0 to 1; it is {threshold!r}.")
+        candidates = self.parents(layer, head, nodes=nodes)
+        graph = nx.DiGraph()
+        graph.add_nodes_from(range(self._check_nodes(nodes)))
+        for child, parent, weight, margin in candidates:
+            if weight >= threshold:
+                stderr = None if self.stderr is None else float(self.stderr[layer][head, child, parent])
+                graph.add_edge(parent, child, weight=weight, margin=margin, stderr=stderr)
+        return graph
+
+    def compare(
+        self,
+        truth: nx.DiGraph,
+        layer: int,
+        head: int,
+        *,
+        threshold: float = 0.5,
+        children: Iterable[int] | None = None,
+        reversal_cost: int = 1,
+    ) -> GraphComparison:
+        """Compare :meth:`graph` with the truth by :func:`causal_probe.graphs.compare`, the mean attention as weights.
+
+        Parameters
+        ----------
+        truth
+            Edges parent -> child over nodes that are positions.
+        children
+            Compare only the edges into these nodes. By default every node of ``truth`` that has a row of its own: all of
+            them, or, where ``truth`` has nodes beyond the last position, those before the last position (whose row is the
+            query for what comes next, not the row of its own node).
+
+        Raises
+        ------
+        CausalProbeError
+            If an argument does not fit, here or in :func:`~causal_probe.graphs.compare`.
+        """
+        rows = compared_children(truth, self.positions, children)
+        nodes = min(len(truth), self.positions)
+        found = self.graph(layer, head, threshold=threshold, nodes=nodes)
+        weights = self._of(layer, head)[:nodes, :nodes]
+        return compare(found, truth, weights=weights, children=rows, reversal_cost=reversal_cost)
+
+    def cite(self) -> Citation:
+        """The paper whose heads hold a causal graph, and one sentence for a methods section."""
+        number_of = self.provenance["versions"]
+        return cite(
+            "nichani2024",
+            methods=(
+                f"The graph of an attention head of {self.provenance['model']} was read from its attention pattern averaged over "
+                f"{self.sequences} sequences of {self.positions} tokens: a node's candidate parent is the earlier position with "
+                "the largest mean attention, and the node is a root unless that attention reaches a threshold "
+                f"(causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens {number_of['transformer-lens']}, "
+                f"{self.provenance['dtype']} on {self.provenance['device']})."
+            ),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields in plain JSON types; arrays as nested lists [layer][head][child][parent]."""
+        fields = {"weights": self.weights, "stderr": self.stderr, "sequences": self.sequences}
+        undefined = {} if self.stderr is not None else {"stderr": "a standard error needs two sequences or more"}
+        return dict(to_jsonable({**fields, "undefined": undefined, "provenance": self.provenance}))
+
+    def __repr__(self) -> str:
+        lines = [f"HeadGraphs of {self._title()}"]
+        lines += [f"  {name:<7} {edges:>3} edges   {attention:.3f}" for name, edges, attention in self._rows()]
+        return "\n".join([*lines, f"  {self._legend()}"])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{edges}</td><td>{mean:.3f}</td></tr>" for name, edges, mean in self._rows()
+        )
+        return (
+            f"<table><caption>Head graphs of {html.escape(self._title())}</caption>"
+            "<thead><tr><th>head</th><th>edges</th><th>mean largest attention</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table><p>{self._legend()}</p>"
+        )
+
+    def _title(self) -> str:
+        heads = ", ".join(str(len(layer)) for layer in self.weights)
+        return (
+            f"{self.provenance['model']}: {heads} heads by layer, {self.positions} positions, "
+            f"mean over {self.sequences:,} sequences"
+        )
+
+    def _legend(self) -> str:
+        n_heads = sum(map(len, self.weights))
+        rest = f"; and {n_heads - SHOWN} more heads" if n_heads > SHOWN else ""
+        return f"edges: attention >= 0.5; number: mean over nodes of the largest attention on an earlier node{rest}"
+
+    def _rows(self) -> Iterator[tuple[str, int, float]]:
+        heads = ((layer, head) for layer, weights in enumerate(self.weights) for head in range(len(weights)))
+        for layer, head in itertools.islice(heads, SHOWN):
+            attention = [candidate.weight for candidate in self.parents(layer, head)]
+            yield f"L{layer}H{head}", sum(weight >= 0.5 for weight in attention), float(np.mean(attention or [0.0]))
+
+    def _of(self, layer: int, head: int) -> Float[np.ndarray, "query key"]:
+        if not 0 <= layer < len(self.weights) or not 0 <= head < len(self.weights[layer]):
+            heads = [len(weights) for weights in self.weights]
+            raise CausalProbeError(f"There is no head L{layer}H{head}; the heads by layer are {heads}.")
+        return np.asarray(self.weights[layer][head])
+
+    def _check_nodes(self, nodes: int | None) -> int:
+        if nodes is not None and not 1 <= nodes <= self.positions:
+            raise CausalProbeError(
+                f"A graph over {nodes} nodes was asked for; the sequences have {self.positions} positions, one node each."
+            )
+        return self.positions if nodes is None else nodes
+
+
+def head_graphs(model: HookedModel, batches: Any, *, batch_size: int | None = None) -> HeadGraphs:
+    """Read a graph out of every attention head of any TransformerLens model.
+
+    The evidence of an edge parent -> child is the head's attention from child to parent, averaged over sequences. It is read
+    in one pass that keeps nothing of the size of a batch.
+
+    Parameters
+    ----------
+    model
+        A TransformerLens model, or any HookedRootModule with hook points ``blocks.{layer}.attn.hook_pattern``. It is run in
+        evaluation mode without gradients, with the caller's own hooks, and is left as it was.
+    batches
+        Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length.
+    batch_size
+        Run larger batches in pieces of this size.
+
+    Raises
+    ------
+    CausalProbeError
+        If a hook point is missing or never fires, there are no sequences, their lengths differ, or a pattern is not made of
+        probabilities.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> model = DisentangledTransformer(d_vocab=3, n_positions=4)
+    >>> for child, parent in [(1, 0), (2, 0), (3, 2)]:
+    ...     model.block(0, 0, query="position", key="position")[child, parent] = 9.0
+    >>> found = head_graphs(model, torch.randint(3, (8, 4), generator=torch.Generator().manual_seed(0)))
+    >>> list(found.graph(0, 0).edges)
+    [(0, 1), (0, 2), (2, 3)]
+    >>> found
+    HeadGraphs of disentangled-transformer: 1, 1 heads by layer, 4 positions, mean over 8 sequences
+      L0H0      3 edges   1.000
+      L1H0      1 edges   0.361
+      edges: attention >= 0.5; number: mean over nodes of the largest attention on an earlier node
+    """
+    means = mean_patterns(model, batches, batch_size=batch_size)
+    mean, stderr = means.mean, means.stderr
+    return HeadGraphs(
+        weights=tuple(mean[layer].cpu().numpy() for layer in sorted(mean)),
+        stderr=None if stderr is None else tuple(stderr[layer].cpu().numpy() for layer in sorted(stderr)),
+        sequences=means.sequences,
+        provenance={**describe(model), "versions": versions()},
+    )
+
+
+def compared_children(truth: nx.DiGraph, positions: int, children: Iterable[int] | None) -> list[int]:
+    """The nodes whose pattern rows can be compared with their edges in ``truth``; see :meth:`HeadGraphs.compare`.
+
+    Raises
+    ------
+    CausalProbeError
+        If a child was asked for that is no position or no node.
+    """
+    if children is None:
+        return list(range(len(truth) if len(truth) <= positions else positions - 1))
+    rows = sorted(set(children))
+    if strangers := [row for row in rows if not (row in truth and 0 <= row < positions)]:
+        raise CausalProbeError(
+            f"The children {strangers} have no row to compare: the sequences have {positions} positions, the truth "
+            f"{len(truth)} nodes."
+        )
+    return rows

@@ -1,0 +1,172 @@
+"""Which head copies which parent, where nodes have several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.probes.head_graphs import HeadGraphs, compared_children
+from causal_probe.results import to_jsonable
+
+__all__ = ["HeadMatch", "match_heads"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadMatch:
+    """What :func:`match_heads` found. Slot k is a node's k-th smallest parent, counted from 0.
+
+    Attributes
+    ----------
+    layer
+        Whose heads were matched.
+    scores
+        [head, slot]: mean attention from child to its parent in the slot, over the children that have one, in [0, 1].
+    heads
+        By slot: the head that was assigned to it; None where there are fewer heads than slots.
+    unmatched_heads
+        The heads without a slot.
+    attention
+        By slot: the matched head's entry of ``scores``; None without a head.
+    swapped
+        By slot: the children at which its head attends more to the parent of another slot than to that of its own. Empty
+        without a head.
+    mean_parent_attention
+        Attention on the true parent: mean, over all edges whose slot has a head, of the mean attention from child to parent
+        in that head, in [0, 1]. Edges of a slot without a head are left out.
+    """
+
+    layer: int
+    scores: Float[np.ndarray, "head slot"]
+    heads: tuple[int | None, ...]
+    unmatched_heads: tuple[int, ...]
+    attention: tuple[float | None, ...]
+    swapped: tuple[tuple[int, ...], ...]
+    mean_parent_attention: float
+
+    @property
+    def unmatched_slots(self) -> tuple[int, ...]:
+        """The slots without a head."""
+        return tuple(slot for slot, head in enumerate(self.heads) if head is None)
+
+    @property
+    def swaps(self) -> int:
+        """Number of swapped children, over all slots."""
+        return sum(map(len, self.swapped))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields in plain JSON types."""
+        undefined = {f"attention.{slot}": "there are fewer heads than parent slots" for slot in self.unmatched_slots}
+        return {**to_jsonable(self), "undefined": undefined}
+
+    def __repr__(self) -> str:
+        lines = [f"HeadMatch of layer {self.layer}: mean attention on the true parent {self.mean_parent_attention:.3f}"]
+        for slot, (head, attention, swapped) in enumerate(zip(self.heads, self.attention, self.swapped, strict=True)):
+            lines.append(
+                f"  slot {slot}: no head is left for it"
+                if head is None
+                else f"  slot {slot}: L{self.layer}H{head}   attention {attention:.3f}   swapped children {len(swapped)}"
+            )
+        if self.unmatched_heads:
+            lines.append(
+                f"  heads without a slot: {', '.join(f'L{self.layer}H{head}' for head in self.unmatched_heads)}"
+            )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{slot}</th><td>{'none' if head is None else f'L{self.layer}H{head}'}</td>"
+            f"<td>{'' if attention is None else f'{attention:.3f}'}</td><td>{len(swapped)}</td></tr>"
+            for slot, (head, attention, swapped) in enumerate(
+                zip(self.heads, self.attention, self.swapped, strict=True)
+            )
+        )
+        return (
+            f"<table><caption>Mean attention on the true parent {self.mean_parent_attention:.3f}</caption><thead><tr>"
+            "<th>parent slot</th><th>head</th><th>attention</th><th>swapped children</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table>"
+        )
+
+
+def match_heads(
+    head_graphs: HeadGraphs, truth: nx.DiGraph, *, layer: int = 0, children: Iterable[int] | None = None
+) -> HeadMatch:
+    """Assign the heads of a layer to parent slots so that the summed mean attention on the true parents is largest.
+
+    Heads that learn several parents share them out in an order of their own. The assignment is one to one, over the whole
+    graph (scipy's ``linear_sum_assignment``: the Hungarian problem); at single children the heads may still have swapped
+    roles, which is counted. Of equally good assignments the one with the smaller heads in the smaller slots need not be taken.
+
+    Parameters
+    ----------
+    head_graphs
+        What :func:`~causal_probe.probes.head_graphs` found.
+    truth
+        Edges parent -> child over nodes that are positions.
+    layer
+        Whose heads, counted from 0.
+    children
+        Only these children; by default those of :meth:`HeadGraphs.compare <causal_probe.probes.HeadGraphs.compare>`.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such layer, a child has no row, or no child has a parent.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from causal_probe.graphs import two_parent_tree
+    >>> from causal_probe.probes import HeadGraphs, match_heads
+    >>> weights = np.zeros((2, 4, 4))
+    >>> weights[0, [2, 3], [1, 2]] = 0.9    # head 0 attends to the later parent, head 1 to the earlier one
+    >>> weights[1, [2, 3], [0, 1]] = 0.8
+    >>> match_heads(HeadGraphs((weights,), None, 1, {"model": "by hand"}), two_parent_tree(4))
+    HeadMatch of layer 0: mean attention on the true parent 0.850
+      slot 0: L0H1   attention 0.800   swapped children 0
+      slot 1: L0H0   attention 0.900   swapped children 0
+    """
+    if not 0 <= layer < len(head_graphs.weights):
+        raise CausalProbeError(f"There is no layer {layer}; there are {len(head_graphs.weights)}.")
+    weights = head_graphs.weights[layer]
+    rows = compared_children(truth, head_graphs.positions, children)
+    parents = {child: sorted(truth.predecessors(child)) for child in rows}
+    n_slots = max(map(len, parents.values()), default=0)
+    if n_slots == 0:
+        raise CausalProbeError("No head can be matched: none of the compared nodes has a parent in the truth.")
+
+    scores = np.zeros((len(weights), n_slots))
+    for slot in range(n_slots):
+        edges = [(child, its[slot]) for child, its in parents.items() if len(its) > slot]
+        scores[:, slot] = np.mean([weights[:, child, parent] for child, parent in edges], axis=0)
+    slot_to_head = {
+        int(slot): int(head) for head, slot in zip(*linear_sum_assignment(scores, maximize=True), strict=True)
+    }
+    heads = tuple(slot_to_head.get(slot) for slot in range(n_slots))
+
+    on_parent: list[float] = []
+    swapped: list[tuple[int, ...]] = []
+    for slot, head in enumerate(heads):
+        away = []
+        for child, its in parents.items():
+            if head is not None and len(its) > slot:
+                attention = weights[head, child, its]
+                on_parent.append(float(attention[slot]))
+                if attention.max() > attention[slot]:
+                    away.append(child)
+        swapped.append(tuple(away))
+    return HeadMatch(
+        layer=layer,
+        scores=scores,
+        heads=heads,
+        unmatched_heads=tuple(head for head in range(len(weights)) if head not in heads),
+        attention=tuple(None if head is None else float(scores[head, slot]) for slot, head in enumerate(heads)),
+        swapped=tuple(swapped),
+        mean_parent_attention=float(np.mean(on_parent)),
+    )

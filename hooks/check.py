@@ -1,0 +1,160 @@
+"""What a model must offer before a hook is put on it, and leaving it as it was found.
+
+A probe depends on the smallest structural surface, :class:`HookedModel`, never on a class: HookedTransformer and the bridges
+of TransformerLens, and every ``HookedRootModule`` of one's own, offer it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+
+__all__ = ["HookedModel", "attention_hook", "describe", "is_live", "require_hooks", "undisturbed"]
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """The part of TransformerLens' surface that hooks and probes use."""
+
+    @property
+    def cfg(self) -> Any:
+        """The model's configuration: at least ``n_layers``."""
+
+    @property
+    def hook_dict(self) -> Mapping[str, Any]:
+        """Every hook point by its name."""
+
+    def hooks(self, fwd_hooks: Any = ..., bwd_hooks: Any = ...) -> Any:
+        """A context manager that adds hooks and takes away those alone."""
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """Run once with hooks."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run."""
+
+
+def attention_hook(layer: int, what: str) -> str:
+    """The name of a layer's attention hook point.
+
+    >>> attention_hook(0, "pattern")
+    'blocks.0.attn.hook_pattern'
+    """
+    return f"blocks.{layer}.attn.hook_{what}"
+
+
+def require_hooks(model: object, names: Iterable[str]) -> None:
+    """Raise unless ``model`` is a :class:`HookedModel` with a hook point of each name; all that is missing is said at once.
+
+    Bridges of TransformerLens 3.9 ignore a hook whose name they don't know, without a word: what it was to record is then
+    missing, and what it was to change stays.
+
+    Raises
+    ------
+    CausalProbeError
+        Naming the missing parts of the surface, or the missing hook points with the nearest names that there are.
+    """
+    surface = ("cfg", "hook_dict", "hooks", "run_with_hooks", "__call__")
+    if missing := [part for part in surface if not hasattr(model, part)]:
+        raise CausalProbeError(
+            f"A {type(model).__name__} can't be probed: it has no {', '.join(missing)}. Give a TransformerLens model "
+            "(HookedTransformer, TransformerBridge) or a HookedRootModule whose setup() has run."
+        )
+    known = getattr(model, "hook_dict")  # noqa: B009 - the type of model is object here
+    if unknown := [name for name in names if name not in known]:
+        nearest = sorted({near for name in unknown for near in difflib.get_close_matches(name, known, n=2)})
+        hint = f"The nearest that it has: {', '.join(nearest[:6])}." if nearest else f"It has {len(known)} others."
+        raise CausalProbeError(f"{type(model).__name__} has no hook point {', '.join(unknown)}. {hint}")
+
+
+def is_live(model: HookedModel, name: str, run: Callable[[], Tensor]) -> bool:
+    """Whether what ``run`` computes depends on the value at a hook point.
+
+    Some hook points are decorative: they show a value that nothing reads any more, as the patterns of BERT bridges do. An edit
+    there changes nothing, and its effect would be reported as zero. A hook is *live* if its value, replaced by a detached leaf
+    that requires grad, makes the output depend on that leaf. So a zero weight behind a hook does not make it dead.
+
+    Parameters
+    ----------
+    name
+        A hook point of ``model``.
+    run
+        Runs ``model`` once and returns what is measured. If it switches gradients off, the value is replaced by NaN instead,
+        which spreads through whatever reads it.
+    """
+    require_hooks(model, [name])
+    leaves: list[Tensor] = []
+
+    def to_leaf(value: Tensor, hook: Any) -> Tensor:
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    def to_nan(value: Tensor, hook: Any) -> Tensor:
+        return torch.full_like(value, math.nan)
+
+    with undisturbed(model):
+        for parameter in _parameters(model):  # so that the gradient's graph starts at the leaf, and costs no more
+            parameter.requires_grad_(False)
+        with torch.enable_grad(), model.hooks(fwd_hooks=[(name, to_leaf)]):
+            output = run().sum()
+        if not leaves:
+            return False
+        if output.requires_grad:
+            gradients = torch.autograd.grad(output, leaves, allow_unused=True)
+            return any(gradient is not None for gradient in gradients)
+        with model.hooks(fwd_hooks=[(name, to_nan)]):
+            return bool(run().isnan().any())
+
+
+@contextmanager
+def undisturbed(model: HookedModel) -> Iterator[None]:
+    """Measure a model and leave it as it was, also after an exception.
+
+    Inside, the model is in evaluation mode (no dropout) and no gradients are recorded. Afterwards every module's training flag
+    and every parameter's gradient flag is as before, and hooks that were added inside are gone. The caller's own hooks are
+    active inside: a model that the caller has edited is measured as edited.
+    """
+    modules = list(getattr(model, "modules", tuple)())
+    training = [(module, module.training) for module in modules]
+    gradients = [(parameter, parameter.requires_grad) for parameter in _parameters(model)]
+    points = {
+        id(point): point for point in model.hook_dict.values()
+    }.values()  # a bridge lists a point under several names
+    hooks = [(point, {id(handle) for handle in (*point.fwd_hooks, *point.bwd_hooks)}) for point in points]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter, flag in gradients:
+            parameter.requires_grad_(flag)
+        for point, known in hooks:
+            for handles in (point.fwd_hooks, point.bwd_hooks):
+                for handle in [handle for handle in handles if id(handle) not in known]:
+                    handle.hook.remove()
+                    handles.remove(handle)
+
+
+def describe(model: HookedModel) -> dict[str, str | None]:
+    """A model's name, dtype and device, for the provenance of a result; None where the model doesn't say."""
+    parameter = next(iter(_parameters(model)), None)
+    return {
+        "model": getattr(model.cfg, "model_name", None) or type(model).__name__,
+        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "device": None if parameter is None else str(parameter.device),
+    }
+
+
+def _parameters(model: HookedModel) -> list[torch.nn.Parameter]:
+    return list(getattr(model, "parameters", tuple)())

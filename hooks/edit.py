@@ -1,0 +1,138 @@
+"""Edits at hook points: replace a row of a pattern, ablate a head.
+
+Each builder returns one ``(name, function)`` pair for ``fwd_hooks=`` of TransformerLens' ``run_with_hooks`` and ``hooks``; or give
+them to :func:`edited`. An edit clones what it changes: the model's own tensors are never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks
+
+__all__ = ["Edit", "edited", "mean_ablate", "one_hot_row", "replace_row", "uniform_row", "zero_ablate"]
+
+#: The name of a hook point and what is done there: ``(value, hook) -> value``.
+Edit: TypeAlias = tuple[str, Callable[..., Tensor]]
+
+
+def uniform_row(query: int) -> Float[Tensor, " key"]:
+    """Attention spread evenly over a query's past, itself included: 1 / (query + 1) on keys 0..query.
+
+    >>> uniform_row(1)
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    return torch.full((query + 1,), 1 / (query + 1), dtype=torch.float64)
+
+
+def one_hot_row(key: int) -> Float[Tensor, " key"]:
+    """All attention on one key.
+
+    >>> one_hot_row(2)
+    tensor([0., 0., 1.], dtype=torch.float64)
+    """
+    return torch.eye(key + 1, dtype=torch.float64)[key]
+
+
+def replace_row(layer: int, head: int, query: int, row: Float[Tensor, " key"]) -> Edit:
+    """Replace one head's attention at one query, in every sequence.
+
+    Parameters
+    ----------
+    layer, head, query
+        Whose attention.
+    row
+        The new attention on keys 0, 1, ...: not negative, sums to one. Later keys get none.
+
+    Raises
+    ------
+    CausalProbeError
+        If the row is no distribution; or, when the model runs, if there is no such head, query or key.
+    """
+    if (row < 0).any() or not torch.isclose(row.sum().double(), torch.ones((), dtype=torch.float64), atol=1e-5):
+        raise CausalProbeError(
+            f"A pattern row must be a distribution over keys: its entries are {row.tolist()}, their sum {float(row.sum()):.4g}."
+        )
+    name = attention_hook(layer, "pattern")
+
+    def edit(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Float[Tensor, "batch head query key"]:
+        _check_index(name, "head", head, pattern.shape[1])
+        _check_index(name, "query", query, pattern.shape[2])
+        _check_index(name, "key", len(row) - 1, pattern.shape[3])
+        pattern = pattern.clone()
+        pattern[:, head, query, : len(row)] = row.to(pattern)
+        pattern[:, head, query, len(row) :] = 0
+        return pattern
+
+    return name, edit
+
+
+def zero_ablate(layer: int, head: int) -> Edit:
+    """Replace what a head reads out of the stream (its ``hook_z``) by zero, at every position."""
+    return _replace_head(layer, head, torch.zeros(1))
+
+
+def mean_ablate(layer: int, head: int, reference: Float[Tensor, "pos d_head"] | Float[Tensor, " d_head"]) -> Edit:
+    """Replace what a head reads out of the stream (its ``hook_z``) by a mean, the same for every sequence.
+
+    Parameters
+    ----------
+    reference
+        The mean, one for each position or one for all: ``mean_heads(model, batches, layer=layer).mean[:, head]`` is the one
+        over ``batches``.
+
+    Raises
+    ------
+    CausalProbeError
+        When the model runs, if there is no such head, or the reference is too short or of another width.
+    """
+    return _replace_head(layer, head, reference)
+
+
+@contextmanager
+def edited(model: HookedModel, *edits: Edit) -> Iterator[None]:
+    """Run the model with edits for the length of a ``with`` block.
+
+    Raises
+    ------
+    CausalProbeError
+        If the model lacks one of the hook points.
+    """
+    require_hooks(model, [name for name, _ in edits])
+    with model.hooks(fwd_hooks=list(edits)):
+        yield
+
+
+def _replace_head(layer: int, head: int, reference: Tensor) -> Edit:
+    name = attention_hook(layer, "z")
+
+    def edit(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Float[Tensor, "batch pos head d_head"]:
+        if z.ndim != 4:
+            raise CausalProbeError(
+                f"{name} was expected to carry [batch, pos, head, d_head] and carries {list(z.shape)}: its heads can't be told "
+                "apart."
+            )
+        _check_index(name, "head", head, z.shape[2])
+        n_positions, d_head = z.shape[1], z.shape[3]
+        if reference.shape[-1] not in (1, d_head) or (reference.ndim == 2 and len(reference) < n_positions):
+            raise CausalProbeError(
+                f"A reference of the shape {list(reference.shape)} can't replace the head at {name}, whose shape is "
+                f"[{n_positions}, {d_head}]."
+            )
+        z = z.clone()
+        z[:, :, head] = reference[..., :n_positions, :].to(z) if reference.ndim == 2 else reference.to(z)
+        return z
+
+    return name, edit
+
+
+def _check_index(name: str, axis: str, index: int, size: int) -> None:
+    if not 0 <= index < size:
+        raise CausalProbeError(f"{axis} {index} was asked for at {name}, where the {axis} runs from 0 to {size - 1}.")
