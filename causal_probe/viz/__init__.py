@@ -1,0 +1,36 @@
+"""Pictures and reports: what was found, drawn so that it can be shown to others.
+
+Every function returns an object and shows nothing by itself: a :class:`matplotlib.figure.Figure` (made without pyplot)
+or circuitsvis' ``RenderedHTML``. A :class:`Report` gathers them in one HTML file that needs no network.
+
+- :func:`graph`: the true graph and the one that was found, in one drawing;
+- :func:`blocks`: blocks of the attention matrices as heat maps;
+- :func:`heads`: one score for every head, as a heat map;
+- :func:`training`: a loss curve beside its reference predictors;
+- :func:`attention`: attention patterns over the tokens of one sequence, by circuitsvis.
+"""
+
+from __future__ import annotations
+
+from causal_probe.viz.attention import attention
+from causal_probe.viz.blocks import blocks
+from causal_probe.viz.graph import graph
+from causal_probe.viz.heads import heads
+from causal_probe.viz.report import Attention, Code, Headline, Paragraph, Picture, Report, Section, Table
+from causal_probe.viz.training import training
+
+__all__ = [
+    "Attention",
+    "Code",
+    "Headline",
+    "Paragraph",
+    "Picture",
+    "Report",
+    "Section",
+    "Table",
+    "attention",
+    "blocks",
+    "graph",
+    "heads",
+    "training",
+]

@@ -1,0 +1,117 @@
+"""Figures without pyplot, and their way into a page as SVG."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from causal_probe.viz.palette import GRID, INK, MUTED
+from causal_probe.viz.text import clean
+
+__all__ = ["Drawing", "drawing_style", "set_title", "style_axes", "to_svg"]
+
+_STYLE: dict[Any, Any] = {
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
+    "font.size": 9.0,
+    "text.color": INK,
+    "text.usetex": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.labelsize": 9.0,
+    "axes.titlesize": 9.5,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "legend.frameon": False,
+    # Text stays text: small, searchable, selectable, and drawn in the reader's fonts, which know more scripts than ours.
+    "svg.fonttype": "none",
+    # The ids of clip paths and markers then depend on what is drawn alone.
+    "svg.hashsalt": "causal-probe",
+}
+
+
+class Drawing(Figure):
+    """A figure that a notebook shows as it is: one that pyplot doesn't know is shown there by its name alone."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with drawing_style():
+            self.savefig(buffer, format="png", dpi=144, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def drawing_style() -> Iterator[None]:
+    """Our fonts and colours for the time of a drawing, whatever the user's matplotlib settings are."""
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A glyph that the font for measuring lacks is found by the browser in another one.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
+        yield
+
+
+def set_title(figure: Figure, title: str | None) -> None:
+    """Set the figure's title, if there is one. Dollar signs mean themselves."""
+    if title is not None:
+        figure.suptitle(clean(title), fontsize=11, fontweight="bold", parse_math=False)
+
+
+def style_axes(axes: Axes, *, grid: bool = False) -> None:
+    """Leave the left and bottom spines only, with fine ticks; ``grid`` adds faint horizontal lines."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=3, width=0.8)
+    if grid:
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+
+
+def to_svg(figure: Figure, *, prefix: str, description: str = "") -> str:
+    """``figure`` as an ``<svg>`` element for use inside an HTML page.
+
+    Parameters
+    ----------
+    figure
+        Any matplotlib figure.
+    prefix
+        Put before every id, so that several drawings on a page don't share clip paths and markers.
+    description
+        What the drawing shows, for those who can't see it.
+
+    Returns
+    -------
+    str
+        The same for the same figure and prefix, in whatever process. The element has no fixed size: the page sets it.
+    """
+    buffer = io.StringIO()
+    with drawing_style():
+        # Without metadata there is neither a date nor a link in the drawing.
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight")
+    # The user's own text may hold what XML can't: that is shown as its escape.
+    svg = clean(buffer.getvalue())
+    svg = svg[svg.index("<svg") :]  # no XML declaration, no document type
+    # This rule would hold for the whole page; as attributes of the drawing both properties are inherited within it alone.
+    svg = re.sub(r"\s*<defs>\s*<style type=\"text/css\">.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    # matplotlib escapes < and > in text and in attributes, so that this matches tags and nothing else.
+    svg = re.sub(r"<[^>]*>", lambda tag: _prefix_ids(tag.group(), prefix), svg)
+    label = html.escape(clean(description))
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" stroke-linejoin="round" ', 1).strip()
+
+
+def _prefix_ids(tag: str, prefix: str) -> str:
+    tag = re.sub(r'(\sid=")', rf"\g<1>{prefix}", tag)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", tag)

@@ -1,0 +1,81 @@
+"""Text of unknown origin, made fit to be shown: no character of it is invisible, reorders others, or can't be written.
+
+Escaping for HTML is not done here: the template engine does it for every value.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+from causal_probe.errors import CausalProbeError
+
+__all__ = ["clean", "show_token", "token_list"]
+
+# Controls, formats (among them the marks that reorder text), surrogates, unassigned, line and paragraph separators.
+_UNSHOWABLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+_ZERO_WIDTH_JOINER = "\u200d"  # of category Cf, but it is what joins an emoji's parts
+
+
+def clean(text: str) -> str:
+    r"""``text`` with every unshowable character as its escape, but for newlines and tabs.
+
+    Examples
+    --------
+    >>> clean("a lone surrogate: \ud800, a mark that reorders: \u202e")
+    'a lone surrogate: \\ud800, a mark that reorders: \\u202e'
+    """
+    return "".join(
+        character if character in "\n\t" or _is_showable(character) else _escape(character) for character in text
+    )
+
+
+def show_token(token: str, *, limit: int = 24) -> str:
+    r"""A token as visible text: white space and unshowable characters as marks or escapes, at most ``limit`` characters.
+
+    A space is shown as U+2423 (an open box), an empty token as ``""``, a token that is too long by its beginning and an ellipsis.
+
+    Examples
+    --------
+    >>> show_token("\n"), show_token(""), show_token("abcdef", limit=4)
+    ('\\n', '""', 'abc…')
+    """
+    if not token:
+        return '""'
+    # An escape lengthens the text; whatever the token, its first `limit` characters are enough to fill the space.
+    shown = "".join(map(_show_character, token[:limit]))
+    return shown if len(token) <= limit and len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def token_list(tokens: Iterable[object]) -> list[str]:
+    """Tokens as strings; token ids (in a list, an array or a tensor of shape [pos]) as their decimal digits.
+
+    Raises
+    ------
+    CausalProbeError
+        If ``tokens`` is one string, which would be taken apart into its characters, or has another shape than [pos].
+    """
+    if isinstance(tokens, str):
+        raise CausalProbeError(
+            "The tokens of a sequence were asked for and one string was given. Give a list of strings."
+        )
+    plain = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
+    if not isinstance(plain, list) or any(isinstance(token, (list, tuple)) for token in plain):
+        raise CausalProbeError(
+            "The tokens of one sequence were asked for, of shape [pos]; several were given. Choose one."
+        )
+    return [str(token) for token in plain]
+
+
+def _is_showable(character: str) -> bool:
+    return character == _ZERO_WIDTH_JOINER or unicodedata.category(character) not in _UNSHOWABLE
+
+
+def _show_character(character: str) -> str:
+    if character == " ":
+        return "␣"
+    return _escape(character) if character.isspace() or not _is_showable(character) else character
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

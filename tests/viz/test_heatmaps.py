@@ -1,0 +1,121 @@
+"""viz.blocks and viz.heads: the right numbers in the right cells, one scale, labelled axes."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
+
+from causal_probe import viz
+from causal_probe.errors import CausalProbeError
+
+RNG = np.random.default_rng(0)
+BLOCKS = {
+    (0, 0, "token", "position"): RNG.normal(size=(3, 5)),
+    (0, 0, "position", "position"): -7.0 * np.eye(5),
+    "L1H0 token × L0H0.token": np.ones((3, 3)),
+    "anything": np.zeros((2, 2)),
+}
+
+
+def test_every_block_is_drawn_on_one_scale() -> None:
+    figure = viz.blocks(BLOCKS)
+    *panels, bar = figure.axes
+    assert len(panels) == len(BLOCKS)
+    for axes, block in zip(panels, BLOCKS.values(), strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), block)
+        assert axes.images[0].get_clim() == (-7.0, 7.0)
+    assert "±7" in bar.get_ylabel()
+
+
+def test_axes_say_which_subspace_they_run_over() -> None:
+    labels = [(axes.get_title(), axes.get_ylabel(), axes.get_xlabel()) for axes in viz.blocks(BLOCKS).axes[:-1]]
+    assert labels == [
+        ("L0H0: token × position", "query: token", "key: position"),
+        ("L0H0: position × position", "query: position", "key: position"),
+        ("L1H0 token × L0H0.token", "query: token", "key: L0H0.token"),
+        ("anything", "query", "key"),
+    ]
+
+
+def test_marked_cells_are_outlined() -> None:
+    name = (0, 0, "token", "position")
+    axes = viz.blocks(BLOCKS, marks={name: [(2, 1)]}).axes[0]
+    (outline,) = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert outline.get_xy() == (0.5, 1.5)  # the cell of row 2 and column 1 begins half a cell before its centre
+    assert not outline.get_fill()
+
+
+def test_a_model_stands_for_its_blocks() -> None:
+    class Model:
+        def named_blocks(self) -> dict[tuple[int, int, str, str], torch.Tensor]:
+            return {(1, 0, "token", "token"): torch.eye(2, dtype=torch.bfloat16, requires_grad=True)}
+
+    axes = viz.blocks(Model()).axes[0]
+    assert axes.get_title() == "L1H0: token × token"
+    np.testing.assert_array_equal(axes.images[0].get_array(), np.eye(2))
+
+
+def test_only_zeros() -> None:
+    FigureCanvasAgg(viz.blocks({"zero": np.zeros((2, 3))})).draw()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (({},), "nothing in it"),
+        (({"a": np.zeros(3)},), "The block a were expected in the shape [query key]; found the shape [3]"),
+        (({"a": [[np.nan, 1.0]]},), "1 of 2 values that are NaN"),
+        (({"a": [["x"]]},), "numbers of shape [query key]"),
+        ((7,), "int was found"),
+    ],
+)
+def test_bad_blocks(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(CausalProbeError, match=re.escape(message)):
+        viz.blocks(*arguments)
+
+
+def test_bad_marks_are_all_named() -> None:
+    with pytest.raises(CausalProbeError, match=r"no block b; a is 2 by 3 and has no cell \(2, 0\)"):
+        viz.blocks({"a": np.zeros((2, 3))}, marks={"b": [], "a": [(1, 2), (2, 0)]})
+
+
+def test_heads_hold_the_scores_and_say_what_they_are() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.2], [0.4, 0.3, 0.0]])
+    figure = viz.heads(scores, score_name="induction score", title="Heads")
+    axes, bar = figure.axes
+    np.testing.assert_allclose(axes.images[0].get_array(), scores)
+    assert axes.images[0].get_clim() == pytest.approx((0.0, 0.9))
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("head", "layer", "induction score")
+    assert {text.get_position(): text.get_text() for text in axes.texts}[1, 0] == "0.90"
+
+
+def test_heads_of_layers_that_differ() -> None:
+    axes = viz.heads([[0.1, -0.9], [0.4]]).axes[0]
+    cells = axes.images[0].get_array()
+    assert cells.shape == (2, 2)
+    assert np.ma.getmaskarray(cells).tolist() == [[False, False], [False, True]]
+    assert axes.images[0].get_clim() == (-0.9, 0.9)
+
+
+def test_many_heads_have_no_numbers() -> None:
+    assert not viz.heads(np.ones((4, 32))).axes[0].texts
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "message"),
+    [
+        ([], {}, "there are none"),
+        ([[]], {}, "The scores of layer 0"),
+        ([[0.1], [np.inf]], {}, "layer 1 hold 1 of 1 values"),
+        (np.zeros((2, 2, 2)), {}, "[layer head]; found the shape [2, 2, 2]"),
+        ([[0.1]], {"limit": 0.0}, "a positive number; found 0.0"),
+    ],
+)
+def test_bad_scores(scores: object, options: dict[str, float], message: str) -> None:
+    with pytest.raises(CausalProbeError, match=re.escape(message)):
+        viz.heads(scores, **options)
