@@ -30,7 +30,7 @@ __all__ = ["graph"]
 Edge = tuple[int, int]
 
 # The axes fill the figure and one unit of data is one inch, so that text and arcs can be laid out together.
-_WIDEST = 13.0
+_WIDEST = 11.0
 _NARROWEST = 6.5
 _WIDEST_PITCH = 0.5
 _TALLEST = 3.2
@@ -257,7 +257,7 @@ class _LabelRow:
         room = 72 * pitch  # points
         turned = longest * 8 > 0.8 * room
         # Below 6 points nobody reads a label: then there are fewer of them.
-        fontsize = float(np.clip(0.72 * room, 6, 9)) if turned else float(min(9, 0.8 * room / longest))
+        fontsize = float(np.clip(0.8 * room, 6, 9)) if turned else float(min(9, 0.8 * room / longest))
         length = (longest if turned else 1.2) * fontsize / 72
         return cls(names, pitch, fontsize, turned, half_height=length / 2 + 0.07)
 
