@@ -158,7 +158,7 @@ class DisentangledTransformer(HookedRootModule):
     # ------------------------------------------------------------------------------------------------------------ weights
 
     @property
-    def A(self) -> list[Float[Tensor, "head d_query d_key"]]:
+    def A(self) -> list[Float[Tensor, "_head _d_query _d_key"]]:
         """The heads' query-key matrices, layer by layer."""
         return [block.attn.A for block in self.blocks]
 
@@ -182,7 +182,7 @@ class DisentangledTransformer(HookedRootModule):
                 raise CausalProbeError(f"Layer {layer} reads no part {part!r}; its parts are {', '.join(parts)}.")
         return self.A[layer].data[head, parts[query], parts[key]]
 
-    def named_blocks(self) -> dict[tuple[int, int, str, str], Float[Tensor, "d_query d_key"]]:
+    def named_blocks(self) -> dict[tuple[int, int, str, str], Float[Tensor, "_d_query _d_key"]]:
         """Every block of every A by (layer, head, query part, key part), as views."""
         return {
             (layer, head, query, key): self.block(layer, head, query=query, key=key)
@@ -251,7 +251,7 @@ class DisentangledTransformer(HookedRootModule):
         loss = loss if loss_per_token else loss.mean()
         return loss if return_type == "loss" else (logits, loss)
 
-    def predict(self, tokens: Tensor) -> Float[Tensor, "batch d_vocab"]:
+    def predict(self, tokens: Tensor | str | Sequence[str]) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last position, the same as ``self(tokens)[:, -1]`` and many times faster.
 
         Hooks are honoured: those on the scores and patterns below the last layer at full speed, any other by the hooked

@@ -154,6 +154,7 @@ def _native_bridge(model: DisentangledTransformer, shape: dict[str, Any]) -> Any
             TransformerBridgeConfig(**shape, use_attn_scale=True, attn_scale=attn_scale),
             device=model.W_U.device,
             dtype=model.W_U.dtype,
+            model_name=shape["model_name"],
         )
     layouts = {
         "W_E": ("weight", "d_vocab d_model -> d_vocab d_model"),

@@ -28,7 +28,7 @@ Edit = Callable[[int, Tensor], Tensor]
 
 def last_logits(
     tokens: Int[Tensor, "batch pos"],
-    A: Sequence[Float[Tensor, "head _d_query _d_key"]],
+    A: Sequence[Float[Tensor, "_head _d_query _d_key"]],
     W_U: Float[Tensor, "d_last d_vocab"],
     *,
     position_only: bool = False,
