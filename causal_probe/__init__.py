@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import re
 import sys
+from importlib.machinery import PathFinder
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ __version__ = "0.1.0"
 
 def _unmet_requirement() -> str | None:
     """One line on what keeps the package from working here, or None. Cheap: nothing heavy is imported."""
-    if importlib.util.find_spec("causal_probe.hooks") is None:
+    if PathFinder.find_spec(f"{__name__}.hooks", __path__) is None:
         return (
             "causal_probe/hooks must be a link to the folder hooks/ and is not: git has checked the link out as a text "
             "file, as Git for Windows does by default. Run `git config core.symlinks true`, delete the file "
