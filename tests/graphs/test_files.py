@@ -106,6 +106,12 @@ def test_order_in_a_file_plays_no_part(seed: int, tmp_path_factory: pytest.TempP
     assert list(again.edges) == sorted(graph.edges)
 
 
+def test_a_byte_order_mark_hides_no_form(tmp_path: Path) -> None:
+    for content in (node_link([0, 1], [(0, 1)]), graphml('<node id="0"/><node id="1"/><edge source="0" target="1"/>')):
+        (tmp_path / "graph").write_text(f"\n{content}" if content[0] == "{" else content, encoding="utf-8-sig")
+        assert list(read_graph(tmp_path / "graph").edges) == [(0, 1)]
+
+
 def test_string_ids_and_integers_name_the_same_nodes(path: Path) -> None:
     path.write_text(node_link(["0", 1, "10", *range(2, 10)], [("0", 1), (1, "10")]))
     assert list(read_graph(path).edges) == [(0, 1), (1, 10)]
@@ -313,6 +319,7 @@ def test_xml_entities_are_refused(entities: str, name: str, tmp_path: Path) -> N
         ("0 1\n2\n0 1 2 3\n0 1 x\n0 1 {'a'}\n0 1 {1: 2}\n0 1 {f()}", None),
         ("0 1 {'a': " + "(" * 300 + ")" * 300 + "}", "line 1 is \"0 1 {'a': "),
         ("0 1 {'a': " + "-" * 10**5 + "1}", "line 1 is \"0 1 {'a': "),
+        ("0 1 {'a': '" + "x" * 1000 + "'}", "line 1 is \"0 1 {'a': "),
         (b"0 1\n\xff\xfe", "it is neither JSON, GraphML nor an edge list: it is not UTF-8 text."),
         (b"0 1\n\x00\x00", "it is neither JSON, GraphML nor an edge list: it is a binary file."),
         ("0 1\n3 20\n-1 2\n3 1000000000000", "of 5 nodes the last is 4, and it mentions -1, 20, 1000000000000."),
