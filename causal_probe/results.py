@@ -22,6 +22,8 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from causal_probe.errors import CausalProbeError
 
@@ -33,6 +35,7 @@ __all__ = [
     "results_folder",
     "to_jsonable",
     "versions",
+    "write_arrays",
     "write_json",
     "write_text",
 ]
@@ -153,6 +156,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     CausalProbeError
         If the folder is missing or can't be written.
     """
+    # Token text may hold lone surrogates, which UTF-8 can't carry: they are written as their escapes.
+    _write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def _write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     path = Path(path)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -161,9 +169,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
             f"Can't write {path}: {error.strerror}. Name a folder that exists and can be written."
         ) from error
     try:
-        # Token text may hold lone surrogates, which UTF-8 can't carry: they are written as their escapes.
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -175,6 +182,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` (see :func:`to_jsonable`) to ``path`` as indented, strict JSON, atomically."""
     write_text(path, json.dumps(to_jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write named arrays to ``path`` as safetensors, atomically."""
+    _write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,30 +14,53 @@ __all__ = ["recover"]
 
 
 def recover(
-    graph: Annotated[str, typer.Option(help="chain, pairs, forest, two-parent, or a file in node-link JSON, GraphML or edge-list form.")] = "forest",
-    positions: Annotated[Optional[int], typer.Option(help="Tokens that the model sees, T. [default: the file's own, else 20]")] = None,
+    graph: Annotated[
+        str,
+        typer.Option(help="chain, pairs, forest, two-parent, or a file in node-link JSON, GraphML or edge-list form."),
+    ] = "forest",
+    positions: Annotated[
+        int | None, typer.Option(help="Tokens that the model sees, T. [default: the file's own, else 20]")
+    ] = None,
     vocab: Annotated[int, typer.Option(help="Number of states.")] = 3,
     alpha: Annotated[float, typer.Option(help="Dirichlet concentration of the transition rows.")] = 0.1,
-    root_probability: Annotated[float, typer.Option(help="Probability that a node of a random forest is a root.")] = 0.5,
+    root_probability: Annotated[
+        float, typer.Option(help="Probability that a node of a random forest is a root.")
+    ] = 0.5,
     heads: Annotated[str, typer.Option(help="Heads per layer, from the first to the last.")] = "1,1",
     seed: Annotated[int, typer.Option(help="Seed of the graph, the weights and all sequences.")] = 0,
-    training: Annotated[Literal["staged", "joint"], typer.Option(help="staged: the graph first, then the rest. joint: all weights together, nothing given.")] = "staged",
-    optimizer: Annotated[Optional[Literal["sgd", "adamw"]], typer.Option(help="Of joint training, or of the second stage. [default: sgd joint, adamw staged]")] = None,
-    learning_rate: Annotated[Optional[float], typer.Option(help="Of joint training, or of the second stage. [default: by optimizer]")] = None,
-    steps: Annotated[Optional[int], typer.Option(help="Of joint training, or of the second stage. [default: 1024 joint, 150 staged]")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Sequences per step of joint training, or of the second stage. [default: 1024 joint, 512 staged]")] = None,
+    training: Annotated[
+        Literal["staged", "joint"],
+        typer.Option(help="staged: the graph first, then the rest. joint: all weights together, nothing given."),
+    ] = "staged",
+    optimizer: Annotated[
+        Literal["sgd", "adamw"] | None,
+        typer.Option(help="Of joint training, or of the second stage. [default: sgd joint, adamw staged]"),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of joint training, or of the second stage. [default: by optimizer]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of joint training, or of the second stage. [default: 1024 joint, 150 staged]")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Sequences per step of joint training, or of the second stage. [default: 1024 joint, 512 staged]"
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Optional[Path], typer.Option(help="Folder for result.json, graph.json, recovered.json, the model and report.html.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result of other settings in that folder.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for result.json, graph.json, recovered.json, the model and report.html.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a result of other settings in that folder.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json alone on standard output.")] = False,
 ) -> None:
     """Train a transformer on a task of known causal graph, read the graph out of it, and compare with the truth."""
     # torch and TransformerLens take seconds to import: --help needs neither.
     from causal_probe import experiments
-    from causal_probe.results import check_results_folder
 
-    if out is not None:
-        check_results_folder(out)
     result = experiments.recover(
         graph,
         positions=positions,
@@ -52,6 +75,8 @@ def recover(
         steps=steps,
         batch_size=batch_size,
         device=device,
+        out=out,
+        overwrite=overwrite,
         progress=True,
     )
     if as_json:
@@ -59,8 +84,7 @@ def recover(
     else:
         typer.echo(repr(result))
     if out is not None:
-        report = result.save(out, overwrite=overwrite)
-        typer.echo(f"Report: {report}", err=as_json)
+        typer.echo(f"Report: {out / 'report.html'}", err=as_json)
 
 
 def _numbers(text: str) -> list[int]:

@@ -55,7 +55,7 @@ def choose_graph(
 
 
 def _read(path: Path, positions: int | None) -> nx.DiGraph:
-    if graphs.file_form(path) != "edge list":
+    if graphs.file_form(path) != "an edge list":
         return _checked(graphs.read_graph(path), positions)
     if positions is None:
         raise CausalProbeError(

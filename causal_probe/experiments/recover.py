@@ -13,11 +13,11 @@ import networkx as nx
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.graph_choice import choose_graph
+from causal_probe.experiments.recovery_report import recovery_report
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer, save
 from causal_probe.probes import EdgeEffects, HeadGraphs, HeadMatch, edge_effects, head_graphs, match_heads
@@ -28,6 +28,7 @@ from causal_probe.results import (
     results_folder,
     to_jsonable,
     versions,
+    write_arrays,
     write_json,
 )
 from causal_probe.tasks import Batch, InContextMarkov, generator, reference_losses
@@ -42,6 +43,7 @@ from causal_probe.training import (
     staged,
     task_loss,
 )
+from causal_probe.viz import Report
 
 __all__ = ["Recovery", "Training", "recover"]
 
@@ -56,6 +58,8 @@ WATCHING_SEQUENCES = 1024
 WATCH_EVERY: Mapping[str, int] = {"staged": 1, "joint": 16}
 #: Sequences per forward pass when probing.
 MICRO_BATCH = 1024
+#: What can be chosen about the training; what is left out is the training's own default.
+OPTIONS = ("optimizer", "learning_rate", "steps", "batch_size")
 #: Family-wise level at which an edge is confirmed.
 LEVEL = 1e-3
 
@@ -111,6 +115,15 @@ class Recovery:
     def exact(self) -> bool:
         """Whether every edge and every root is right."""
         return self.comparison.exact
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result."""
+        s = self.settings
+        arguments = {name: s[name] for name in ("graph", "positions", "vocab", "alpha", "heads", "seed", "training")}
+        arguments |= {name: s[name] for name in ("root_probability", *OPTIONS) if s[name] is not None}
+        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        return f"from causal_probe import experiments\n\nexperiments.recover({listed})"
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -169,10 +182,8 @@ class Recovery:
             )
         )
 
-    def report(self) -> Any:
-        """The report on this result: a :class:`causal_probe.viz.Report`."""
-        from causal_probe.experiments.recovery_report import recovery_report
-
+    def report(self) -> Report:
+        """The report on this result, to be written as one offline HTML file."""
         return recovery_report(self)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -186,12 +197,14 @@ class Recovery:
         CausalProbeError
             If ``folder`` can't be written or holds something else (see :func:`causal_probe.results.results_folder`).
         """
+        arrays = {"layer0.mean": self.head_graphs.weights[0]}
+        if self.head_graphs.stderr is not None:
+            arrays["layer0.stderr"] = self.head_graphs.stderr[0]
         with results_folder(folder, settings=self.settings, overwrite=overwrite) as staging:
             graphs.write_graph(self.truth, staging / "graph.json")
             graphs.write_graph(self.recovered, staging / "recovered.json")
             save(self.model, staging / "model")
-            arrays = {"layer0.mean": self.head_graphs.weights[0], "layer0.stderr": self.head_graphs.stderr[0]}
-            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, staging / "attention.safetensors")
+            write_arrays(staging / "attention.safetensors", arrays)
             self.report().write(staging / "report.html")
             files = sorted([*(path.name for path in staging.iterdir()), "result.json"])
             write_json(staging / "result.json", {**self.to_dict(), "files": files})
@@ -226,7 +239,9 @@ class Recovery:
             ("steps until all parents lead", _show(self.steps_to_all_parents)),
             ("given before training", "; ".join(self.given) or "nothing"),
         ]
-        return "\n".join([f"Recovery of {self.settings['graph']}: {verdict}", *(f"  {name:<31} {value}" for name, value in rows)])
+        return "\n".join(
+            [f"Recovery of {self.settings['graph']}: {verdict}", *(f"  {name:<31} {value}" for name, value in rows)]
+        )
 
 
 def _show(value: float | int | None) -> str:
@@ -249,6 +264,8 @@ def recover(
     batch_size: int | None = None,
     probe_sequences: int = PROBE_SEQUENCES,
     device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> Recovery:
     """Train a disentangled transformer on a task of known graph, read the graph out of it, and compare.
@@ -273,22 +290,23 @@ def recover(
         Number of fresh sequences on which each candidate edge is tested.
     device
         ``"cpu"``, ``"cuda"``, ..., or ``"auto"``: a GPU if there is one.
+    out, overwrite
+        Write the result into this folder (see :meth:`Recovery.save`). Whether that is possible is checked before any work.
     progress
         Show progress bars on standard error.
 
     Raises
     ------
     CausalProbeError
-        For any argument that can't be worked with.
+        For any argument that can't be worked with; nothing is written then.
     """
     started = time.perf_counter()
     place = choose_device(device)
     truth = choose_graph(graph, positions=positions, root_probability=root_probability, seed=seed)
     task = InContextMarkov(truth, vocab, alpha)
     model = DisentangledTransformer(vocab, task.n_positions, heads, device=place)
-    stages = _stages(
-        training, task, model, optimizer=optimizer, learning_rate=learning_rate, steps=steps, batch_size=batch_size
-    )
+    chosen = dict(zip(OPTIONS, (optimizer, learning_rate, steps, batch_size), strict=True))
+    stages = _stages(training, task, model, **chosen)
     if probe_sequences < 2:
         raise CausalProbeError(f"An edge can't be tested on {probe_sequences} sequences; at least 2 are needed.")
     settings = {
@@ -301,6 +319,7 @@ def recover(
         "heads": list(model.heads),
         "seed": seed,
         "training": training,
+        **chosen,
         "stages": [dataclasses.asdict(stage) for stage in stages],
         "attention_sequences": ATTENTION_SEQUENCES,
         "probe_sequences": probe_sequences,
@@ -310,6 +329,8 @@ def recover(
         "device": str(place),
     }
 
+    if out is not None:
+        check_results_folder(out, settings=settings, overwrite=overwrite)
     given = _initialise(model, task, training, seed=seed)
     watching = _batches(task, WATCHING_SEQUENCES, generator(seed, "watching", device=place))
     watch = _Watch(task, watching, every=WATCH_EVERY[training])
@@ -319,20 +340,25 @@ def recover(
     trained = time.perf_counter()
 
     attention = head_graphs(
-        model, [batch.tokens for batch in _batches(task, ATTENTION_SEQUENCES, generator(seed, "attention", device=place))]
+        model,
+        [batch.tokens for batch in _batches(task, ATTENTION_SEQUENCES, generator(seed, "attention", device=place))],
     )
     probing = list(_batches(task, probe_sequences, generator(seed, "probing", device=place)))
-    effects = () if len(task.children) < 2 else tuple(
-        edge_effects(
-            model,
-            probing,
-            lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
-            layer=0,
-            head=head,
-            candidates=attention.graph(0, head, threshold=0, nodes=len(task.children)),
-            level=LEVEL / model.heads[0],
+    effects = (
+        ()
+        if len(task.children) < 2
+        else tuple(
+            edge_effects(
+                model,
+                probing,
+                lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
+                layer=0,
+                head=head,
+                candidates=attention.graph(0, head, threshold=0, nodes=len(task.children)),
+                level=LEVEL / model.heads[0],
+            )
+            for head in range(model.heads[0])
         )
-        for head in range(model.heads[0])
     )
     recovered = _union(effects, len(truth))
     nodes = nx.freeze(truth.subgraph(task.children))
@@ -341,7 +367,7 @@ def recover(
     held_out = list(_batches(task, EVALUATION_SEQUENCES, generator(seed, "evaluation", device=place)))
     loss = evaluate(model, held_out)
     ended = time.perf_counter()
-    return Recovery(
+    result = Recovery(
         truth=truth,
         recovered=recovered,
         comparison=graphs.compare(recovered, truth, weights=_evidence(effects, len(truth)), children=task.children),
@@ -361,6 +387,9 @@ def recover(
         settings=settings,
         timings={"training": trained - started, "probing": ended - trained, "total": ended - started},
     )
+    if out is not None:
+        result.save(out, overwrite=overwrite)
+    return result
 
 
 def choose_device(device: str) -> torch.device:
@@ -378,13 +407,13 @@ def choose_device(device: str) -> torch.device:
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise CausalProbeError(f"The device {device!r} can't be used here: {reason} Name another one, or auto.") from error
+        raise CausalProbeError(
+            f"The device {device!r} can't be used here: {reason} Name another one, or auto."
+        ) from error
     return place
 
 
-def _stages(
-    training: str, task: InContextMarkov, model: DisentangledTransformer, **options: Any
-) -> tuple[Stage, ...]:
+def _stages(training: str, task: InContextMarkov, model: DisentangledTransformer, **options: Any) -> tuple[Stage, ...]:
     chosen = {name: value for name, value in options.items() if value is not None}
     if training == "staged":
         return staged(n_positions=task.n_positions, **chosen)
@@ -427,9 +456,10 @@ class _Watch:
         self.first: int | None = None
 
     def __call__(self, step: int, model: DisentangledTransformer) -> None:
-        if self.first is None and step % self.every == 0 and self.truth.number_of_edges():
-            if _argmax_accuracy(head_graphs(model, self.tokens, batch_size=MICRO_BATCH), self.truth) == 1:
-                self.first = step
+        if self.first is not None or step % self.every or not self.truth.number_of_edges():
+            return
+        if _argmax_accuracy(head_graphs(model, self.tokens, batch_size=MICRO_BATCH), self.truth) == 1:
+            self.first = step
 
 
 def _argmax_accuracy(attention: HeadGraphs, truth: nx.DiGraph) -> float:
@@ -443,9 +473,9 @@ def _argmax_accuracy(attention: HeadGraphs, truth: nx.DiGraph) -> float:
     ]
     heads = match_heads(attention, truth).heads
     right = [
-        heads[slot] is not None and leading[heads[slot]][child] == parent
+        head is not None and leading[head][child] == parent
         for child in truth
-        for slot, parent in enumerate(sorted(truth.predecessors(child)))
+        for head, parent in zip(heads, sorted(truth.predecessors(child)), strict=False)
     ]
     return sum(right) / len(right)
 
@@ -457,7 +487,10 @@ def _last_row(attention: HeadGraphs, task: InContextMarkov) -> tuple[dict[str, A
     return tuple(
         {
             "head": f"L0H{head}",
-            **{role: {"parents": its, "attention": [float(row[parent]) for parent in its]} for role, its in rows.items()},
+            **{
+                role: {"parents": its, "attention": [float(row[parent]) for parent in its]}
+                for role, its in rows.items()
+            },
         }
         for head, row in enumerate(attention.weights[0][:, last])
     )

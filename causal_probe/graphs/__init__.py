@@ -49,13 +49,14 @@ from __future__ import annotations
 from causal_probe.graphs.check import check_graph, parent_lists
 from causal_probe.graphs.compare import GraphComparison, compare
 from causal_probe.graphs.families import chain, from_parents, pairs, random_dag, random_forest, two_parent_tree
-from causal_probe.graphs.files import read_graph, write_graph
+from causal_probe.graphs.files import file_form, read_graph, write_graph
 
 __all__ = [
     "GraphComparison",
     "chain",
     "check_graph",
     "compare",
+    "file_form",
     "from_parents",
     "pairs",
     "parent_lists",

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.parsers import expat
 
 import networkx as nx
@@ -27,7 +27,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import RULE, check_graph, find_problems, is_integer, listing, show_edge, show_node
 from causal_probe.results import write_json
 
-__all__ = ["read_graph", "write_graph"]
+__all__ = ["file_form", "read_graph", "write_graph"]
 
 #: Bytes of the largest file that is read. A graph over 1,000 positions with all its 499,500 edges takes 27 MB of JSON.
 LARGEST_FILE = 2**26
@@ -81,6 +81,17 @@ def read_graph(path: str | os.PathLike[str], *, nodes: int | None = None) -> nx.
         raise CausalProbeError(f"{os.fspath(path)} can't be used as a graph: {unfit}") from unfit.__cause__
 
 
+def file_form(path: str | os.PathLike[str]) -> Literal["JSON", "GraphML", "an edge list"]:
+    """The form in which :func:`read_graph` would read a file: only an edge list doesn't say how many nodes there are.
+
+    Raises
+    ------
+    CausalProbeError
+        If the file can't be read.
+    """
+    return _form(path, _read_bytes(path))
+
+
 def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     """Write a causal graph as node-link JSON with the key ``edges``, atomically; :func:`read_graph` gives it back.
 
@@ -125,7 +136,7 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
-def _form(path: str | os.PathLike[str], content: bytes) -> str:
+def _form(path: str | os.PathLike[str], content: bytes) -> Literal["JSON", "GraphML", "an edge list"]:
     suffix = Path(path).suffix.lower()
     start = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if suffix == ".json" or (suffix not in (".graphml", ".xml") and start in (b"{", b"[")):

@@ -1,11 +1,11 @@
 """Exact predictors that a trained model is measured against, from the least informed to the best.
 
-Each maps tokens to a distribution over the next token; :func:`cross_entropy` scores it against the target. All counts are
-smoothed with the task's own alpha, the prior's pseudo-count.
+Each maps tokens to a distribution over the next token; :func:`cross_entropy` scores it against the target. Counts of
+transitions are smoothed with the task's own alpha, the prior's pseudo-count; those of states with 1, as in Edelman et al. 2024.
 
 ================== =========================================================================================
 uniform            knows nothing: 1 / d_vocab
-in-context unigram knows how often each state occurs in the sequence
+in-context unigram knows how often each state occurs in the sequence, (1 + c) / (n + d_vocab)
 one-parent         knows one parent slot of the graph (the best one), and counts children whose parent matches
 known-graph        knows the graph: the posterior mean of the transition row, from all (parents, child) pairs
 ================== =========================================================================================
@@ -36,9 +36,12 @@ def uniform(task: InContextMarkov, tokens: Tokens) -> Prediction:
 
 
 def in_context_unigram(task: InContextMarkov, tokens: Tokens) -> Prediction:
-    """(alpha + occurrences of the state) / normaliser, over the nodes that the model sees (the uniform query is not one)."""
+    """(1 + occurrences of the state) / (nodes + d_vocab), over the nodes that the model sees (the uniform query is not one).
+
+    The definition of Edelman et al. 2024 (*The evolution of statistical induction heads*).
+    """
     nodes = tokens[:, :-1] if task.is_tree else tokens
-    return _normalised(one_hot(nodes, task.d_vocab).sum(1), task.alpha)
+    return _normalised(one_hot(nodes, task.d_vocab).sum(1), 1.0)
 
 
 def known_graph(task: InContextMarkov, tokens: Tokens) -> Prediction:
@@ -69,7 +72,8 @@ def cross_entropy(
     prediction: Float[Tensor, "batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
 ) -> Float[Tensor, " batch"]:
     """-sum_s target(s) log prediction(s), in nats, one per sequence; >= the target's entropy, log d_vocab for uniform."""
-    return -torch.special.xlogy(target, prediction).sum(-1)
+    losses: Tensor = -torch.special.xlogy(target, prediction).sum(-1)
+    return losses
 
 
 def reference_losses(task: InContextMarkov, batch: Batch) -> dict[str, float]:

@@ -1,6 +1,17 @@
 """Fitting models whose mechanism is known."""
 
 from causal_probe.training.fit import History, evaluate, fit, task_loss
-from causal_probe.training.stages import Stage, give_matcher, joint, staged
+from causal_probe.training.stages import Optimizer, Schedule, Stage, give_matcher, joint, staged
 
-__all__ = ["History", "Stage", "evaluate", "fit", "give_matcher", "joint", "staged", "task_loss"]
+__all__ = [
+    "History",
+    "Optimizer",
+    "Schedule",
+    "Stage",
+    "evaluate",
+    "fit",
+    "give_matcher",
+    "joint",
+    "staged",
+    "task_loss",
+]

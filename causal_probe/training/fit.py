@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from tqdm.auto import tqdm
 
@@ -87,7 +87,8 @@ def fit(
             f"The task has {task.d_vocab} states and {task.n_positions} positions; the model has {model.d_vocab} and "
             f"{model.n_positions}. Build a model of the task's shape."
         )
-    names = {f"A{layer}": matrix for layer, matrix in enumerate(model.A)} | {"W_U": model.W_U}
+    names: dict[str, nn.Parameter] = {f"A{layer}": block.attn.A for layer, block in enumerate(model.blocks)}
+    names["W_U"] = model.W_U
     for stage in stages:
         unknown = sorted(set(stage.moves) - set(names) - {"A0.position"})
         if unknown or not stage.moves:
@@ -161,7 +162,7 @@ def _only_positions(model: DisentangledTransformer) -> bool:
     return not bool(A_0[:, token].any() or A_0[:, :, token].any())
 
 
-def _optimizer(stage: Stage, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(stage: Stage, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     if stage.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)
     return torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)
