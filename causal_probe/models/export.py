@@ -45,6 +45,8 @@ def to_transformer_lens(model: DisentangledTransformer) -> Any:
 
     Notes
     -----
+    - Rounding: a score s is known to about eps |s|, and a pattern that is not saturated is too. In float32 the two models'
+      patterns agree to 1e-6 while scores stay below about 50, and to 1e-5 at 3,000; in float64 to 1e-12 throughout.
     - A standard model has as many heads in every layer. A layer that has fewer is filled up with *inert* heads: all their
       weights are zero, they attend evenly and write nothing. Head h of layer l is real if ``h < model.heads[l]``;
       :func:`real_heads` tells from the export alone.

@@ -63,6 +63,25 @@ def test_large_weights_cost_what_rounding_their_scores_costs(
         torch.testing.assert_close(pattern, cache["pattern", layer], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_a_trained_model(dtype: torch.dtype) -> None:
+    """Trained to repeat the second token, from noise: what training finds is exported as well as what chance draws."""
+    model = random_model(3, 6, (2, 1), scale=0.02, dtype=dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
+    for step in range(60):
+        tokens = random_tokens(model, batch=64, seed=step)
+        loss = torch.nn.functional.cross_entropy(model.predict(tokens), tokens[:, 1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    logits, cache, standard_logits, standard_cache = run_both(model, random_tokens(model, batch=64, seed=-1))
+    torch.testing.assert_close(standard_logits, logits, rtol=0, atol=TOLERANCE[dtype] * float(logits.abs().max()))
+    for layer, n_heads in enumerate(model.heads):
+        pattern = standard_cache["pattern", layer][:, :n_heads]
+        torch.testing.assert_close(pattern, cache["pattern", layer], rtol=0, atol=TOLERANCE[dtype])
+
+
 def test_it_is_the_definition() -> None:
     model = random_model(4, 7, (2, 1))
     tokens = random_tokens(model, batch=1)
