@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ Training = Literal["staged", "joint"]
 
 #: Sequences whose mean attention names the candidate parents, and those on which the candidates are then tested.
 ATTENTION_SEQUENCES = 4096
-PROBE_SEQUENCES = 2**14
+PROBE_SEQUENCES = 2**15
 EVALUATION_SEQUENCES = 2**15
 #: While training, the mean attention of so many sequences is looked at every so many steps.
 WATCHING_SEQUENCES = 1024
@@ -218,8 +219,9 @@ class Recovery:
             f"({s['training']}, {self.history.sequences} sequences) on the in-context Markov task over a known graph "
             f"({self.task.d_vocab} states, {self.task.n_positions} positions, Dirichlet concentration {self.task.alpha:g}); "
             "candidate parents are the largest mean attention weights of layer 1, and an edge is confirmed when routing the "
-            "child's attention wholly to the candidate lowers the loss below that of uniform attention over its past (paired "
-            f"one-sided test over {s['probe_sequences']} sequences, family-wise level {s['level']:g}); causal-probe "
+            "child's attention wholly to the candidate lowers the loss below that of uniform attention over its past"
+            f"{', by more than with the child redrawn as a root' if self.task.is_tree else ''} (paired one-sided tests over "
+            f"{s['probe_sequences']} sequences, family-wise level {s['level']:g}); causal-probe "
             f"{versions().get('causal-probe', '')}, seed {s['seed']}."
         )
         return cite("nichani2024", methods=methods)
@@ -356,6 +358,7 @@ def recover(
                 head=head,
                 candidates=attention.graph(0, head, threshold=0, nodes=len(task.children)),
                 level=LEVEL / model.heads[0],
+                redraw=partial(_redraw, task, generator(seed, "redrawing", device=place)) if task.is_tree else None,
             )
             for head in range(model.heads[0])
         )
@@ -494,6 +497,10 @@ def _last_row(attention: HeadGraphs, task: InContextMarkov) -> tuple[dict[str, A
         }
         for head, row in enumerate(attention.weights[0][:, last])
     )
+
+
+def _redraw(task: InContextMarkov, source: torch.Generator, batch: Batch, child: int, edges: nx.DiGraph) -> Batch:
+    return task.redraw_as_root(batch, child, edges, source)
 
 
 def _union(effects: Sequence[EdgeEffects], nodes: int) -> nx.DiGraph:

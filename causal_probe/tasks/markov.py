@@ -197,6 +197,47 @@ class InContextMarkov:
             tokens[-1] = torch.randint(self.d_vocab, (batch_size,), generator=generator, device=device)
         return tokens.T.contiguous()
 
+    def redraw_as_root(self, batch: Batch, node: int, edges: nx.DiGraph, generator: torch.Generator) -> Batch:
+        """The same sequences with one node drawn as if it were a root, and its descendants drawn anew from it.
+
+        If the node is a root and ``edges`` holds the true edges into all later nodes, the result has the law of ``batch``,
+        jointly with everything that is not redrawn: what a probe measures on both is then equal in law, whatever the model.
+
+        Parameters
+        ----------
+        batch
+            Sequences of this task with their tables.
+        node
+            Which node; its token is drawn from the stationary distribution of each sequence.
+        edges
+            The edges parent -> child along which descendants are drawn anew, one parent per child.
+
+        Raises
+        ------
+        CausalProbeError
+            If this is no tree task (what a partly known set of parents implies has no simple law), there is no such node, or
+            a descendant has several parents.
+        """
+        if not self.is_tree:
+            raise CausalProbeError(
+                "A node can be redrawn as a root in a tree task only; here nodes have several parents."
+            )
+        if not 0 <= node < self.n_positions - 1:
+            raise CausalProbeError(f"There is no node {node}; the nodes are 0 to {self.n_positions - 2}.")
+        pi = batch.tables[1]
+        row = torch.arange(len(batch), device=generator.device)
+        tokens = batch.tokens.clone()
+        tokens[:, node] = _draw(_cumulative(stationary_distribution(pi)), generator)
+        cumulative = _cumulative(pi)
+        for child in sorted(nx.descendants(edges, node)) if node in edges else ():
+            parents = list(edges.predecessors(child))
+            if len(parents) > 1:
+                raise CausalProbeError(
+                    f"Node {child} is to be drawn along one edge, but has the parents {sorted(parents)}."
+                )
+            tokens[:, child] = _draw(cumulative[row, tokens[:, parents[0]]], generator)
+        return Batch(tokens, batch.target, batch.tables)
+
     def _context(self, parents: list[Tensor]) -> Tensor:
         """The row of a table that the parents' tokens name: the first parent is the most significant digit."""
         context = parents[0]
