@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -100,7 +101,8 @@ def is_live(model: HookedModel, name: str, run: Callable[[], Tensor]) -> bool:
     def to_nan(value: Tensor, hook: Any) -> Tensor:
         return torch.full_like(value, math.nan)
 
-    with undisturbed(model):
+    with undisturbed(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some bridges warn of a discarded edit: that is the answer here
         for parameter in _parameters(model):  # so that the gradient's graph starts at the leaf, and costs no more
             parameter.requires_grad_(False)
         with torch.enable_grad(), model.hooks(fwd_hooks=[(name, to_leaf)]):

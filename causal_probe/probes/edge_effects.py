@@ -261,9 +261,8 @@ class EdgeEffects:
         t_excess = [_t_of(measured[edge], self.resolution) if edge in measured else np.inf for edge in self.edges]
         weights = np.zeros((nodes, nodes))
         parents, children = np.array(self.edges).T
-        weights[children, parents] = np.nan_to_num(
-            np.minimum(t, t_excess)
-        )  # infinite without any spread: the largest float
+        # Without any spread t is infinite: the largest float, or, where there is no gain, chance.
+        weights[children, parents] = np.nan_to_num(np.minimum(t, t_excess), neginf=0)
         return weights
 
     def merge(self, other: EdgeEffects) -> EdgeEffects:
@@ -585,7 +584,7 @@ def _listing(edges: list[tuple[int, int]]) -> str:
 
 
 def _t(mean: Float[np.ndarray, " test"], stderr: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Means over their standard errors; infinite without any spread, of the mean's sign (minus for zero: no evidence)."""
+    """Means over their standard errors; without any spread infinite, and positive only if the mean is."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(stderr > 0, mean / stderr, np.where(mean > 0, np.inf, -np.inf))
 
