@@ -6,16 +6,19 @@ nothing of the size of a batch.
 
 from __future__ import annotations
 
+from causal_probe.hooks.adapt import to_hooked
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
 from causal_probe.hooks.edit import Edit, edited, mean_ablate, one_hot_row, replace_row, uniform_row, zero_ablate
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.record import PatternMeans, each_batch, mean_heads, mean_patterns
+from causal_probe.hooks.tokens import SpecialTokens, special_tokens
 
 __all__ = [
     "Edit",
     "HookedModel",
     "Moments",
     "PatternMeans",
+    "SpecialTokens",
     "attention_hook",
     "describe",
     "each_batch",
@@ -27,6 +30,8 @@ __all__ = [
     "one_hot_row",
     "replace_row",
     "require_hooks",
+    "special_tokens",
+    "to_hooked",
     "undisturbed",
     "uniform_row",
     "zero_ablate",

@@ -3,6 +3,16 @@
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.export import real_heads, to_transformer_lens
 from causal_probe.models.files import load, save
+from causal_probe.models.loading import LoadedModel, load_model
 from causal_probe.models.subspaces import subspaces
 
-__all__ = ["DisentangledTransformer", "load", "real_heads", "save", "subspaces", "to_transformer_lens"]
+__all__ = [
+    "DisentangledTransformer",
+    "LoadedModel",
+    "load",
+    "load_model",
+    "real_heads",
+    "save",
+    "subspaces",
+    "to_transformer_lens",
+]

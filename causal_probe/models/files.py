@@ -16,7 +16,7 @@ from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.subspaces import stream_widths
 from causal_probe.results import read_json, write_json
 
-__all__ = ["load", "save"]
+__all__ = ["is_saved_model", "load", "save"]
 
 KIND = "causal-probe disentangled transformer"
 FORMAT = 1
@@ -91,6 +91,11 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     model = DisentangledTransformer(d_vocab, n_positions, heads, dtype=DTYPES[dtype])
     model.load_state_dict(weights)
     return model.to(device)
+
+
+def is_saved_model(folder: str | os.PathLike[str]) -> bool:
+    """Whether ``folder`` has a ``model.json``, as :func:`save` writes it."""
+    return (Path(folder) / "model.json").is_file()
 
 
 def _read_shape(folder: Path) -> tuple[int, int, list[int], str]:

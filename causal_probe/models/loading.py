@@ -1,0 +1,225 @@
+"""Loading a model by the name that the command line is given: a folder, a GGUF file, or a name on the Hugging Face hub.
+
+Only weights that are plain numbers are read (safetensors, GGUF). A pickle can run any code when it is opened, so none is ever
+opened; and code that comes with a model is never run (``trust_remote_code`` is always off).
+"""
+
+# transformers' Module.eval and its logging carry no types.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.models.disentangled import DisentangledTransformer
+from causal_probe.models.files import DTYPES, is_saved_model, load
+from causal_probe.results import read_json
+
+__all__ = ["LoadedModel", "load_model"]
+
+#: Files that hold pickles, by how their names end.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+#: One of these is there where there is a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+#: What is asked of the hub: configuration, tokenizer and safetensors at the top of the repository; no pickles, no code.
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+NOT_HUB_FILES = ("*/*", "consolidated*")
+
+#: ``name`` or ``owner/name``.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+class LoadedModel(NamedTuple):
+    """A model as it was loaded; ``to_hooked(*load_model(source))`` gives it TransformerLens' hooks.
+
+    Attributes
+    ----------
+    model
+        A :class:`~causal_probe.models.DisentangledTransformer` or a Hugging Face causal language model.
+    tokenizer
+        Its Hugging Face tokenizer; None where there is none.
+    name
+        What to call it: the hub's name, or that of the folder or GGUF file without the way there.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+
+def load_model(source: str | os.PathLike[str], *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:
+    """Load the model that ``source`` names.
+
+    Parameters
+    ----------
+    source
+        A folder that a :class:`~causal_probe.models.DisentangledTransformer` was saved in; a folder with a Hugging Face causal
+        language model in safetensors or GGUF form; a GGUF file; or the name of a model on the Hugging Face hub, ``owner/name``.
+        Only a hub name asks the network, and only where no folder or file has that name.
+    dtype
+        Of the weights: ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"``. By default a DisentangledTransformer keeps
+        its own, and everything else is read as float32, into which half precision goes without loss.
+    device
+        Where the weights go.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such model, it can't be read, its weights are pickles, it needs code of its own, or it is not a causal
+        language model.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise CausalProbeError(f"The dtype {dtype!r} was asked for; there are {', '.join(DTYPES)}.")
+    path = Path(source).expanduser()
+    if str(source) and path.is_dir():
+        loaded = _load_folder(path, path.resolve().name, dtype)
+    elif path.is_file():
+        if path.suffix != ".gguf":
+            raise CausalProbeError(
+                f"{path} is a file. A model is a folder, a GGUF file, or a name on the Hugging Face hub: name the folder that "
+                "the file is in."
+            )
+        loaded = _load_hugging_face(path.parent, path.stem, dtype, gguf_file=path.name)
+    elif HUB_NAME.fullmatch(str(source)):
+        loaded = _load_folder(_download(str(source)), str(source), dtype)
+    else:
+        raise CausalProbeError(
+            f"There is no model {str(source)!r}: no such folder or file, and no name that a hub has."
+        )
+    try:
+        return loaded._replace(model=loaded.model.to(device))
+    except (RuntimeError, AssertionError) as error:
+        raise CausalProbeError(f"The model can't be moved to the device {device!r}: {_first_line(error)}") from error
+
+
+def _load_folder(folder: Path, name: str, dtype: str | None) -> LoadedModel:
+    if is_saved_model(folder):
+        model: DisentangledTransformer = load(folder)
+        return LoadedModel(model if dtype is None else model.to(DTYPES[dtype]), None, name)
+    files = sorted(path.name for path in folder.iterdir())
+    weights = [file for file in files if file.endswith(".safetensors")]
+    ggufs = [file for file in files if file.endswith(".gguf")]
+    if weights and "config.json" in files:
+        _refuse_pickled_shards(folder)
+        return _load_hugging_face(folder, name, dtype)
+    if len(ggufs) == 1:
+        return _load_hugging_face(folder, Path(ggufs[0]).stem, dtype, gguf_file=ggufs[0])
+    if ggufs:
+        raise CausalProbeError(f"{folder} holds several GGUF files, {', '.join(ggufs)}: name one of them.")
+    if pickles := [file for file in files if file.endswith(PICKLES)]:
+        raise CausalProbeError(
+            f"The weights of {name} are pickles ({', '.join(pickles[:3])}), and a pickle can run any code when it is opened, so "
+            "it is not opened. Save the model as safetensors where you trust it: model.save_pretrained(folder)."
+        )
+    if weights or "config.json" in files:
+        missing = "config.json, which says what the model is" if weights else "weights in safetensors or GGUF form"
+        raise CausalProbeError(f"{name} lacks {missing}.")
+    raise CausalProbeError(
+        f"{folder} holds no model: no model.json of a saved DisentangledTransformer, no config.json with safetensors, no GGUF file."
+    )
+
+
+def _refuse_pickled_shards(folder: Path) -> None:
+    """An index names the files that hold the weights: it could name pickles."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    content = read_json(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise CausalProbeError(f"{index} is damaged: it has no weight_map from names to files.")
+    if others := sorted({shard for shard in shards.values() if not shard.endswith(".safetensors")}):
+        raise CausalProbeError(
+            f"{index} names files that are not safetensors, {', '.join(others[:3])}: they are not opened."
+        )
+
+
+def _load_hugging_face(folder: Path, name: str, dtype: str | None, *, gguf_file: str | None = None) -> LoadedModel:
+    # Late: a hub of several hundred modules, and a DisentangledTransformer needs none of them.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if gguf_file is not None:
+        _require_gguf()
+        options["gguf_file"] = gguf_file
+    has_tokenizer = gguf_file is not None or any((folder / file).is_file() for file in TOKENIZER_FILES)
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[dtype or "float32"],
+                attn_implementation="eager",
+                use_safetensors=gguf_file is None or None,
+                **options,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options) if has_tokenizer else None
+    except Exception as error:  # what a broken or foreign file raises in transformers is of any kind
+        raise CausalProbeError(f"{name} can't be loaded as a causal language model: {_reason(error)}") from error
+    return LoadedModel(model.eval(), tokenizer, name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*HUB_FILES], ignore_patterns=[*NOT_HUB_FILES]))
+    except LocalEntryNotFoundError as error:
+        raise CausalProbeError(
+            f"There is no folder {name}, and the Hugging Face hub can't be reached (nor is the model in its cache): give a local "
+            "folder, or a network."
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CausalProbeError(
+            f"There is no folder {name}, and the Hugging Face hub does not give a model of that name: {_first_line(error)}"
+        ) from error
+
+
+def _require_gguf() -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise CausalProbeError(
+            "A GGUF file is read with the package gguf, which is not installed: pip install 'causal-probe[gguf]'."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and notes of transformers; errors are raised all the same."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _reason(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs Python code that comes with it, and such code is never run."
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
