@@ -7,6 +7,39 @@ from __future__ import annotations
 
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
 from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
+from causal_probe.probes.head_scores import HeadScore, HeadScores
 from causal_probe.probes.match import HeadMatch, match_heads
+from causal_probe.probes.scan import scan
+from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
+from causal_probe.probes.templates import (
+    SHIPPED,
+    Template,
+    from_graph,
+    induction,
+    offset,
+    successor_of_parent,
+    template,
+)
 
-__all__ = ["Candidate", "EdgeEffects", "HeadGraphs", "HeadMatch", "edge_effects", "head_graphs", "match_heads"]
+__all__ = [
+    "SHIPPED",
+    "Candidate",
+    "EdgeEffects",
+    "HeadGraphs",
+    "HeadMatch",
+    "HeadScore",
+    "HeadScores",
+    "Sequences",
+    "Template",
+    "edge_effects",
+    "from_graph",
+    "head_graphs",
+    "induction",
+    "match_heads",
+    "ngram_tokens",
+    "offset",
+    "repeated_tokens",
+    "scan",
+    "successor_of_parent",
+    "template",
+]

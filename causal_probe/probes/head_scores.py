@@ -1,0 +1,422 @@
+"""How much of its attention every head puts where a head of each type would."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.probes.templates import Template
+from causal_probe.results import Citation, cite, to_jsonable
+
+__all__ = ["CALLED", "Evidence", "HeadScore", "HeadScores"]
+
+#: A head is called what a template says if its excess is surely above this: of what chance leaves to be explained, more is on
+#: the targets than elsewhere.
+CALLED = 0.5
+#: "Surely": by so many standard errors.
+SURELY = 3.0
+
+
+class HeadScore(NamedTuple):
+    """One head against one template. What is undefined is None.
+
+    Attributes
+    ----------
+    layer, head
+        Counted from 0.
+    template
+        The template's name.
+    score
+        Attention on the targets, in [0, 1]: the mean over the scored rows of a sequence, then over sequences.
+    chance
+        The score of a head that attends uniformly to what it sees: the same mean of |targets| / (query + 1).
+    excess
+        (score - chance) / (1 - chance): 1 for a perfect head, 0 at chance, negative below.
+    stderr
+        Standard error of ``score`` over sequences; None for one sequence.
+    excess_stderr
+        Standard error of ``excess`` (a ratio of means, by the delta method); None for one sequence.
+    sink
+        Attention on position 0, in [0, 1], on the same rows.
+    rows
+        Number of scored rows: those that have a target, and see a key that is none.
+    sequences
+        Number of sequences with a scored row. Others say nothing and are left out.
+    """
+
+    layer: int
+    head: int
+    template: str
+    score: float | None
+    chance: float | None
+    excess: float | None
+    stderr: float | None
+    excess_stderr: float | None
+    sink: float | None
+    rows: int
+    sequences: int
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The raw sums for one template, sequence by sequence.
+
+    Attributes
+    ----------
+    attention
+        By layer: sum over the scored rows of each head's attention on the targets.
+    sink
+        By layer: sum over the scored rows of each head's attention on position 0.
+    rows
+        Number of scored rows.
+    chance
+        Sum over the scored rows of the share of visible keys that are targets.
+    """
+
+    attention: tuple[Float[np.ndarray, "sequence _head"], ...]
+    sink: tuple[Float[np.ndarray, "sequence _head"], ...]
+    rows: Int[np.ndarray, " sequence"]
+    chance: Float[np.ndarray, " sequence"]
+
+    def merge(self, other: Evidence) -> Evidence:
+        """The evidence of the sequences of both, in order."""
+        return Evidence(
+            attention=_joined(self.attention, other.attention),
+            sink=_joined(self.sink, other.sink),
+            rows=np.concatenate([self.rows, other.rows]),
+            chance=np.concatenate([self.chance, other.chance]),
+        )
+
+    @cached_property
+    def summary(self) -> tuple[dict[str, Float[np.ndarray, " _head"]], ...] | None:
+        """By layer, ``score``, ``chance``, ``excess``, ``stderr``, ``excess_stderr`` and ``sink`` of each head.
+
+        The standard errors are NaN for one sequence. None if no row of any sequence is scored.
+        """
+        used = self.rows > 0
+        n = int(used.sum())
+        if not n:
+            return None
+        rows = self.rows[used]
+        chances = self.chance[used] / rows
+        chance = chances.mean()
+        found = []
+        for attention, sink in zip(self.attention, self.sink, strict=True):
+            scores = attention[used] / rows[:, None]  # float64, as rows is integer
+            score = scores.mean(0)
+            excess = (score - chance) / (1 - chance)
+            # excess is the root of mean(score - chance - excess (1 - chance)): what each sequence adds to that, to first order
+            residuals = scores - chances[:, None] - excess * (1 - chances[:, None])
+            found.append(
+                {
+                    "score": score,
+                    "chance": np.full_like(score, chance),
+                    "excess": excess,
+                    "stderr": _stderr(scores),
+                    "excess_stderr": _stderr(residuals) / (1 - chance),
+                    "sink": (sink[used] / rows[:, None]).mean(0),
+                }
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadScores:
+    """What :func:`~causal_probe.probes.scan` found: every head of a model against every template.
+
+    Attributes
+    ----------
+    templates
+        The templates, in the order in which they were asked for.
+    evidence
+        By template name, the raw sums of every sequence.
+    shared
+        By pair of template names that were scored on the same sequences: the number of triples (sequence, query, key) that
+        are targets of both. A template with itself: of all its targets.
+    settings
+        What was asked for, and what was made for it (tokens, BOS, seed).
+    provenance
+        The model's name, dtype and device, and the versions of the packages.
+    """
+
+    templates: tuple[Template, ...]
+    evidence: Mapping[str, Evidence]
+    shared: Mapping[tuple[str, str], int]
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    # --------------------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The templates' names."""
+        return tuple(template.name for template in self.templates)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Number of heads of each layer."""
+        return tuple(layer.shape[1] for layer in self.evidence[self.names[0]].attention)
+
+    def of(self, layer: int, head: int, template: str) -> HeadScore:
+        """One head against one template.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head, or the template was not scored.
+        """
+        heads = self.heads
+        if not 0 <= layer < len(heads) or not 0 <= head < heads[layer]:
+            raise CausalProbeError(f"There is no head L{layer}H{head}; the heads by layer are {list(heads)}.")
+        evidence = self._of(template)
+        rows, sequences = int(evidence.rows.sum()), int((evidence.rows > 0).sum())
+        if evidence.summary is None:
+            return HeadScore(layer, head, template, None, None, None, None, None, None, rows, sequences)
+        found = {name: float(values[head]) for name, values in evidence.summary[layer].items()}
+        defined = {name: value if np.isfinite(value) else None for name, value in found.items()}
+        return HeadScore(layer=layer, head=head, template=template, rows=rows, sequences=sequences, **defined)
+
+    def __iter__(self) -> Iterator[HeadScore]:
+        """Every head against every template: by layer, head, then template."""
+        for layer, n_heads in enumerate(self.heads):
+            for head, name in itertools.product(range(n_heads), self.names):
+                yield self.of(layer, head, name)
+
+    def top(self, template: str, k: int = 10) -> tuple[HeadScore, ...]:
+        """The ``k`` heads with the largest score, the largest first. None where the score is undefined.
+
+        Raises
+        ------
+        CausalProbeError
+            If the template was not scored.
+        """
+        if self._of(template).summary is None:
+            return ()
+        found = [self.of(layer, head, template) for layer, n in enumerate(self.heads) for head in range(n)]
+        return tuple(sorted(found, key=lambda head: -(head.score or 0))[:k])
+
+    def heatmap(self, template: str, *, value: str = "excess") -> tuple[Float[np.ndarray, " _head"], ...]:
+        """By layer, one value for each head: what :func:`causal_probe.viz.heads` draws; ``numpy.array`` of it is [layer, head].
+
+        Parameters
+        ----------
+        value
+            ``"excess"``, ``"score"``, ``"stderr"``, ``"excess_stderr"``, ``"sink"`` or ``"chance"``.
+
+        Raises
+        ------
+        CausalProbeError
+            If the template was not scored, no row has a target, or there is no such value.
+        """
+        summary = self._of(template).summary
+        if summary is None:
+            raise CausalProbeError(f"{self.undefined[template]}: there is nothing to draw.")
+        if value not in summary[0]:
+            raise CausalProbeError(f"A head has no {value!r}; the values are {', '.join(summary[0])}.")
+        return tuple(layer[value] for layer in summary)
+
+    def called(self, *, minimum: float = CALLED) -> tuple[HeadScore, ...]:
+        """The heads that a template describes: an excess above ``minimum`` by three standard errors, so on two sequences or more.
+
+        A call says what a head attends to, not that the model uses it. A head may be called several things: what coincides on
+        the data (:attr:`coinciding`) can't be told apart there.
+        """
+        return tuple(
+            found
+            for found in self
+            if found.excess is not None
+            and found.excess_stderr is not None
+            and found.excess - SURELY * found.excess_stderr > minimum
+        )
+
+    @property
+    def coinciding(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of templates with the same targets in every scored row, so that no score can tell them apart."""
+        groups: list[list[str]] = []
+        for name in self.names:
+            group = next((group for group in groups if self.overlap(group[0], name) == 1), None)
+            if group is None:
+                groups.append([name])
+            else:
+                group.append(name)
+        return tuple(tuple(group) for group in groups if len(group) > 1)
+
+    def overlap(self, one: str, other: str) -> float | None:
+        """Targets of both of two templates over targets of either, in [0, 1].
+
+        None if the templates were scored on different sequences, or neither has a target.
+        """
+        self._of(one), self._of(other)
+        if (one, other) not in self.shared:
+            return None
+        both = self.shared[one, other]
+        either = self.shared[one, one] + self.shared[other, other] - both
+        return both / either if either else None
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """The templates without a score, and why."""
+        return {
+            name: f"No row has a target of {name!r} and a visible key that is none"
+            for name in self.names
+            if self.evidence[name].summary is None
+        }
+
+    # --------------------------------------------------------------------------------------------------------------- merging
+
+    def merge(self, other: HeadScores) -> HeadScores:
+        """The result of one run over the sequences of both: the raw sums stand side by side, nothing is rounded.
+
+        Settings that differ are kept as a pair.
+
+        Raises
+        ------
+        CausalProbeError
+            If the models, their heads, the templates, or the scored queries differ.
+        """
+        for what, mine, theirs in (
+            ("models", self.provenance["model"], other.provenance["model"]),
+            ("templates", self.names, other.names),
+            ("heads", self.heads, other.heads),
+            ("queries", self.settings.get("queries"), other.settings.get("queries")),
+            ("pairs of templates on the same sequences", self.shared.keys(), other.shared.keys()),
+        ):
+            if mine != theirs:
+                raise CausalProbeError(f"Scores can't be merged: their {what} differ, {mine} and {theirs}.")
+        settings = {
+            key: self.settings.get(key)
+            if self.settings.get(key) == other.settings.get(key)
+            else (self.settings.get(key), other.settings.get(key))
+            for key in (*self.settings, *(key for key in other.settings if key not in self.settings))
+        }
+        return HeadScores(
+            templates=self.templates,
+            evidence={name: found.merge(other.evidence[name]) for name, found in self.evidence.items()},
+            shared={pair: count + other.shared[pair] for pair, count in self.shared.items()},
+            settings=settings,
+            provenance=self.provenance,
+        )
+
+    # --------------------------------------------------------------------------------------------------------------- writing
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each head and template, the columns those of :class:`HeadScore`. What is undefined is NaN.
+
+        ``.to_csv(path, index=False)`` writes it down.
+        """
+        table = pd.DataFrame(list(self), columns=list(HeadScore._fields))
+        numbers = ["score", "chance", "excess", "stderr", "excess_stderr", "sink"]
+        return table.astype(dict.fromkeys(numbers, float))
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain JSON types: ``model``, ``heads`` (one entry for each head and template), ``settings``, ``versions``.
+
+        Beside them ``coinciding`` (templates that no score can tell apart), ``undefined`` (what is null, and why), ``dtype`` and
+        ``device``.
+        """
+        undefined = dict(self.undefined)
+        for name in self.names:
+            if name not in undefined and int((self.evidence[name].rows > 0).sum()) == 1:
+                undefined[f"{name}: stderr"] = "a standard error needs two sequences or more"
+        rest = {key: value for key, value in self.provenance.items() if key not in ("model", "versions")}
+        return dict(
+            to_jsonable(
+                {
+                    "model": self.provenance["model"],
+                    "heads": [found._asdict() for found in self],
+                    "coinciding": self.coinciding,
+                    "undefined": undefined,
+                    "settings": self.settings,
+                    **rest,
+                    "versions": self.provenance["versions"],
+                }
+            )
+        )
+
+    def cite(self) -> Citation:
+        """The papers behind the shipped templates, and one sentence for a methods section."""
+        number_of = self.provenance["versions"]
+        works = ["olsson2022"]
+        if any(name.startswith("successor-of-parent") for name in self.names):
+            works.append("nichani2024")
+        return cite(
+            *works,
+            methods=(
+                f"Every attention head of {self.provenance['model']} was scored against the templates {', '.join(self.names)}: the "
+                "score is the attention on a template's target keys, averaged over the rows that have a target (rows whose targets "
+                "are all visible keys are left out) and then over sequences "
+                f"({', '.join(f'{len(found.rows)} for {name}' for name, found in self.evidence.items())}), and the excess is "
+                "(score - chance)/(1 - chance), with the share of visible keys that are targets as chance; standard errors are over "
+                f"sequences (causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens "
+                f"{number_of['transformer-lens']}, {self.provenance['dtype']} on {self.provenance['device']})."
+            ),
+        )
+
+    def __repr__(self) -> str:
+        heads, best = "score   chance  excess  sink", "best head"
+        width = max(map(len, (*self.names, "template")))
+        lines = [f"HeadScores of {self._title()}", f"  {'template':<{width}}  {best:<9}  {heads}"]
+        lines += [f"  {name:<{width}}  {'  '.join(cells)}" for name, cells in self._rows()]
+        return "\n".join([*lines, *(f"  {note}" for note in self._notes())])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{cell}</th>" for cell in ("template", "best head", "score", "chance", "excess", "sink"))
+        rows = "".join(
+            f"<tr><th>{name}</th>{''.join(f'<td>{cell.strip()}</td>' for cell in cells)}</tr>"
+            for name, cells in self._rows()
+        )
+        return (
+            f"<table><caption>Head scores of {html.escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table>{''.join(f'<p>{html.escape(note)}</p>' for note in self._notes())}"
+        )
+
+    def _title(self) -> str:
+        counts = sorted({len(found.rows) for found in self.evidence.values()})
+        return (
+            f"{self.provenance['model']}: {sum(self.heads)} heads in {len(self.heads)} layers, {len(self.names)} templates, "
+            f"{' or '.join(f'{count:,}' for count in counts)} sequences"
+        )
+
+    def _rows(self) -> Iterator[tuple[str, list[str]]]:
+        for name in self.names:
+            best = next(iter(self.top(name, 1)), None)
+            if best is None:
+                yield name, ["-" * 9, *["undefined"]]
+            else:
+                numbers = (best.score, best.chance, best.excess, best.sink)
+                label = f"L{best.layer}H{best.head}"
+                yield name, [f"{label:<9}", *(f"{number:>6.3f}" for number in numbers if number is not None)]
+
+    def _notes(self) -> list[str]:
+        notes = [f"the same targets on these sequences: {', '.join(group)}" for group in self.coinciding]
+        return notes + [f"{reason}." for reason in self.undefined.values()]
+
+    def _of(self, template: str) -> Evidence:
+        if template not in self.evidence:
+            raise CausalProbeError(
+                f"The template {template!r} was not scored; those that were: {', '.join(self.names)}."
+            )
+        return self.evidence[template]
+
+
+def _joined(
+    one: tuple[Float[np.ndarray, "_sequence _head"], ...], other: tuple[Float[np.ndarray, "_sequence _head"], ...]
+) -> tuple[Float[np.ndarray, "_sequence _head"], ...]:
+    return tuple(np.concatenate(layers) for layers in zip(one, other, strict=True))
+
+
+def _stderr(values: Float[np.ndarray, "sequence _head"]) -> Float[np.ndarray, " _head"]:
+    """Sample standard deviation (n - 1) over sqrt(n); NaN for one sequence."""
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1], np.nan)
+    return np.asarray(values.std(0, ddof=1) / np.sqrt(n))

@@ -1,0 +1,138 @@
+"""Score every head of a model against many templates in one streaming pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import HookedModel, attention_hook, describe, require_hooks
+from causal_probe.probes.head_scores import Evidence, HeadScores
+from causal_probe.probes.scoring import Part, score_batches, settings_of
+from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
+from causal_probe.probes.templates import SHIPPED, Template, find_templates
+from causal_probe.results import versions
+
+__all__ = ["scan"]
+
+
+def scan(
+    model: HookedModel,
+    tokens: Any = None,
+    *,
+    templates: Iterable[str | Template] | None = None,
+    queries: Sequence[int] | None = None,
+    sequences: int | None = None,
+    period: int | None = None,
+    bos: str = "auto",
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> HeadScores:
+    """Score every attention head of any TransformerLens model against head types, all in one pass.
+
+    The score of a head is the attention that it puts on a template's targets, averaged over the rows that have one, and then
+    over sequences; rows whose targets are all visible keys say nothing and are left out. See
+    :class:`~causal_probe.probes.HeadScore` for chance, excess, and standard error. A high score says where a head looks, not
+    that the model uses it.
+
+    Patterns are reduced at the hook: memory grows neither with the number of sequences nor, to speak of, with that of
+    templates.
+
+    Parameters
+    ----------
+    model
+        A TransformerLens model, or any HookedRootModule with hook points ``blocks.{layer}.attn.hook_pattern``. It is run in
+        evaluation mode without gradients, with the caller's own hooks, and is left as it was.
+    tokens
+        Tokens [batch, pos] without padding, or an iterable of such tensors (or of anything with ``.tokens``), all of one length;
+        they are taken as they are. By default :func:`~causal_probe.probes.repeated_tokens`, and for n-gram templates
+        :func:`~causal_probe.probes.ngram_tokens`, on which they differ from plain induction.
+    templates
+        Templates or their names. By default those of :data:`~causal_probe.probes.SHIPPED`, without the n-gram templates where
+        the context is too short for their sequences.
+    queries
+        Score only these rows, negative ones counted from the end; all by default.
+    sequences, period, bos, seed
+        Of the sequences that are made; see :func:`~causal_probe.probes.repeated_tokens`.
+    batch_size
+        Sequences in a forward pass. By default as many as keep the patterns of all layers, and the logits, within 256 MiB.
+
+    Raises
+    ------
+    CausalProbeError
+        If an argument is out of range or does not go with the others, a template is unknown or returns something else, a hook
+        point is missing or never fires, or a pattern is not made of probabilities.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> model = DisentangledTransformer(d_vocab=6, n_positions=12)
+    >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)
+    >>> _ = model.block(1, 0, query="token", key="L0H0.token").diagonal().fill_(30)
+    >>> found = scan(model, templates=["previous-token", "duplicate-token", "induction"])
+    >>> found
+    HeadScores of disentangled-transformer: 2 heads in 2 layers, 3 templates, 267 sequences
+      template         best head  score   chance  excess  sink
+      previous-token   L0H0        1.000   0.191   1.000   0.091
+      duplicate-token  L1H0        0.083   0.109  -0.029   0.083
+      induction        L1H0        0.917   0.109   0.906   0.083
+    >>> [(head.layer, head.head, head.template) for head in found.called()]
+    [(0, 0, 'previous-token'), (1, 0, 'induction')]
+
+    One in twelve of the second head's attention is on position 0: the first head has nothing before it to copy there, and copies
+    the token itself.
+    """
+    wanted = find_templates(SHIPPED if templates is None else templates)
+    made = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
+    if tokens is None:
+        parts = _make(model, wanted, made, optional=templates is None)
+    else:
+        _refuse(made)
+        parts = [Part(wanted, tokens, {"kind": "given"})]
+    evidence: dict[str, Evidence] = {}
+    shared: dict[tuple[str, str], int] = {}
+    for part in parts:
+        scored = score_batches(model, part.templates, part.tokens, queries, batch_size)
+        evidence |= scored.evidence
+        shared |= scored.shared
+    kept = tuple(template for template in wanted if template.name in evidence)
+    return HeadScores(
+        templates=kept,
+        evidence={template.name: evidence[template.name] for template in kept},
+        shared=shared,
+        settings=settings_of(parts, queries),
+        provenance={**describe(model), "versions": versions()},
+    )
+
+
+def _make(
+    model: HookedModel, templates: tuple[Template, ...], made: Mapping[str, Any], *, optional: bool
+) -> list[Part]:
+    require_hooks(model, [attention_hook(layer, "pattern") for layer in range(model.cfg.n_layers)])
+    parts = []
+    if plain := tuple(template for template in templates if template.ngram == 1):
+        parts.append(_part(plain, repeated_tokens(model, **made)))
+    ngrams = tuple(template for template in templates if template.ngram > 1)
+    while ngrams:
+        longest = max(template.ngram for template in ngrams)
+        try:
+            parts.append(_part(ngrams, ngram_tokens(model, n=longest, **made)))
+            break
+        except CausalProbeError:
+            if not optional:
+                raise
+        ngrams = tuple(template for template in ngrams if template.ngram < longest)
+    return parts
+
+
+def _part(templates: tuple[Template, ...], made: Sequences) -> Part:
+    return Part(templates, made.tokens, made.settings)
+
+
+def _refuse(made: Mapping[str, Any]) -> None:
+    default = {"sequences": None, "period": None, "bos": "auto", "seed": 0}
+    if given := [f"{name}={value!r}" for name, value in made.items() if value != default[name]]:
+        raise CausalProbeError(
+            f"{', '.join(given)} is about sequences that are made, and tokens were given, which are taken as they are. Leave out "
+            "one of the two."
+        )

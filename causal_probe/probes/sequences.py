@@ -1,0 +1,195 @@
+"""Sequences on which head types can be told apart: repeated random tokens, and repeated walks whose n-grams share their ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import HookedModel, describe
+
+__all__ = ["Sequences", "ngram_tokens", "repeated_tokens"]
+
+#: Tokens in a period, and sequences, where nothing stands in the way.
+PERIOD = 50
+SEQUENCES = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Sequences that were made, and how.
+
+    Attributes
+    ----------
+    tokens
+        [sequence, pos], on the model's device.
+    settings
+        What made them: ``kind``, ``sequences``, ``period``, ``copies``, ``bos`` (the id that starts each sequence, or None),
+        ``seed``.
+    """
+
+    tokens: Int[Tensor, "sequence pos"]
+    settings: Mapping[str, Any]
+
+
+def repeated_tokens(
+    model: HookedModel, *, sequences: int | None = None, period: int | None = None, bos: str = "auto", seed: int = 0
+) -> Sequences:
+    """Random tokens, repeated: x_1 ... x_p x_1 ... x_p, with a BOS token first where there is to be one.
+
+    The tokens of a period are drawn without replacement, so that each has exactly one earlier occurrence in the second copy.
+    Special and padding tokens are not drawn.
+
+    Parameters
+    ----------
+    model
+        Says which tokens there are (``cfg.d_vocab``, ``tokenizer``), and how many fit (``cfg.n_ctx``; one less is used, which
+        every model of TransformerLens' kind accepts).
+    sequences
+        How many. By default 32, and more where the period is short, so that there are about as many tokens.
+    period
+        Tokens in a period. By default 50, or what the context and the vocabulary hold; where the vocabulary is the
+        limit, there are more than two copies, to at most 100 tokens.
+    bos
+        Whether a BOS token comes first: ``"yes"``, ``"no"``, or ``"auto"``, what the model's tokenizer does by itself.
+    seed
+        Of the draws.
+
+    Raises
+    ------
+    CausalProbeError
+        If an argument is out of range, the sequences don't fit, or a BOS token is asked for and there is none.
+    """
+    allowed, start, room = _vocabulary(model, bos)
+    limit = min(len(allowed), room // 2)
+    if period is None:
+        period = min(PERIOD, limit)
+        copies = min(2 * PERIOD, room) // max(period, 1)
+    else:
+        copies = 2
+    if not 2 <= period <= limit:
+        raise CausalProbeError(
+            f"Two copies of {period} different tokens are wanted, of at least 2; the context has room for {room} tokens, and "
+            f"{len(allowed)} can be drawn."
+        )
+    sequences = _count(sequences, period)
+    generator = torch.Generator().manual_seed(seed)
+    periods = [allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(sequences)]
+    return _finish(model, torch.stack(periods), "repeated", copies, start, seed)
+
+
+def ngram_tokens(
+    model: HookedModel,
+    *,
+    n: int = 3,
+    sequences: int | None = None,
+    period: int | None = None,
+    bos: str = "auto",
+    seed: int = 0,
+) -> Sequences:
+    """Repeated walks in which n tokens determine the next one, and fewer do not.
+
+    On tokens that were drawn without replacement, all of the n-gram templates coincide. Here a period is a random closed walk in
+    which every n-gram occurs once, and in it every shorter one, of k tokens, 2^(n - k) times, before different tokens and
+    after different tokens: an Eulerian circuit over the (n-1)-grams of a graph in which each of m tokens has two
+    successors and two predecessors. So the period has 2^(n - 1) m tokens.
+
+    Parameters
+    ----------
+    n
+        At least 2. The sequences serve all smaller n too.
+    period
+        At most this many tokens in a period; by default 50, or half of what the context holds.
+    model, sequences, bos, seed
+        As for :func:`repeated_tokens`.
+
+    Raises
+    ------
+    CausalProbeError
+        As :func:`repeated_tokens`; m is at least 2.
+    """
+    allowed, start, room = _vocabulary(model, bos)
+    if n < 2:
+        raise CausalProbeError(f"Sequences for n-grams need n of at least 2; it is {n}.")
+    longest = min(period or PERIOD, room // 2)
+    m = min(longest >> (n - 1), len(allowed))
+    if m < 2:
+        raise CausalProbeError(
+            f"Sequences for {n}-grams need two copies of {2**n} tokens or more; a period of at most {longest} is possible."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    sequences = _count(sequences, m << (n - 1))
+    periods = [
+        allowed[torch.randperm(len(allowed), generator=generator)[:m]][_walk(m, n, generator)] for _ in range(sequences)
+    ]
+    return _finish(model, torch.stack(periods), f"{n}-gram", 2, start, seed)
+
+
+def _walk(m: int, n: int, generator: torch.Generator) -> Tensor:
+    """A random closed walk over ``m`` tokens that passes each of its ``m 2^(n-1)`` n-grams once."""
+    # Successors i and i+1 for two tokens (then a token may follow itself); i+1 and i+jump for more.
+    jump = 0 if m == 2 else int(torch.randint(2, m, (), generator=generator))
+    grams: list[tuple[int, ...]] = [(i,) for i in range(m)]
+    for _ in range(n - 2):
+        grams = [(*gram, (gram[-1] + step) % m) for gram in grams for step in (1, jump)]
+    edges = [(gram, (*gram[1:], (gram[-1] + step) % m)) for gram in grams for step in (1, jump)]
+    order = torch.randperm(len(edges), generator=generator).tolist()
+    circuit = nx.eulerian_circuit(nx.DiGraph([edges[i] for i in order]))  # follows the edges as they were put in
+    return torch.tensor([gram[0] for gram, _ in circuit])
+
+
+def _finish(model: HookedModel, periods: Tensor, kind: str, copies: int, start: int | None, seed: int) -> Sequences:
+    tokens = periods.repeat(1, copies)
+    if start is not None:
+        tokens = torch.cat([torch.full((len(tokens), 1), start), tokens], 1)
+    settings = {
+        "kind": kind,
+        "sequences": len(periods),
+        "period": periods.shape[1],
+        "copies": copies,
+        "bos": start,
+        "seed": seed,
+    }
+    return Sequences(tokens.to(describe(model)["device"] or "cpu"), settings)
+
+
+def _count(sequences: int | None, period: int) -> int:
+    if sequences is None:
+        return max(SEQUENCES, math.ceil(SEQUENCES * PERIOD / period))
+    if sequences < 1:
+        raise CausalProbeError(f"One sequence or more is needed; {sequences} were asked for.")
+    return sequences
+
+
+def _vocabulary(model: HookedModel, bos: str) -> tuple[Tensor, int | None, int]:
+    """The tokens that can be drawn, the BOS token to start with if any, and how many tokens fit after it."""
+    tokenizer = getattr(model, "tokenizer", None)
+    start = _start(tokenizer, bos)
+    d_vocab = int(model.cfg.d_vocab)
+    special: set[int] = set()
+    if tokenizer is not None:
+        d_vocab = min(d_vocab, len(tokenizer))  # rows of the embedding beyond are padding
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    allowed = torch.tensor([i for i in range(d_vocab) if i not in special], dtype=torch.long)
+    return allowed, start, int(model.cfg.n_ctx) - 1 - (start is not None)
+
+
+def _start(tokenizer: Any, bos: str) -> int | None:
+    if bos not in ("auto", "yes", "no"):
+        raise CausalProbeError(f"bos is 'auto', 'yes' or 'no'; it is {bos!r}.")
+    start = getattr(tokenizer, "bos_token_id", None)
+    if bos == "yes":
+        if start is None:
+            raise CausalProbeError("A BOS token was asked for, and the model has no tokenizer with one. Say bos='no'.")
+        return int(start)
+    if bos == "no" or start is None:
+        return None
+    return int(start) if tokenizer("a")["input_ids"][:1] == [start] else None
