@@ -14,11 +14,11 @@ import json
 import math
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import networkx as nx
 import numpy as np
@@ -82,6 +82,12 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   year    = {2022},
   eprint  = {2209.11895},
   archivePrefix = {arXiv}
+}""",
+    "elhage2021": """@article{elhage2021,
+  title   = {A Mathematical Framework for Transformer Circuits},
+  author  = {Elhage, Nelson and Nanda, Neel and Olsson, Catherine and Henighan, Tom and Joseph, Nicholas and others},
+  journal = {Transformer Circuits Thread},
+  year    = {2021}
 }""",
 }
 
@@ -154,7 +160,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises
     ------
     CausalProbeError
-        If the folder is missing or can't be written.
+        If the folder is missing or can't be written, or ``path`` is a folder.
     """
     # Token text may hold lone surrogates, which UTF-8 can't carry: they are written as their escapes.
     _write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
@@ -162,21 +168,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def _write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     path = Path(path)
+    temporary = path.parent / f".{secrets.token_hex(8)}.partial"
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError, ValueError):
+                os.unlink(temporary)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise CausalProbeError(
-            f"Can't write {path}: {error.strerror}. Name a folder that exists and can be written."
+            f"Can't write {path}: {_reason(error)}. Name a file, in a folder that exists and can be written."
         ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -186,7 +191,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays to ``path`` as safetensors, atomically."""
-    _write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    # Not ascontiguousarray, which gives an array without axes one axis.
+    _write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -195,20 +201,22 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     CausalProbeError
-        If the file is missing, unreadable or not JSON.
+        If the file is missing, unreadable or not strict JSON (which has no NaN).
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
-        raise CausalProbeError(f"Can't read {path}: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CausalProbeError(f"Can't read {path}: {_reason(error)}.") from error
+    except (ValueError, RecursionError) as error:  # bytes that are no text, text that is no JSON, thousands of brackets
         raise CausalProbeError(f"{path} was expected to be a JSON file and isn't: {error}.") from error
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 # --------------------------------------------------------------------------------------------------------------- folders
@@ -235,17 +243,19 @@ def results_folder(
     Raises
     ------
     CausalProbeError
-        If ``folder`` is a file, can't be written, holds something that is not a result, or holds results of other
-        settings and ``overwrite`` is false. :func:`check_results_folder` tells all this before any work is done.
+        If ``folder`` is a file, can't be written, can't be replaced (it is the current folder or a mount point), holds
+        something that is not a result, or holds results of other settings and ``overwrite`` is false.
+        :func:`check_results_folder` tells all this before any work is done.
     """
-    folder = Path(folder)
     check_results_folder(folder, settings=settings, overwrite=overwrite)
-    target = folder.resolve()
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+    target = _resolve(folder)
+    staging = _make_staging(target)
     try:
-        os.chmod(staging, 0o777 & ~_umask())
         yield staging
-        _swap(staging, target)
+        try:
+            _swap(staging, target)
+        except OSError as error:
+            raise CausalProbeError(f"Can't put the results into {folder}: {_reason(error)}.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -254,54 +264,88 @@ def check_results_folder(
     folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False
 ) -> None:
     """Raise what :func:`results_folder` would raise; create no more than the missing parents of ``folder``."""
-    target = Path(folder).resolve()
-    _restore(target)
-    if target.exists() and not target.is_dir():
-        raise CausalProbeError(f"--out names {folder}, which is a file. Name a folder.")
-    if target.is_dir() and any(target.iterdir()):
-        earlier = target / "result.json"
-        if not earlier.is_file():
-            raise CausalProbeError(f"{folder} is not empty and holds no earlier result. Name a new or empty folder.")
-        content = read_json(earlier)
-        # A folder that a person has added files to is not ours to replace.
-        foreign = sorted({path.name for path in target.iterdir()} - set(content.get("files", [])))
-        if foreign:
-            raise CausalProbeError(
-                f"{folder} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."
-            )
-        if not overwrite and content.get("settings") != to_jsonable(settings):
-            raise CausalProbeError(
-                f"{folder} holds a result of other settings. Name another folder, or pass --overwrite."
-            )
+    target = _resolve(folder)
     try:
+        if target.exists() and not target.is_dir():
+            raise CausalProbeError(f"--out names {folder}, which is a file. Name a folder.")
+        if target.exists() and (os.path.ismount(target) or os.path.samefile(target, os.curdir)):
+            raise CausalProbeError(
+                f"{folder} is the current folder or a mount point, and can't be replaced as a whole. Name a folder inside it."
+            )
+        _restore(target)
+        if target.is_dir():
+            _check_replaceable(folder, target, settings=settings, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A folder can be made here if one has just been made: on a read-only or special file system, rights are not enough.
+        _make_staging(target).rmdir()
     except OSError as error:
-        raise CausalProbeError(f"Can't make the folder {folder}: {error.strerror}.") from error
-    for place in (target.parent, target):
-        if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-            raise CausalProbeError(f"The folder {place} can't be written. Name another one with --out.")
+        raise CausalProbeError(
+            f"Can't make the folder {folder}: {_reason(error)}. Name another one with --out."
+        ) from error
+
+
+def _check_replaceable(
+    folder: str | os.PathLike[str], target: Path, *, settings: Mapping[str, Any], overwrite: bool
+) -> None:
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise CausalProbeError(f"The folder {folder} can't be written. Name another one with --out.")
+    if not any(target.iterdir()):
+        return
+    earlier = target / "result.json"
+    if not earlier.is_file():
+        raise CausalProbeError(f"{folder} is not empty and holds no earlier result. Name a new or empty folder.")
+    content = read_json(earlier)
+    files = content.get("files") if isinstance(content, dict) else None
+    # A folder that a person has added files to is not ours to replace.
+    foreign = sorted({path.name for path in target.iterdir()} - set(map(str, files if isinstance(files, list) else ())))
+    if foreign:
+        raise CausalProbeError(
+            f"{folder} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."
+        )
+    if not overwrite and content.get("settings") != to_jsonable(settings):
+        raise CausalProbeError(f"{folder} holds a result of other settings. Name another folder, or pass --overwrite.")
+
+
+def _resolve(folder: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(folder).resolve()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: links in a circle; ValueError: no possible name
+        raise CausalProbeError(f"{os.fspath(folder)!r} can't name a folder of results: {_reason(error)}.") from error
+
+
+def _make_staging(target: Path) -> Path:
+    staging = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+    staging.mkdir()
+    return staging
 
 
 def _backup_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.previous")
+    return target.with_name(f".{target.name}.causal-probe-previous")
 
 
 def _swap(staging: Path, target: Path) -> None:
     """Put ``staging`` in the place of ``target``. Between the two renames the old results are in the backup."""
     backup = _backup_of(target)
-    if target.exists():
-        os.replace(target, backup)
     try:
+        if target.exists():
+            os.replace(target, backup)
         os.replace(staging, target)
     except BaseException:
-        if backup.exists():
-            os.replace(backup, target)
+        _restore(target)
         raise
     shutil.rmtree(backup, ignore_errors=True)
 
 
 def _restore(target: Path) -> None:
-    """After a kill between the two renames of :func:`_swap`, bring the old results back."""
+    """Finish what a kill inside :func:`_swap` left: bring the old results back, or drop them if the new ones are in place."""
     backup = _backup_of(target)
-    if backup.exists() and not target.exists():
+    if not backup.exists():
+        return
+    if target.exists() and any(target.iterdir()):
+        shutil.rmtree(backup)
+    else:
         os.replace(backup, target)
