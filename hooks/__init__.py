@@ -10,11 +10,13 @@ from causal_probe.hooks.adapt import to_hooked
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
 from causal_probe.hooks.edit import Edit, edited, mean_ablate, one_hot_row, replace_row, uniform_row, zero_ablate
 from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.preflight import Finding, find_faults, preflight
 from causal_probe.hooks.record import PatternMeans, each_batch, mean_heads, mean_patterns
 from causal_probe.hooks.tokens import SpecialTokens, special_tokens
 
 __all__ = [
     "Edit",
+    "Finding",
     "HookedModel",
     "Moments",
     "PatternMeans",
@@ -23,11 +25,13 @@ __all__ = [
     "describe",
     "each_batch",
     "edited",
+    "find_faults",
     "is_live",
     "mean_ablate",
     "mean_heads",
     "mean_patterns",
     "one_hot_row",
+    "preflight",
     "replace_row",
     "require_hooks",
     "special_tokens",

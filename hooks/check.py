@@ -18,7 +18,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["HookedModel", "attention_hook", "describe", "is_live", "require_hooks", "undisturbed"]
+__all__ = ["HookedModel", "attention_hook", "describe", "is_live", "live_hooks", "require_hooks", "undisturbed"]
 
 
 @runtime_checkable
@@ -91,12 +91,25 @@ def is_live(model: HookedModel, name: str, run: Callable[[], Tensor]) -> bool:
         Runs ``model`` once and returns what is measured. If it switches gradients off, the value is replaced by NaN instead,
         which spreads through whatever reads it.
     """
-    require_hooks(model, [name])
-    leaves: list[Tensor] = []
+    return name in live_hooks(model, [name], run)
 
-    def to_leaf(value: Tensor, hook: Any) -> Tensor:
-        leaves.append(value.detach().clone().requires_grad_())
-        return leaves[-1]
+
+def live_hooks(model: HookedModel, names: Iterable[str], run: Callable[[], Tensor]) -> set[str]:
+    """Which of several hook points are live, in one run: see :func:`is_live`.
+
+    None may be upstream of another without a way around it (a replaced ``hook_z`` cuts off the pattern before it). The same
+    point in different layers is fine: the residual stream goes around every layer.
+    """
+    names = tuple(names)
+    require_hooks(model, names)
+    leaves: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def to_leaf(name: str) -> Callable[[Tensor, Any], Tensor]:
+        def replace(value: Tensor, hook: Any) -> Tensor:
+            leaves[name].append(value.detach().clone().requires_grad_())
+            return leaves[name][-1]
+
+        return replace
 
     def to_nan(value: Tensor, hook: Any) -> Tensor:
         return torch.full_like(value, math.nan)
@@ -105,15 +118,18 @@ def is_live(model: HookedModel, name: str, run: Callable[[], Tensor]) -> bool:
         warnings.simplefilter("ignore", UserWarning)  # some bridges warn of a discarded edit: that is the answer here
         for parameter in _parameters(model):  # so that the gradient's graph starts at the leaf, and costs no more
             parameter.requires_grad_(False)
-        with torch.enable_grad(), model.hooks(fwd_hooks=[(name, to_leaf)]):
+        with torch.enable_grad(), model.hooks(fwd_hooks=[(name, to_leaf(name)) for name in names]):
             output = run().sum()
-        if not leaves:
-            return False
+        fired = [(name, leaf) for name in names for leaf in leaves[name]]
         if output.requires_grad:
-            gradients = torch.autograd.grad(output, leaves, allow_unused=True)
-            return any(gradient is not None for gradient in gradients)
-        with model.hooks(fwd_hooks=[(name, to_nan)]):
-            return bool(run().isnan().any())
+            gradients = torch.autograd.grad(output, [leaf for _, leaf in fired], allow_unused=True)
+            return {name for (name, _), gradient in zip(fired, gradients, strict=True) if gradient is not None}
+        live = set()
+        for name in {name for name, _ in fired}:
+            with model.hooks(fwd_hooks=[(name, to_nan)]):
+                if run().isnan().any():
+                    live.add(name)
+        return live
 
 
 @contextmanager
@@ -124,7 +140,7 @@ def undisturbed(model: HookedModel) -> Iterator[None]:
     and every parameter's gradient flag is as before, and hooks that were added inside are gone. The caller's own hooks are
     active inside: a model that the caller has edited is measured as edited.
     """
-    modules = list(getattr(model, "modules", tuple)())
+    modules = _modules(model)
     training = [(module, module.training) for module in modules]
     gradients = [(parameter, parameter.requires_grad) for parameter in _parameters(model)]
     points = {
@@ -156,6 +172,14 @@ def describe(model: HookedModel) -> dict[str, str | None]:
         "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
         "device": None if parameter is None else str(parameter.device),
     }
+
+
+def _modules(model: HookedModel) -> list[torch.nn.Module]:
+    # A bridge runs a Hugging Face model that it keeps outside its own modules; what stands between the parts that it wraps, such
+    # as GPT-2's dropout of the embeddings, is found there alone.
+    owners = [model, getattr(model, "original_model", None)]
+    found = [module for owner in owners if isinstance(owner, torch.nn.Module) for module in owner.modules()]
+    return list({id(module): module for module in found}.values())
 
 
 def _parameters(model: HookedModel) -> list[torch.nn.Parameter]:

@@ -1,0 +1,334 @@
+"""The preflight: everything that would make a measurement wrong, found before it is made and said all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.check import HookedModel, attention_hook, describe, live_hooks, require_hooks, undisturbed
+from causal_probe.hooks.tokens import special_tokens
+
+__all__ = ["Finding", "find_faults", "preflight"]
+
+#: The patterns of this many sequences are looked at; tokens, lengths and padding are checked in all of them.
+SEQUENCES = 2
+
+#: Whether a hook is live does not depend on the tokens: a few of them keep the gradient's graph small.
+LIVENESS_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes
+    ----------
+    kind
+        ``no-surface``, ``missing-hooks``, ``tokens``, ``too-long``, ``vocabulary``, ``padding``, ``fails``, ``not-eager``,
+        ``silent-hooks``, ``shape``, ``nan``, ``row-sums``, ``not-causal`` or ``dead-hooks``.
+    message
+        What was found, and what to do about it.
+    """
+
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def preflight(
+    model: object,
+    tokens: Any,
+    *,
+    attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
+    hooks: Sequence[str] = ("pattern",),
+) -> None:
+    """Raise unless attention can be measured, and the hooks used, on these tokens.
+
+    Arguments are those of :func:`find_faults`.
+
+    Raises
+    ------
+    CausalProbeError
+        With every finding.
+    """
+    findings = find_faults(model, tokens, attention_mask=attention_mask, hooks=hooks)
+    if not findings:
+        return
+    name = describe(model)["model"] if isinstance(model, HookedModel) else type(model).__name__
+    if len(findings) == 1:
+        raise CausalProbeError(f"{name} can't be measured on these tokens: {findings[0]}")
+    reasons = " ".join(f"({number}) {finding}" for number, finding in enumerate(findings, 1))
+    raise CausalProbeError(f"{name} can't be measured on these tokens, for {len(findings)} reasons: {reasons}")
+
+
+def find_faults(
+    model: object,
+    tokens: Any,
+    *,
+    attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
+    hooks: Sequence[str] = ("pattern",),
+) -> tuple[Finding, ...]:
+    """Everything that would make a measurement wrong; empty if nothing is.
+
+    The model is run twice, on a few sequences. What is wrong with the tokens doesn't hide what is wrong with the model: where
+    they can't be run, others are run in their place.
+
+    Parameters
+    ----------
+    model
+        Anything; what is no :class:`HookedModel` is told what it lacks. It is left as it was: the caller's hooks, training
+        mode, dtype, device and gradient flags, also after an exception. The caller's hooks are active.
+    tokens
+        What is to be measured on, [batch, pos].
+    attention_mask
+        1 at tokens and 0 at padding. It is given to the model, and rows of padding are not looked at.
+    hooks
+        Which hook points of the attention of every layer must be there and live: ``"pattern"`` to read and replace patterns,
+        ``"z"`` to ablate heads, ``"attn_scores"`` for gradients.
+
+    Returns
+    -------
+    tuple of Finding
+    """
+    try:
+        require_hooks(model, ())
+    except CausalProbeError as error:
+        return (Finding("no-surface", str(error)),)
+    assert isinstance(model, HookedModel)
+    findings = []
+    layers = range(int(model.cfg.n_layers))
+    known = [what for what in hooks if all(attention_hook(layer, what) in model.hook_dict for layer in layers)]
+    try:
+        require_hooks(model, [attention_hook(layer, what) for what in hooks for layer in layers])
+    except CausalProbeError as error:
+        findings.append(Finding("missing-hooks", str(error)))
+
+    if fault := _shape_fault(tokens, attention_mask):
+        findings.append(fault)
+        tokens, attention_mask = torch.zeros(1, 2, dtype=torch.long), None
+    findings += _token_faults(model, tokens, attention_mask)
+    tokens = _runnable(model, tokens[:SEQUENCES])
+    attention_mask = None if attention_mask is None else attention_mask[:SEQUENCES, : tokens.shape[1]].to(tokens.device)
+
+    with undisturbed(model):
+        looked_at, silent = _run(
+            model, tokens, attention_mask, [attention_hook(layer, w) for w in known for layer in layers]
+        )
+        findings += looked_at
+        if "fails" not in {finding.kind for finding in looked_at}:
+            findings += _dead(model, tokens, [w for w in known if attention_hook(0, w) not in silent])
+    return tuple(findings)
+
+
+# ------------------------------------------------------------------------------------------------------------- the tokens
+
+
+def _shape_fault(tokens: Any, mask: Any) -> Finding | None:
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
+        found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+        return Finding("tokens", f"Tokens must be a tensor of whole numbers [batch, pos]; they are {found}.")
+    if 0 in tokens.shape:
+        return Finding("tokens", f"There are no tokens: their shape is {list(tokens.shape)}.")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != tokens.shape):
+        found = str(list(mask.shape)) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        return Finding(
+            "tokens", f"The attention mask must have the tokens' shape, {list(tokens.shape)}; it is {found}."
+        )
+    return None
+
+
+def _token_faults(model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None) -> Iterator[Finding]:
+    d_vocab, longest = int(model.cfg.d_vocab), _longest(model)
+    if tokens.shape[1] > longest:
+        yield Finding(
+            "too-long",
+            f"The sequences have {tokens.shape[1]} tokens, and the model's context holds {longest}: shorten them.",
+        )
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= d_vocab:
+        yield Finding(
+            "vocabulary",
+            f"The token ids run from {least} to {most}, and the model's vocabulary from 0 to {d_vocab - 1}: use its own tokenizer.",
+        )
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None and (highest := max(tokenizer.get_vocab().values())) >= d_vocab:
+        yield Finding(
+            "vocabulary",
+            f"The tokenizer gives ids up to {highest}, and the model's vocabulary ends at {d_vocab - 1}: they don't belong together.",
+        )
+    if mask is None and (padded := _padded(model, tokens)):
+        yield Finding(
+            "padding",
+            f"{padded} of {len(tokens)} sequences begin or end with padding (token {special_tokens(model).pad}), and no mask is "
+            "given: attention to padding would count. Give sequences of one length, or an attention_mask.",
+        )
+
+
+def _padded(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> int:
+    """In how many sequences padding begins or ends."""
+    special = special_tokens(model)
+    if special.pad is None:
+        return 0
+    is_pad = tokens == special.pad
+    # Many models pad with a token that also starts or ends a text: one of it is no padding yet.
+    eos = getattr(getattr(model, "tokenizer", None) or model.cfg, "eos_token_id", None)
+    at_start = is_pad[:, : 1 + (special.pad == special.bos)].all(1)
+    at_end = is_pad[:, -1 - (special.pad in (special.bos, eos)) :].all(1)
+    return int((at_start | at_end).sum()) if tokens.shape[1] > 1 else 0
+
+
+def _longest(model: HookedModel) -> float:
+    # n_ctx of a DisentangledTransformer is one above its longest sequence, as TransformerLens' detect_head wants it.
+    limits = (getattr(model, "n_positions", None), getattr(model.cfg, "n_ctx", None))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=float("inf"))
+
+
+def _runnable(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Tokens that the model can run, the same where they can be."""
+    length = int(min(tokens.shape[1], _longest(model)))
+    return tokens[:, :length].clamp(0, int(model.cfg.d_vocab) - 1).to(describe(model)["device"] or "cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------- the patterns
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """What one layer's patterns look like."""
+
+    shape: tuple[int, ...]
+    nan: Sequence[int] = ()
+    wrong: Sequence[int] = ()
+    low: float = 1.0
+    high: float = 1.0
+    ahead: Sequence[int] = ()
+
+
+def _run(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None, names: Sequence[str]
+) -> tuple[list[Finding], set[str]]:
+    """What is wrong with the patterns, and the hook points that did not fire."""
+    fired: set[str] = set()
+    patterns: dict[int, _Pattern] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def record(value: Any, hook: Any) -> None:
+            if isinstance(value, Tensor):
+                fired.add(name)
+                if name.endswith("hook_pattern"):
+                    patterns[int(name.split(".")[1])] = _look_at(value, mask)
+
+        return record
+
+    options = {} if mask is None else {"attention_mask": mask}
+    try:
+        with model.hooks(fwd_hooks=[(name, look(name)) for name in names]):
+            model(tokens, **options)
+    except Exception as error:  # whatever a model raises is the finding
+        reason = next(iter(str(error).strip().splitlines()), "")
+        return [Finding("fails", f"The model fails on them with {type(error).__name__}: {reason}")], set()
+    silent = [name for name in names if name not in fired]
+    return [*_silence(model, silent), *_pattern_faults(patterns)], set(silent)
+
+
+def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None) -> _Pattern:
+    if pattern.ndim != 4 or pattern.shape[2] != pattern.shape[3]:
+        return _Pattern(tuple(pattern.shape))
+    totals = pattern.sum(-1, dtype=torch.promote_types(pattern.dtype, torch.float32))
+    rows = torch.ones_like(totals, dtype=torch.bool)
+    if mask is not None:
+        rows &= mask.bool()[:, None, :]
+    nan = totals.isnan() & rows
+    wrong = ((totals - 1).abs() > max(1e-4, 4 * torch.finfo(pattern.dtype).eps)) & rows
+    ahead = (pattern.triu(1) > 1e-6).any(-1) & rows
+    found = totals[wrong] if wrong.any() else totals.new_ones(1)
+    nan_heads, wrong_heads, ahead_heads = (
+        what.any(-1).any(0).nonzero().flatten().tolist() for what in (nan, wrong, ahead)
+    )
+    return _Pattern(tuple(pattern.shape), nan_heads, wrong_heads, float(found.min()), float(found.max()), ahead_heads)
+
+
+def _pattern_faults(patterns: dict[int, _Pattern]) -> Iterator[Finding]:
+    if shapes := {
+        pattern.shape
+        for pattern in patterns.values()
+        if len(pattern.shape) != 4 or pattern.shape[2] != pattern.shape[3]
+    }:
+        yield Finding(
+            "shape",
+            f"The pattern hooks should carry [batch, head, query, key]; they carry {', '.join(str(list(s)) for s in shapes)}.",
+        )
+    if nan := _heads({layer: pattern.nan for layer, pattern in patterns.items()}):
+        yield Finding(
+            "nan",
+            f"There is NaN in the patterns of {nan}: check the weights for NaN, and the tokens for rows that are all masked.",
+        )
+    if wrong := _heads({layer: pattern.wrong for layer, pattern in patterns.items()}):
+        low = min(pattern.low for pattern in patterns.values())
+        high = max(pattern.high for pattern in patterns.values())
+        yield Finding(
+            "row-sums",
+            f"Rows of the patterns of {wrong} don't sum to one but to {low:.4g} ... {high:.4g}: attention is not normalised there, "
+            "or a hook of yours changes it.",
+        )
+    if ahead := _heads({layer: pattern.ahead for layer, pattern in patterns.items()}):
+        yield Finding(
+            "not-causal",
+            f"{ahead} attend to later positions: the model is not causal, and a parent must come before its child.",
+        )
+
+
+def _heads(heads: dict[int, Sequence[int]]) -> str:
+    names = [f"L{layer}H{head}" for layer in sorted(heads) for head in heads[layer]]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more heads" if len(names) > 4 else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------- the hooks
+
+
+def _silence(model: HookedModel, silent: Sequence[str]) -> Iterator[Finding]:
+    if not silent:
+        return
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in (None, "eager"):
+        yield Finding(
+            "not-eager",
+            f"{_names(silent)}: no value passes, because the attention is {attention!r}, which makes no patterns. Load the model "
+            'with attn_implementation="eager".',
+        )
+    else:
+        yield Finding("silent-hooks", f"{_names(silent)}: no value passes. The model does not use this attention.")
+
+
+def _dead(model: HookedModel, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str]) -> Iterator[Finding]:
+    few = tokens[:1, :LIVENESS_TOKENS]
+    names = [attention_hook(layer, what) for what in hooks for layer in range(int(model.cfg.n_layers))]
+    live: set[str] = set()
+    for what in hooks:  # those of one kind at a time: a replaced z cuts the pattern behind it off
+        of_kind = [name for name in names if name.endswith(f"hook_{what}")]
+        live |= live_hooks(model, of_kind, lambda: _logits(model(few)))
+    if dead := [name for name in names if name not in live]:
+        yield Finding(
+            "dead-hooks",
+            f"{_names(dead)}: decorative, for the model's output does not depend on the values there. What they show may not be "
+            "what the model uses, an edit there does nothing, and its effect would be reported as zero.",
+        )
+
+
+def _logits(output: Any) -> Tensor:
+    found = getattr(output, "logits", output)
+    logits: Tensor = found if isinstance(found, Tensor) else found[0]
+    return logits
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more hook points" if len(names) > 2 else "")
