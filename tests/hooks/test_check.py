@@ -120,3 +120,17 @@ def test_an_edit_ends_with_its_block_also_after_an_exception():
 
 def test_a_model_is_described_by_its_name_dtype_and_device():
     assert describe(disentangled()) == {"model": "disentangled-transformer", "dtype": "float64", "device": "cpu"}
+
+
+def test_dropout_of_a_hugging_face_model_is_off_inside_a_bridge_and_back_afterwards():
+    """A bridge's own modules leave out GPT-2's dropout of the embeddings, which stands between the parts that it wraps."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=5, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    config._attn_implementation = "eager"
+    hugging_face = GPT2LMHeadModel(config).train()
+    bridge = build_bridge_from_module(hugging_face, architecture="GPT2LMHeadModel", hf_config=config)
+    with undisturbed(bridge):
+        assert torch.equal(bridge(random_tokens(2)), bridge(random_tokens(2)))
+    assert all(module.training for module in hugging_face.modules())

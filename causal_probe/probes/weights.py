@@ -1,0 +1,574 @@
+"""What the weights say of each head before any token is seen: does it copy, does it look one back, whom does it read?
+
+Notation: vectors are rows, so a head reads x W_Q, x W_K, x W_V and adds (pattern) x W_V W_O to the residual stream. Its two
+circuits (Elhage et al. 2021) are
+
+    W_OV = W_V W_O        what is moved, where it is attended to         [d_model, d_model], rank d_head at most
+    W_QK = W_Q W_K^T      which key a query is drawn to                  [d_model, d_model], rank d_head at most
+
+Neither is ever formed, and no matrix of the size d_vocab x d_vocab either: everything goes through products with d_head.
+
+The linear part of a normalization belongs to the weights that read what it normalized: its gain, and for LayerNorm the
+subtraction of the mean. A model whose normalization is folded already and one whose isn't have the same numbers. What depends
+on the tokens, the division by the norm, is left out: it scales and does not turn.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import HookedModel, attention_hook, describe, require_hooks, undisturbed
+from causal_probe.results import Citation, cite, to_jsonable, versions
+
+__all__ = ["Composition", "HeadWeights", "composition", "head_weights"]
+
+#: The three ways in which a head can read what another wrote: through its queries, its keys, its values.
+KINDS = ("q", "k", "v")
+
+#: Scores of one head by layer; None where undefined.
+ByHead = tuple[tuple[float | None, ...], ...]
+
+
+# ----------------------------------------------------------------------------------------------------------- one head alone
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadWeights:
+    """What :func:`head_weights` found. Scores run over [layer][head]; None where undefined, for a reason given in ``undefined``.
+
+    Attributes
+    ----------
+    copying
+        OV copying score, in [-1, 1]: the sum of the eigenvalues of W_E W_OV W_U over the sum of their moduli. 1: attending to a
+        token raises that token's logit, on the whole, as in a copying head; -1: it lowers it; a random head is near 0.
+    previous_token
+        QK previous-token score, in [0, 1]: the mean, over queries 1 to ``positions`` - 1, of the attention to the key just before
+        that the head would pay if the stream held the position embeddings alone.
+    previous_token_chance
+        The same of even attention, the mean of 1 / (query + 1). None where ``previous_token`` is undefined for all.
+    positions
+        Length of the sequence that ``previous_token`` was measured on.
+    undefined
+        Reasons, by the name of a field (for all heads) or of a field and a head (``"copying L1H1"``).
+    provenance
+        The model's name, dtype and device, and the versions of the packages.
+    """
+
+    copying: ByHead
+    previous_token: ByHead
+    previous_token_chance: float | None
+    positions: int | None
+    undefined: Mapping[str, str]
+    provenance: Mapping[str, Any]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per head: layer, head, copying, previous_token; what is undefined is missing, as pandas has it (NaN)."""
+        return pd.DataFrame(self._records()).astype({"copying": float, "previous_token": float})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All scores, with the reasons for those that are undefined, in plain JSON types."""
+        fields = ("previous_token_chance", "positions", "undefined", "provenance")
+        return dict(to_jsonable({"heads": self._records(), **{name: getattr(self, name) for name in fields}}))
+
+    def cite(self) -> Citation:
+        """Where the scores come from, and one sentence for a methods section."""
+        number_of = self.provenance["versions"]
+        return cite(
+            "elhage2021",
+            methods=(
+                f"A head's copying score in {self.provenance['model']} is the sum of the eigenvalues of W_E W_V W_O W_U over the "
+                "sum of their moduli, with the normalization's linear part folded into the weights; its previous-token score is "
+                "the mean attention to the preceding position with the residual stream replaced by the position embeddings "
+                f"(causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens {number_of['transformer-lens']}, "
+                f"{self.provenance['dtype']} on {self.provenance['device']})."
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{_text(self.to_pandas())}{self._notes()}"
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", max_rows=40, border=0)
+        return f"<p>{html.escape(self._title())}</p>{table}<p>{html.escape(self._notes().strip())}</p>"
+
+    def _title(self) -> str:
+        chance = self.previous_token_chance
+        return f"HeadWeights of {self.provenance['model']}" + (
+            "" if chance is None else f": previous_token by chance {chance:.3f}, on {self.positions} positions"
+        )
+
+    def _notes(self) -> str:
+        return "".join(f"\n  {what}: {why}" for what, why in self.undefined.items())
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [
+            {"layer": layer, "head": head, "copying": copying, "previous_token": previous}
+            for layer, row in enumerate(zip(self.copying, self.previous_token, strict=True))
+            for head, (copying, previous) in enumerate(zip(*row, strict=True))
+        ]
+
+
+def head_weights(model: HookedModel, *, positions: int | None = None) -> HeadWeights:
+    """Score what each head does by its weights: copying (OV), and looking one position back (QK).
+
+    Copying: W_E W_V W_O W_U is a matrix [d_vocab, d_vocab] of rank d_head at most; its eigenvalues other than zero are those of
+    the matrix W_O (W_U W_E) W_V [d_head, d_head]. W_E holds the token embeddings as they are: what the first layers make of
+    them (in GPT-2 the first MLP makes much) is not in the score.
+
+    Previous token: the model is run once with the residual stream before each layer replaced by the position embeddings, so the
+    pattern is the head's own: its biases, scale and normalization included. Where there are no learned position embeddings
+    (RoPE, ALiBi, none) the score is undefined: with RoPE what a query is drawn to depends on the content too.
+
+    Grouped queries: query head h reads the key-value head h // (n_heads / n_key_value_heads).
+
+    A :class:`~causal_probe.models.DisentangledTransformer`, which has no W_Q, W_K, W_V and W_O, is scored by its exact standard
+    form, ``model.to_transformer_lens()``.
+
+    Parameters
+    ----------
+    model
+        A TransformerLens model, or any HookedRootModule with ``W_E``, ``W_V``, ``W_O``, ``W_U``. It is left as it was.
+    positions
+        Length of the sequence that the previous-token score is measured on, >= 2; by default 128, or the model's whole context
+        where that is shorter.
+
+    Raises
+    ------
+    CausalProbeError
+        If the weights can't be read as one matrix for each head, or are not finite; or ``positions`` don't fit.
+
+    References
+    ----------
+    Elhage et al., "A Mathematical Framework for Transformer Circuits", Transformer Circuits Thread, 2021.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> model = DisentangledTransformer(d_vocab=3, n_positions=5, heads=[1, 1])
+    >>> for i in range(1, 5):
+    ...     model.block(0, 0, query="position", key="position")[i, i - 1] = 9.0
+    >>> model.output_block("L1H0.token").fill_diagonal_(1.0).shape
+    torch.Size([3, 3])
+    >>> found = head_weights(model)
+    >>> found.copying[1], round(found.previous_token[0][0], 3)
+    ((1.0,), 1.0)
+    >>> found.undefined
+    {'copying L0H0': 'its W_E W_V W_O W_U is zero'}
+    """
+    provenance = {**describe(model), "versions": versions()}
+    standard, n_heads = _standard_form(model)
+    with undisturbed(standard):
+        weights = _Weights.read(standard, n_heads)
+        UE = weights.W_U @ weights.W_E  # [d_model, d_model], in place of [d_vocab, d_vocab]
+        copying = tuple(
+            tuple(_copying(W_V, W_O, UE) for W_V, W_O in zip(*layer, strict=True))
+            for layer in zip(weights.W_V, weights.W_O, strict=True)
+        )
+        previous, chance, length, why = _previous_token(standard, positions, [len(layer) for layer in copying])
+    undefined = {
+        f"copying {_name(layer, head)}": "its W_E W_V W_O W_U is zero"
+        for layer, scores in enumerate(copying)
+        for head, score in enumerate(scores)
+        if score is None
+    }
+    if why is not None:
+        undefined["previous_token"] = why
+    return HeadWeights(copying, previous, chance, length, undefined, provenance)
+
+
+def _copying(
+    W_V: Float[Tensor, "d_model d_head"], W_O: Float[Tensor, "d_head d_model"], UE: Float[Tensor, "d_model d_model"]
+) -> float | None:
+    # The eigenvalues of A B other than zero are those of B A: here A = W_E W_V and B = W_O W_U.
+    eigenvalues = torch.linalg.eigvals(W_O @ UE @ W_V)
+    moduli = float(eigenvalues.abs().sum())
+    # Where a product should be zero, rounding leaves eigenvalues of the size eps; a score made of them would be noise.
+    floor = torch.finfo(W_V.dtype).eps * float(W_O.norm() * UE.norm() * W_V.norm())
+    return None if moduli <= floor else float(eigenvalues.sum().real) / moduli
+
+
+def _previous_token(
+    model: HookedModel, positions: int | None, n_heads: Sequence[int]
+) -> tuple[ByHead, float | None, int | None, str | None]:
+    """Scores, chance, length; or None for each, and the reason."""
+    nothing: ByHead = tuple((None,) * n for n in n_heads)
+    kind = getattr(model.cfg, "positional_embedding_type", None)
+    if kind != "standard" or "hook_pos_embed" not in model.hook_dict:
+        return nothing, None, None, f"no position embeddings are added to the stream (the model's are {kind})"
+    if getattr(model.cfg, "attention_dir", "causal") != "causal":
+        return nothing, None, None, "attention is bidirectional"
+    n_ctx = int(model.cfg.n_ctx)
+    length = min(n_ctx, 128) if positions is None else positions
+    if not 2 <= length <= n_ctx:
+        raise CausalProbeError(
+            f"The previous-token score was asked for on {length} positions; the model has {n_ctx}, and it takes two at least."
+        )
+
+    streams: list[Tensor] = []
+    found: dict[int, Tensor] = {}
+    names = {layer: attention_hook(layer, "pattern") for layer in range(len(n_heads))}
+    require_hooks(model, ["hook_embed", "blocks.0.hook_resid_pre", *names.values()])
+
+    def no_tokens(embedding: Tensor, hook: Any) -> Tensor:
+        return torch.zeros_like(embedding)
+
+    def remember(stream: Tensor, hook: Any) -> None:
+        streams.append(stream)  # position embeddings alone, the embedding of the tokens being zero
+
+    def restore(stream: Tensor, hook: Any) -> Tensor:
+        return streams[-1]
+
+    def reader(layer: int) -> Any:
+        def read(pattern: Float[Tensor, "1 head query key"], hook: Any) -> None:
+            found[layer] = pattern[0].double().diagonal(-1, 1, 2).mean(-1)
+
+        return read
+
+    hooks = [("hook_embed", no_tokens), ("blocks.0.hook_resid_pre", remember)]
+    hooks += [(f"blocks.{layer}.hook_resid_pre", restore) for layer in range(1, len(n_heads))]
+    hooks += [(name, reader(layer)) for layer, name in names.items()]
+    with model.hooks(fwd_hooks=hooks):
+        model(torch.zeros((1, length), dtype=torch.long, device=_device(model)))
+    if missing := [name for layer, name in names.items() if layer not in found]:
+        raise CausalProbeError(f"{', '.join(missing)} did not fire. Load the model with eager attention.")
+    chance = float(np.mean(1 / np.arange(2, length + 1)))
+    return tuple(tuple(found[layer].tolist()[:n]) for layer, n in enumerate(n_heads)), chance, length, None
+
+
+# ------------------------------------------------------------------------------------------------------------- two heads
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Composition:
+    """What :func:`composition` found: for every two heads of different layers, how much the later reads what the earlier writes.
+
+    Attributes
+    ----------
+    heads
+        The heads (layer, head), by layer, then head: the two axes of the arrays.
+    score
+        By kind (``"q"``, ``"k"``, ``"v"``), [writer, reader], in [0, 1]. Zero where the writer's layer is not below the reader's.
+    z
+        By kind, [writer, reader]: by how many standard deviations the square of ``score`` differs from what it is in the mean over
+        all random rotations of the stream between the two heads. Zero where the writer's layer is not below the reader's.
+    baseline
+        The root mean square of ``score`` over all random rotations, the same for every two heads: 1 / sqrt(dimension of the
+        stream). It is exact.
+    undefined
+        Reasons, by head, for those that are in no pair of a kind.
+    provenance
+        The model's name, dtype and device, and the versions of the packages.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    score: Mapping[str, Float[np.ndarray, "head head"]]
+    z: Mapping[str, Float[np.ndarray, "head head"]]
+    baseline: float
+    undefined: Mapping[str, str]
+    provenance: Mapping[str, Any]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per kind and pair whose writer is in a layer below the reader's, largest ``score`` first."""
+        return pd.DataFrame(self._records(), columns=["kind", "writer", "reader", "score", "excess", "z"])
+
+    def top(self, kind: str, k: int = 10) -> pd.DataFrame:
+        """The ``k`` pairs that compose most, by ``score``.
+
+        Raises
+        ------
+        CausalProbeError
+            If the kind was not measured.
+        """
+        if kind not in self.score:
+            raise CausalProbeError(
+                f"Composition of the kind {kind!r} was not measured; there is {', '.join(self.score)}."
+            )
+        table = self.to_pandas()
+        return table[table["kind"] == kind].head(k).reset_index(drop=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All pairs in plain JSON types."""
+        fields = {"baseline": self.baseline, "undefined": self.undefined, "provenance": self.provenance}
+        return dict(to_jsonable({"pairs": self._records(), **fields}))
+
+    def cite(self) -> Citation:
+        """Where the scores come from, and one sentence for a methods section."""
+        number_of = self.provenance["versions"]
+        return cite(
+            "elhage2021",
+            methods=(
+                f"Composition between heads of {self.provenance['model']} is the Frobenius norm of the product of the writer's W_OV "
+                "with the reader's W_QK (q, k) or W_OV (v) over the product of their norms, and is compared with its exact mean "
+                "square over random rotations of the residual stream between the two heads, "
+                f"{self.baseline:.3f} squared (causal-probe {number_of.get('causal-probe', 'from source')}, "
+                f"TransformerLens {number_of['transformer-lens']})."
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{_text(self.to_pandas(), max_rows=20)}"
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas().head(20).to_html(index=False, float_format="{:.3f}".format, border=0)
+        return f"<p>{html.escape(self._title())}</p>{table}"
+
+    def _title(self) -> str:
+        return f"Composition of {len(self.heads)} heads of {self.provenance['model']}: baseline {self.baseline:.3f}"
+
+    def _records(self) -> list[dict[str, Any]]:
+        rows = [
+            {
+                "kind": kind,
+                "writer": _name(*self.heads[w]),
+                "reader": _name(*self.heads[r]),
+                "score": float(scores[w, r]),
+                "excess": float(scores[w, r]) - self.baseline,
+                "z": float(self.z[kind][w, r]),
+            }
+            for kind, scores in self.score.items()
+            for w, r in self._pairs(kind)
+        ]
+        return sorted(rows, key=lambda row: -row["score"])
+
+    def _pairs(self, kind: str) -> Iterator[tuple[int, int]]:
+        for w, writer in enumerate(self.heads):
+            for r, reader in enumerate(self.heads):
+                absent = f"{_name(*writer)} writes", f"{_name(*reader)} {'values' if kind == 'v' else 'scores'}"
+                if writer[0] < reader[0] and not any(what in self.undefined for what in absent):
+                    yield w, r
+
+
+def composition(model: HookedModel, *, kinds: Iterable[str] = KINDS) -> Composition:
+    """How much each head reads what each head of an earlier layer writes: Q-, K- and V-composition, against a random baseline.
+
+    Definition, with the Frobenius norm ``|.|``, writer 1 and reader 2::
+
+        q = |W_OV1 W_QK2| / (|W_OV1| |W_QK2|)       through the reader's queries
+        k = |W_OV1 W_QK2^T| / (|W_OV1| |W_QK2|)     through its keys
+        v = |W_OV1 W_OV2| / (|W_OV1| |W_OV2|)       through its values
+
+    Heads that have nothing to do with each other still score about 1 / sqrt(d_model), so the baseline is part of the result. It
+    needs no sampling: put a random rotation R of the stream between the two (uniform over the orthogonal group). With
+    A = W_OV1^T W_OV1 / |W_OV1|^2, B the same of the reader, and D the dimension of the stream, the square of the score,
+    tr(A R B R^T), has over R
+
+        mean      1 / D
+        variance  2 (tr A^2 - 1/D) (tr B^2 - 1/D) / ((D - 1) (D + 2))
+
+    D is d_model, or d_model - 1 with LayerNorm, which takes the mean away. The rotation R turns what is written relative to
+    what is read; the singular values of both stay. A large ``z`` says that they are not turned at random: all heads of a
+    trained model share directions, so compare heads with each other too.
+
+    With RoPE, W_QK is that of a query and a key at the same position.
+
+    Parameters
+    ----------
+    model
+        A TransformerLens model, or any HookedRootModule with ``W_Q``, ``W_K``, ``W_V``, ``W_O``; a
+        :class:`~causal_probe.models.DisentangledTransformer` by its exact standard form. It is left as it was.
+    kinds
+        Of ``"q"``, ``"k"``, ``"v"``. Each costs (heads x d_head)^2 x d_model multiplications.
+
+    Raises
+    ------
+    CausalProbeError
+        If a kind is unknown, or the weights can't be read as one matrix for each head, or are not finite.
+
+    References
+    ----------
+    Elhage et al., "A Mathematical Framework for Transformer Circuits", Transformer Circuits Thread, 2021. The moments over
+    rotations are those of the orthogonal group: traceless symmetric matrices are one irreducible representation of it.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> model = DisentangledTransformer(d_vocab=3, n_positions=5, heads=[1, 1])
+    >>> model.block(0, 0, query="position", key="position").fill_diagonal_(1.0).shape
+    torch.Size([5, 5])
+    >>> model.block(1, 0, query="token", key="L0H0.token").fill_diagonal_(1.0).shape
+    torch.Size([3, 3])
+    >>> composition(model).top("k", 1)   # L1H0's keys read 3 of the 8 dimensions that L0H0 writes
+      kind writer reader     score    excess          z
+    0    k   L0H0   L1H0  0.353553  0.176777  12.788735
+    """
+    kinds = tuple(kinds)
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise CausalProbeError(f"There is no composition of the kind {unknown[0]!r}; there is {', '.join(KINDS)}.")
+    provenance = {**describe(model), "versions": versions()}
+    standard, n_heads = _standard_form(model)
+    with undisturbed(standard):
+        weights = _Weights.read(standard, n_heads)
+    heads = tuple((layer, head) for layer, V in enumerate(weights.W_V) for head in range(len(V)))
+    undefined: dict[str, str] = {}
+
+    # |V O X Y^T| with V = (orthonormal) R and Y = (orthonormal) S is |(R O) (X S^T)|: [d_head, d_model] times [d_model, d_head].
+    writers = [_unit(_triangle(W_V) @ W_O) for W_V, W_O in zip(weights.W_V, weights.W_O, strict=True)]
+    readers = {
+        "q": [_unit(W_Q @ _triangle(W_K).mT) for W_Q, W_K in zip(weights.W_Q, weights.W_K, strict=True)],
+        "k": [_unit(W_K @ _triangle(W_Q).mT) for W_Q, W_K in zip(weights.W_Q, weights.W_K, strict=True)],
+        "v": [_unit(W_V @ _triangle(W_O.mT).mT) for W_V, W_O in zip(weights.W_V, weights.W_O, strict=True)],
+    }
+    for what, factors in {"writes": writers, "scores": readers["q"], "values": readers["v"]}.items():
+        zero = [bool((factor == 0).all()) for layer in factors for factor in layer]
+        undefined |= {
+            f"{_name(*head)} {what}": "its weights are zero"
+            for head, is_zero in zip(heads, zero, strict=True)
+            if is_zero
+        }
+
+    D = weights.dimension
+    spread_of_writer = _spread(torch.cat([A @ A.mT for A in writers]), D)  # tr A^2 - 1 / D
+    starts = np.cumsum([0, *(len(layer) for layer in writers)])
+    score, z = {}, {}
+    for kind in kinds:
+        squares = np.zeros((len(heads), len(heads)))
+        for reader in range(1, len(writers)):
+            for writer in range(reader):
+                product = einsum(writers[writer], readers[kind][reader], "w d_1 d_model, r d_model d_2 -> w r d_1 d_2")
+                squares[starts[writer] : starts[writer + 1], starts[reader] : starts[reader + 1]] = (
+                    product.square().sum((-2, -1)).cpu().numpy()
+                )
+        spread_of_reader = _spread(torch.cat([B.mT @ B for B in readers[kind]]), D)
+        deviation = np.sqrt(2 * np.outer(spread_of_writer, spread_of_reader) / ((D - 1) * (D + 2)))
+        below = np.array([[writer[0] < reader[0] for reader in heads] for writer in heads])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z[kind] = np.where(below & (deviation > 0), (squares - 1 / D) / deviation, 0.0)
+        score[kind] = np.sqrt(squares)
+    return Composition(heads, score, z, 1 / math.sqrt(D), undefined, provenance)
+
+
+def _triangle(X: Float[Tensor, "head m n"]) -> Float[Tensor, "head k n"]:
+    """R of X = (orthonormal) R: what is left of X where only lengths count."""
+    triangle: Tensor = torch.linalg.qr(X, mode="r").R
+    return triangle
+
+
+def _unit(X: Float[Tensor, "head m n"]) -> Float[Tensor, "head m n"]:
+    """Each head's matrix over its norm; a zero matrix stays."""
+    norm = torch.linalg.matrix_norm(X, keepdim=True)
+    return X / torch.where(norm > 0, norm, 1)
+
+
+def _spread(gram: Float[Tensor, "head d d"], dimension: int) -> Float[np.ndarray, " head"]:
+    """By how much tr G^2 exceeds 1 / D, for G of trace one; zero, not rounding, where all D directions have the same share."""
+    spread = gram.double().square().sum((-2, -1)) - 1 / dimension
+    return np.asarray(torch.where(spread > 1e-9, spread, 0).cpu().numpy())
+
+
+# ------------------------------------------------------------------------------------------------------ reading the weights
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of every head, by layer [head, ...], with the linear part of the normalizations folded in.
+
+    ``dimension`` is that of the space that they read: d_model, or d_model - 1 where LayerNorm takes the mean away.
+    """
+
+    W_E: Float[Tensor, "d_vocab d_model"]
+    W_U: Float[Tensor, "d_model d_vocab"]
+    W_Q: list[Float[Tensor, "_head d_model d_head"]]
+    W_K: list[Float[Tensor, "_head d_model d_head"]]
+    W_V: list[Float[Tensor, "_head d_model d_head"]]
+    W_O: list[Float[Tensor, "_head d_head d_model"]]
+    dimension: int
+
+    @classmethod
+    def read(cls, model: Any, n_heads: Sequence[int] | None) -> _Weights:
+        """Read them; ``n_heads`` are the heads by layer, None for all."""
+        of = {name: _weight(model, name) for name in ("W_E", "W_U", "W_Q", "W_K", "W_V", "W_O")}
+        d_model = of["W_E"].shape[-1]
+        # Bridges of grouped-query models have one W_K, W_V for each group of queries; query heads of a group are neighbours.
+        queries = of["W_Q"].shape[1]
+        for name in ("W_K", "W_V"):
+            groups = of[name].shape[1]
+            if queries % groups:
+                raise CausalProbeError(f"{queries} query heads can't share the {groups} heads of {name} evenly.")
+            of[name] = of[name].repeat_interleave(queries // groups, dim=1)
+        layers = {name: list(of[name]) for name in ("W_Q", "W_K", "W_V", "W_O")}
+        for layer, block in enumerate(model.blocks):
+            gain = _gain(model, block, "ln1", like=of["W_E"])
+            for name in ("W_Q", "W_K", "W_V"):
+                layers[name][layer] = _centred(model, gain[:, None] * layers[name][layer])
+            # What a head writes is normalized once more in some models (Gemma 2 and 3).
+            W_O = layers["W_O"][layer] * _gain(model, block, "ln1_post", like=of["W_E"])
+            layers["W_O"][layer] = _centred(model, W_O.mT).mT  # the mean that it writes is taken away by whoever reads
+            if n_heads is not None:
+                for name in layers:
+                    layers[name][layer] = layers[name][layer][: n_heads[layer]]
+        W_U = _centred(model, _gain(model, model, "ln_final", like=of["W_E"])[:, None] * of["W_U"])
+        return cls(of["W_E"], W_U, **layers, dimension=d_model - _takes_mean_away(model))
+
+
+def _standard_form(model: HookedModel) -> tuple[Any, Sequence[int] | None]:
+    """A model with W_Q, W_K, W_V and W_O, and its heads by layer where these differ from layer to layer."""
+    require_hooks(model, [])
+    export = getattr(model, "to_transformer_lens", None)
+    return (model, None) if export is None else (export(), tuple(getattr(model, "heads")))  # noqa: B009 - no model class is known here
+
+
+def _weight(model: Any, name: str) -> Tensor:
+    try:
+        weight = getattr(model, name)
+    except Exception as error:  # a bridge builds them on demand, and fails in many ways where the layers have none
+        raise CausalProbeError(
+            f"{type(model).__name__} does not give {name} as one tensor, so what a head does can't be read from its weights: "
+            f"{error}"
+        ) from error
+    ndim = 2 if name in ("W_E", "W_U") else 4
+    if not isinstance(weight, Tensor) or weight.ndim != ndim:
+        found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        shape = {"W_E": "d_vocab, d_model", "W_U": "d_model, d_vocab", "W_O": "layer, head, d_head, d_model"}
+        raise CausalProbeError(
+            f"{name} was expected to be [{shape.get(name, 'layer, head, d_model, d_head')}]; it is {found}."
+        )
+    if not weight.isfinite().all():
+        raise CausalProbeError(f"{name} holds values that are not finite.")
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _takes_mean_away(model: Any) -> bool:
+    return getattr(model.cfg, "normalization_type", None) in ("LN", "LNPre")
+
+
+def _centred(model: Any, weight: Float[Tensor, "*head d_model n"]) -> Float[Tensor, "*head d_model n"]:
+    # (x - mean x) W = x (W - mean of W's rows)
+    return weight - weight.mean(-2, keepdim=True) if _takes_mean_away(model) else weight
+
+
+def _gain(model: Any, owner: Any, name: str, *, like: Tensor) -> Float[Tensor, " d_model"]:
+    """The gain of a normalization; ones where there is none, or where it has been folded into the weights already."""
+    gain = None
+    if getattr(model.cfg, "normalization_type", None) is not None:
+        # TransformerLens 3's modules call it w, bridges weight (where w, if there, is the same).
+        norm = getattr(owner, name, None)
+        gain = getattr(norm, "w", None) if norm is not None else None
+        gain = getattr(norm, "weight", None) if gain is None and norm is not None else gain
+    if not isinstance(gain, Tensor):
+        return torch.ones(like.shape[-1], dtype=like.dtype, device=like.device)
+    return gain.detach().to(like) + (1 if getattr(model.cfg, "rmsnorm_uses_offset", False) else 0)
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(iter(model.parameters())).device
+    return device
+
+
+def _text(table: pd.DataFrame, *, max_rows: int = 40) -> str:
+    return str(table.to_string(index=False, float_format="{:.3f}".format, na_rep="", max_rows=max_rows))
+
+
+def _name(layer: int, head: int) -> str:
+    return f"L{layer}H{head}"
