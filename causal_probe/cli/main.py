@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -13,6 +15,9 @@ from causal_probe.cli.recover import recover
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["app", "main"]
+
+#: What a shell reports of a command that Ctrl-C has ended.
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="causal-probe",
@@ -23,7 +28,7 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"causal-probe {__version__}")
         raise typer.Exit
@@ -31,7 +36,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = None,
 ) -> None:
     """Ask a transformer which causal structure it has learnt, and prove the answer."""
 
@@ -41,15 +48,25 @@ app.command()(recover)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0, 2 for input that can't be worked with, 130 when interrupted."""
+    # Before torch is imported: its threads wait for each other by spinning, which on a busy machine costs more than the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A user of the command can do nothing about the warnings of the libraries below.
     warnings.simplefilter("ignore")
     try:
-        status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        status = app(
+            args=None if arguments is None else list(arguments), prog_name="causal-probe", standalone_mode=False
+        )
     except CausalProbeError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except Exception as error:
+        # typer's own usage errors (an unknown option, a word where a number belongs) know how to show themselves.
+        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+    if status == INTERRUPTED:  # typer turns an interruption into a status of its own
+        typer.echo("Interrupted; nothing was written.", err=True)
     sys.exit(status if isinstance(status, int) else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -123,6 +124,8 @@ class Recovery:
         s = self.settings
         arguments = {name: s[name] for name in ("graph", "positions", "vocab", "alpha", "heads", "seed", "training")}
         arguments |= {name: s[name] for name in ("root_probability", *OPTIONS) if s[name] is not None}
+        if s["probe_sequences"] != PROBE_SEQUENCES:
+            arguments["probe_sequences"] = s["probe_sequences"]
         listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         return f"from causal_probe import experiments\n\nexperiments.recover({listed})"
 
@@ -227,27 +230,40 @@ class Recovery:
         return cite("nichani2024", methods=methods)
 
     def __repr__(self) -> str:
+        return "\n".join([self._title(), *(f"  {name:<31} {value}" for name, value in self._rows())])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
+        return f"<table><caption>{html.escape(self._title())}</caption><tbody>{rows}</tbody></table>"
+
+    def _title(self) -> str:
+        return f"Recovery of {self.settings['graph']}: {'exact' if self.exact else f'SHD {self.comparison.shd}'}"
+
+    def _rows(self) -> list[tuple[str, str]]:
         found = self.comparison
-        children = [node for node in found.children if self.truth.in_degree(node)]
-        verdict = "exact" if self.exact else f"SHD {found.shd}"
-        rows = [
-            ("edges right", f"{found.true_positives} of {sum(self.truth.in_degree(node) for node in children)}"),
+        true_edges = sum(self.truth.in_degree(node) for node in found.children)
+        return [
+            ("edges right", f"{found.true_positives} of {true_edges}"),
             ("edges missing, extra, reversed", f"{len(found.missing)}, {len(found.extra)}, {len(found.reversed)}"),
-            ("roots right", "" if found.root_accuracy is None else f"{found.root_accuracy:.1%}"),
+            ("roots right", "undefined" if found.root_accuracy is None else f"{found.root_accuracy:.1%}"),
             ("mean attention on true parent", _show(self.mean_parent_attention)),
+            ("true parents that lead", _show(self.argmax_parent_accuracy)),
+            (
+                "steps until all of them led",
+                "never" if self.steps_to_all_parents is None else str(self.steps_to_all_parents),
+            ),
             ("loss (nats)", f"{self.loss:.4f}"),
             *((f"  {name}", f"{loss:.4f}") for name, loss in self.reference_losses.items()),
             ("training sequences", f"{self.history.sequences:,}"),
-            ("steps until all parents lead", _show(self.steps_to_all_parents)),
             ("given before training", "; ".join(self.given) or "nothing"),
         ]
-        return "\n".join(
-            [f"Recovery of {self.settings['graph']}: {verdict}", *(f"  {name:<31} {value}" for name, value in rows)]
-        )
 
 
-def _show(value: float | int | None) -> str:
-    return "undefined" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+def _show(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def recover(
@@ -407,7 +423,7 @@ def choose_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         place = torch.device(device)
-        torch.empty(1, device=place)
+        torch.zeros(1, device=place).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise CausalProbeError(

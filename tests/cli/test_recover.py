@@ -1,0 +1,158 @@
+"""The command ``causal-probe recover``: its exit codes, what it prints where, and that it is a thin skin."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from causal_probe import experiments
+from causal_probe.cli import main
+from causal_probe.viz import Report
+
+SMALL = ["recover", "--graph", "chain", "--positions", "4", "--steps", "5", "--batch-size", "16", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report has its own tests; its pictures take seconds."""
+    monkeypatch.setattr(experiments.Recovery, "report", lambda self: Report("", [], {}, {}, ""))
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def test_it_says_where_the_report_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(*SMALL, "--out", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert "Recovery of chain" in printed
+    assert f"Report: {out / 'report.html'}" in printed
+    assert {path.name for path in out.iterdir()} == {
+        "attention.safetensors", "graph.json", "model", "recovered.json", "report.html", "result.json"
+    }  # fmt: skip
+
+
+def test_json_alone_on_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(*SMALL, "--json", "--out", str(out)) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    saved = json.loads((out / "result.json").read_text())
+    assert saved.pop("files")
+    assert result == saved
+    assert "Report:" in printed.err
+
+
+def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+
+    def record(graph: str, **arguments: object) -> object:
+        seen.update(graph=graph, **arguments)
+        return type("Result", (), {"__repr__": lambda self: "result"})()
+
+    monkeypatch.setattr(experiments, "recover", record)
+    options = (
+        "--graph two-parent --positions 32 --vocab 5 --alpha 0.3 --root-probability 0.2 --heads 2,1 --seed 7 "
+        "--training joint --optimizer adamw --learning-rate 0.01 --steps 9 --batch-size 11 --device cpu --out x --overwrite"
+    )
+    assert run("recover", *options.split()) == 0
+    assert seen == {
+        "graph": "two-parent", "positions": 32, "vocab": 5, "alpha": 0.3, "root_probability": 0.2, "heads": [2, 1],
+        "seed": 7, "training": "joint", "optimizer": "adamw", "learning_rate": 0.01, "steps": 9, "batch_size": 11,
+        "device": "cpu", "out": Path("x"), "overwrite": True, "progress": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--heads 0,1", "at least one head"),
+        ("--heads two", "whole numbers between commas"),
+        ("--positions 1", "at least 2"),
+        ("--alpha 0", "alpha must be positive"),
+        ("--alpha nan", "alpha must be positive"),
+        ("--alpha -0.1", "alpha must be positive"),
+        ("--vocab 1", "at least 2 states"),
+        ("--device tpu9", "can't be used here"),
+        ("--graph nothing-like-it", "neither a family of graphs"),
+        ("--training sideways", "is not one of"),
+        ("--no-such-option", "No such option"),
+    ],
+)
+def test_bad_input_is_one_error_with_exit_code_2(
+    options: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("recover", *options.split(), "--out", str(tmp_path / "out")) == 2
+    printed = capsys.readouterr()
+    assert words in " ".join(printed.err.split())
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("edges", "words"),
+    [([[0, 1], [1, 2], [2, 0]], "a cycle in"), ([[1, 0]], "the parent comes after its child")],
+)
+def test_graph_files_that_are_no_causal_graphs(
+    edges: list[list[int]], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "graph.json"
+    nodes = [{"id": node} for node in range(3)]
+    links = [{"source": parent, "target": child} for parent, child in edges]
+    path.write_text(json.dumps({"directed": True, "nodes": nodes, "edges": links}))
+    assert run("recover", "--graph", str(path), "--out", str(tmp_path / "out")) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(*SMALL, "--out", str(tmp_path / "file" / "out")) == 2
+    assert "Can't make the folder" in capsys.readouterr().err
+
+
+def test_a_result_of_other_settings_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert run(*SMALL, "--out", out) == 0
+    assert run(*SMALL, "--seed", "1", "--out", out) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(*SMALL, "--seed", "1", "--out", out, "--overwrite") == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["settings"]["seed"] == 1
+
+
+def test_an_interruption_leaves_with_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "recover", interrupted)
+    assert run(*SMALL) == 130
+    assert capsys.readouterr().err.strip() == "Interrupted; nothing was written."
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\n"
+        "from causal_probe.cli import main\n"
+        "try:\n"
+        "    main(['recover', '--help'])\n"
+        "except SystemExit as left:\n"
+        "    assert not left.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    assert "--graph" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("causal-probe ")
