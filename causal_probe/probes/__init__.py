@@ -10,6 +10,7 @@ from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
 from causal_probe.probes.head_scores import HeadScore, HeadScores
 from causal_probe.probes.match import HeadMatch, match_heads
 from causal_probe.probes.scan import scan
+from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
 from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
 from causal_probe.probes.templates import (
     SHIPPED,
@@ -29,6 +30,8 @@ __all__ = [
     "HeadMatch",
     "HeadScore",
     "HeadScores",
+    "SequenceComparison",
+    "SequenceGraphs",
     "Sequences",
     "Template",
     "edge_effects",

@@ -6,15 +6,20 @@ import html
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import networkx as nx
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import HookedModel, describe, mean_patterns
+from causal_probe.hooks import HookedModel, describe, each_batch, mean_patterns
+from causal_probe.hooks.stream import Reduce, reduce_patterns
+from causal_probe.probes.scoring import micro_batches
+from causal_probe.probes.sequence_graphs import REST, SINKS, SequenceGraphs, largest_parents
 from causal_probe.results import Citation, cite, to_jsonable, versions
 
 __all__ = ["Candidate", "HeadGraphs", "compared_children", "head_graphs"]
@@ -31,9 +36,9 @@ class Candidate(NamedTuple):
     child, parent
         The node and its candidate parent, the smallest of several with the same attention.
     weight
-        Mean attention from child to parent, in [0, 1].
+        The evidence for the edge, in [0, 1]: mean attention from child to parent (:attr:`HeadGraphs.evidence`).
     margin
-        ``weight`` minus the largest attention on any other earlier node, >= 0; None for node 1, which has no other.
+        ``weight`` minus the largest evidence for any other earlier node, >= 0; None for a node that has no other.
     """
 
     child: int
@@ -56,12 +61,17 @@ class HeadGraphs:
         Number of sequences that were averaged over.
     provenance
         The model's name, dtype and device, and the versions of the packages.
+    sink
+        What the graphs make of the attention on position 0. ``"keep"``: position 0 is a key as any other. ``"root"``: it says
+        "no parent", so a row is a root where it exceeds the attention on any other earlier position. ``"exclude"``: it
+        says nothing; a row's other attention is scaled up to one, and a row that has less than 0.1 of it is a root.
     """
 
     weights: tuple[Float[np.ndarray, "_head query key"], ...]
     stderr: tuple[Float[np.ndarray, "_head query key"], ...] | None
     sequences: int
     provenance: Mapping[str, Any]
+    sink: str = "keep"
 
     @property
     def positions(self) -> int:
@@ -70,6 +80,8 @@ class HeadGraphs:
 
     def parents(self, layer: int, head: int, *, nodes: int | None = None) -> tuple[Candidate, ...]:
         """The candidate parent of every node but node 0: the earlier node that it attends to most.
+
+        Where the sink is excluded or says "root", position 0 is no candidate, and node 1 has none.
 
         Parameters
         ----------
@@ -83,22 +95,76 @@ class HeadGraphs:
         CausalProbeError
             If there is no such head, or fewer positions than nodes.
         """
-        weights = self._of(layer, head)[: self._check_nodes(nodes)]
+        evidence = self.evidence(layer, head)[: self._check_nodes(nodes)]
+        first = 0 if self.sink == "keep" else 1
         found = []
-        for child in range(1, len(weights)):
-            earlier = weights[child, :child]
-            parent = int(earlier.argmax())  # the first of equals
-            others = np.delete(earlier, parent)
-            margin = float(earlier[parent] - others.max()) if len(others) else None
-            found.append(Candidate(child, parent, float(earlier[parent]), margin))
+        for child in range(first + 1, len(evidence)):
+            earlier = evidence[child, first:child]
+            best = int(earlier.argmax())  # the first of equals
+            others = np.delete(earlier, best)
+            margin = float(earlier[best] - others.max()) if len(others) else None
+            found.append(Candidate(child, first + best, float(earlier[best]), margin))
         return tuple(found)
+
+    def evidence(self, layer: int, head: int) -> Float[np.ndarray, "query key"]:
+        """One head's mean attention after the rule of :attr:`sink`: what its graph is read from, in [0, 1].
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head.
+        """
+        weights = self._of(layer, head)
+        if self.sink == "keep":
+            return weights
+        at_sink = weights[:, :1]
+        others = np.where(np.arange(len(weights)) == 0, 0.0, weights)
+        if self.sink == "root":
+            return np.where(others > at_sink, others, 0.0)
+        return np.where(1 - at_sink >= REST, others / np.maximum(1 - at_sink, REST), 0.0)
+
+    def by_offset(self, layer: int, head: int) -> Float[np.ndarray, " offset"]:
+        """The evidence by relative offset: for k = 0 ... T - 1, its mean over the rows that have a key k positions back.
+
+        Where the sink is excluded or says "root", over those for which that key is not position 0; 0 where there is none.
+        """
+        evidence = self.evidence(layer, head)
+        first = 0 if self.sink == "keep" else 1
+        return np.array(
+            [
+                np.diagonal(evidence, -k)[first:].mean() if k + first < len(evidence) else 0.0
+                for k in range(len(evidence))
+            ]
+        )
+
+    def offset_graph(self, layer: int, head: int, *, threshold: float = 0.5) -> nx.DiGraph:
+        """One head's graph by relative offset: one offset for all positions, or no edges.
+
+        The offset k >= 1 with the largest :meth:`by_offset` (of equals the smallest) gives each position i >= k the parent i - k,
+        if it reaches ``threshold``. Edges carry that as ``weight``. Such a graph sees a head that looks a fixed distance back
+        also where single rows are noisy; and it sees no other.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head, or the threshold is out of range.
+        """
+        self._check_threshold(threshold)
+        graph = nx.empty_graph(self.positions, create_using=nx.DiGraph)
+        weights = self.by_offset(layer, head)[1:]
+        if len(weights) and weights.max() >= threshold:
+            k = 1 + int(weights.argmax())
+            first = 0 if self.sink == "keep" else 1
+            graph.add_edges_from((i - k, i, {"weight": float(weights.max())}) for i in range(k + first, self.positions))
+        return graph
 
     def graph(self, layer: int, head: int, *, threshold: float = 0.5, nodes: int | None = None) -> nx.DiGraph:
         """One head's graph: each node has one parent, or is a root.
 
         The rule: a node's candidate parent is the earlier node that it attends to most, on the mean over sequences (of equals
         the smallest). The node is a root unless the candidate gets at least ``threshold`` of the node's attention, itself
-        included; node 0 is always a root. The default, one half, asks for more than all other keys together.
+        included; node 0 is always a root. The default, one half, asks for more than all other keys together. What becomes of
+        attention on position 0 is the rule of :attr:`sink`.
 
         The limits of the rule: attention alone does not tell a root from a child. What a root's row holds has no bearing on
         the loss, so it may saturate on any node; and a head that has not been trained to the end may spread a true child's row
@@ -119,21 +185,23 @@ class HeadGraphs:
         Returns
         -------
         networkx.DiGraph
-            Edges parent -> child with ``weight`` and ``margin`` of the :class:`Candidate`, and ``stderr`` of the weight.
+            Edges parent -> child with ``weight`` and ``margin`` of the :class:`Candidate`, and ``stderr`` of the weight (None for
+            one sequence, and where the sink is excluded).
 
         Raises
         ------
         CausalProbeError
             If there is no such head, fewer positions than nodes, or the threshold is out of range.
         """
-        if not 0 <= threshold <= 1:
-            raise CausalProbeError(f"The threshold is a share of a row's attention, from 0 to 1; it is {threshold!r}.")
+        self._check_threshold(threshold)
         candidates = self.parents(layer, head, nodes=nodes)
         graph = nx.DiGraph()
         graph.add_nodes_from(range(self._check_nodes(nodes)))
         for child, parent, weight, margin in candidates:
-            if weight >= threshold:
-                stderr = None if self.stderr is None else float(self.stderr[layer][head, child, parent])
+            if weight >= threshold and (weight > 0 or self.sink == "keep"):
+                # the standard error is that of the attention, and says nothing of a share of the rest
+                known = self.stderr is not None and self.sink != "exclude"
+                stderr = float(self.stderr[layer][head, child, parent]) if known and self.stderr else None
                 graph.add_edge(parent, child, weight=weight, margin=margin, stderr=stderr)
         return graph
 
@@ -166,7 +234,7 @@ class HeadGraphs:
         rows = compared_children(truth, self.positions, children)
         nodes = min(len(truth), self.positions)
         found = self.graph(layer, head, threshold=threshold, nodes=nodes)
-        weights = self._of(layer, head)[:nodes, :nodes]
+        weights = self.evidence(layer, head)[:nodes, :nodes]
         return compare(found, truth, weights=weights, children=rows, reversal_cost=reversal_cost)
 
     def cite(self) -> Citation:
@@ -185,7 +253,7 @@ class HeadGraphs:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields in plain JSON types; arrays as nested lists [layer][head][child][parent]."""
-        fields = {"weights": self.weights, "stderr": self.stderr, "sequences": self.sequences}
+        fields = {"weights": self.weights, "stderr": self.stderr, "sequences": self.sequences, "sink": self.sink}
         undefined = {} if self.stderr is not None else {"stderr": "a standard error needs two sequences or more"}
         return dict(to_jsonable({**fields, "undefined": undefined, "provenance": self.provenance}))
 
@@ -208,7 +276,7 @@ class HeadGraphs:
         heads = ", ".join(str(len(layer)) for layer in self.weights)
         return (
             f"{self.provenance['model']}: {heads} heads by layer, {self.positions} positions, "
-            f"mean over {self.sequences:,} sequences"
+            f"mean over {self.sequences:,} sequences{'' if self.sink == 'keep' else f', sink={self.sink!r}'}"
         )
 
     def _legend(self) -> str:
@@ -228,6 +296,11 @@ class HeadGraphs:
             raise CausalProbeError(f"There is no head L{layer}H{head}; the heads by layer are {heads}.")
         return np.asarray(self.weights[layer][head])
 
+    @staticmethod
+    def _check_threshold(threshold: float) -> None:
+        if not 0 <= threshold <= 1:
+            raise CausalProbeError(f"The threshold is a share of a row's attention, from 0 to 1; it is {threshold!r}.")
+
     def _check_nodes(self, nodes: int | None) -> int:
         if nodes is not None and not 1 <= nodes <= self.positions:
             raise CausalProbeError(
@@ -236,11 +309,44 @@ class HeadGraphs:
         return self.positions if nodes is None else nodes
 
 
-def head_graphs(model: HookedModel, batches: Any, *, batch_size: int | None = None) -> HeadGraphs:
+@overload
+def head_graphs(
+    model: HookedModel,
+    batches: Any,
+    *,
+    per: Literal["mean"] = ...,
+    sink: Literal["exclude", "root", "keep"] | None = ...,
+    batch_size: int | None = ...,
+) -> HeadGraphs: ...
+
+
+@overload
+def head_graphs(
+    model: HookedModel,
+    batches: Any,
+    *,
+    per: Literal["sequence"],
+    sink: Literal["exclude", "root", "keep"] | None = ...,
+    batch_size: int | None = ...,
+) -> SequenceGraphs: ...
+
+
+def head_graphs(
+    model: HookedModel,
+    batches: Any,
+    *,
+    per: Literal["mean", "sequence"] = "mean",
+    sink: Literal["exclude", "root", "keep"] | None = None,
+    batch_size: int | None = None,
+) -> HeadGraphs | SequenceGraphs:
     """Read a graph out of every attention head of any TransformerLens model.
 
-    The evidence of an edge parent -> child is the head's attention from child to parent, averaged over sequences. It is read
-    in one pass that keeps nothing of the size of a batch.
+    The evidence of an edge parent -> child is the head's attention from child to parent, averaged over sequences, or on each
+    sequence. It is read in one pass that keeps nothing of the size of a batch.
+
+    Averaging is right for heads that look by position, such as those of a known causal graph. On a language model ask for
+    ``per="sequence"``: averaging erases the edges of heads that look by content, and most rows of most heads look at position 0,
+    an attention sink, when they have nothing to say.
 
     Parameters
     ----------
@@ -249,8 +355,19 @@ def head_graphs(model: HookedModel, batches: Any, *, batch_size: int | None = No
         evaluation mode without gradients, with the caller's own hooks, and is left as it was.
     batches
         Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length.
+    per
+        ``"mean"`` for one graph for each head, from the mean over sequences; ``"sequence"`` for one on each sequence.
+    sink
+        What attention on position 0 says: ``"root"``, that there is no parent; ``"exclude"``, nothing; ``"keep"``, that it is the
+        parent. By default ``"keep"`` for the mean and ``"root"`` for each sequence. The rules: :attr:`HeadGraphs.sink`
+        and :class:`~causal_probe.probes.SequenceGraphs`.
     batch_size
         Run larger batches in pieces of this size.
+
+    Returns
+    -------
+    HeadGraphs or SequenceGraphs
+        For ``per="mean"`` and ``per="sequence"``.
 
     Raises
     ------
@@ -274,14 +391,42 @@ def head_graphs(model: HookedModel, batches: Any, *, batch_size: int | None = No
       L1H0      1 edges   0.361
       edges: attention >= 0.5; number: mean over nodes of the largest attention on an earlier node
     """
+    if per not in ("mean", "sequence"):
+        raise CausalProbeError(f"per is 'mean' or 'sequence'; it is {per!r}.")
+    if sink is None:
+        sink = "keep" if per == "mean" else "root"
+    if sink not in SINKS:
+        raise CausalProbeError(f"sink is one of {', '.join(map(repr, SINKS))}; it is {sink!r}.")
+    provenance = {**describe(model), "versions": versions()}
+    if per == "sequence":
+        return _sequence_graphs(model, batches, sink, batch_size, provenance)
     means = mean_patterns(model, batches, batch_size=batch_size)
     mean, stderr = means.mean, means.stderr
     return HeadGraphs(
         weights=tuple(mean[layer].cpu().numpy() for layer in sorted(mean)),
         stderr=None if stderr is None else tuple(stderr[layer].cpu().numpy() for layer in sorted(stderr)),
         sequences=means.sequences,
-        provenance={**describe(model), "versions": versions()},
+        provenance=provenance,
+        sink=sink,
     )
+
+
+def _sequence_graphs(
+    model: HookedModel, batches: Any, sink: str, batch_size: int | None, provenance: Mapping[str, Any]
+) -> SequenceGraphs:
+    seen: list[Tensor] = []
+
+    def reducer(tokens: Tensor) -> Reduce[tuple[Tensor, ...]]:
+        seen.append(tokens.cpu())
+        return lambda layer, pattern: largest_parents(pattern)
+
+    pieces = micro_batches(model, batches) if batch_size is None else each_batch(batches)
+    found = reduce_patterns(model, pieces, reducer, batch_size=batch_size)
+    candidates, weights, sinks = (
+        tuple(torch.cat([batch[layer][what].cpu() for batch in found]).numpy() for layer in sorted(found[0]))
+        for what in range(3)
+    )
+    return SequenceGraphs(candidates, weights, sinks, torch.cat(seen).numpy(), sink, provenance)
 
 
 def compared_children(truth: nx.DiGraph, positions: int, children: Iterable[int] | None) -> list[int]:

@@ -20,7 +20,7 @@ from causal_probe.probes.targets import Targets, compile_targets
 from causal_probe.probes.templates import SHIPPED, Template, find_templates
 from causal_probe.results import versions
 
-__all__ = ["Part", "Scored", "micro_batch_size", "score_batches", "score_patterns", "settings_of"]
+__all__ = ["Part", "Scored", "micro_batch_size", "micro_batches", "score_batches", "score_patterns", "settings_of"]
 
 #: Without a batch size, what a micro-batch's patterns of all layers, or its logits, take up at most, in bytes: some models keep
 #: all patterns for the length of a forward.
@@ -76,7 +76,7 @@ def score_batches(
         counts.append(_count(targets))
         return lambda layer, pattern: _reduce(targets, pattern)
 
-    pieces = _micro_batches(model, batches) if batch_size is None else batches
+    pieces = micro_batches(model, batches) if batch_size is None else batches
     sums = reduce_patterns(model, pieces, reducer, batch_size=batch_size)
     return _gather(templates, counts, sums)
 
@@ -134,7 +134,8 @@ def settings_of(parts: Sequence[Part], queries: Sequence[int] | None) -> dict[st
     return {"queries": None if queries is None else list(queries), "tokens": tokens}
 
 
-def _micro_batches(model: HookedModel, batches: Any) -> Iterator[Any]:
+def micro_batches(model: HookedModel, batches: Any) -> Iterator[Any]:
+    """The batches, in pieces of :func:`micro_batch_size`."""
     for batch in each_batch(batches):
         tokens = getattr(batch, "tokens", batch)
         if isinstance(tokens, Tensor) and tokens.ndim == 2:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, describe
+from causal_probe.hooks.tokens import special_tokens
 
 __all__ = ["Sequences", "ngram_tokens", "repeated_tokens"]
 
@@ -31,8 +32,8 @@ class Sequences:
     tokens
         [sequence, pos], on the model's device.
     settings
-        What made them: ``kind``, ``sequences``, ``period``, ``copies``, ``bos`` (the id that starts each sequence, or None),
-        ``seed``.
+        What made them: ``kind``, ``sequences``, ``period``, ``copies``, ``bos`` (what was asked for), ``start`` (the tokens that
+        each sequence begins with), ``seed``.
     """
 
     tokens: Int[Tensor, "sequence pos"]
@@ -82,7 +83,7 @@ def repeated_tokens(
     sequences = _count(sequences, period)
     generator = torch.Generator().manual_seed(seed)
     periods = [allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(sequences)]
-    return _finish(model, torch.stack(periods), "repeated", copies, start, seed)
+    return _finish(model, torch.stack(periods), "repeated", copies, bos, start, seed)
 
 
 def ngram_tokens(
@@ -129,7 +130,7 @@ def ngram_tokens(
     periods = [
         allowed[torch.randperm(len(allowed), generator=generator)[:m]][_walk(m, n, generator)] for _ in range(sequences)
     ]
-    return _finish(model, torch.stack(periods), f"{n}-gram", 2, start, seed)
+    return _finish(model, torch.stack(periods), f"{n}-gram", 2, bos, start, seed)
 
 
 def _walk(m: int, n: int, generator: torch.Generator) -> Tensor:
@@ -145,16 +146,18 @@ def _walk(m: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.tensor([gram[0] for gram, _ in circuit])
 
 
-def _finish(model: HookedModel, periods: Tensor, kind: str, copies: int, start: int | None, seed: int) -> Sequences:
-    tokens = periods.repeat(1, copies)
-    if start is not None:
-        tokens = torch.cat([torch.full((len(tokens), 1), start), tokens], 1)
+def _finish(
+    model: HookedModel, periods: Tensor, kind: str, copies: int, bos: str, start: tuple[int, ...], seed: int
+) -> Sequences:
+    first = torch.tensor(start, dtype=torch.long).expand(len(periods), -1)
+    tokens = torch.cat([first, periods.repeat(1, copies)], 1)
     settings = {
         "kind": kind,
         "sequences": len(periods),
         "period": periods.shape[1],
         "copies": copies,
-        "bos": start,
+        "bos": bos,
+        "start": list(start),
         "seed": seed,
     }
     return Sequences(tokens.to(describe(model)["device"] or "cpu"), settings)
@@ -168,28 +171,18 @@ def _count(sequences: int | None, period: int) -> int:
     return sequences
 
 
-def _vocabulary(model: HookedModel, bos: str) -> tuple[Tensor, int | None, int]:
-    """The tokens that can be drawn, the BOS token to start with if any, and how many tokens fit after it."""
-    tokenizer = getattr(model, "tokenizer", None)
-    start = _start(tokenizer, bos)
-    d_vocab = int(model.cfg.d_vocab)
-    special: set[int] = set()
-    if tokenizer is not None:
-        d_vocab = min(d_vocab, len(tokenizer))  # rows of the embedding beyond are padding
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-    allowed = torch.tensor([i for i in range(d_vocab) if i not in special], dtype=torch.long)
-    return allowed, start, int(model.cfg.n_ctx) - 1 - (start is not None)
-
-
-def _start(tokenizer: Any, bos: str) -> int | None:
-    if bos not in ("auto", "yes", "no"):
+def _vocabulary(model: HookedModel, bos: str) -> tuple[Tensor, tuple[int, ...], int]:
+    """The tokens that can be drawn, those that come first, and how many tokens fit after them."""
+    special = special_tokens(model)
+    if bos == "auto":
+        start = special.before
+    elif bos == "no":
+        start = ()
+    elif bos != "yes":
         raise CausalProbeError(f"bos is 'auto', 'yes' or 'no'; it is {bos!r}.")
-    start = getattr(tokenizer, "bos_token_id", None)
-    if bos == "yes":
-        if start is None:
-            raise CausalProbeError("A BOS token was asked for, and the model has no tokenizer with one. Say bos='no'.")
-        return int(start)
-    if bos == "no" or start is None:
-        return None
-    return int(start) if tokenizer("a")["input_ids"][:1] == [start] else None
+    elif special.bos is None:
+        raise CausalProbeError("A BOS token was asked for, and the model names none. Say bos='no'.")
+    else:
+        start = (special.bos,)
+    allowed = torch.tensor([token for token in range(int(model.cfg.d_vocab)) if token not in special.ids])
+    return allowed.long(), start, int(model.cfg.n_ctx) - 1 - len(start)
