@@ -18,7 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["dirichlet", "log_gamma_variates"]
+__all__ = ["ALPHAS", "dirichlet", "log_gamma_variates"]
+
+#: The smallest and largest concentration. Beyond them float32 has no room for the logarithms, and rows are corners of the
+#: simplex, or uniform, to the last digit.
+ALPHAS = (1e-30, 1e30)
 
 
 def dirichlet(
@@ -29,7 +33,7 @@ def dirichlet(
     Parameters
     ----------
     alpha
-        Concentration of every entry, > 0. Small values give rows near a corner of the simplex.
+        Concentration of every entry, in :data:`ALPHAS`. Small values give rows near a corner of the simplex.
     shape
         Shape of the result; the last axis is the simplex and sums to one.
     generator
@@ -45,7 +49,7 @@ def dirichlet(
 def log_gamma_variates(
     alpha: float, shape: tuple[int, ...], *, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "..."]:
-    """Logarithms of independent Gamma(``alpha``, 1) variates, finite for every ``alpha`` > 0."""
+    """Logarithms of independent Gamma(``alpha``, 1) variates, finite for every ``alpha`` in :data:`ALPHAS`."""
     # Marsaglia & Tsang for shape a = alpha + 1 > 1: d (1 + c x)^3 with x normal, accepted with probability above 0.95.
     d = alpha + 1 - 1 / 3
     c = 1 / math.sqrt(9 * d)
@@ -56,7 +60,8 @@ def log_gamma_variates(
         x = torch.randn(n, generator=generator, dtype=dtype, device=generator.device)
         u = torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
         log_v = 3 * torch.log1p((c * x).clamp_(min=-1))  # -inf where 1 + c x <= 0: rejected below
-        accepted = torch.log(u) < 0.5 * x * x + d * (1 - torch.exp(log_v) + log_v)
+        # expm1, for at a large alpha v is so near 1 that 1 - v would be rounding alone.
+        accepted = torch.log(u) < 0.5 * x * x + d * (log_v - torch.expm1(log_v))
         if pending is None:
             drawn = log_v
             pending = (~accepted).nonzero()[:, 0]

@@ -18,7 +18,6 @@ T's row given its own parents. A context is indexed with parents ascending, the 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,12 +30,15 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph, parent_lists
-from causal_probe.tasks.dirichlet import dirichlet
+from causal_probe.tasks.dirichlet import ALPHAS, dirichlet
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = ["Batch", "InContextMarkov", "Targets"]
 
 Targets = Literal["soft", "hard"]
+
+#: 2 GiB in float32: the largest table of one sequence. With k parents it has d_vocab^(k + 1) entries.
+MAX_TABLE = 2**29
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ class InContextMarkov:
     d_vocab
         Number of states, >= 2.
     alpha
-        Dirichlet concentration of the transition rows, > 0 and finite.
+        Dirichlet concentration of the transition rows, from 1e-30 to 1e30.
 
     Raises
     ------
     CausalProbeError
-        If an argument is out of range, the graph is not valid, or the node to be predicted has no parent.
+        If an argument is out of range, the graph is not valid, the node to be predicted has no parent, or a table of
+        transitions would not fit into memory.
 
     Examples
     --------
@@ -101,8 +104,11 @@ class InContextMarkov:
         check_graph(graph)
         if isinstance(d_vocab, bool) or not isinstance(d_vocab, int) or d_vocab < 2:
             raise CausalProbeError(f"The vocabulary must hold at least 2 states; d_vocab is {d_vocab!r}.")
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise CausalProbeError(f"The Dirichlet concentration alpha must be positive and finite; it is {alpha!r}.")
+        if not ALPHAS[0] <= alpha <= ALPHAS[1]:
+            raise CausalProbeError(
+                f"The Dirichlet concentration alpha must be positive and finite, from {ALPHAS[0]:g} to {ALPHAS[1]:g}; "
+                f"it is {alpha!r}."
+            )
         self.graph: nx.DiGraph = nx.freeze(graph.copy())
         self.d_vocab = d_vocab
         self.alpha = float(alpha)
@@ -112,12 +118,17 @@ class InContextMarkov:
         n = len(self.parents)
         #: Number of tokens that the model sees, T.
         self.n_positions: int = n + 1 if self.is_tree else n - 1
-        if n < 1:
-            raise CausalProbeError("The graph has no node; a task needs at least one node before the query.")
         if not self.is_tree and not self.parents[-1]:
             raise CausalProbeError(
                 f"Some node has several parents, so node {n - 1} is the one to be predicted, and it has no parent: nothing "
                 "can be predicted. Give it parents."
+            )
+        #: The in-degrees for which there is a table; a tree has its one table even if every node is a root.
+        self._degrees: list[int] = [1] if self.is_tree else sorted({len(p) for p in self.parents if p})
+        if d_vocab ** (self._degrees[-1] + 1) > MAX_TABLE:
+            raise CausalProbeError(
+                f"The transition table of {d_vocab} states and {self._degrees[-1]} parent(s) has {d_vocab}^"
+                f"{self._degrees[-1] + 1} entries in every sequence, more than fit into memory. Take fewer states or parents."
             )
         #: Positions whose parents the task defines by a token that the model sees, and that metrics cover: children 0..T-2.
         self.children: range = range(self.n_positions - 1)
@@ -155,19 +166,16 @@ class InContextMarkov:
             raise CausalProbeError(f"A batch must hold at least one sequence; batch_size is {batch_size}.")
         if targets not in ("soft", "hard"):
             raise CausalProbeError(f"targets must be 'soft' or 'hard', not {targets!r}.")
-        degrees = {1} if self.is_tree else {len(p) for p in self.parents if p}
         tables = {
             k: dirichlet(self.alpha, (batch_size, self.d_vocab**k, self.d_vocab), generator=generator, dtype=dtype)
-            for k in sorted(degrees)
+            for k in self._degrees
         }
         tokens = self.sample_tokens(tables, generator)
         if self.is_tree:
             context = tokens[:, -1]
-            degree = 1
         else:
-            degree = len(self.parents[-1])
             context = self._context([tokens[:, p] for p in self.parents[-1]])
-        target = tables[degree][torch.arange(batch_size, device=generator.device), context]
+        target = tables[self.n_slots][torch.arange(batch_size, device=generator.device), context]
         if targets == "hard":
             drawn = _draw(_cumulative(target), generator)
             target = torch.nn.functional.one_hot(drawn, self.d_vocab).to(dtype)
@@ -176,8 +184,27 @@ class InContextMarkov:
     def sample_tokens(
         self, tables: Mapping[int, Float[Tensor, "batch context d_vocab"]], generator: torch.Generator
     ) -> Int[Tensor, "batch pos"]:
-        """Draw one sequence for each given set of transition tables (see :class:`Batch`)."""
-        batch_size = len(next(iter(tables.values())))
+        """Draw one sequence for each given set of transition tables.
+
+        Parameters
+        ----------
+        tables
+            As in :class:`Batch`, one for each in-degree of the task, with rows that sum to one.
+        generator
+            As in :meth:`sample`.
+
+        Raises
+        ------
+        CausalProbeError
+            If a table is missing or has another shape.
+        """
+        batch_size = max((len(table) for table in tables.values()), default=0)
+        expected = {k: (batch_size, self.d_vocab**k, self.d_vocab) for k in self._degrees}
+        found = {k: tuple(table.shape) for k, table in tables.items()}
+        if found != expected:
+            raise CausalProbeError(
+                f"The tables by in-degree must have the shapes {expected} [batch, context, d_vocab]; theirs are {found}."
+            )
         device = generator.device
         cumulative = {k: _cumulative(table).flatten(0, 1) for k, table in tables.items()}
         row = torch.arange(batch_size, device=device)
@@ -215,8 +242,8 @@ class InContextMarkov:
         Raises
         ------
         CausalProbeError
-            If this is no tree task (what a partly known set of parents implies has no simple law), there is no such node, or
-            a descendant has several parents.
+            If this is no tree task (what a partly known set of parents implies has no simple law), there is no such node, a
+            descendant has several parents, or its parent does not come before it.
         """
         if not self.is_tree:
             raise CausalProbeError(
@@ -234,6 +261,11 @@ class InContextMarkov:
             if len(parents) > 1:
                 raise CausalProbeError(
                     f"Node {child} is to be drawn along one edge, but has the parents {sorted(parents)}."
+                )
+            if not parents[0] < child < self.n_positions - 1:
+                raise CausalProbeError(
+                    f"The edge {parents[0]} -> {child} can't be in this task: a parent comes before its child, and the nodes "
+                    f"are 0 to {self.n_positions - 2}."
                 )
             tokens[:, child] = _draw(cumulative[row, tokens[:, parents[0]]], generator)
         return Batch(tokens, batch.target, batch.tables)

@@ -10,6 +10,8 @@ one-parent         knows one parent slot of the graph (the best one), and counts
 known-graph        knows the graph: the posterior mean of the transition row, from all (parents, child) pairs
 ================== =========================================================================================
 
+Every predictor raises :class:`~causal_probe.errors.CausalProbeError` for tokens that are not the task's.
+
 Roots never count as children. (Code that marks a root's parent by -1 and indexes with it makes every root a child of the
 last token.) In a tree the one-parent and the known-graph predictor are the same.
 """
@@ -32,6 +34,7 @@ Prediction = Float[Tensor, "batch d_vocab"]
 
 def uniform(task: InContextMarkov, tokens: Tokens) -> Prediction:
     """1 / d_vocab for every state."""
+    _check(task, tokens)
     return torch.full((len(tokens), task.d_vocab), 1 / task.d_vocab, device=tokens.device)
 
 
@@ -40,6 +43,7 @@ def in_context_unigram(task: InContextMarkov, tokens: Tokens) -> Prediction:
 
     The definition of Edelman et al. 2024 (*The evolution of statistical induction heads*).
     """
+    _check(task, tokens)
     nodes = tokens[:, :-1] if task.is_tree else tokens
     return _normalised(one_hot(nodes, task.d_vocab).sum(1), 1.0)
 
@@ -92,6 +96,7 @@ def reference_losses(task: InContextMarkov, batch: Batch) -> dict[str, float]:
 
 
 def _count_matches(task: InContextMarkov, tokens: Tokens, slots: range | list[int]) -> Prediction:
+    _check(task, tokens)
     # In a tree, the predicted token is a child of the query, whatever node the query stands for.
     wanted_parents = (task.n_positions - 1,) if task.is_tree else task.parents[-1]
     counted = [
@@ -105,6 +110,18 @@ def _count_matches(task: InContextMarkov, tokens: Tokens, slots: range | list[in
         matches &= found == tokens[:, wanted_parents[slot], None]
     children = one_hot(tokens[:, [node for node, _ in counted]], task.d_vocab)
     return _normalised((children * matches[..., None]).sum(1), task.alpha)
+
+
+def _check(task: InContextMarkov, tokens: Tensor) -> None:
+    if tokens.ndim != 2 or tokens.shape[1] != task.n_positions:
+        raise CausalProbeError(
+            f"The task's sequences have {task.n_positions} tokens; the shape of these is {list(tokens.shape)}, not [batch, pos]."
+        )
+    outside = tokens[(tokens < 0) | (tokens >= task.d_vocab)]
+    if len(outside):
+        raise CausalProbeError(
+            f"Token {int(outside[0])} is outside the vocabulary; states are 0 to {task.d_vocab - 1}."
+        )
 
 
 def _normalised(counts: Int[Tensor, "batch d_vocab"], alpha: float) -> Prediction:
