@@ -47,10 +47,10 @@ def special_tokens(model: HookedModel) -> SpecialTokens:
     tokenizer = getattr(model, "tokenizer", None)
     vocabulary = range(int(model.cfg.d_vocab))
     says = model.cfg if tokenizer is None else tokenizer
-    bos, eos, pad = (_id(says, f"{which}_token_id", vocabulary) for which in ("bos", "eos", "pad"))
+    starts, ends, pads = (_ids(says, f"{which}_token_id", vocabulary) for which in ("bos", "eos", "pad"))
+    bos, pad = next(iter(starts), None), next(iter(pads), None)
     if tokenizer is None:
-        ids = {token for token in (bos, eos, pad) if token is not None}
-        return SpecialTokens(frozenset(ids), bos, pad, (), ())
+        return SpecialTokens(frozenset([*starts, *ends, *pads]), bos, pad, (), ())
     ids = _special_ids(tokenizer) | (set(vocabulary) - set(tokenizer.get_vocab().values()))
     return SpecialTokens(frozenset(ids.intersection(vocabulary)), bos, pad, *added_by_itself(tokenizer))
 
@@ -69,7 +69,8 @@ def _special_ids(tokenizer: Any) -> set[int]:
     return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
 
 
-def _id(owner: Any, name: str, vocabulary: range) -> int | None:
-    # A configuration may name several (a list), or a default that the vocabulary doesn't reach.
-    token = getattr(owner, name, None)
-    return token if isinstance(token, int) and token in vocabulary else None
+def _ids(owner: Any, name: str, vocabulary: range) -> list[int]:
+    # A configuration may name none, one or several, or a default that the vocabulary doesn't reach.
+    found = getattr(owner, name, None)
+    tokens: list[int | None] = found if isinstance(found, list) else [found]
+    return [token for token in tokens if token is not None and token in vocabulary]

@@ -160,7 +160,7 @@ def _load_hugging_face(folder: Path, name: str, dtype: str | None, *, gguf_file:
     has_tokenizer = gguf_file is not None or any((folder / file).is_file() for file in TOKENIZER_FILES)
     try:
         with _quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=DTYPES[dtype or "float32"],
                 attn_implementation="eager",
@@ -171,6 +171,7 @@ def _load_hugging_face(folder: Path, name: str, dtype: str | None, *, gguf_file:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options) if has_tokenizer else None
     except Exception as error:  # what a broken or foreign file raises in transformers is of any kind
         raise CausalProbeError(f"{name} can't be loaded as a causal language model: {_reason(error)}") from error
+    model, info = found
     if missing := sorted(info["missing_keys"]):  # transformers would make them up at random
         raise CausalProbeError(
             f"{name} can't be loaded: its weights don't fit its configuration. Missing: {', '.join(missing[:3])}."

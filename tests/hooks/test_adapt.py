@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import attention_hook, is_live, mean_patterns, special_tokens, to_hooked
+from tests import tiny_huggingface as tiny
+from tests.tiny_models import MODELS, disentangled
+
+
+def eager(model):
+    twin = copy.deepcopy(model)
+    twin.set_attn_implementation("eager")
+    return twin
+
+
+@pytest.mark.parametrize("kind", tiny.CAUSAL)
+def test_a_hooked_model_computes_what_the_hugging_face_model_computes(kind):
+    model, tokens = tiny.CAUSAL[kind](), tiny.tokens()
+    hooked = to_hooked(model)
+    with torch.no_grad():
+        torch.testing.assert_close(hooked(tokens), model(tokens).logits)
+        patterns = eager(model)(tokens, output_attentions=True).attentions
+    found = mean_patterns(hooked, tokens).mean
+    for layer, pattern in enumerate(patterns):
+        torch.testing.assert_close(found[layer], pattern.mean(0).double(), atol=1e-6, rtol=0)
+        assert pattern.std() > 0.05  # far from uniform: heads and positions can be told apart
+
+
+@pytest.mark.parametrize("kind", tiny.CAUSAL)
+@pytest.mark.parametrize("what", ["attn_scores", "pattern", "q", "k", "v", "z"])
+def test_every_hook_of_the_attention_is_live(kind, what):
+    hooked = to_hooked(tiny.CAUSAL[kind]())
+    for layer in range(2):
+        assert is_live(hooked, attention_hook(layer, what), lambda: hooked(tiny.tokens(1, 4)))
+
+
+@pytest.mark.parametrize("kind", [*tiny.CAUSAL, "bert"])
+def test_the_callers_model_stays_as_it_was(kind):
+    model = getattr(tiny, kind)()
+    model.train()
+    next(model.parameters()).requires_grad_(False)
+    model.set_attn_implementation("sdpa" if kind != "bloom" else "eager")
+
+    def state():
+        return {
+            "modules": {name: type(module) for name, module in model.named_modules()},
+            "tensors": {
+                name: (id(tensor), tensor.requires_grad) for name, tensor in model.state_dict(keep_vars=True).items()
+            },
+            "training": model.training,
+            "attention": model.config._attn_implementation,
+            "hooks": [len(module._forward_hooks) for module in model.modules()],
+            "config": model.config.to_dict(),
+        }
+
+    before, tokens = state(), tiny.tokens()
+    torch.manual_seed(0)
+    logits = model(tokens).logits
+    hooked = to_hooked(model)
+    hooked(tokens)
+    assert state() == before
+    torch.manual_seed(0)
+    assert torch.equal(model(tokens).logits, logits)
+
+
+def test_the_weights_are_shared_not_copied():
+    model = tiny.llama()
+    hooked = to_hooked(model)
+    before = hooked(tiny.tokens())
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight.zero_()
+    assert not torch.allclose(hooked(tiny.tokens()), before)
+    torch.testing.assert_close(hooked(tiny.tokens()), model(tiny.tokens()).logits)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_has_hooks_is_returned_as_it_is(kind):
+    model = MODELS[kind]()
+    assert to_hooked(model) is model
+
+
+def test_what_is_neither_is_refused():
+    with pytest.raises(CausalProbeError, match=r"^A Linear can't be given hooks: give a TransformerLens model, "):
+        to_hooked(torch.nn.Linear(1, 1))
+
+
+def test_an_architecture_without_a_bridge_is_refused():
+    with pytest.raises(CausalProbeError, match=r"^TransformerLens can't put hooks on a GPT2Model: "):
+        to_hooked(tiny.gpt2().transformer)
+
+
+def test_the_name_is_the_given_one_or_the_models_own():
+    model = tiny.gpt2()
+    assert to_hooked(model, name="mine").cfg.model_name == "mine"
+    assert to_hooked(model).cfg.model_name == "GPT2LMHeadModel"
+    model.config.name_or_path = "owner/model"
+    assert to_hooked(model).cfg.model_name == "owner/model"
+
+
+# --------------------------------------------------------------------------------------------------------------- tokenizers
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_bos_token_is_put_in_front_where_the_tokenizer_does_it_and_where_it_is_asked_for(bos):
+    hooked = to_hooked(tiny.llama(), tiny.tokenizer(bos=bos))
+    assert hooked.to_tokens("t7 t9").tolist() == [[1, 7, 9] if bos else [7, 9]]
+    assert hooked.to_tokens("t7 t9", prepend_bos=True).tolist() == [[1, 7, 9]]
+    assert hooked.to_tokens("t7 t9", prepend_bos=False).tolist() == [[7, 9]]
+
+
+def test_the_callers_tokenizer_stays_as_it_was_and_texts_of_several_lengths_can_be_given():
+    tokenizer = tiny.tokenizer(pad=False)
+    hooked = to_hooked(tiny.llama(), tokenizer)
+    assert hooked.to_tokens(["t7 t9", "t5"]).tolist() == [[7, 9], [5, 2]]
+    assert tokenizer.pad_token is None
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_special_tokens_are_those_of_the_tokenizer_and_the_ids_that_it_never_gives(bos):
+    found = special_tokens(to_hooked(tiny.llama(), tiny.tokenizer(bos=bos)))
+    assert found.ids == {0, 1, 2, tiny.D_VOCAB - 1}  # the last row of the embedding has no token
+    assert (found.bos, found.pad) == (1, 0)
+    assert (found.before, found.after) == ((1,) if bos else (), ())
+
+
+def test_added_special_tokens_are_special_and_added_words_are_not():
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["word"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<user>"]})
+    word, user = tokenizer.convert_tokens_to_ids(["word", "<user>"])
+    found = special_tokens(to_hooked(tiny.llama(vocab_size=tiny.D_VOCAB + 4), tokenizer)).ids
+    assert user in found
+    assert word not in found
+
+
+def test_without_a_tokenizer_the_configuration_says_what_is_special():
+    found = special_tokens(to_hooked(tiny.llama(pad_token_id=5)))
+    assert (found.ids, found.bos, found.pad, found.before, found.after) == ({1, 2, 5}, 1, 5, (), ())
+
+
+def test_ids_beyond_the_vocabulary_are_left_out_and_several_ends_are_taken():
+    found = special_tokens(to_hooked(tiny.gpt2(bos_token_id=50256, eos_token_id=[3, 4])))
+    assert (found.ids, found.bos) == ({3, 4}, None)
+
+
+def test_a_model_without_special_tokens_has_none():
+    assert special_tokens(disentangled()).ids == frozenset()
