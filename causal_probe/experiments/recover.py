@@ -124,8 +124,7 @@ class Recovery:
         s = self.settings
         arguments = {name: s[name] for name in ("graph", "positions", "vocab", "alpha", "heads", "seed", "training")}
         arguments |= {name: s[name] for name in ("root_probability", *OPTIONS) if s[name] is not None}
-        if s["probe_sequences"] != PROBE_SEQUENCES:
-            arguments["probe_sequences"] = s["probe_sequences"]
+        arguments["probe_sequences"] = s["probe_sequences"]
         listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         return f"from causal_probe import experiments\n\nexperiments.recover({listed})"
 
@@ -280,7 +279,7 @@ def recover(
     learning_rate: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
-    probe_sequences: int = PROBE_SEQUENCES,
+    probe_sequences: int | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -305,7 +304,8 @@ def recover(
     optimizer, learning_rate, steps, batch_size
         Of joint training, or of the second stage; None: the training's defaults.
     probe_sequences
-        Number of fresh sequences on which each candidate edge is tested.
+        Number of fresh sequences on which each candidate edge is tested. By default 32,768, times T / 16 for longer sequences,
+        because one edge among more weighs less.
     device
         ``"cpu"``, ``"cuda"``, ..., or ``"auto"``: a GPU if there is one.
     out, overwrite
@@ -325,6 +325,8 @@ def recover(
     model = DisentangledTransformer(vocab, task.n_positions, heads, device=place)
     chosen = dict(zip(OPTIONS, (optimizer, learning_rate, steps, batch_size), strict=True))
     stages = _stages(training, task, model, **chosen)
+    if probe_sequences is None:
+        probe_sequences = PROBE_SEQUENCES * max(1, task.n_positions // 16)
     if probe_sequences < 2:
         raise CausalProbeError(f"An edge can't be tested on {probe_sequences} sequences; at least 2 are needed.")
     settings = {

@@ -49,6 +49,7 @@ from causal_probe.hooks import (
     undisturbed,
     uniform_row,
 )
+from causal_probe.probes.p_values import holm
 from causal_probe.results import Citation, cite, to_jsonable, versions
 
 __all__ = ["EdgeEffects", "Redraw", "edge_effects"]
@@ -191,7 +192,7 @@ class EdgeEffects:
         """
         if self.p_value is None:
             return None
-        adjusted = _holm(self.p_value)
+        adjusted = holm(self.p_value)
         if self.excesses is not None:
             # An edge that was not redrawn has failed the first test, and keeps the p-value that it failed with.
             second = [0 if p is None else min(1, len(self.edges) * p) for p in self.excess_p_value]
@@ -406,7 +407,8 @@ def edge_effects(
     the head of this module. Row 0 can't be tested: with one key there is nothing to spread.
 
     All candidates are measured in one pass, in which a batch costs one run of the model as it is, one for each child and one for
-    each candidate. With ``redraw`` it costs two more for each child whose gain is positive, and two for each of its candidates.
+    each candidate. With ``redraw`` it costs one more for each child with a positive gain, and one for each such candidate; the
+    gains of all sequences are then kept, [sequence, edge].
 
     Parameters
     ----------
@@ -455,6 +457,7 @@ def edge_effects(
 
     epsilon = max((torch.finfo(p.dtype).eps for p in _parameters(model) if p.is_floating_point()), default=0.0)
     totals: tuple[Moments, Moments, Moments] | None = None
+    measured: list[Tensor] = []  # [sequence, edge] by batch: what the gains of redrawn batches are paired with
     with undisturbed(model):
         for batch in each_batch(batches):
             if totals is None and not is_live(model, name, partial(loss, model, batch)):
@@ -470,6 +473,8 @@ def edge_effects(
                 even, gain = editing.even_and_gain(batch, child, its)
                 gains.append(gain)
                 cuts.append((even - clean)[:, None].expand_as(gain))
+            if redraw is not None:
+                measured.append(torch.cat(gains, 1))
             new = (Moments.of(torch.cat(gains, 1)), Moments.of(torch.cat(cuts, 1)), Moments.of(clean))
             totals = (
                 new if totals is None else (totals[0].merge(new[0]), totals[1].merge(new[1]), totals[2].merge(new[2]))
@@ -488,7 +493,9 @@ def edge_effects(
             epsilon=epsilon,
             provenance={**describe(model), "versions": versions()},
         )
-        return effects if redraw is None else replace(effects, excesses=_excesses(editing, batches, effects, redraw))
+        if redraw is None:
+            return effects
+        return replace(effects, excesses=_excesses(editing, batches, measured, effects, redraw))
 
 
 @dataclass(frozen=True)
@@ -527,7 +534,7 @@ class _Editing:
 
 
 def _excesses(
-    editing: _Editing, batches: Iterable[Any], effects: EdgeEffects, redraw: Redraw
+    editing: _Editing, batches: Iterable[Any], gains: list[Tensor], effects: EdgeEffects, redraw: Redraw
 ) -> dict[tuple[int, int], Moments]:
     """The second question, for the edges that have passed the first; children are decided from the last to the first."""
     gaining = effects.graph(1 + max(child for _, child in effects.edges), max_parents=None)
@@ -537,9 +544,10 @@ def _excesses(
         parents = sorted(gaining.predecessors(child), key=lambda parent: -gaining.edges[parent, child]["gain"])
         if not parents:
             continue
+        columns = [effects.edges.index((parent, child)) for parent in parents]
         total: Moments | None = None
-        for batch in each_batch(batches):
-            _, gain = editing.even_and_gain(batch, child, parents)
+        for batch, measured in zip(each_batch(batches), gains, strict=False):
+            gain = measured[:, columns]
             _, as_root = editing.even_and_gain(redraw(batch, child, nx.freeze(found.copy())), child, parents)
             if gain.shape != as_root.shape:
                 raise CausalProbeError(
@@ -598,15 +606,6 @@ def _p_value(moments: Moments, resolution: float) -> float | None:
     if moments.stderr is None:
         return None
     return float(stats.t.sf(_t_of(moments, resolution), df=moments.count - 1))
-
-
-def _holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Holm's adjusted p-values: the k-th smallest of m times m - k + 1, made monotone, at most 1."""
-    order = p_values.argsort(kind="stable")
-    scaled = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return adjusted
 
 
 def _parameters(model: HookedModel) -> Iterable[torch.nn.Parameter]:

@@ -14,7 +14,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import EdgeEffects, edge_effects, head_graphs
-from causal_probe.probes.edge_effects import _holm
+from causal_probe.probes.p_values import holm
 from causal_probe.tasks import InContextMarkov, cross_entropy
 from causal_probe.tasks.stationary import stationary_distribution
 from tests.tiny_models import MODELS, disentangled, native_bridge, random_tokens
@@ -80,7 +80,7 @@ def test_holms_adjusted_p_values_reject_what_his_procedure_rejects(seed):
     p_values = np.random.default_rng(seed).uniform(size=12) ** 4
     p_values[3] = p_values[7]
     for level in (1e-3, 0.01, 0.1, 0.5):
-        np.testing.assert_array_equal(_holm(p_values) <= level, rejected_by_holm(p_values, level))
+        np.testing.assert_array_equal(holm(p_values) <= level, rejected_by_holm(p_values, level))
 
 
 def test_a_merge_equals_one_run_over_all():

@@ -1,0 +1,50 @@
+"""Tests of means over sequences, one-sided and paired, and their correction where many are made at once."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+__all__ = ["holm", "t_interval", "t_p_value"]
+
+
+def t_p_value(mean: float, stderr: float, n: int, *, above: float = 0.0) -> float:
+    """One-sided p-value of a mean being larger than ``above``: Student's t with ``n`` - 1 degrees of freedom.
+
+    Without any spread it is 0 or 1.
+
+    >>> round(t_p_value(2.0, 1.0, 1000), 4), t_p_value(2.0, 0.0, 9), t_p_value(0.0, 0.0, 9)
+    (0.0229, 0.0, 1.0)
+    """
+    if stderr > 0:
+        return float(stats.t.sf((mean - above) / stderr, df=n - 1))
+    return 0.0 if mean > above else 1.0
+
+
+def t_interval(mean: float, stderr: float, n: int, *, coverage: float = 0.95) -> tuple[float, float]:
+    """Two-sided confidence interval of a mean.
+
+    >>> low, high = t_interval(1.0, 0.5, 10_000)
+    >>> round(low, 2), round(high, 2)
+    (0.02, 1.98)
+    """
+    reach = float(stats.t.ppf((1 + coverage) / 2, df=n - 1)) * stderr
+    return mean - reach, mean + reach
+
+
+def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Holm's adjusted p-values: the k-th smallest of m times m - k + 1, made monotone, at most 1.
+
+    Rejecting where they are at most ``level`` keeps the probability of any false rejection at ``level``, however the tests
+    depend on each other (Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics
+    6, 1979).
+
+    >>> holm(np.array([0.01, 0.04, 0.03]))
+    array([0.03, 0.06, 0.06])
+    """
+    order = p_values.argsort(kind="stable")
+    scaled = p_values[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted
