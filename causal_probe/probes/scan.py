@@ -20,7 +20,7 @@ def scan(
     model: HookedModel,
     tokens: Any = None,
     *,
-    templates: Iterable[str | Template] | None = None,
+    templates: str | Template | Iterable[str | Template] | None = None,
     queries: Sequence[int] | None = None,
     sequences: int | None = None,
     period: int | None = None,

@@ -93,7 +93,7 @@ def score_patterns(
     patterns: Sequence[Float[Tensor, "batch _head query key"]],
     tokens: Int[Tensor, "batch pos"],
     *,
-    templates: Iterable[str | Template] = SHIPPED,
+    templates: str | Template | Iterable[str | Template] = SHIPPED,
     queries: Sequence[int] | None = None,
 ) -> HeadScores:
     """Score attention patterns that are already there, one tensor for each layer, as :func:`scan` does.

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import torch
@@ -191,8 +192,8 @@ def template(name: str) -> Template:
     )
 
 
-def find_templates(templates: Iterable[str | Template]) -> tuple[Template, ...]:
-    """Templates, each given by itself or by its name.
+def find_templates(templates: Any) -> tuple[Template, ...]:
+    """Templates, each given by itself or by its name; one alone stands for itself.
 
     Raises
     ------
