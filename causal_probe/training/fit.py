@@ -73,29 +73,30 @@ def fit(
     generator
         The source of all sequences; the same state gives the same model on the same machine and number of threads.
     callback
-        Called with (step, model) before every step and once after the last: to probe a model while it learns.
+        Called with (step, model) before every step and once after the last: to probe a model while it learns. Only the
+        stage's weights require gradients then.
     progress
         Show a tqdm bar, on standard error.
 
     Raises
     ------
     CausalProbeError
-        If model and task differ in shape, a stage moves what the model does not have, or the loss stops being finite.
+        If model and task differ in shape, the generator is on another device, a stage moves what the model does not have
+        (nothing is moved then), or the loss or the weights stop being finite.
     """
     if (model.d_vocab, model.n_positions) != (task.d_vocab, task.n_positions):
         raise CausalProbeError(
             f"The task has {task.d_vocab} states and {task.n_positions} positions; the model has {model.d_vocab} and "
             f"{model.n_positions}. Build a model of the task's shape."
         )
+    if generator.device.type != model.W_U.device.type:
+        raise CausalProbeError(
+            f"The generator is on {generator.device} and the model on {model.W_U.device}. Make both on one device."
+        )
     names: dict[str, nn.Parameter] = {f"A{layer}": block.attn.A for layer, block in enumerate(model.blocks)}
     names["W_U"] = model.W_U
-    for stage in stages:
-        unknown = sorted(set(stage.moves) - set(names) - {"A0.position"})
-        if unknown or not stage.moves:
-            raise CausalProbeError(
-                f"The stage {stage.name!r} is to move {unknown or 'nothing'}; it can move A0.position, {', '.join(names)}."
-            )
-    required = [parameter.requires_grad for parameter in model.parameters()]
+    _check_moves(stages, names, position_only=_only_positions(model))
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     steps: list[tuple[int, str, float]] = []
     sequences = 0
     bar = tqdm(total=sum(stage.steps for stage in stages), disable=not progress, unit="step", dynamic_ncols=True)
@@ -105,11 +106,7 @@ def fit(
             for name, parameter in names.items():
                 parameter.requires_grad_(name in moving)
             # The fast forward may use the position block alone if nothing else of layer 0 is there or is to move.
-            position_only = "A0" not in stage.moves and len(model.heads) > 1 and _only_positions(model)
-            if "A0.position" in stage.moves and not position_only:
-                raise CausalProbeError(
-                    f"The stage {stage.name!r} moves layer 0's position block alone, but its token blocks are not zero, or also move."
-                )
+            position_only = "A0" not in stage.moves and _only_positions(model)
             moved = [names[name] for name in sorted(moving)]
             optimizer = _optimizer(stage, moved)
             bar.set_description(stage.name)
@@ -119,12 +116,18 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = stage.rate_at(step)
                 batch = task.sample(stage.batch_size, generator, dtype=model.W_U.dtype)
-                logits = last_logits(batch.tokens, model.A, model.W_U, position_only=position_only)
-                loss = task_loss(logits, batch.target).mean()
+                with torch.enable_grad():  # notebooks of the field often begin by turning gradients off
+                    logits = last_logits(batch.tokens, model.A, model.W_U, position_only=position_only)
+                    loss = task_loss(logits, batch.target).mean()
                 value = float(loss.detach())
                 if not value < float("inf"):
+                    cause = (
+                        f"learning rate {stage.learning_rate:g} is"
+                        if steps
+                        else "weights that the model began with are"
+                    )
                     raise CausalProbeError(
-                        f"The loss is {value} at step {len(steps)} ({stage.name}): the learning rate {stage.learning_rate:g} is too large."
+                        f"The loss is {value} at step {len(steps)} ({stage.name}): the {cause} too large."
                     )
                 for parameter, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
                     parameter.grad = gradient
@@ -134,13 +137,19 @@ def fit(
                 bar.update()
                 if step % 10 == 0:
                     bar.set_postfix(loss=f"{value:.4f}")
+            # No later loss may tell what the stage's last step did.
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in moved):
+                raise CausalProbeError(
+                    f"The weights are not finite after {len(steps)} steps ({stage.name}): the learning rate "
+                    f"{stage.learning_rate:g} is too large."
+                )
         if callback is not None:
             callback(len(steps), model)
     finally:
         bar.close()
-        for parameter, flag in zip(model.parameters(), required, strict=True):
+        for parameter, flag, kept in before:
             parameter.requires_grad_(flag)
-            parameter.grad = None
+            parameter.grad = kept
     return History(
         step=tuple(s for s, _, _ in steps),
         stage=tuple(name for _, name, _ in steps),
@@ -151,12 +160,38 @@ def fit(
 
 @torch.no_grad()
 def evaluate(model: DisentangledTransformer, batches: Sequence[Batch]) -> float:
-    """Mean cross-entropy of the model over all sequences, in nats."""
+    """Mean cross-entropy of the model over all sequences, in nats.
+
+    Raises
+    ------
+    CausalProbeError
+        If there are no sequences, or a batch does not fit the model.
+    """
+    if not batches:
+        raise CausalProbeError("A loss was asked for and there are no sequences. Give at least one batch.")
     total = sum(float(task_loss(model.predict(batch.tokens), batch.target).double().sum()) for batch in batches)
     return total / sum(len(batch) for batch in batches)
 
 
+def _check_moves(stages: Sequence[Stage], names: dict[str, nn.Parameter], *, position_only: bool) -> None:
+    for stage in stages:
+        unknown = sorted(set(stage.moves) - set(names) - {"A0.position"})
+        if unknown or not stage.moves:
+            raise CausalProbeError(
+                f"The stage {stage.name!r} is to move {unknown or 'nothing'}; it can move A0.position, {', '.join(names)}."
+            )
+        position_only = position_only and "A0" not in stage.moves
+        if "A0.position" in stage.moves and not position_only:
+            raise CausalProbeError(
+                f"The stage {stage.name!r} moves layer 0's position block alone. That needs a model of two layers or more "
+                "whose other blocks in layer 0 are zero, and no stage up to this one that moves them (A0)."
+            )
+
+
 def _only_positions(model: DisentangledTransformer) -> bool:
+    """Whether the fast forward may take layer 0 for its (position, position) block: a last layer it computes as it is."""
+    if len(model.heads) == 1:
+        return False
     token = model.subspaces(0)["token"]
     A_0 = model.A[0].detach()
     return not bool(A_0[:, token].any() or A_0[:, :, token].any())

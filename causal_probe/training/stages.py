@@ -25,6 +25,9 @@ __all__ = ["Optimizer", "Schedule", "Stage", "give_matcher", "joint", "staged"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine"]
 
+#: A larger learning rate or weight decay overflows float32 in a few steps, whatever the task.
+LARGEST_RATE = 1e12
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -62,10 +65,10 @@ class Stage:
             problems.append(f"optimizer must be sgd or adamw, not {self.optimizer!r}")
         if self.schedule not in ("constant", "cosine"):
             problems.append(f"schedule must be constant or cosine, not {self.schedule!r}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            problems.append(f"learning_rate must be positive and finite, not {self.learning_rate}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            problems.append(f"weight_decay must be finite and not negative, not {self.weight_decay}")
+        if not 0 < self.learning_rate <= LARGEST_RATE:
+            problems.append(f"learning_rate must be positive and at most {LARGEST_RATE:g}, not {self.learning_rate}")
+        if not 0 <= self.weight_decay <= LARGEST_RATE:
+            problems.append(f"weight_decay must be from 0 to {LARGEST_RATE:g}, not {self.weight_decay}")
         if problems:
             raise CausalProbeError(f"The stage {self.name!r} can't be run: " + "; ".join(problems) + ".")
 

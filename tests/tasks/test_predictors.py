@@ -138,11 +138,11 @@ def test_in_a_tree_one_parent_is_the_known_graph() -> None:
 
 
 def test_losses_on_the_two_parent_task() -> None:
-    """S = 5, T = 32, alpha = 0.1. An independent simulation in NumPy gave 0.889 and 1.385, to 0.004."""
+    """S = 5, T = 32, alpha = 0.1. A simulation in NumPy that shares no code gave 0.893 and 1.391, to 0.003 and 0.004."""
     task = InContextMarkov(graphs.two_parent_tree(33), d_vocab=5, alpha=0.1)
     losses = reference_losses(task, task.sample(30_000, seeded()))
-    assert losses["known-graph"] == pytest.approx(0.889, abs=0.012)
-    assert losses["one-parent"] == pytest.approx(1.385, abs=0.012)
+    assert losses["known-graph"] == pytest.approx(0.893, abs=0.015)
+    assert losses["one-parent"] == pytest.approx(1.391, abs=0.015)
     assert losses["known-graph"] < losses["one-parent"] < losses["in-context unigram"] < losses["uniform"]
     assert losses["uniform"] == pytest.approx(math.log(5))
 
