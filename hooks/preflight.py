@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
@@ -47,7 +47,7 @@ def preflight(
     model: object,
     tokens: Any,
     *,
-    attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
+    attention_mask: Tensor | None = None,
     hooks: Sequence[str] = ("pattern",),
 ) -> None:
     """Raise unless attention can be measured, and the hooks used, on these tokens.
@@ -73,7 +73,7 @@ def find_faults(
     model: object,
     tokens: Any,
     *,
-    attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
+    attention_mask: Tensor | None = None,
     hooks: Sequence[str] = ("pattern",),
 ) -> tuple[Finding, ...]:
     """Everything that would make a measurement wrong; empty if nothing is.
@@ -89,7 +89,7 @@ def find_faults(
     tokens
         What is to be measured on, [batch, pos].
     attention_mask
-        1 at tokens and 0 at padding. It is given to the model, and rows of padding are not looked at.
+        [batch, pos], 1 at tokens and 0 at padding. It is given to the model, and rows of padding are not looked at.
     hooks
         Which hook points of the attention of every layer must be there and live: ``"pattern"`` to read and replace patterns,
         ``"z"`` to ablate heads, ``"attn_scores"`` for gradients.
@@ -191,7 +191,7 @@ def _longest(model: HookedModel) -> float:
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=float("inf"))
 
 
-def _runnable(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+def _runnable(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch runnable"]:
     """Tokens that the model can run, the same where they can be."""
     length = int(min(tokens.shape[1], _longest(model)))
     return tokens[:, :length].clamp(0, int(model.cfg.d_vocab) - 1).to(describe(model)["device"] or "cpu")
