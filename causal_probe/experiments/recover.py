@@ -446,7 +446,7 @@ def _stages(training: str, task: InContextMarkov, model: DisentangledTransformer
 def _initialise(model: DisentangledTransformer, task: InContextMarkov, training: str, *, seed: int) -> tuple[str, ...]:
     """Set what the model starts from; say what was given."""
     if training == "staged":
-        return give_matcher(model, several_parents=not task.is_tree)
+        return give_matcher(model)
     if max(model.heads) > 1:
         # Heads of one layer that start equal stay equal. The authors' noise.
         device = model.W_U.device
@@ -498,7 +498,7 @@ def _argmax_accuracy(attention: HeadGraphs, truth: nx.DiGraph) -> float:
         for child in truth
         for head, parent in zip(heads, sorted(truth.predecessors(child)), strict=False)
     ]
-    return sum(right) / len(right)
+    return float(np.mean(right))
 
 
 def _last_row(attention: HeadGraphs, task: InContextMarkov) -> tuple[dict[str, Any], ...]:

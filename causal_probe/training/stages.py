@@ -6,6 +6,9 @@ each head of layer 0 copied (that block of its A is beta I), and the output read
 then moves layer 0's (position, position) block alone: the graph. Stage 2 freezes it and moves everything above.
 Moving all of layer 0's A in stage 1 attains less: its token blocks compete for the same gradient.
 
+Where nodes have several parents, what is given asks for too little: the last token is at most one of the parents of the node
+to be predicted, so the parents in its slot are learnt and those in other slots are not.
+
 **Joint** training gives nothing: all weights start at zero (or at small noise) and move together.
 """
 
@@ -79,15 +82,11 @@ class Stage:
         return self.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
-def give_matcher(model: DisentangledTransformer, *, several_parents: bool, beta: float = 1.0) -> tuple[str, ...]:
+def give_matcher(model: DisentangledTransformer, *, beta: float = 1.0) -> tuple[str, ...]:
     """Set what staged training starts from; return it in words. All other weights are left as they are.
 
     Parameters
     ----------
-    several_parents
-        False: the next state is a child of the query, so the query's own state is compared with the state that each head of
-        layer 0 copied. True: the next state is a child of the query's own parents, so copies are compared with copies,
-        head by head.
     beta
         Scale of the comparison.
 
@@ -105,9 +104,8 @@ def give_matcher(model: DisentangledTransformer, *, several_parents: bool, beta:
         given = []
         for head in range(model.heads[0]):
             copy = f"L0H{head}.token"
-            query = copy if several_parents else "token"
-            model.block(1, 0, query=query, key=copy).copy_(beta * eye)
-            given.append(f"L1H0 compares ({query}, {copy}): {beta:g} I")
+            model.block(1, 0, query="token", key=copy).copy_(beta * eye)
+            given.append(f"L1H0 compares (token, {copy}): {beta:g} I")
         model.output_block("L1H0.token").copy_(eye)
     return (*given, "W_U reads L1H0.token: I")
 

@@ -315,7 +315,7 @@ def test_staged_training_writes_a_small_graph_into_layer_0() -> None:
     truth = graphs.from_parents([None, 0, 0, 2, 1, 3])
     task = InContextMarkov(truth, d_vocab=3, alpha=0.1)
     model = DisentangledTransformer(3, task.n_positions)
-    give_matcher(model, several_parents=False)
+    give_matcher(model)
     run = staged(n_positions=task.n_positions, steps=60)
     history = fit(model, task, run, generator=seeded())
     held_out = task.sample(4096, seeded(1))

@@ -79,16 +79,14 @@ def test_all_problems_are_told_at_once() -> None:
         Stage("a", -1, 0, "sgd", -1.0, ("W_U",))
 
 
-@pytest.mark.parametrize("several_parents", [False, True])
 @pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 2)])
-def test_what_is_given_is_that_and_no_more(heads: tuple[int, int], several_parents: bool) -> None:
+def test_what_is_given_is_that_and_no_more(heads: tuple[int, int]) -> None:
     model = DisentangledTransformer(3, 6, heads)
-    given = give_matcher(model, several_parents=several_parents, beta=0.5)
+    given = give_matcher(model, beta=0.5)
     eye = torch.eye(3)
     expected = {}
     for head in range(heads[0]):
-        query = f"L0H{head}.token" if several_parents else "token"
-        expected[1, 0, query, f"L0H{head}.token"] = 0.5 * eye
+        expected[1, 0, "token", f"L0H{head}.token"] = 0.5 * eye
     for key, block in model.named_blocks().items():
         assert torch.equal(block, expected.get(key, torch.zeros_like(block)))
     for part in model.subspaces(2):
@@ -105,7 +103,7 @@ def test_other_weights_stay() -> None:
     model = DisentangledTransformer(3, 6)
     for parameter in model.parameters():
         parameter.data.fill_(7)
-    give_matcher(model, several_parents=False)
+    give_matcher(model)
     assert int((model.A[0] != 7).sum()) == 0
     assert int((model.A[1] != 7).sum()) == 9
     assert int((model.W_U != 7).sum()) == 9
@@ -117,7 +115,7 @@ def test_staged_training_is_for_two_layers(heads: tuple[int, ...]) -> None:
     with pytest.raises(
         CausalProbeError, match=f"defined for two layers; the model has {len(heads)}. Use joint training"
     ):
-        give_matcher(model, several_parents=False)
+        give_matcher(model)
     assert not any(bool(parameter.any()) for parameter in model.parameters())
 
 
