@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from causal_probe.hooks.adapt import to_hooked
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
-from causal_probe.hooks.edit import Edit, edited, mean_ablate, one_hot_row, replace_row, uniform_row, zero_ablate
+from causal_probe.hooks.edit import (
+    Edit,
+    edited,
+    mean_ablate,
+    one_hot_row,
+    replace_row,
+    resample_ablate,
+    uniform_row,
+    zero_ablate,
+)
 from causal_probe.hooks.moments import Moments
-from causal_probe.hooks.preflight import Finding, find_faults, preflight
+from causal_probe.hooks.preflight import Finding, context_length, find_faults, preflight
 from causal_probe.hooks.record import PatternMeans, each_batch, mean_heads, mean_patterns
+from causal_probe.hooks.self_test import Answer, self_test
 from causal_probe.hooks.tokens import SpecialTokens, special_tokens
 
 __all__ = [
+    "Answer",
     "Edit",
     "Finding",
     "HookedModel",
@@ -22,6 +33,7 @@ __all__ = [
     "PatternMeans",
     "SpecialTokens",
     "attention_hook",
+    "context_length",
     "describe",
     "each_batch",
     "edited",
@@ -34,6 +46,8 @@ __all__ = [
     "preflight",
     "replace_row",
     "require_hooks",
+    "resample_ablate",
+    "self_test",
     "special_tokens",
     "to_hooked",
     "undisturbed",

@@ -17,7 +17,16 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks
 
-__all__ = ["Edit", "edited", "mean_ablate", "one_hot_row", "replace_row", "uniform_row", "zero_ablate"]
+__all__ = [
+    "Edit",
+    "edited",
+    "mean_ablate",
+    "one_hot_row",
+    "replace_row",
+    "resample_ablate",
+    "uniform_row",
+    "zero_ablate",
+]
 
 #: The name of a hook point and what is done there: ``(value, hook) -> value``.
 Edit: TypeAlias = tuple[str, Callable[..., Tensor]]
@@ -96,6 +105,23 @@ def mean_ablate(layer: int, head: int, reference: Float[Tensor, "pos d_head"] | 
     return _replace_head(layer, head, reference)
 
 
+def resample_ablate(layer: int, head: int, donors: Float[Tensor, "batch pos d_head"]) -> Edit:
+    """Replace what a head reads out of the stream (its ``hook_z``) by what it reads out of other sequences.
+
+    Parameters
+    ----------
+    donors
+        What the head read out of the sequence that is put in the place of each, such as ``z.roll(1, 0)[:, :, head]`` of the same
+        batch.
+
+    Raises
+    ------
+    CausalProbeError
+        When the model runs, if there is no such head, or the donors have another shape.
+    """
+    return _replace_head(layer, head, donors)
+
+
 @contextmanager
 def edited(model: HookedModel, *edits: Edit) -> Iterator[None]:
     """Run the model with edits for the length of a ``with`` block.
@@ -121,10 +147,14 @@ def _replace_head(layer: int, head: int, reference: Tensor) -> Edit:
             )
         _check_index(name, "head", head, z.shape[2])
         n_positions, d_head = z.shape[1], z.shape[3]
-        if reference.shape[-1] not in (1, d_head) or (reference.ndim == 2 and len(reference) < n_positions):
+        if (
+            reference.shape[-1] not in (1, d_head)
+            or (reference.ndim == 2 and len(reference) < n_positions)
+            or (reference.ndim == 3 and reference.shape[:2] != z.shape[:2])
+        ):
             raise CausalProbeError(
                 f"A reference of the shape {list(reference.shape)} can't replace the head at {name}, whose shape is "
-                f"[{n_positions}, {d_head}]."
+                f"[{n_positions}, {d_head}]{f', in {len(z)} sequences' if reference.ndim == 3 else ''}."
             )
         z = z.clone()
         z[:, :, head] = reference[..., :n_positions, :].to(z) if reference.ndim == 2 else reference.to(z)

@@ -12,6 +12,7 @@ from causal_probe.hooks import (
     mean_heads,
     one_hot_row,
     replace_row,
+    resample_ablate,
     uniform_row,
     zero_ablate,
 )
@@ -62,6 +63,18 @@ def test_ablations_replace_one_head_everywhere(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
+def test_resample_ablation_puts_other_sequences_in_one_heads_place(kind):
+    model = MODELS[kind]()
+    z = attention_hook(0, "z")
+    clean = torch.as_tensor(value_at(model, z))
+    expected = clean.clone()
+    expected[:, :, 1] = clean.roll(1, 0)[:, :, 1]
+    found = value_at(model, z, resample_ablate(0, 1, clean.roll(1, 0)[:, :, 1]))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.allclose(found, clean)
+
+
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(
     ("what", "edit"), [("pattern", replace_row(0, 0, 3, one_hot_row(0))), ("z", zero_ablate(0, 0))]
 )
@@ -102,6 +115,10 @@ def test_a_row_that_is_no_distribution_is_refused(row):
         (zero_ablate(1, 1), r"head 1 was asked for at blocks\.1\.attn\.hook_z"),
         (mean_ablate(0, 0, torch.zeros(3)), r"shape \[3\] can't replace"),
         (mean_ablate(0, 0, torch.zeros(4, 12)), r"shape \[4, 12\] can't replace .* \[7, 12\]"),
+        (
+            resample_ablate(0, 0, torch.zeros(2, 7, 12)),
+            r"shape \[2, 7, 12\] can't replace .* \[7, 12\], in \d+ sequences",
+        ),
         (zero_ablate(5, 0), r"no hook point blocks\.5\.attn\.hook_z"),
     ],
 )
