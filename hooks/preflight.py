@@ -14,7 +14,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, live_hooks, require_hooks, undisturbed
 from causal_probe.hooks.tokens import special_tokens
 
-__all__ = ["Finding", "find_faults", "preflight"]
+__all__ = ["Finding", "context_length", "find_faults", "preflight"]
 
 #: The patterns of this many sequences are looked at; tokens, lengths and padding are checked in all of them.
 SEQUENCES = 2
@@ -41,6 +41,13 @@ class Finding:
 
     def __str__(self) -> str:
         return self.message
+
+
+def context_length(model: HookedModel) -> int | None:
+    """The most tokens that a model can be given at once; None where it does not say, as some models with ALiBi."""
+    # n_ctx of a DisentangledTransformer is one above its longest sequence, as TransformerLens' detect_head wants it.
+    limits = (getattr(model, "n_positions", None), getattr(model.cfg, "n_ctx", None))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def preflight(
@@ -146,8 +153,8 @@ def _shape_fault(tokens: Any, mask: Any) -> Finding | None:
 
 
 def _token_faults(model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None) -> Iterator[Finding]:
-    d_vocab, longest = int(model.cfg.d_vocab), _longest(model)
-    if tokens.shape[1] > longest:
+    d_vocab, longest = int(model.cfg.d_vocab), context_length(model)
+    if longest is not None and tokens.shape[1] > longest:
         yield Finding(
             "too-long",
             f"The sequences have {tokens.shape[1]} tokens, and the model's context holds {longest}: shorten them.",
@@ -185,16 +192,11 @@ def _padded(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> int:
     return int((at_start | at_end).sum()) if tokens.shape[1] > 1 else 0
 
 
-def _longest(model: HookedModel) -> float:
-    # n_ctx of a DisentangledTransformer is one above its longest sequence, as TransformerLens' detect_head wants it.
-    limits = (getattr(model, "n_positions", None), getattr(model.cfg, "n_ctx", None))
-    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=float("inf"))
-
-
 def _runnable(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch runnable"]:
     """Tokens that the model can run, the same where they can be."""
-    length = int(min(tokens.shape[1], _longest(model)))
-    return tokens[:, :length].clamp(0, int(model.cfg.d_vocab) - 1).to(describe(model)["device"] or "cpu")
+    return (
+        tokens[:, : context_length(model)].clamp(0, int(model.cfg.d_vocab) - 1).to(describe(model)["device"] or "cpu")
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- the patterns

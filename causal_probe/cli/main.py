@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from causal_probe import __version__
+from causal_probe.cli.check import check
 from causal_probe.cli.recover import recover
 from causal_probe.errors import CausalProbeError
 
@@ -44,6 +45,7 @@ def _root(
 
 
 app.command()(recover)
+app.command()(check)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,16 @@
 """Whole studies: a task, a model, its training, the probes, and the comparison with the truth."""
 
+from causal_probe.experiments.check_model import ModelCheck, check_model, open_model
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.recover import Recovery, Training, recover
 
-__all__ = ["FAMILIES", "Recovery", "Training", "choose_graph", "recover"]
+__all__ = [
+    "FAMILIES",
+    "ModelCheck",
+    "Recovery",
+    "Training",
+    "check_model",
+    "choose_graph",
+    "open_model",
+    "recover",
+]

@@ -1,0 +1,188 @@
+"""What will work on a model: the preflight and a self-test with known answers, before anything is measured."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.recover import choose_device
+from causal_probe.hooks import (
+    Answer,
+    Finding,
+    HookedModel,
+    context_length,
+    describe,
+    find_faults,
+    self_test,
+    special_tokens,
+    to_hooked,
+)
+from causal_probe.models import LoadedModel, load_model
+from causal_probe.results import to_jsonable, versions
+
+__all__ = ["ModelCheck", "check_model", "open_model"]
+
+#: What can be done with a model: the hook points that it needs, live, and the questions that must be answered rightly.
+ABILITIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "read attention (scan, head graphs)": (("pattern",), ("pattern-is-read-back", "same-as-original", "nothing-stays")),
+    "edit attention (edge effects)": (("pattern",), ("pattern-moves-values", "same-as-original", "nothing-stays")),
+    "ablate heads (verify)": (("z",), ("same-as-original", "nothing-stays")),
+    "gradients by score": (("attn_scores",), ("softmax-of-scores", "same-as-original", "nothing-stays")),
+}
+
+#: Sequences and tokens that the model is tried on.
+SEQUENCES, LENGTH = 2, 16
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """What was found about a model.
+
+    Attributes
+    ----------
+    model
+        Its name, sizes, dtype and device, and what its tokenizer does.
+    works
+        For each ability, whether it can be relied on.
+    findings
+        What is wrong, each thing once.
+    answers
+        What came out where the answer was known; empty where a hook point is missing that the questions need.
+    """
+
+    model: Mapping[str, Any]
+    works: Mapping[str, bool]
+    findings: tuple[Finding, ...]
+    answers: tuple[Answer, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything works."""
+        return all(self.works.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain JSON types; an error that is not finite is null."""
+        answers = [
+            {
+                "question": answer.question,
+                "statement": answer.statement,
+                "passed": answer.passed,
+                "error": answer.error if math.isfinite(answer.error) else None,
+                "tolerance": answer.tolerance,
+            }
+            for answer in self.answers
+        ]
+        found: dict[str, Any] = to_jsonable(
+            {
+                "model": self.model,
+                "works": self.works,
+                "findings": self.findings,
+                "answers": answers,
+                "versions": versions(),
+            }
+        )
+        return found
+
+    def __str__(self) -> str:
+        facts = self.model
+        shared = "" if facts["key_value_heads"] in (None, facts["heads"]) else f" on {facts['key_value_heads']}"
+        context = "no limit" if facts["context"] is None else facts["context"]
+        bos = "no BOS token" if facts["bos"] is None else f"BOS token {facts['bos']}"
+        before = f"puts {facts['added_before']} in front" if facts["added_before"] else "adds none by itself"
+        lines = [
+            f"{facts['model']}: {facts['layers']} layers of {facts['heads']}{shared} heads, {facts['vocabulary']} tokens, "
+            f"context {context}, {facts['dtype']} on {facts['device']}",
+            f"{bos}; {f'the tokenizer {before}' if facts['tokenizer'] else 'there is no tokenizer'}",
+            "",
+            *(f"  {'works' if works else 'FAILS':7}{ability}" for ability, works in self.works.items()),
+            "",
+            *(f"  {'yes' if answer.passed else 'NO':7}{answer.statement}" for answer in self.answers),
+        ]
+        if self.findings:
+            lines += ["", *(f"  - {finding}" for finding in self.findings)]
+        return "\n".join(lines).rstrip()
+
+
+def open_model(
+    source: str | os.PathLike[str], *, dtype: str | None = None, device: str = "auto"
+) -> tuple[HookedModel, LoadedModel]:
+    """The model that ``source`` names with TransformerLens' hooks, and as it was loaded: around the same weights.
+
+    Arguments and errors are those of :func:`~causal_probe.models.load_model`, and ``device="auto"`` is a GPU if there is one.
+    """
+    loaded = load_model(source, dtype=dtype, device=str(choose_device(device)))
+    return to_hooked(*loaded), loaded
+
+
+def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") -> ModelCheck:
+    """Find out what will work on a model.
+
+    Parameters
+    ----------
+    source
+        What :func:`~causal_probe.models.load_model` takes, or a model: hooked, or a Hugging Face one.
+    dtype, device
+        Of a model that is loaded here.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such model, or it can't be given hooks.
+    """
+    original = None
+    if isinstance(source, (str, os.PathLike)):
+        model, loaded = open_model(source, dtype=dtype, device=device)
+        if loaded.model is not model:
+            original = loaded.model
+    else:
+        model = to_hooked(source)
+    tokens = _tokens(model)
+    findings = {what: find_faults(model, tokens, hooks=(what,)) for what in ("pattern", "z", "attn_scores")}
+    answers: tuple[Answer, ...] = ()
+    if not {"missing-hooks", "silent-hooks", "not-eager", "fails", "shape"} & {f.kind for f in findings["pattern"]}:
+        try:
+            answers = self_test(model, tokens, original=original)
+        except CausalProbeError as error:
+            findings["self-test"] = (Finding("self-test", str(error)),)
+    passed = {answer.question for answer in answers if answer.passed}
+    asked = {answer.question for answer in answers}
+    works = {
+        ability: bool(answers)
+        and not any(findings[what] for what in hooks)
+        and not (asked.intersection(questions) - passed)
+        for ability, (hooks, questions) in ABILITIES.items()
+    }
+    unique = {finding.message: finding for found in findings.values() for finding in found}
+    return ModelCheck(_facts(model), works, tuple(unique.values()), answers)
+
+
+def _tokens(model: HookedModel) -> Tensor:
+    """Random content."""
+    special = special_tokens(model).ids
+    content = [token for token in range(int(model.cfg.d_vocab)) if token not in special]
+    length = min(LENGTH, context_length(model) or LENGTH)
+    draw = torch.randint(len(content), (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(content)[draw].to(describe(model)["device"] or "cpu")
+
+
+def _facts(model: HookedModel) -> dict[str, Any]:
+    special = special_tokens(model)
+    return {
+        **describe(model),
+        "layers": int(model.cfg.n_layers),
+        "heads": getattr(model.cfg, "n_heads", None),
+        "key_value_heads": getattr(model.cfg, "n_key_value_heads", None),
+        "vocabulary": int(model.cfg.d_vocab),
+        "context": context_length(model),
+        "tokenizer": getattr(model, "tokenizer", None) is not None,
+        "bos": special.bos,
+        "added_before": list(special.before),
+        "special_tokens": len(special.ids),
+    }

@@ -1,0 +1,167 @@
+"""Questions about a model's hooks whose answers are known beforehand, put before anything else is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks, undisturbed
+from causal_probe.hooks.record import mean_patterns
+
+__all__ = ["Answer", "self_test"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came out where the answer was known.
+
+    Attributes
+    ----------
+    question
+        ``pattern-moves-values``, ``pattern-is-read-back``, ``softmax-of-scores``, ``same-as-original`` or ``nothing-stays``.
+    statement
+        What should be the case.
+    error
+        Largest deviation from it: of a probability, or relative to the largest entry of what is compared.
+    tolerance
+        The largest that passes.
+    """
+
+    question: str
+    statement: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the known answer came out; not if the error is NaN."""
+        return self.error <= self.tolerance
+
+
+def self_test(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], *, original: Callable[..., Any] | None = None
+) -> tuple[Answer, ...]:
+    """Ask a model what is known beforehand about its hooks.
+
+    - *pattern-moves-values*: all heads are made perfect previous-token heads, by an edit of their patterns. What each head reads
+      (``hook_z``) at a position must then be the value (``hook_v``) at the position before, of the key/value head that it belongs
+      to. Swapped axes, a shifted index, wrongly grouped heads and dead hooks show here.
+    - *pattern-is-read-back*: the recorder must see those heads attend to the previous token, with all their attention.
+    - *softmax-of-scores*: ``hook_pattern`` must be the softmax of ``hook_attn_scores``.
+    - *same-as-original*: without hooks, the model must compute what the original one does.
+    - *nothing-stays*: after all that, the model must compute what it computed before, to the last bit.
+
+    Parameters
+    ----------
+    model
+        With live ``hook_v``, ``hook_pattern`` and ``hook_z``; the scores are asked about where there are such hooks. It is left
+        as it was.
+    tokens
+        At least two positions; what they are doesn't matter.
+    original
+        The Hugging Face model that ``model`` was made of, in evaluation mode, if any.
+
+    Raises
+    ------
+    CausalProbeError
+        If one of those hook points is missing.
+    """
+    layers = range(int(model.cfg.n_layers))
+    require_hooks(model, [attention_hook(layer, what) for what in ("v", "pattern", "z") for layer in layers])
+    has_scores = all(attention_hook(layer, "attn_scores") in model.hook_dict for layer in layers)
+    with undisturbed(model):
+        before = model(tokens)
+        eps = torch.finfo(before.dtype).eps
+        loose = max(1e-4, 8 * eps)  # the models themselves compute in another order
+        moved, read_back = _plant(model, tokens)
+        answers = [
+            Answer(
+                "pattern-moves-values", "a head reads the value at the position that its pattern names", moved, 8 * eps
+            ),
+            Answer("pattern-is-read-back", "a planted pattern is recorded as it was planted", read_back, 8 * eps),
+        ]
+        if has_scores:
+            error = _softmax_error(model, tokens)
+            answers.append(Answer("softmax-of-scores", "the pattern is the softmax of the scores", error, loose))
+        if original is not None:
+            error = _relative_error(before, original(tokens).logits)
+            answers.append(Answer("same-as-original", "the hooks change nothing by being there", error, loose))
+        stays = 0.0 if torch.equal(model(tokens), before) else float("inf")
+        answers.append(Answer("nothing-stays", "the model is the same afterwards", stays, 0.0))
+    return tuple(answers)
+
+
+def _plant(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> tuple[float, float]:
+    """The errors of what the heads read, and of what is recorded, with the previous-token pattern in every head."""
+    layers = range(int(model.cfg.n_layers))
+    previous = (torch.arange(tokens.shape[1]) - 1).clamp(min=0)
+    values: dict[int, Tensor] = {}
+    errors = []
+
+    def plant(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Float[Tensor, "batch head query key"]:
+        planted = torch.zeros_like(pattern)
+        planted[:, :, range(len(previous)), previous] = 1
+        return planted
+
+    def keep(layer: int) -> Callable[..., None]:
+        def record(v: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            values[layer] = v
+
+        return record
+
+    def compare(layer: int) -> Callable[..., None]:
+        def record(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            v = values[layer]
+            errors.append(_relative_error(z, v.repeat_interleave(z.shape[2] // v.shape[2], dim=2)[:, previous]))
+
+        return record
+
+    edits = [(attention_hook(layer, "pattern"), plant) for layer in layers]
+    looks = [
+        (attention_hook(layer, what), look(layer)) for layer in layers for what, look in (("v", keep), ("z", compare))
+    ]
+    with model.hooks(fwd_hooks=[*edits, *looks]):
+        model(tokens)
+    with model.hooks(fwd_hooks=edits):
+        means = mean_patterns(model, tokens).mean.values()
+    missed = max(float((1 - mean[:, range(len(previous)), previous]).abs().max()) for mean in means)
+    return _largest(errors), missed
+
+
+def _softmax_error(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> float:
+    expected: dict[int, Tensor] = {}
+    errors = []
+
+    def keep(layer: int) -> Callable[..., None]:
+        def record(scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
+            expected[layer] = scores.float().softmax(-1)
+
+        return record
+
+    def compare(layer: int) -> Callable[..., None]:
+        def record(pattern: Float[Tensor, "batch head query key"], hook: Any) -> None:
+            errors.append(float((pattern.float() - expected[layer]).abs().max()) if layer in expected else float("inf"))
+
+        return record
+
+    layers = range(int(model.cfg.n_layers))
+    looks = [("attn_scores", keep), ("pattern", compare)]
+    with model.hooks(
+        fwd_hooks=[(attention_hook(layer, what), look(layer)) for layer in layers for what, look in looks]
+    ):
+        model(tokens)
+    return _largest(errors)
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
+
+
+def _largest(errors: list[float]) -> float:
+    # A hook that never fired has answered nothing. max() of a list would pass over NaN.
+    return float(torch.tensor(errors).max()) if errors else float("inf")
