@@ -52,6 +52,12 @@ def bert(**changes: Any) -> Any:
     return _random(transformers.BertForMaskedLM, transformers.BertConfig(**{**_shape(2), **changes}))
 
 
+def mamba(**changes: Any) -> Any:
+    """No attention at all."""
+    shape = {"num_hidden_layers": 2, "hidden_size": 16, "vocab_size": D_VOCAB, "state_size": 4}
+    return _random(transformers.MambaForCausalLM, transformers.MambaConfig(**{**shape, **_ends(0, 0), **changes}))
+
+
 #: Those on which everything works.
 CAUSAL: dict[str, Callable[..., Any]] = {"gpt2": gpt2, "neox": neox, "llama": llama, "bloom": bloom}
 

@@ -136,9 +136,10 @@ def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") 
     CausalProbeError
         If there is no such model, or it can't be given hooks.
     """
-    original = None
+    original, name = None, None
     if isinstance(source, (str, os.PathLike)):
         model, loaded = open_model(source, dtype=dtype, device=device)
+        name = loaded.name
         if loaded.model is not model:
             original = loaded.model
     else:
@@ -160,7 +161,7 @@ def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") 
         for ability, (hooks, questions) in ABILITIES.items()
     }
     unique = {finding.message: finding for found in findings.values() for finding in found}
-    return ModelCheck(_facts(model), works, tuple(unique.values()), answers)
+    return ModelCheck(_facts(model, name), works, tuple(unique.values()), answers)
 
 
 def _tokens(model: HookedModel) -> Tensor:
@@ -172,10 +173,11 @@ def _tokens(model: HookedModel) -> Tensor:
     return torch.tensor(content)[draw].to(describe(model)["device"] or "cpu")
 
 
-def _facts(model: HookedModel) -> dict[str, Any]:
+def _facts(model: HookedModel, name: str | None) -> dict[str, Any]:
     special = special_tokens(model)
     return {
         **describe(model),
+        **({} if name is None else {"model": name}),
         "layers": int(model.cfg.n_layers),
         "heads": getattr(model.cfg, "n_heads", None),
         "key_value_heads": getattr(model.cfg, "n_key_value_heads", None),

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments import check_model, open_model
+from causal_probe.models import save
+from tests import tiny_huggingface as tiny
+from tests.tiny_models import MODELS, disentangled
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny Llama with a tokenizer."""
+    folder = tmp_path / "tiny-llama"
+    tiny.llama().save_pretrained(folder)
+    tiny.tokenizer(bos=True).save_pretrained(folder)
+    return folder
+
+
+def test_everything_works_on_a_sound_model(folder):
+    found = check_model(folder, device="cpu")
+    assert found.ok
+    assert not found.findings
+    assert len(found.answers) == 5
+    assert str(found).splitlines()[:7] == [
+        "tiny-llama: 2 layers of 4 on 2 heads, 50 tokens, context 32, float32 on cpu",
+        "BOS token 1; the tokenizer puts [1] in front",
+        "",
+        "  works  read attention (scan, head graphs)",
+        "  works  edit attention (edge effects)",
+        "  works  ablate heads (verify)",
+        "  works  gradients by score",
+    ]
+    assert str(found).count("\n  yes    ") == 5
+
+
+def test_a_saved_disentangled_transformer(tmp_path):
+    save(disentangled(), tmp_path / "mine")
+    found = check_model(tmp_path / "mine", device="cpu")
+    assert found.ok
+    assert str(found).startswith(
+        "mine: 2 layers of 2 heads, 5 tokens, context 7, float64 on cpu\nno BOS token; there is no "
+    )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_can_be_given_itself(kind):
+    works = check_model(MODELS[kind]()).works
+    assert {ability for ability, can in works.items() if not can} <= {"gradients by score"}
+
+
+def test_a_model_whose_patterns_are_decorative():
+    found = check_model(tiny.opt())
+    assert {ability.split(" (")[0]: works for ability, works in found.works.items()} == {
+        "read attention": False,
+        "edit attention": False,
+        "ablate heads": True,
+        "gradients by score": False,
+    }
+    assert [finding.kind for finding in found.findings] == ["dead-hooks", "dead-hooks"]
+    lines = str(found).splitlines()
+    assert "  FAILS  read attention (scan, head graphs)" in lines
+    assert "  NO     a head reads the value at the position that its pattern names" in lines
+    assert sum(line.startswith("  - blocks.0.attn.hook_") for line in lines) == 2
+
+
+def test_a_model_without_attention():
+    found = check_model(tiny.mamba())
+    assert not any(found.works.values())
+    assert found.answers == ()
+    assert {finding.kind for finding in found.findings} == {"missing-hooks"}
+
+
+def test_a_bridge_that_computes_something_else_than_the_model(folder, monkeypatch):
+    # As TransformerLens' bridges of Falcon with ALiBi do.
+    module = sys.modules["causal_probe.experiments.check_model"]  # the package's attribute of that name is the function
+
+    def to_wrong(model, tokenizer, name):
+        hooked = original(model, tokenizer, name)
+        hooked.add_hook("blocks.0.hook_out", lambda value, hook: value * 1.01)
+        return hooked
+
+    original = module.to_hooked
+    monkeypatch.setattr(module, "to_hooked", to_wrong)
+    found = check_model(folder, device="cpu")
+    assert not any(found.works.values())
+    assert "  NO     the hooks change nothing by being there" in str(found)
+
+
+def test_it_is_plain_json(folder):
+    found = json.loads(json.dumps(check_model(folder, device="cpu").to_dict(), allow_nan=False))
+    assert found["model"] == {
+        "model": "tiny-llama", "dtype": "float32", "device": "cpu", "layers": 2, "heads": 4, "key_value_heads": 2, "vocabulary": 50,
+        "context": 32, "tokenizer": True, "bos": 1, "added_before": [1], "special_tokens": 4,
+    }  # fmt: skip
+    assert all(found["works"].values())
+    assert [answer["passed"] for answer in found["answers"]] == [True] * 5
+    assert found["findings"] == []
+    assert "transformer-lens" in found["versions"]
+    silent = check_model(tiny.opt()).to_dict()["answers"]
+    assert any(answer["error"] is None for answer in silent)  # there are no scores to compare with
+
+
+def test_the_hooked_and_the_loaded_model_share_their_weights(folder):
+    hooked, loaded = open_model(folder, dtype="float64", device="cpu")
+    assert hooked.cfg.model_name == "tiny-llama"
+    assert loaded.model.dtype == torch.float64
+    torch.testing.assert_close(hooked(tiny.tokens()), loaded.model(tiny.tokens()).logits)
+
+
+def test_a_device_that_is_not_there(folder):
+    with pytest.raises(CausalProbeError, match="'nowhere' can't be used here"):
+        check_model(folder, device="nowhere")
