@@ -6,18 +6,27 @@ JOBS ?= 2
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: help demo test test-tl4 test-tl3 lint bench setup setup-tl3 clean
+.PHONY: help demo reproduce pictures test test-tl4 test-tl3 lint bench setup setup-tl3 clean
 
 help:
 	@echo "make demo    recover a known causal graph and write the report to out/demo"
 	@echo "make test    run the tests on both supported lines of TransformerLens, 4.x and 3.9"
 	@echo "make lint    check style (ruff) and types (mypy)"
+	@echo "make reproduce  recover twenty random forests, staged and jointly: the paper's Figure 9 setting"
 	@echo "make bench   time a training step and the sampling"
+	@echo "make pictures  draw README's picture anew, from what make demo wrote, and run the notebooks anew"
 	@echo "make setup   only set up .venv"
 	@echo "make clean   remove what the other targets have made"
 
 demo: setup
-	$(TL4)/bin/causal-probe recover --out out/demo
+	$(TL4)/bin/causal-probe recover --out out/demo --overwrite
+
+reproduce: setup
+	$(TL4)/bin/python demos/twenty_forests.py staged
+	$(TL4)/bin/python demos/twenty_forests.py joint
+
+pictures: demo
+	$(TL4)/bin/python demos/pictures.py
 
 test: test-tl4 test-tl3
 

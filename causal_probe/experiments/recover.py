@@ -60,6 +60,8 @@ WATCHING_SEQUENCES = 1024
 WATCH_EVERY: Mapping[str, int] = {"staged": 1, "joint": 16}
 #: Sequences per forward pass when probing.
 MICRO_BATCH = 1024
+#: How the settings name a graph that was given as an object.
+GIVEN = "given"
 #: What can be chosen about the training; what is left out is the training's own default.
 OPTIONS = ("optimizer", "learning_rate", "steps", "batch_size")
 #: Family-wise level at which an edge is confirmed.
@@ -125,8 +127,13 @@ class Recovery:
         arguments = {name: s[name] for name in ("graph", "positions", "vocab", "alpha", "heads", "seed", "training")}
         arguments |= {name: s[name] for name in ("root_probability", *OPTIONS) if s[name] is not None}
         arguments["probe_sequences"] = s["probe_sequences"]
-        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        return f"from causal_probe import experiments\n\nexperiments.recover({listed})"
+        shown = {name: repr(value) for name, value in arguments.items()}
+        names = "experiments"
+        if s["graph"] == GIVEN:
+            names = "experiments, graphs"
+            shown["graph"] = f"graphs.from_parents({[list(parents) for parents in self.task.parents]})"
+        listed = ", ".join(f"{name}={value}" for name, value in shown.items())
+        return f"from causal_probe import {names}\n\nexperiments.recover({listed})"
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -330,7 +337,7 @@ def recover(
     if probe_sequences < 2:
         raise CausalProbeError(f"An edge can't be tested on {probe_sequences} sequences; at least 2 are needed.")
     settings = {
-        "graph": graph if isinstance(graph, str) else os.fspath(graph) if isinstance(graph, os.PathLike) else "given",
+        "graph": graph if isinstance(graph, str) else os.fspath(graph) if isinstance(graph, os.PathLike) else GIVEN,
         "edges": list(truth.edges),
         "positions": task.n_positions,
         "vocab": vocab,

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.probes.head_graphs import HeadGraphs, compared_children
-from causal_probe.results import to_jsonable
+from causal_probe.results import Citation, cite, to_jsonable, versions
 
 __all__ = ["HeadMatch", "match_heads"]
 
@@ -59,6 +59,17 @@ class HeadMatch:
     def swaps(self) -> int:
         """Number of swapped children, over all slots."""
         return sum(map(len, self.swapped))
+
+    def cite(self) -> Citation:
+        """The paper whose construction has one head per parent slot, and one sentence for a methods section."""
+        return cite(
+            "nichani2024",
+            methods=(
+                f"The heads of layer {self.layer} were assigned to parent slots (a node's k-th smallest parent) one to one, so "
+                "that the summed mean attention on the true parents is largest (the Hungarian method, scipy "
+                f"{versions()['scipy']}; causal-probe {versions().get('causal-probe', 'from source')})."
+            ),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields in plain JSON types."""

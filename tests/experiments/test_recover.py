@@ -201,6 +201,14 @@ def test_the_call_in_the_report_gives_the_same_settings(chain: Recovery) -> None
     }  # fmt: skip
 
 
+def test_a_graph_that_was_given_is_written_out_in_the_call() -> None:
+    given = graphs.from_parents([None, 0, None, 2])
+    found = recover(given, steps=5, batch_size=8, probe_sequences=64, device="cpu")
+    again = eval(found.call.splitlines()[-1], {"experiments": experiments, "graphs": graphs})
+    assert again.settings == {**found.settings}
+    assert nx.utils.graphs_equal(nx.DiGraph(again.truth), nx.DiGraph(given))
+
+
 def test_it_is_cited_and_shown(chain: Recovery) -> None:
     citation = chain.cite()
     assert "nichani2024" in citation.bibtex
