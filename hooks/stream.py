@@ -1,33 +1,33 @@
-"""Run a model over batches and reduce every attention pattern at its hook."""
+"""Run a model over batches, and look at every attention pattern at its hook."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks, undisturbed
 from causal_probe.hooks.record import _check_pattern, _run, _token_batches
 
-__all__ = ["Reduce", "reduce_patterns"]
+__all__ = ["Rows", "Visit", "visit_patterns"]
 
-Reduced = TypeVar("Reduced")
-
-#: What is done with a pattern [batch, head, query, key] at its hook: ``(layer, pattern) -> reduced``.
-Reduce: TypeAlias = Callable[[int, Tensor], Reduced]
+#: What is done with a pattern [batch, head, query, key] at its hook: ``(layer, pattern) -> None``.
+Visit: TypeAlias = Callable[[int, Tensor], None]
 
 
-def reduce_patterns(
+def visit_patterns(
     model: HookedModel,
     batches: Any,
-    reducer: Callable[[Tensor], Reduce[Reduced]],
+    visitor: Callable[[Tensor], Visit],
     *,
     layers: Iterable[int] | None = None,
     batch_size: int | None = None,
-) -> list[dict[int, Reduced]]:
-    """What is left of every layer's attention pattern after a reduction at its hook, micro-batch by micro-batch.
+) -> None:
+    """Show every layer's attention pattern to a visitor, micro-batch by micro-batch.
 
     Parameters
     ----------
@@ -37,18 +37,14 @@ def reduce_patterns(
         left as it was.
     batches
         Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length.
-    reducer
-        Called with the tokens of each micro-batch before it is run; returns the reduction of its patterns. The pattern
-        belongs to the model and must not be kept or written to.
+    visitor
+        Called with the tokens of each micro-batch before it is run; returns what is to be done with its patterns. A pattern
+        belongs to the model and must not be kept or written to. A hook may fire twice in one forward (a bridge calls it
+        once for each of a point's names): what a layer's later visit leaves must replace what the earlier one left.
     layers
         Which layers; all by default.
     batch_size
         Run larger batches in pieces of this size.
-
-    Returns
-    -------
-    list of dict
-        For each micro-batch, in order, the reduced pattern of each layer.
 
     Raises
     ------
@@ -59,32 +55,68 @@ def reduce_patterns(
     layers = tuple(range(model.cfg.n_layers) if layers is None else layers)
     names = {layer: attention_hook(layer, "pattern") for layer in layers}
     require_hooks(model, names.values())
-    found: list[dict[int, Reduced]] = []
-    # A hook may fire twice in one forward (a bridge calls it once for each of a point's names): the last value counts.
-    passed: dict[int, Reduced] = {}
-    reduce: Reduce[Reduced]
+    visited: set[int] = set()
+    visit: Visit
     sequences = 0
 
-    def recorder(layer: int, name: str) -> Callable[..., None]:
-        def record(pattern: Tensor, hook: Any) -> None:
+    def at_hook(layer: int, name: str) -> Callable[..., None]:
+        def look(pattern: Tensor, hook: Any) -> None:
             _check_pattern(name, pattern)
-            if len(pattern) == sequences:  # else it is reported as dead below
-                passed[layer] = reduce(layer, pattern.detach())
+            if len(pattern) == sequences:  # else it is reported as silent below
+                visit(layer, pattern.detach())
+                visited.add(layer)
 
-        return record
+        return look
 
-    with undisturbed(model), model.hooks(fwd_hooks=[(name, recorder(layer, name)) for layer, name in names.items()]):
+    any_batch = False
+    with undisturbed(model), model.hooks(fwd_hooks=[(name, at_hook(layer, name)) for layer, name in names.items()]):
         for tokens in _token_batches(batches, batch_size):
-            passed = {}
+            visited.clear()
             sequences = len(tokens)
-            reduce = reducer(tokens)
+            visit = visitor(tokens)
             _run(model, tokens, stop_at_layer=max(names) + 1)
-            if dead := [name for layer, name in names.items() if layer not in passed]:
+            if silent := [name for layer, name in names.items() if layer not in visited]:
                 raise CausalProbeError(
-                    f"{', '.join(dead)} did not fire for every sequence. A Hugging Face model must be loaded with "
+                    f"{', '.join(silent)} did not fire for every sequence. A Hugging Face model must be loaded with "
                     'attn_implementation="eager".'
                 )
-            found.append({layer: passed[layer] for layer in layers})
-    if not found:
+            any_batch = True
+    if not any_batch:
         raise CausalProbeError("There are no sequences to run. Give tokens [batch, pos], or batches of them.")
-    return found
+
+
+class Rows:
+    """An array that is written batch by batch, and grows in few large steps.
+
+    A list of the batches' small arrays would do, if each did not stay where it was put, among the forward's large temporary
+    ones: the heap can't close up behind it, and grows with every batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = Rows()
+    >>> rows.write(0, np.zeros((2, 1)))
+    >>> rows.write(2, np.ones((3, 1)))
+    >>> rows.array.ravel()
+    array([0., 0., 1., 1., 1.])
+    """
+
+    def __init__(self) -> None:
+        self._held: NDArray[Any] = np.empty(0)
+        self._n = 0
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        """Put ``values`` [row, ...] where the rows from ``start`` on are or will be."""
+        end = start + len(values)
+        if end > len(self._held):
+            larger = np.empty((max(end, 2 * len(self._held)), *values.shape[1:]), values.dtype)
+            if self._n:
+                larger[: self._n] = self._held[: self._n]
+            self._held = larger
+        self._held[start:end] = values
+        self._n = max(self._n, end)
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """What was written."""
+        return self._held[: self._n].copy()

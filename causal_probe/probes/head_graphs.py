@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import html
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
 import networkx as nx
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import HookedModel, describe, each_batch, mean_patterns
-from causal_probe.hooks.stream import Reduce, reduce_patterns
+from causal_probe.hooks import HookedModel, describe, mean_patterns
+from causal_probe.hooks.stream import Rows, Visit, visit_patterns
 from causal_probe.probes.scoring import micro_batches
 from causal_probe.probes.sequence_graphs import REST, SINKS, SequenceGraphs, largest_parents
 from causal_probe.results import Citation, cite, to_jsonable, versions
@@ -414,19 +414,25 @@ def head_graphs(
 def _sequence_graphs(
     model: HookedModel, batches: Any, sink: str, batch_size: int | None, provenance: Mapping[str, Any]
 ) -> SequenceGraphs:
-    seen: list[Tensor] = []
+    seen = Rows()
+    found: defaultdict[int, tuple[Rows, ...]] = defaultdict(lambda: (Rows(), Rows(), Rows()))
+    start = 0
 
-    def reducer(tokens: Tensor) -> Reduce[tuple[Tensor, ...]]:
-        seen.append(tokens.cpu())
-        return lambda layer, pattern: largest_parents(pattern)
+    def visitor(tokens: Tensor) -> Visit:
+        nonlocal start
+        first, start = start, start + len(tokens)
+        seen.write(first, tokens.cpu().numpy())
 
-    pieces = micro_batches(model, batches) if batch_size is None else each_batch(batches)
-    found = reduce_patterns(model, pieces, reducer, batch_size=batch_size)
-    candidates, weights, sinks = (
-        tuple(torch.cat([batch[layer][what].cpu() for batch in found]).numpy() for layer in sorted(found[0]))
-        for what in range(3)
-    )
-    return SequenceGraphs(candidates, weights, sinks, torch.cat(seen).numpy(), sink, provenance)
+        def visit(layer: int, pattern: Tensor) -> None:
+            for rows, values in zip(found[layer], largest_parents(pattern), strict=True):
+                rows.write(first, values.cpu().numpy())
+
+        return visit
+
+    pieces = micro_batches(model, batches) if batch_size is None else batches
+    visit_patterns(model, pieces, visitor, batch_size=batch_size)
+    candidates, weights, sinks = (tuple(found[layer][what].array for layer in sorted(found)) for what in range(3))
+    return SequenceGraphs(candidates, weights, sinks, seen.array, sink, provenance)
 
 
 def compared_children(truth: nx.DiGraph, positions: int, children: Iterable[int] | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, each_batch
-from causal_probe.hooks.stream import Reduce, reduce_patterns
+from causal_probe.hooks.stream import Rows, Visit, visit_patterns
 from causal_probe.probes.head_scores import Evidence, HeadScores
-from causal_probe.probes.targets import Targets, compile_targets
+from causal_probe.probes.targets import compile_targets
 from causal_probe.probes.templates import SHIPPED, Template, find_templates
 from causal_probe.results import versions
 
@@ -37,23 +38,6 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
-    """What is left of a batch's pattern [batch, head, query, key]: sums over the scored rows, [batch, head, template]."""
-
-    attention: Tensor
-    sink: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Counts:
-    """What is left of a batch's targets, [batch, template] and, shared, [template, template]."""
-
-    rows: NDArray[np.int64]
-    chance: NDArray[np.float64]
-    shared: Any
-
-
-@dataclass(frozen=True, eq=False)
 class Scored:
     """Evidence by template, and the shared targets of pairs of them."""
 
@@ -69,16 +53,10 @@ def score_batches(
     batch_size: int | None,
 ) -> Scored:
     """Run a model over batches of tokens, once, and score every head's patterns at their hooks."""
-    counts: list[_Counts] = []
-
-    def reducer(tokens: Tensor) -> Reduce[_Sums]:
-        targets = compile_targets(templates, tokens, queries=queries)
-        counts.append(_count(targets))
-        return lambda layer, pattern: _reduce(targets, pattern)
-
+    sums = _Sums(templates, queries)
     pieces = micro_batches(model, batches) if batch_size is None else batches
-    sums = reduce_patterns(model, pieces, reducer, batch_size=batch_size)
-    return _gather(templates, counts, sums)
+    visit_patterns(model, pieces, sums.add, batch_size=batch_size)
+    return sums.scored()
 
 
 def micro_batch_size(model: HookedModel, pos: int) -> int:
@@ -111,9 +89,11 @@ def score_patterns(
         raise CausalProbeError(
             f"Patterns of {len(tokens)} sequences of {n_pos} tokens are [{len(tokens)}, head, {n_pos}, {n_pos}]; there are {wrong}."
         )
-    targets = compile_targets(wanted, tokens, queries=queries)
-    reduced = {layer: _reduce(targets, pattern) for layer, pattern in enumerate(patterns)}
-    scored = _gather(wanted, [_count(targets)], [reduced])
+    sums = _Sums(wanted, queries)
+    score = sums.add(tokens)
+    for layer, pattern in enumerate(patterns):
+        score(layer, pattern)
+    scored = sums.scored()
     return HeadScores(
         templates=wanted,
         evidence=scored.evidence,
@@ -144,40 +124,56 @@ def micro_batches(model: HookedModel, batches: Any) -> Iterator[Any]:
             yield batch  # what is wrong with it is said where it is run
 
 
-def _reduce(targets: Sequence[Targets], pattern: Tensor) -> _Sums:
-    parts = torch.split(pattern, [len(target.pairs) for target in targets])
-    return _Sums(
-        torch.cat([target.attention(part) for target, part in zip(targets, parts, strict=True)]).float(),
-        torch.cat([target.sink(part) for target, part in zip(targets, parts, strict=True)]).float(),
-    )
+class _Sums:
+    """The raw sums of every sequence, written as the batches pass."""
+
+    def __init__(self, templates: tuple[Template, ...], queries: Sequence[int] | None) -> None:
+        self._templates = templates
+        self._queries = queries
+        self._sequences = 0
+        self._rows, self._chance = Rows(), Rows()
+        self._attention: defaultdict[int, Rows] = defaultdict(Rows)
+        self._sink: defaultdict[int, Rows] = defaultdict(Rows)
+        self._shared = np.zeros((len(templates), len(templates)), dtype=np.int64)
+
+    def add(self, tokens: Tensor) -> Visit:
+        """Add the targets of a batch; returns what adds a layer's pattern on it."""
+        groups = compile_targets(self._templates, tokens, queries=self._queries)
+        start = self._sequences
+        self._sequences += len(tokens)
+        self._rows.write(start, _joined([targets.rows for targets in groups]))
+        self._chance.write(start, _joined([targets.chance.double() for targets in groups]))
+        for targets in groups:
+            self._shared += targets.shared.cpu().numpy()
+
+        def add_pattern(layer: int, pattern: Tensor) -> None:
+            parts = torch.split(pattern, [len(targets.pairs) for targets in groups])
+            pairs = list(zip(groups, parts, strict=True))
+            self._attention[layer].write(start, _joined([targets.attention(part).float() for targets, part in pairs]))
+            self._sink[layer].write(start, _joined([targets.sink(part).float() for targets, part in pairs]))
+
+        return add_pattern
+
+    def scored(self) -> Scored:
+        """What was added, by template."""
+        layers = sorted(self._attention)
+        attention, sink = ([of[layer].array for layer in layers] for of in (self._attention, self._sink))
+        rows, chance = self._rows.array, self._chance.array
+        names = [template.name for template in self._templates]
+        return Scored(
+            {
+                name: Evidence(
+                    attention=tuple(layer[..., i] for layer in attention),
+                    sink=tuple(layer[..., i] for layer in sink),
+                    rows=rows[:, i],
+                    chance=chance[:, i],
+                )
+                for i, name in enumerate(names)
+            },
+            {(one, other): int(self._shared[i, j]) for i, one in enumerate(names) for j, other in enumerate(names)},
+        )
 
 
-def _count(targets: Sequence[Targets]) -> _Counts:
-    return _Counts(
-        torch.cat([target.rows for target in targets]).cpu().numpy(),
-        torch.cat([target.chance for target in targets]).double().cpu().numpy(),
-        sum(target.shared.cpu().numpy() for target in targets),
-    )
-
-
-def _gather(templates: tuple[Template, ...], counts: Sequence[_Counts], sums: Sequence[Mapping[int, _Sums]]) -> Scored:
-    """The batches' sums, in order, by template."""
-    layers = sorted(sums[0])
-    attention = {layer: torch.cat([found[layer].attention.cpu() for found in sums]).numpy() for layer in layers}
-    sink = {layer: torch.cat([found[layer].sink.cpu() for found in sums]).numpy() for layer in layers}
-    rows = np.concatenate([count.rows for count in counts])
-    chance = np.concatenate([count.chance for count in counts])
-    shared = sum(count.shared for count in counts)
-    names = [template.name for template in templates]
-    return Scored(
-        {
-            name: Evidence(
-                attention=tuple(attention[layer][..., i] for layer in layers),
-                sink=tuple(sink[layer][..., i] for layer in layers),
-                rows=rows[:, i],
-                chance=chance[:, i],
-            )
-            for i, name in enumerate(names)
-        },
-        {(one, other): int(shared[i, j]) for i, one in enumerate(names) for j, other in enumerate(names)},
-    )
+def _joined(tensors: Sequence[Tensor]) -> NDArray[Any]:
+    joined: NDArray[Any] = torch.cat(list(tensors)).cpu().numpy()
+    return joined
