@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,10 @@ from causal_probe.probes.templates import Template
 
 __all__ = ["Targets", "compile_targets"]
 
-#: At most this many Booleans [sequence, query, key, template] are looked at at once (16 MiB).
-MASKS = 2**24
-#: At most this many pairs of each sequence are gathered from a pattern at once.
-PAIRS = 2**12
+#: At most this many Booleans [sequence, query, key, template] are looked at at once (4 MiB).
+MASKS = 2**22
+#: At most this many numbers [sequence, pair, head or template] are worked on at once (8 MiB).
+NUMBERS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +56,9 @@ class Targets:
         n_heads, flat = pattern.shape[1], pattern.flatten(2)
         exact = _exact(pattern)
         total = torch.zeros(len(pattern), n_heads, self.members.shape[-1], dtype=exact, device=pattern.device)
-        for pairs, members in zip(torch.split(self.pairs, PAIRS, 1), torch.split(self.members, PAIRS, 1), strict=True):
-            found = flat.gather(2, pairs[:, None].expand(-1, n_heads, -1))
-            total += found.to(exact) @ members.to(exact)
+        for part in _slices(self.members, width=n_heads):
+            found = flat.gather(2, self.pairs[:, None, part].expand(-1, n_heads, -1))
+            total += found.to(exact) @ self.members[:, part].to(exact)
         return total
 
     def sink(self, pattern: Float[Tensor, "batch _head query key"]) -> Float[Tensor, "batch _head template"]:
@@ -109,14 +109,24 @@ def _compile(templates: Sequence[Template], tokens: Int[Tensor, "batch pos"], wa
     pairs[sequence, slot] = pair
     members[sequence, slot] = flat[sequence, pair]
     exact = torch.float32 if tokens.device.type == "mps" else torch.float64
-    each = members.flatten(0, 1).to(exact)
+    shared = torch.zeros(len(templates), len(templates), dtype=exact, device=tokens.device)
+    for part in _slices(members):
+        each = members[:, part].flatten(0, 1).to(exact)
+        shared += each.T @ each
     return Targets(
         pairs=pairs,
         members=members,
         scored=scored,
         chance=(n_targets / n_keys * scored).sum(1, dtype=exact),
-        shared=(each.T @ each).round().long(),
+        shared=shared.round().long(),
     )
+
+
+def _slices(members: Bool[Tensor, "batch pair template"], *, width: int = 1) -> Iterator[slice]:
+    """The pairs, in pieces of which :data:`NUMBERS` hold true; ``width`` numbers of each pair, or one for each template."""
+    batch, n_pairs, n_templates = members.shape
+    size = max(1, NUMBERS // (batch * max(width, n_templates)))
+    return (slice(start, start + size) for start in range(0, n_pairs, size))
 
 
 def _exact(values: Tensor) -> torch.dtype:

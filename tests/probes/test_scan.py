@@ -86,11 +86,12 @@ def test_large_and_dense_targets_are_scored_in_pieces(monkeypatch):
     dense = Template("dense", lambda tokens: torch.ones(7, 7, dtype=torch.bool).tril(-1))
     whole = score_patterns([pattern], tokens, templates=["induction", dense])
     monkeypatch.setattr(targets, "MASKS", 2 * 2 * 49)
-    monkeypatch.setattr(targets, "PAIRS", 4)
+    monkeypatch.setattr(targets, "NUMBERS", 2 * 3 * 4)
     assert len(targets.compile_targets([*SHIPPED[:2]], tokens)) == 3
     pieces = score_patterns([pattern], tokens, templates=["induction", dense])
     for one, other in zip(whole, pieces, strict=True):
         assert one == pytest.approx(other)
+    assert whole.shared == pieces.shared
     assert whole.of(0, 0, "dense").rows == 5 * 6
 
 
