@@ -224,7 +224,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def results_folder(
-    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False
+    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False, result: str = "result.json"
 ) -> Iterator[Path]:
     """A folder of results that appears whole or not at all.
 
@@ -234,11 +234,13 @@ def results_folder(
     Parameters
     ----------
     folder
-        Where the results are to be. It may be absent, empty, or hold earlier results (it has a ``result.json``).
+        Where the results are to be. It may be absent, empty, or hold earlier results (the file ``result`` is in it).
     settings
         The settings of this run. Earlier results of the same settings are replaced; of other settings only with ``overwrite``.
     overwrite
         Replace earlier results whatever their settings. A folder that holds anything but results is never replaced.
+    result
+        The JSON file by which a folder of results is known: its ``settings``, and under ``files`` the names of all that is in it.
 
     Raises
     ------
@@ -247,7 +249,7 @@ def results_folder(
         something that is not a result, or holds results of other settings and ``overwrite`` is false.
         :func:`check_results_folder` tells all this before any work is done.
     """
-    check_results_folder(folder, settings=settings, overwrite=overwrite)
+    check_results_folder(folder, settings=settings, overwrite=overwrite, result=result)
     target = _resolve(folder)
     staging = _make_staging(target)
     try:
@@ -261,7 +263,7 @@ def results_folder(
 
 
 def check_results_folder(
-    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False
+    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False, result: str = "result.json"
 ) -> None:
     """Raise what :func:`results_folder` would raise; create no more than the missing parents of ``folder``."""
     target = _resolve(folder)
@@ -274,7 +276,7 @@ def check_results_folder(
             )
         _restore(target)
         if target.is_dir():
-            _check_replaceable(folder, target, settings=settings, overwrite=overwrite)
+            _check_replaceable(folder, target, settings=settings, overwrite=overwrite, result=result)
         target.parent.mkdir(parents=True, exist_ok=True)
         # A folder can be made here if one has just been made: on a read-only or special file system, rights are not enough.
         _make_staging(target).rmdir()
@@ -285,13 +287,13 @@ def check_results_folder(
 
 
 def _check_replaceable(
-    folder: str | os.PathLike[str], target: Path, *, settings: Mapping[str, Any], overwrite: bool
+    folder: str | os.PathLike[str], target: Path, *, settings: Mapping[str, Any], overwrite: bool, result: str
 ) -> None:
     if not os.access(target, os.W_OK | os.X_OK):
         raise CausalProbeError(f"The folder {folder} can't be written. Name another one with --out.")
     if not any(target.iterdir()):
         return
-    earlier = target / "result.json"
+    earlier = target / result
     if not earlier.is_file():
         raise CausalProbeError(f"{folder} is not empty and holds no earlier result. Name a new or empty folder.")
     content = read_json(earlier)

@@ -3,14 +3,19 @@
 from causal_probe.experiments.check_model import ModelCheck, check_model, open_model
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.recover import Recovery, Training, recover
+from causal_probe.experiments.scan import ModelScan, scan
+from causal_probe.experiments.template_choice import choose_templates
 
 __all__ = [
     "FAMILIES",
     "ModelCheck",
+    "ModelScan",
     "Recovery",
     "Training",
     "check_model",
     "choose_graph",
+    "choose_templates",
     "open_model",
     "recover",
+    "scan",
 ]

@@ -1,0 +1,569 @@
+"""Scan a model for head types, end to end: load it, score every head, read the leading heads' graphs, verify what was flagged."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_probe import probes
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.check_model import open_model
+from causal_probe.experiments.recover import choose_device
+from causal_probe.experiments.scan_report import scan_report
+from causal_probe.experiments.template_choice import choose_templates
+from causal_probe.hooks import HookedModel, context_length, describe, preflight, to_hooked
+from causal_probe.hooks.stream import Visit, visit_patterns
+from causal_probe.probes import (
+    HeadScore,
+    HeadScores,
+    SequenceComparison,
+    SequenceGraphs,
+    Template,
+    head_graphs,
+    ngram_tokens,
+    repeated_tokens,
+)
+from causal_probe.probes.verify import NOT_BY_DEFAULT, HeadVerdict, Verification
+from causal_probe.probes.verify import verify as verify_heads
+from causal_probe.results import (
+    Citation,
+    check_results_folder,
+    results_folder,
+    to_jsonable,
+    versions,
+    write_json,
+    write_text,
+)
+from causal_probe.viz import Report
+
+__all__ = ["Example", "HeadGraph", "ModelScan", "Row", "scan"]
+
+#: Real text, with names and phrases that come back.
+TEXT = (
+    "The old keeper of the lighthouse wrote a letter to his sister. The letter said that the lighthouse was cold, that the sea "
+    "was grey, and that the old keeper missed his sister."
+)
+#: What is shown of patterns and graphs: sequences of at most about so many tokens, ...
+SHOWN_PERIOD = 20
+#: ... so many heads of a template, ...
+SHOWN_HEADS = 3
+#: ... and so many in all.
+SHOWN_IN_ALL = 12
+#: Graphs are compared with their templates' on so many sequences.
+GRAPH_SEQUENCES = 8
+
+
+class Row(NamedTuple):
+    """A line of the table: a head against a template, whether the template describes it, and the verdict if there is one."""
+
+    score: HeadScore
+    called: bool
+    verdict: HeadVerdict | None
+
+    @property
+    def name(self) -> str:
+        """Such as ``"L18H6"``."""
+        return _name(self.score.layer, self.score.head)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """A sequence, and the patterns of the leading heads on it.
+
+    Attributes
+    ----------
+    title
+        What the sequence is.
+    tokens
+        Its tokens as texts.
+    patterns
+        One for each of :attr:`ModelScan.leading`.
+    """
+
+    title: str
+    tokens: tuple[str, ...]
+    patterns: Float[np.ndarray, "_head query key"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadGraph:
+    """A head's graphs on some sequences, beside those of a template.
+
+    Attributes
+    ----------
+    layer, head, template
+        Which head, and the template for which it leads.
+    comparison
+        Over all sequences of ``graphs``, in the rows that have a target.
+    graphs
+        The graphs of all heads, with what they were read from.
+    tokens
+        The first sequence, as texts.
+    """
+
+    layer: int
+    head: int
+    template: Template
+    comparison: SequenceComparison
+    graphs: SequenceGraphs
+    tokens: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Such as ``"L18H6"``."""
+        return _name(self.layer, self.head)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ModelScan:
+    """What :func:`scan` found.
+
+    Attributes
+    ----------
+    scores
+        Every head against every template.
+    verification
+        Whether the model uses what the flagged heads attend to; None if that was not asked for.
+    leading
+        The heads that are shown, (layer, head): of each template the best that it describes, or its best one.
+    examples
+        Their patterns on repeated tokens and, where the model has a tokenizer, on English text.
+    graphs
+        Their graphs. Not of ``current-token`` and ``first-token``, which have no earlier parent but the sink.
+    settings
+        All that was asked for. What sequences were made of it: ``scores.settings["tokens"]``.
+    timings
+        Seconds for ``loading``, ``scanning`` and ``verifying``, and in ``total``.
+    """
+
+    scores: HeadScores
+    verification: Verification | None
+    leading: tuple[tuple[int, int], ...]
+    examples: tuple[Example, ...]
+    graphs: tuple[HeadGraph, ...]
+    settings: Mapping[str, Any]
+    timings: Mapping[str, float]
+
+    def rows(self, template: str) -> tuple[Row, ...]:
+        """What is shown of a template: the heads that it describes, at most ``settings["top"]``, and the best that it does not.
+
+        Empty where the score is undefined.
+        """
+        called = {found[:3] for found in self.scores.called()}
+        ordered = self.scores.top(template, sum(self.scores.heads))
+        rows = [Row(score, score[:3] in called, self._verdict(score)) for score in ordered]
+        first_other = next((index for index, row in enumerate(rows) if not row.called), len(rows))
+        top: int = self.settings["top"]
+        return tuple(rows[: min(top, first_other + 1)])
+
+    def left_out(self, template: str) -> int:
+        """How many heads a template describes that :meth:`rows` leaves out."""
+        called = sum(found.template == template for found in self.scores.called())
+        return called - sum(row.called for row in self.rows(template))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known beside the table: templates that coincide, scores that are undefined, joint effects."""
+        notes = [
+            f"{' and '.join(group)} coincide: the same targets on these sequences, so no score can tell them apart."
+            for group in self.scores.coinciding
+        ]
+        notes += [f"{reason}." for reason in self.scores.undefined.values()]
+        if self.verification is not None:
+            for joint in (each for each in self.verification.joint.values() if len(each.heads) > 1):
+                beyond = "" if joint.exceeds is None else f", more than {joint.exceeds:.0%} of random sets of as many"
+                notes.append(
+                    f"{joint.template}: all {len(joint.heads)} flagged ablated together raise the loss by "
+                    f"{joint.effect.value:.2f} ± {joint.effect.stderr:.2f} nats{beyond}."
+                )
+        return tuple(notes)
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result."""
+        defaults = {"templates": None, "bos": "auto", "seed": 0, "verify": False, "top": 10}
+        s = self.settings
+        names = ("templates", "sequences", "period", "bos", "seed", "batch_size", "dtype", "verify", "top")
+        arguments = "".join(f", {name}={s[name]!r}" for name in names if s[name] != defaults.get(name))
+        model = repr(s["model"]) if s["source"] == "loaded" else "model"
+        return f"from causal_probe import experiments\n\nexperiments.scan({model}{arguments})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each head and template: :meth:`HeadScores.to_pandas`, ``called``, what was verified, and where it is from."""
+        table = self.scores.to_pandas()
+        called = {found[:3] for found in self.scores.called()}
+        table["called"] = [found[:3] in called for found in self.scores]
+        if self.verification is not None:
+            verdicts = [self._verdict(found) for found in self.scores]
+            table["verdict"] = [None if found is None else found.verdict for found in verdicts]
+            table["effect"] = [np.nan if found is None else found.effect.value for found in verdicts]
+            table["effect_stderr"] = [np.nan if found is None else found.effect.stderr for found in verdicts]
+        provenance = self.scores.provenance
+        for name in ("model", "dtype", "device"):
+            table[name] = provenance[name]
+        table["seed"] = self.settings["seed"]
+        table["causal_probe"] = provenance["versions"].get("causal-probe")
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``scan.json``, in plain JSON types.
+
+        ``model``, ``heads`` (one entry for each head and template; ``effect``, ``effect_stderr`` and ``verdict`` for those that were
+        verified), ``coinciding``, ``undefined``, ``graphs``, ``tokens`` (the sequences that were made), ``settings``, ``versions``
+        and, if it was asked for, ``verification``.
+        """
+        scores = self.scores.to_dict()
+        called = {found[:3] for found in self.scores.called()}
+        heads = []
+        for found, entry in zip(self.scores, scores["heads"], strict=True):
+            verdict = self._verdict(found)
+            checked = {}
+            if verdict is not None:
+                checked = {
+                    "effect": verdict.effect.value,
+                    "effect_stderr": verdict.effect.stderr,
+                    "verdict": verdict.verdict,
+                }
+            heads.append({**entry, "called": found[:3] in called, **checked})
+        graphs = [
+            {
+                "layer": found.layer,
+                "head": found.head,
+                "template": found.template.name,
+                "sink": found.graphs.sink,
+                "sequences": found.graphs.sequences,
+                "precision": found.comparison.precision,
+                "recall": found.comparison.recall,
+            }
+            for found in self.graphs
+        ]
+        verification = {} if self.verification is None else {"verification": self.verification.to_dict()}
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "scan",
+                    "format": 1,
+                    **scores,
+                    "heads": heads,
+                    "graphs": graphs,
+                    "tokens": self.scores.settings["tokens"],
+                    **verification,
+                    "seconds": self.timings["total"],
+                    "timings": self.timings,
+                    "settings": self.settings,
+                    "versions": versions(),
+                }
+            )
+        )
+
+    def report(self) -> Report:
+        """The report on this result, to be written as one offline HTML file."""
+        return scan_report(self)
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write ``scan.json``, ``scan.csv`` and ``report.html`` into ``folder``, whole or not at all; return the report's path.
+
+        Raises
+        ------
+        CausalProbeError
+            If ``folder`` can't be written or holds something else (see :func:`causal_probe.results.results_folder`).
+        """
+        with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
+            write_text(staging / "scan.csv", self.to_pandas().to_csv(index=False))
+            self.report().write(staging / "report.html")
+            write_json(staging / RESULT, {**self.to_dict(), "files": sorted(["report.html", "scan.csv", RESULT])})
+        return Path(folder) / "report.html"
+
+    def cite(self) -> Citation:
+        """The papers behind this result, and what a methods section may say."""
+        citation = self.scores.cite()
+        if self.verification is None or not self.verification.verdicts:
+            return citation
+        verified = self.verification.cite()
+        entries = [citation.bibtex, *(verified.bibtex,) * (verified.bibtex not in citation.bibtex)]
+        return Citation("\n\n".join(entries), f"{citation.methods} {verified.methods}")
+
+    def __repr__(self) -> str:
+        cells = [HEADER, *self._cells()]
+        widths = [max(len(row[column]) for row in cells if len(row) > 1) for column in range(len(HEADER))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in cells
+        ]
+        return "\n".join([self._title(), *(f"  {line}" for line in (*lines, *self.notes, *self._legend()))])
+
+    def _repr_html_(self) -> str:
+        def line(cells: Sequence[str], tag: str) -> str:
+            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in (*self.notes, *self._legend()))
+        return (
+            f"<table><caption>{html.escape(self._title())}</caption><thead>{line(HEADER, 'th')}</thead>"
+            f"<tbody>{''.join(line(cells, 'td') for cells in self._cells())}</tbody></table>{notes}"
+        )
+
+    def _title(self) -> str:
+        heads = self.scores.heads
+        return f"Scan of {self.scores.provenance['model']}: {sum(heads)} heads in {len(heads)} layers"
+
+    def _cells(self) -> Iterator[tuple[str, ...]]:
+        for template in self.scores.names:
+            rows = self.rows(template)
+            if not rows:
+                yield (template, "-", *[""] * (len(HEADER) - 2))
+            for row in rows:
+                score, verdict = row.score, row.verdict
+                error = "" if score.excess_stderr is None else f" ± {score.excess_stderr:.3f}"
+                yield (
+                    template,
+                    row.name,
+                    f"{score.score:.3f}",
+                    f"{score.chance:.3f}",
+                    f"{score.excess:.3f}{error}",
+                    f"{score.sink:.3f}",
+                    "yes" if row.called else "no",
+                    "" if verdict is None else verdict.verdict,
+                    "" if verdict is None else f"{verdict.effect.value:.3f} ± {verdict.effect.stderr:.3f}",
+                )
+            if more := self.left_out(template):
+                yield (f"{template}: {more} more",)
+
+    def _legend(self) -> list[str]:
+        legend = [
+            "called: an excess above 0.5 by three standard errors. It says where a head attends, not that the model uses it."
+        ]
+        if self.verification is not None:
+            legend.append("effect: rise of the loss in nats when the head's output is replaced by its mean.")
+        return legend
+
+    def _verdict(self, score: HeadScore) -> HeadVerdict | None:
+        return None if self.verification is None else self.verification.of(*score[:3])
+
+
+HEADER = ("template", "head", "score", "chance", "excess", "sink", "called", "verdict", "effect")
+
+#: The file by which a folder of this study's results is known.
+RESULT = "scan.json"
+
+
+def scan(
+    model: Any,
+    *,
+    templates: str | Template | Iterable[str | Template] | None = None,
+    sequences: int | None = None,
+    period: int | None = None,
+    bos: str = "auto",
+    seed: int = 0,
+    batch_size: int | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    verify: bool = False,
+    top: int = 10,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ModelScan:
+    """Score every head of a model against head types, read the leading heads' graphs, and verify what was flagged.
+
+    :func:`causal_probe.probes.scan` with what surrounds it: the model is loaded and looked at first, and the result prints, and
+    saves itself with a report.
+
+    Parameters
+    ----------
+    model
+        What :func:`~causal_probe.models.load_model` takes (a folder, a GGUF file, a name on the hub), or a model: hooked, or a Hugging
+        Face one.
+    templates
+        Templates, or texts as :func:`~causal_probe.experiments.choose_templates` reads them. By default the shipped ones.
+    sequences, period, bos, seed
+        Of the sequences; see :func:`~causal_probe.probes.repeated_tokens`.
+    batch_size
+        Sequences in a forward pass. By default as many as memory allows.
+    dtype, device
+        Of a model that is loaded here; a model that is given stays as and where it is.
+    verify
+        Verify what was flagged (:func:`causal_probe.probes.verify.verify`).
+    top
+        How many heads of a template the tables show at most.
+    out, overwrite
+        Write the result into this folder (see :meth:`ModelScan.save`). Whether that is possible is checked before any work.
+    progress
+        Show a progress bar on standard error.
+
+    Raises
+    ------
+    CausalProbeError
+        For any argument that can't be worked with, and a model whose attention can't be measured, with every reason
+        (:func:`causal_probe.hooks.preflight`). Nothing is written then.
+    """
+    started = time.perf_counter()
+    if top < 1:
+        raise CausalProbeError(f"One head of each template, or more, can be shown; top is {top}.")
+    wanted = None if templates is None else choose_templates(templates)
+    is_named = isinstance(model, (str, os.PathLike))
+    if not is_named:
+        hooked: HookedModel = to_hooked(model)
+        described = describe(hooked)
+    settings = {
+        "model": os.fspath(model) if is_named else described["model"],
+        "source": "loaded" if is_named else "given",
+        "templates": None if wanted is None else _texts(templates),
+        "sequences": sequences,
+        "period": period,
+        "bos": bos,
+        "seed": seed,
+        "batch_size": batch_size,
+        "dtype": dtype if is_named else described["dtype"],
+        "device": str(choose_device(device)) if is_named else described["device"],
+        "verify": verify,
+        "top": top,
+    }
+    if out is not None:
+        check_results_folder(out, settings=settings, overwrite=overwrite, result=RESULT)
+    if is_named:
+        hooked, _ = open_model(model, dtype=dtype, device=device)
+    loaded = time.perf_counter()
+
+    make = _Maker(hooked, {"sequences": sequences, "period": period, "bos": bos, "seed": seed})
+    preflight(hooked, make.scanned("repeated"), hooks=("pattern", "z") if verify else ("pattern",))
+    scores = probes.scan(hooked, templates=wanted, batch_size=batch_size, **make.options)
+    leading = _leading(scores)
+    result = ModelScan(
+        scores=scores,
+        verification=None,
+        leading=tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL],
+        examples=(),
+        graphs=tuple(_graphs(hooked, scores, make, leading)),
+        settings=settings,
+        timings={},
+    )
+    result = dataclasses.replace(result, examples=tuple(_examples(hooked, make, result.leading)))
+    scanned = time.perf_counter()
+    if verify:
+        verification = verify_heads(scores, hooked, batch_size=batch_size, progress=progress)
+        result = dataclasses.replace(result, verification=verification)
+    ended = time.perf_counter()
+    timings = {
+        "loading": loaded - started,
+        "scanning": scanned - loaded,
+        "verifying": ended - scanned,
+        "total": ended - started,
+    }
+    result = dataclasses.replace(result, timings=timings)
+    if out is not None:
+        result.save(out, overwrite=overwrite)
+    return result
+
+
+def _texts(templates: str | Template | Iterable[str | Template] | None) -> list[str]:
+    listed = [templates] if isinstance(templates, (str, Template)) else list(templates or ())
+    return [each.name if isinstance(each, Template) else each for each in listed]
+
+
+# ----------------------------------------------------------------------------------------------------------- what is shown
+
+
+class _Maker:
+    """Makes a scan's sequences again, and shorter ones like them that can be looked at."""
+
+    def __init__(self, model: HookedModel, options: Mapping[str, Any]) -> None:
+        self.model = model
+        self.options = options
+
+    def scanned(self, kind: str) -> Int[Tensor, "sequence pos"]:
+        """The sequences of a kind, as :func:`causal_probe.probes.scan` makes them."""
+        return self._make(kind, self.options)
+
+    def shown(self, kind: str) -> Int[Tensor, "sequence pos"]:
+        """Some sequences of a kind, of about ``2 SHOWN_PERIOD`` tokens or fewer."""
+        some = {**self.options, "sequences": GRAPH_SEQUENCES}
+        found = self._make(kind, some)
+        if found.shape[1] <= 2 * SHOWN_PERIOD + 2:
+            return found
+        return self._make(kind, {**some, "period": SHOWN_PERIOD})
+
+    def _make(self, kind: str, options: Mapping[str, Any]) -> Int[Tensor, "sequence pos"]:
+        if kind == "repeated":
+            return repeated_tokens(self.model, **options).tokens
+        return ngram_tokens(self.model, n=int(kind.removesuffix("-gram")), **options).tokens
+
+
+def _leading(scores: HeadScores) -> list[tuple[int, int, str]]:
+    """(layer, head, template): of each template the best heads that it describes, or the best one."""
+    called = {found[:3] for found in scores.called()}
+    leading = []
+    for template in scores.names:
+        best = [found[:3] for found in scores.top(template, SHOWN_HEADS)]
+        described = [found for found in best if found in called]
+        if template not in NOT_BY_DEFAULT:
+            leading += described or best[:1]
+    # By rank, then template, so that where not all fit each template's best are in.
+    rank = {found: sum(other[2] == found[2] for other in leading[:index]) for index, found in enumerate(leading)}
+    return sorted(leading, key=lambda found: rank[found])
+
+
+def _graphs(
+    model: HookedModel, scores: HeadScores, make: _Maker, leading: Sequence[tuple[int, int, str]]
+) -> Iterator[HeadGraph]:
+    templates = {template.name: template for template in scores.templates}
+    for made in scores.settings["tokens"]:
+        its = [found for found in leading if found[2] in made["templates"]]
+        if not its:
+            continue
+        tokens = make.shown(made["kind"])
+        graphs = head_graphs(model, tokens, per="sequence")
+        for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
+            comparison = graphs.compare(templates[name], layer, head)
+            yield HeadGraph(layer, head, templates[name], comparison, graphs, _words(model, tokens[0]))
+
+
+def _examples(model: HookedModel, make: _Maker, leading: Sequence[tuple[int, int]]) -> Iterator[Example]:
+    if not leading:
+        return
+    tokens = make.shown("repeated")[0]
+    yield Example("Repeated random tokens", _words(model, tokens), _patterns(model, tokens, leading))
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        start = [int(token) for token in tokens[: _n_start(make)]]
+        text = [*start, *tokenizer(TEXT, add_special_tokens=False)["input_ids"]][: context_length(model)]
+        tokens = torch.tensor(text, device=tokens.device)
+        yield Example("English text", _words(model, tokens), _patterns(model, tokens, leading))
+
+
+def _n_start(make: _Maker) -> int:
+    """How many tokens come before the first period."""
+    return len(repeated_tokens(make.model, **{**make.options, "sequences": 1}).settings["start"])
+
+
+def _patterns(
+    model: HookedModel, tokens: Int[Tensor, " pos"], heads: Sequence[tuple[int, int]]
+) -> Float[np.ndarray, "_head query key"]:
+    found: dict[tuple[int, int], np.ndarray] = {}
+
+    def visitor(_: Tensor) -> Visit:
+        return lambda layer, pattern: found.update(
+            {(layer, head): pattern[0, head].float().cpu().numpy() for at, head in heads if at == layer}
+        )
+
+    visit_patterns(model, tokens[None], visitor, layers=sorted({layer for layer, _ in heads}))
+    return np.stack([found[head] for head in heads])
+
+
+def _words(model: HookedModel, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
+    tokenizer = getattr(model, "tokenizer", None)
+    ids = [int(token) for token in tokens]
+    return tuple(str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids)
+
+
+def _name(layer: int, head: int) -> str:
+    return f"L{layer}H{head}"

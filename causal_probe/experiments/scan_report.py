@@ -1,0 +1,272 @@
+"""The report on a scan: what each head attends to, what it was measured on, and whether the model uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import numpy as np
+import torch
+
+from causal_probe import viz
+from causal_probe.probes.verify import Estimate, Verification
+from causal_probe.results import versions
+from causal_probe.viz.report import Block
+
+if TYPE_CHECKING:
+    from causal_probe.experiments.scan import HeadGraph, ModelScan
+
+__all__ = ["scan_report"]
+
+HOW_TO_READ = (
+    "A template says which keys a head of some type attends to, given the tokens. The score is the attention on those keys, "
+    "averaged over the queries that have one and then over sequences; chance is the score of a head that spreads its attention "
+    "evenly over all it sees; the excess is (score \N{MINUS SIGN} chance) / (1 \N{MINUS SIGN} chance): 1 for a perfect head, 0 at "
+    "chance. The sink is the attention on position 0 in the same rows. A head is called what a template says if its excess is above "
+    "0.5 by three standard errors."
+    "\n\n"
+    "Attention is no evidence of use: a call says where a head looks, and not that the model needs it."
+)
+
+VERDICTS = (
+    "Each flagged head was ablated: its output replaced by its mean at each position. It is causal if that raises the loss, and by "
+    "more than for nearly all heads that were not flagged; redundant if it does not, but the head's own output raises the target's "
+    "logit, leaving it in alone helps, and ablating all flagged heads together hurts more than random sets of as many; otherwise "
+    "it attends only. One ablation is no proof of absence: later layers repair, and heads stand in for one another."
+)
+
+
+def scan_report(result: ModelScan) -> viz.Report:
+    """The report that ``causal-probe scan`` writes."""
+    scores = result.scores
+    n_called = len({found[:2] for found in scores.called()})
+    n_heads = sum(scores.heads)
+    found = f"{n_called} of {n_heads} heads are" if n_called else f"None of its {n_heads} heads is"
+    verification = result.verification
+    causal = "" if verification is None else f" {_count_causal(verification)}"
+    return viz.Report(
+        title=f"What the attention heads of {scores.provenance['model']} do",
+        summary=(
+            f"Every head was scored against {len(scores.names)} head types in one pass. {found} described by one of them.{causal}"
+        ),
+        sections=[
+            viz.Section("Result", [viz.Headline(_headline(result)), *_tables(result)]),
+            *([] if verification is None else [viz.Section("Does the model use it?", list(_checks(verification)))]),
+            viz.Section("Every head, template by template", list(_heat_maps(result))),
+            viz.Section("Graphs of the leading heads", list(_graphs(result))),
+            viz.Section("Attention of the leading heads", list(_patterns(result))),
+            viz.Section("What it was measured on", [_sequences(result)]),
+        ],
+        settings=result.settings,
+        versions=versions(),
+        call=result.call,
+        citation=result.cite(),
+    )
+
+
+def _count_causal(verification: Verification) -> str:
+    flagged = {found[:2] for found in verification.verdicts}
+    if not flagged:
+        return "None stood out enough to be verified."
+    causal = {found[:2] for found in verification.called("causal")}
+    return f"Of {len(flagged)} that were verified, {len(causal)} {'is' if len(causal) == 1 else 'are'} causal."
+
+
+def _headline(result: ModelScan) -> list[tuple[str, object, str]]:
+    """The best head of the types that a reader looks for first, of those that were scored."""
+    figures: list[tuple[str, object, str]] = []
+    for template in result.scores.names:
+        rows = result.rows(template)
+        if rows and template not in ("current-token", "first-token"):
+            score = rows[0].score
+            meaning = f"excess {score.excess:.2f}" + ("" if rows[0].called else ", not enough to be called that")
+            figures.append((template, rows[0].name, meaning))
+    return figures[:4]
+
+
+def _tables(result: ModelScan) -> Iterator[Block]:
+    yield viz.Paragraph(HOW_TO_READ)
+    if result.notes:
+        yield viz.Paragraph("\n\n".join(result.notes))
+    verified = result.verification is not None
+    rows = []
+    for template in result.scores.names:
+        for row in result.rows(template):
+            score = row.score
+            effect = None if row.verdict is None else _show(row.verdict.effect)
+            checked = ("not flagged" if row.verdict is None else row.verdict.verdict, effect or "") if verified else ()
+            error = "" if score.excess_stderr is None else f" ± {score.excess_stderr:.3f}"
+            cells = (f"{score.score:.3f}", f"{score.chance:.3f}", f"{score.excess:.3f}{error}", f"{score.sink:.3f}")
+            rows.append((template, row.name, *cells, row.called, *checked))
+    columns = ["template", "head", "score", "chance", "excess", "sink", "called"]
+    left_out = [f"{more} more for {name}" for name in result.scores.names if (more := result.left_out(name))]
+    yield viz.Table(
+        [*columns, *(["verdict", "effect (nats)"] if verified else [])],
+        rows,
+        f"The heads that a template describes, at most {result.settings['top']}, and the best one that it does not. "
+        f"{f'Left out: {chr(44).join(left_out)}. ' if left_out else ''}Excess ± one standard error over sequences.",
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- causal effects
+
+
+def _checks(verification: Verification) -> Iterator[Block]:
+    yield viz.Paragraph(VERDICTS)
+    if not verification.verdicts:
+        yield viz.Paragraph("No head was flagged: there is nothing to verify.")
+        return
+    yield viz.Table(
+        ["head", "template", "verdict", "effect", "exceeds", "zero", "resample", "direct", "restored"],
+        [
+            (
+                found.name,
+                found.template,
+                found.verdict,
+                _show(found.effect),
+                None if found.exceeds is None else f"{found.exceeds:.1%}",
+                _show(found.zero_effect),
+                _show(found.resample_effect),
+                None if found.direct_effect is None else _show(found.direct_effect),
+                _show(found.restored),
+            )
+            for found in verification.verdicts
+        ],
+        f"Rise of the loss ({verification.loss.mean():.3f} nats on {len(verification.loss)} sequences) when the head's output is "
+        "replaced by its mean (effect), by zero, and by that in another sequence; exceeds: share of the heads that were not "
+        "flagged whose effect is smaller; direct: by how much its output raises the target's logit, everything after it held; "
+        "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. ± one standard error.",
+    )
+    yield viz.Table(
+        ["template", "heads", "together", "random sets, mean", "exceeds"],
+        [
+            (
+                joint.template,
+                ", ".join(f"L{layer}H{head}" for layer, head in joint.heads),
+                _show(joint.effect),
+                float(joint.random.mean()) if len(joint.random) else None,
+                None if joint.exceeds is None else f"{joint.exceeds:.1%}",
+            )
+            for joint in verification.joint.values()
+        ],
+        "All heads flagged for a template ablated together, against random sets of as many heads that were not flagged.",
+    )
+    if verification.undefined:
+        yield viz.Paragraph(
+            "Undefined: " + "; ".join(f"{what}: {why}" for what, why in verification.undefined.items()) + "."
+        )
+    yield viz.Picture(
+        viz.heads(_effects(verification), score_name="rise of the loss (nats)"),
+        "The rise of the loss when each head alone is ablated by its mean.",
+    )
+    if verification.dependence.number_of_edges():
+        drawn, names = _on_a_line(verification.dependence)
+        yield viz.Picture(
+            viz.graph(drawn, labels=names),
+            "Dependence: an arc runs from a head to one whose score falls when the first is ablated.",
+        )
+
+
+def _effects(verification: Verification) -> list[list[float]]:
+    effects = dict(verification.unflagged)
+    effects |= {found[:2]: found.effect.value for found in verification.verdicts}
+    n_layers = 1 + max(layer for layer, _ in effects)
+    return [[effects[head] for head in sorted(effects) if head[0] == layer] for layer in range(n_layers)]
+
+
+def _on_a_line(graph: nx.DiGraph) -> tuple[nx.DiGraph, list[str]]:
+    """The graph over numbers, from the first layer to the last, and what they stand for."""
+    names = sorted(graph, key=lambda name: (graph.nodes[name]["layer"], graph.nodes[name]["head"]))
+    return nx.relabel_nodes(graph, {name: index for index, name in enumerate(names)}), names
+
+
+def _show(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ± {estimate.stderr:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+# ------------------------------------------------------------------------------------------------------------------ pictures
+
+
+def _heat_maps(result: ModelScan) -> Iterator[Block]:
+    for template in result.scores.templates:
+        if template.name in result.scores.undefined:
+            yield viz.Paragraph(f"{result.scores.undefined[template.name]}: there is nothing to draw.")
+            continue
+        excess = result.scores.heatmap(template.name)
+        yield viz.Picture(
+            viz.heads([layer.tolist() for layer in excess], score_name="excess", title=template.name, limit=1),
+            f"Excess attention of every head on the targets of {template.name}: {template.description}.",
+        )
+
+
+def _graphs(result: ModelScan) -> Iterator[Block]:
+    if not result.graphs:
+        yield viz.Paragraph("No template that was scored has earlier positions other than the first as its targets.")
+        return
+    yield viz.Paragraph(
+        "A position's parent is the earlier position that it attends to most, with at least half of the attention. Attention on "
+        "position 0 that exceeds it is read as “no parent”: many heads look there when they have nothing to say. So an edge "
+        "from position 0 is never found."
+    )
+    yield viz.Table(
+        ["template", "head", "precision", "recall", "sequences"],
+        [
+            (
+                found.template.name,
+                found.name,
+                found.comparison.precision,
+                found.comparison.recall,
+                len(found.comparison.each),
+            )
+            for found in result.graphs
+        ],
+        "The graphs of the leading heads, sequence by sequence, against the template's targets as true parents, in the rows that "
+        "have one. Precision: share of the found edges that are true; recall: share of the true edges that were found.",
+    )
+    for found in _first_of_each_template(result.graphs):
+        truth = _truth(found)
+        yield viz.Picture(
+            viz.graph(truth, found.graphs.graph(0, found.layer, found.head), labels=found.tokens),
+            f"{found.name} on one sequence, below the line; above it the targets of {found.template.name}.",
+        )
+
+
+def _first_of_each_template(graphs: tuple[HeadGraph, ...]) -> list[HeadGraph]:
+    return list({found.template.name: found for found in reversed(graphs)}.values())[::-1]
+
+
+def _truth(found: HeadGraph) -> nx.DiGraph:
+    targets = found.template(torch.from_numpy(found.graphs.tokens[:1]))[0].tril(-1).numpy()
+    truth = nx.empty_graph(len(targets), create_using=nx.DiGraph)
+    truth.add_edges_from((int(parent), int(child)) for child, parent in np.argwhere(targets))
+    return truth
+
+
+def _patterns(result: ModelScan) -> Iterator[Block]:
+    if not result.examples:
+        yield viz.Paragraph("No head stands out for any template other than current-token and first-token.")
+        return
+    names = [f"L{layer}H{head}" for layer, head in result.leading]
+    yield viz.Paragraph("Rows are queries, columns keys. Hover over a head to see it large, click to keep it.")
+    for example in result.examples:
+        yield viz.Attention(viz.attention(example.tokens, example.patterns, head_names=names), f"{example.title}.")
+
+
+def _sequences(result: ModelScan) -> viz.Table:
+    return viz.Table(
+        ["templates", "sequences of", "number", "period", "copies", "BOS", "first tokens"],
+        [
+            (
+                ", ".join(made["templates"]),
+                "random tokens, none twice in a period" if made["kind"] == "repeated" else f"{made['kind']} walks",
+                made["sequences"],
+                made["period"],
+                made["copies"],
+                made["bos"],
+                ", ".join(map(str, made["start"])) or "none",
+            )
+            for made in result.scores.settings["tokens"]
+        ],
+        "A period of tokens is drawn and repeated. In an n-gram walk n tokens determine the next one, and fewer do not.",
+    )
