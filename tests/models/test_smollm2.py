@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from causal_probe.hooks import attention_hook, find_faults, self_test, special_tokens
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]  # one worker loads it
+pytestmark = pytest.mark.slow
 
 PERIOD = 50
 
