@@ -5,9 +5,11 @@ A probe takes any model with TransformerLens' hook points and returns a frozen r
 
 from __future__ import annotations
 
+from causal_probe.probes.ablation import Measured, next_token
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
 from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
 from causal_probe.probes.head_scores import HeadScore, HeadScores
+from causal_probe.probes.in_context import CopyLosses, InContextScore, copy_losses, in_context_score
 from causal_probe.probes.match import HeadMatch, match_heads
 from causal_probe.probes.scan import scan
 from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
@@ -21,28 +23,46 @@ from causal_probe.probes.templates import (
     successor_of_parent,
     template,
 )
+from causal_probe.probes.verify import Estimate, HeadVerdict, JointEffect, Rule, Verification, verify
+from causal_probe.probes.weights import Composition, HeadWeights, composition, head_weights
 
 __all__ = [
     "SHIPPED",
     "Candidate",
+    "Composition",
+    "CopyLosses",
     "EdgeEffects",
+    "Estimate",
     "HeadGraphs",
     "HeadMatch",
     "HeadScore",
     "HeadScores",
+    "HeadVerdict",
+    "HeadWeights",
+    "InContextScore",
+    "JointEffect",
+    "Measured",
+    "Rule",
     "SequenceComparison",
     "SequenceGraphs",
     "Sequences",
     "Template",
+    "Verification",
+    "composition",
+    "copy_losses",
     "edge_effects",
     "from_graph",
     "head_graphs",
+    "head_weights",
+    "in_context_score",
     "induction",
     "match_heads",
+    "next_token",
     "ngram_tokens",
     "offset",
     "repeated_tokens",
     "scan",
     "successor_of_parent",
     "template",
+    "verify",
 ]

@@ -113,8 +113,16 @@ class Laboratory:
         self.forwards = 0
         self._require_live(example)
         self.means = self._mean_heads(reference)
-        #: Hook points of everything that reads the stream and adds to it, by layer: attention, then what follows it.
-        self.outputs = [[f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_mlp_out"] for layer in self.layers]
+        #: Hook points of what each layer adds to the stream: attention, then the MLP, where there is one.
+        self.outputs = [
+            [
+                name
+                for name in (f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_mlp_out")
+                if name in model.hook_dict
+            ]
+            for layer in self.layers
+        ]
+        #: Why direct effects can't be measured; None if they can.
         self.no_direct = self._why_no_direct(example)
         self.resumes = self._can_resume(example)
 
@@ -152,11 +160,8 @@ class Laboratory:
             )
 
     def _why_no_direct(self, example: Any) -> str | None:
-        """Why the direct effect can't be measured, or None; and leave in ``outputs`` the hook points that there are."""
         if self.run(example).logit is None:
             return "what is measured has no one target"
-        known = self.model.hook_dict
-        self.outputs = [[name for name in names if name in known] for names in self.outputs]
         attn_only = bool(getattr(self.model.cfg, "attn_only", False))
         if any(len(names) < (1 if attn_only else 2) for names in self.outputs):
             return (
@@ -243,7 +248,12 @@ class Experiment:
         lab = self.laboratory
         wanted: list[tuple[str, Any]] = [
             *((attention_hook(layer, "z"), (self._heads, layer)) for layer in self.donors),
-            *((name, (self._outputs, name)) for names in lab.outputs for name in names if self.direct),
+            *(
+                (name, (self._outputs, name))
+                for names in lab.outputs
+                for name in names
+                if self.direct and lab.no_direct is None
+            ),
             *((f"blocks.{layer}.hook_resid_pre", (self._streams, layer)) for layer in lab.layers[1:] if lab.resumes),
         ]
         recorders = [(name, _keep(*place)) for name, place in wanted]

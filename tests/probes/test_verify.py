@@ -1,0 +1,475 @@
+"""Verdicts on planted circuits, and every number against loops by hand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from causal_probe import CausalProbeError
+from causal_probe.models import DisentangledTransformer
+from causal_probe.probes import repeated_tokens, scan
+from causal_probe.probes.ablation import Experiment, Laboratory, Measured
+from causal_probe.probes.verify import NOT_BY_DEFAULT, Rule, next_token, verify
+from tests import tiny_huggingface
+
+D_VOCAB, PERIOD = 12, 10
+TEMPLATES = ["previous-token", "induction"]
+
+
+def circuit(*, induction: int = 1, ignored: int = 0, heads: tuple[int, int] = (3, 6), noise: float = 0.0) -> Any:
+    """L0H0 looks one back; L1H0, ... look after the last occurrence and say what they find; the next ones say nothing."""
+    model = DisentangledTransformer(D_VOCAB, 2 * PERIOD + 1, heads)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = noise * torch.randn(parameter.shape, generator=generator)
+    model.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)
+    for head in range(induction + ignored):
+        model.block(1, head, query="token", key="L0H0.token").diagonal().fill_(30)
+        model.block(1, head, query="token", key="position")[:, 0] = -60  # nothing comes before position 0
+        if head < induction:
+            model.output_block(f"L1H{head}.token").diagonal().fill_(9)
+    return model
+
+
+def checked(model: Any, **options: Any) -> Any:
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    return verify(scores, model, **{"period": PERIOD, "random_sets": 20, **options})
+
+
+def verdicts(found: Any) -> dict[tuple[str, str], str]:
+    return {(each.name, each.template): each.verdict for each in found.verdicts}
+
+
+# ---------------------------------------------------------------------------------------------------------------- verdicts
+
+
+def test_an_ideal_induction_circuit_is_causal() -> None:
+    found = checked(circuit())
+    assert verdicts(found) == {("L0H0", "previous-token"): "causal", ("L1H0", "induction"): "causal"}
+    assert found.of(1, 0, "induction").exceeds == 1
+    assert len(found.unflagged) == 7
+    assert max(map(abs, found.unflagged.values())) < 1e-4
+    assert found.called("causal") == found.verdicts
+
+
+def test_a_redundant_pair_is_redundant_and_what_nobody_reads_attends_only() -> None:
+    found = checked(circuit(induction=2, ignored=1))
+    assert verdicts(found) == {
+        ("L0H0", "previous-token"): "causal",
+        ("L1H0", "induction"): "redundant",
+        ("L1H1", "induction"): "redundant",
+        ("L1H2", "induction"): "attends only",
+    }
+    for head in (0, 1):
+        one = found.of(1, head, "induction")
+        assert one.effect.value < 0.01 < one.restored.value
+        assert one.direct_effect.value > 5
+    ignored = found.of(1, 2, "induction")
+    assert ignored.direct_effect.value == pytest.approx(0, abs=1e-5)
+    assert ignored.restored.value == pytest.approx(0, abs=1e-5)
+    joint = found.joint["induction"]
+    assert joint.heads == ((1, 0), (1, 1), (1, 2))
+    assert joint.effect.value > 2
+    assert (joint.exceeds, len(joint.random)) == (1, 10)  # all sets of 3 of the 5
+
+
+def test_a_head_that_is_written_out_by_mistake_is_not_causal() -> None:
+    """The head looks where it should and lowers the target's logit: ablating it helps."""
+    model = circuit()
+    model.output_block("L1H0.token").diagonal().fill_(-9)
+    found = checked(model).of(1, 0, "induction")
+    assert found.verdict == "attends only"
+    assert found.effect.value < 0 > found.direct_effect.value
+
+
+def test_more_harmful_unflagged_heads_keep_a_head_from_being_causal() -> None:
+    """An effect that every second head has is no evidence for a type of head."""
+    model = circuit(heads=(3, 3))
+    for head in (1, 2):  # one says the current token and the other takes it back: alone, the first is a disaster
+        model.block(0, head, query="position", key="position").diagonal().fill_(30)
+    model.output_block("L0H1.token").diagonal().fill_(20)
+    model.output_block("L0H2.token").diagonal().fill_(-20)
+    found = checked(model).of(1, 0, "induction")
+    assert found.effect.p_value < 0.01
+    assert found.exceeds == pytest.approx(3 / 4)
+    assert found.verdict == "attends only"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_models_have_nothing_to_verify(seed: int) -> None:
+    model = DisentangledTransformer(D_VOCAB, 21, (2, 2))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    found = checked(model)
+    assert (found.verdicts, found.joint, found.unflagged, found.settings["forwards"]) == ((), {}, {}, 0)
+    assert "nothing to verify" in repr(found)
+    assert found.to_pandas().empty
+    assert found.to_dict()["heads"] == []
+
+
+def test_dependence_is_of_induction_heads_on_the_previous_token_head() -> None:
+    graph = checked(circuit(induction=2)).dependence
+    assert set(graph.nodes) == {"L0H0", "L1H0", "L1H1"}
+    assert set(graph.edges) == {("L0H0", "L1H0"), ("L0H0", "L1H1")}
+    assert nx.is_directed_acyclic_graph(graph)
+    assert graph.nodes["L1H0"] == {"layer": 1, "head": 0, "verdicts": {"induction": "redundant"}}
+    edge = graph.edges["L0H0", "L1H1"]
+    assert edge["template"] == "induction"
+    # With what looks one back averaged away, the head finds no earlier occurrence: a row's attention is spread.
+    assert edge["fall"] > 0.8
+
+
+# -------------------------------------------------------------------------------------------------------------- by hand
+
+
+def gpt2() -> Any:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    model = tiny_huggingface.gpt2(bos_token_id=0, eos_token_id=0, attn_implementation="eager")
+    return build_bridge_from_module(model, architecture="GPT2LMHeadModel", hf_config=model.config)
+
+
+def exported() -> Any:
+    return circuit(induction=2, noise=0.2, heads=(2, 2)).to_transformer_lens()
+
+
+MODELS = {
+    "disentangled": lambda: circuit(induction=2, noise=0.2, heads=(2, 2)),
+    "transformer-lens": exported,
+    "gpt2": gpt2,
+}
+
+
+def by_hand(model: Any, tokens: torch.Tensor, heads: Any, means: dict[int, torch.Tensor], rows: range) -> Any:
+    """Loss of the next token with heads replaced by ``means`` by layer, [pos, head, d_head] or with a batch before."""
+    hooks = [
+        (f"blocks.{layer}.attn.hook_z", lambda z, hook, layer=layer, head=head: put(z, head, means[layer]))
+        for layer, head in heads
+    ]
+    with torch.no_grad():
+        out = model.run_with_hooks(tokens, fwd_hooks=hooks).double().log_softmax(-1)
+    return np.array([-np.mean([float(out[b, i, tokens[b, i + 1]]) for i in rows]) for b in range(len(tokens))])
+
+
+def put(z: torch.Tensor, head: int, donor: torch.Tensor) -> torch.Tensor:
+    z = z.clone()
+    z[:, :, head] = donor[..., head, :]
+    return z
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_number_by_hand(kind: str) -> None:
+    model = MODELS[kind]()
+    made = repeated_tokens(model, sequences=5, period=8, seed=3)
+    tokens, rows = made.tokens, range(8, 15)
+    scores = scan(model, templates=TEMPLATES, sequences=64, period=8)
+    # Random models have no head that deserves a flag: flag the best two, so that there are both kinds.
+    excess = sorted(score.excess for score in scores if score.template == "induction")
+    rule = Rule(minimum_excess=(excess[-2] + excess[-3]) / 2, level=0.3, minimum_effect=0.001)
+    found = verify(
+        scores, model, tokens, templates=["induction"], measure=next_token(rows), rule=rule, random_sets=3, ranked_on=3
+    )
+    flagged = [(each.layer, each.head) for each in found.verdicts]
+    assert len(flagged) == 2
+    assert found.unflagged
+
+    with torch.no_grad():
+        cache = model.run_with_cache(tokens)[1]
+    means = {layer: cache[f"blocks.{layer}.attn.hook_z"].mean(0) for layer in range(2)}
+    clean = by_hand(model, tokens, [], means, rows)
+    np.testing.assert_allclose(found.loss, clean, atol=1e-4)
+
+    def rise(heads: Any, how: float = 1.0) -> Any:
+        return by_hand(model, tokens, heads, {layer: how * mean for layer, mean in means.items()}, rows) - clean
+
+    for each in found.verdicts:
+        head = (each.layer, each.head)
+        check(each.effect, rise([head]))
+        check(each.zero_effect, rise([head], 0.0))
+        rest = [other for other in flagged if other != head]
+        check(each.restored, rise(flagged) - rise(rest))
+    joint = found.joint["induction"]
+    check(joint.effect, rise(flagged))
+    for head, value in found.unflagged.items():
+        assert value == pytest.approx(rise([head])[:3].mean(), abs=1e-4)
+    share = np.mean([rise([flagged[0]])[:3].mean() > rise([other])[:3].mean() for other in found.unflagged])
+    assert found.verdicts[0].exceeds == pytest.approx(share)
+
+    # p-values by their formula, corrected by Holm's procedure
+    values = {head: rise([head]) for head in flagged}
+    raw = np.array(
+        [stats.ttest_1samp(value, rule.minimum_effect, alternative="greater").pvalue for value in values.values()]
+    )
+    order = raw.argsort()
+    expected = np.maximum.accumulate(np.minimum(1, raw[order] * [2, 1]))
+    given = np.array([each.effect.p_value for each in found.verdicts])
+    np.testing.assert_allclose(given[order], expected, atol=5e-3)
+
+
+def check(estimate: Any, values: np.ndarray) -> None:
+    assert estimate.value == pytest.approx(values.mean(), abs=1e-4)
+    assert estimate.stderr == pytest.approx(values.std(ddof=1) / np.sqrt(len(values)), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_resampling_by_hand(kind: str) -> None:
+    """The sequence before in the batch takes a head's place."""
+    model = MODELS[kind]()
+    tokens, rows = repeated_tokens(model, sequences=4, period=8).tokens, range(8, 15)
+    laboratory = Laboratory(model, next_token(rows), reference=[tokens], example=tokens[:2])
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens)
+        experiment = Experiment(laboratory, tokens, frozenset([0, 1]))
+        experiment.observe()
+        for head in [(0, 1), (1, 0)]:
+            others = {layer: cache[f"blocks.{layer}.attn.hook_z"][[3, 0, 1, 2]] for layer in range(2)}
+            expected = by_hand(model, tokens, [head], others, rows)
+            np.testing.assert_allclose(experiment.resample(head).loss, expected, atol=1e-4)
+
+
+def test_the_direct_effect_of_a_disentangled_head_is_its_rows_of_the_unembedding() -> None:
+    model = MODELS["disentangled"]()
+    tokens, rows = repeated_tokens(model, sequences=4, period=8).tokens, range(8, 15)
+    laboratory = Laboratory(model, next_token(rows), reference=[tokens], example=tokens[:2])
+    _, cache = model.run_with_cache(tokens)
+    with torch.no_grad():
+        experiment = Experiment(laboratory, tokens, direct=True)
+        experiment.observe()
+        for layer, head in [(0, 0), (1, 1)]:
+            z = cache[f"blocks.{layer}.attn.hook_z"][:, :, head]
+            start = model.A[layer].shape[1] * (1 + head)
+            written = (z - z.mean(0)) @ model.W_U[start : start + z.shape[-1]]  # [batch, pos, d_vocab]
+            centred = written - written.mean(-1, keepdim=True)
+            expected = [np.mean([float(centred[b, i, tokens[b, i + 1]]) for i in rows]) for b in range(4)]
+            found = experiment.direct_effect((layer, head))
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+            assert found.abs().max() > 0.1
+
+
+def test_the_direct_effect_in_gpt2_goes_through_the_last_normalization_alone() -> None:
+    """What the head adds to the stream, by W_O, is taken from the last stream, and nothing else is."""
+    model = gpt2()
+    hugging_face = tiny_huggingface.gpt2(bos_token_id=0, eos_token_id=0, attn_implementation="eager")
+    tokens, rows = repeated_tokens(model, sequences=3, period=8).tokens, range(8, 15)
+    laboratory = Laboratory(model, next_token(rows), reference=[tokens], example=tokens[:2])
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens)
+        experiment = Experiment(laboratory, tokens, direct=True)
+        experiment.observe()
+        for layer, head in [(0, 1), (1, 0)]:
+            d_head = 8
+            own = slice(head * d_head, (head + 1) * d_head)
+            z = cache[f"blocks.{layer}.attn.hook_z"][:, :, head]
+            W_O = hugging_face.transformer.h[layer].attn.c_proj.weight[own]
+            last = cache["blocks.1.hook_resid_post"]
+            without = last - (z - z.mean(0)) @ W_O
+            logits = [hugging_face.lm_head(hugging_face.transformer.ln_f(stream)) for stream in (last, without)]
+            target = torch.stack([torch.stack([tokens[b, i + 1] for i in rows]) for b in range(3)])[..., None]
+            centred = [(x - x.mean(-1, keepdim=True))[:, list(rows)].gather(-1, target)[..., 0].mean(1) for x in logits]
+            np.testing.assert_allclose(experiment.direct_effect((layer, head)), centred[0] - centred[1], atol=1e-4)
+
+
+def test_falls_of_scores_by_hand() -> None:
+    model = circuit(noise=0.1, heads=(2, 2))
+    made = repeated_tokens(model, sequences=4, period=PERIOD, seed=5)
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    found = verify(scores, model, made.tokens, measure=next_token(range(PERIOD, 2 * PERIOD - 1)))
+    with torch.no_grad():
+        _, cache = model.run_with_cache(made.tokens)
+        mean = cache["blocks.0.attn.hook_z"].mean(0)[:, 0]
+
+        def ablate(z: Any, hook: Any) -> Any:
+            z[:, :, 0] = mean
+            return z
+
+        with model.hooks(fwd_hooks=[("blocks.0.attn.hook_z", ablate)]):
+            _, ablated = model.run_with_cache(made.tokens)
+    falls = []
+    for b in range(4):
+        each = []
+        for patterns in (cache, ablated):
+            pattern = patterns["blocks.1.attn.hook_pattern"][b, 0]
+            each.append(np.mean([float(pattern[PERIOD + i, i + 1]) for i in range(PERIOD)]))
+        falls.append(each[0] - each[1])
+    edge = found.dependence.edges["L0H0", "L1H0"]
+    assert edge["fall"] == pytest.approx(np.mean(falls), abs=1e-5)
+    assert edge["stderr"] == pytest.approx(np.std(falls, ddof=1) / 2, abs=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------- how it is run
+
+
+def test_a_model_that_can_resume_does_so_and_others_run_whole() -> None:
+    """HookedTransformer starts in the middle; bridges and the disentangled model can't."""
+    model = exported()
+    tokens = repeated_tokens(model, sequences=4, period=8).tokens
+    laboratory = Laboratory(model, next_token(), reference=[tokens], example=tokens[:2])
+    assert laboratory.resumes == (type(model).__name__ == "HookedTransformer")
+    fired: list[int] = []
+    with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: fired.append(1))]):
+        experiment = Experiment(laboratory, tokens)
+        experiment.observe()
+        fired.clear()
+        experiment.mean([(1, 0)])
+    assert bool(fired) != laboratory.resumes
+
+
+def test_the_cost_is_what_the_documentation_says() -> None:
+    found = checked(circuit(induction=2, ignored=1), sequences=8, ranked_on=4, random_sets=10)
+    # batches of 4 and 4; 4 flagged heads, 5 unflagged, 10 random sets of 3, and 5 of 1 that are the unflagged heads
+    on_all = 2 * (1 + 4 + 1 + 3 + 3 * 4)  # as it is; one head; the three; two of the three; zero, resample, direct
+    ranked = 5 + 10
+    set_up = 6  # what the model can do, and the means
+    assert found.settings["forwards"] <= on_all + ranked + set_up
+    assert found.settings["forwards"] >= on_all + ranked
+    assert (found.settings["sequences"], found.settings["ranked_on"]) == (8, 4)
+
+
+def test_results_do_not_depend_on_the_batch_size() -> None:
+    model = circuit(induction=2, noise=0.1)
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    one, other = (verify(scores, model, period=PERIOD, random_sets=4, batch_size=size) for size in (2, 8))
+    table, same = (
+        each.to_pandas().drop(columns=[c for c in each.to_pandas() if "resample" in c]) for each in (one, other)
+    )
+    assert len(table) >= 3
+    for column in table:
+        if table[column].dtype == float:
+            np.testing.assert_allclose(table[column], same[column], atol=1e-5)
+        else:
+            assert list(table[column]) == list(same[column])
+
+
+@pytest.mark.parametrize("build", [circuit, gpt2], ids=["disentangled", "bridge"])
+def test_the_model_is_left_as_it_was(build: Any) -> None:
+    model = build()
+    model.train()
+    scores = scan(model, templates=["induction"], period=8, sequences=4)
+    rule = Rule(minimum_excess=-2.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    verify(scores, model, period=8, sequences=2, ranked_on=2, random_sets=2, rule=rule)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_a_measure_of_ones_own_on_batches_of_ones_own() -> None:
+    """A task whose batches carry soft targets: the loss is on the last query, and there is no one target."""
+    model = circuit()
+
+    class Batch:
+        def __init__(self, seed: int) -> None:
+            self.tokens = repeated_tokens(model, sequences=3, period=PERIOD, seed=seed).tokens[:, : 2 * PERIOD - 1]
+            self.target = torch.nn.functional.one_hot(self.tokens[:, PERIOD - 1], D_VOCAB).float()
+
+    def measure(logits: torch.Tensor, batch: Batch) -> Measured:
+        return Measured(-(batch.target * logits[:, -1].log_softmax(-1)).sum(-1), None)
+
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    found = verify(scores, model, [Batch(7), Batch(8)], measure=measure)
+    assert verdicts(found) == {("L0H0", "previous-token"): "causal", ("L1H0", "induction"): "causal"}
+    assert found.of(1, 0, "induction").direct_effect is None
+    assert found.undefined["direct_effect"] == "what is measured has no one target"
+    assert found.to_dict()["heads"][0]["direct_effect"] is None
+    assert found.to_pandas()["direct_effect"].isna().all()
+    assert len(found.loss) == 6
+
+
+def test_without_unflagged_heads_ranks_are_undefined() -> None:
+    found = checked(circuit(heads=(1, 1)))
+    assert verdicts(found) == {("L0H0", "previous-token"): "causal", ("L1H0", "induction"): "causal"}
+    assert [each.exceeds for each in found.verdicts] == [None, None]
+    assert found.undefined["exceeds"] == "there are no unflagged heads to compare with"
+    assert found.joint["induction"].exceeds is None
+
+
+# ----------------------------------------------------------------------------------------------------- results and errors
+
+
+def test_results_are_written_printed_and_cited() -> None:
+    found = checked(circuit(induction=2, ignored=1))
+    written = found.to_dict()
+    assert {"heads", "joint", "unflagged", "dependence", "rule", "settings", "versions", "model"} <= set(written)
+    assert written["rule"] == asdict(Rule())
+    assert written["heads"][1]["effect"].keys() == {"value", "stderr", "p_value"}
+    assert {(edge["source"], edge["target"]) for edge in written["dependence"]["edges"]} == set(found.dependence.edges)
+    assert "redundant" in repr(found)
+    assert "L1H2    induction        attends only" in repr(found)
+    assert "3 heads together" in repr(found)
+    assert found._repr_html_().count("<tr>") == 4
+    assert "more than for 95% of the unflagged heads" in found.cite().methods
+    table = found.to_pandas()
+    assert list(table["low"] <= table["excess"]) == [True] * 4
+    with pytest.raises(CausalProbeError, match="no verdict 'maybe'; there is causal, redundant, attends only"):
+        found.called("maybe")
+
+
+def test_sinks_and_the_current_token_are_not_verified_by_default() -> None:
+    model = circuit()
+    scores = scan(model, templates=[*TEMPLATES, *NOT_BY_DEFAULT], period=PERIOD, sequences=8)
+    assert verify(scores, model, period=PERIOD, random_sets=2).settings["templates"] == TEMPLATES
+
+
+def test_wrong_arguments_are_told_all_at_once() -> None:
+    model = circuit()
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    with pytest.raises(
+        CausalProbeError,
+        match=r"offset-3 was not scanned \(but previous-token, induction\); sequences must be at least 2 and is 1; "
+        r"ranked_on must be at least 2 and is 0; random_sets must be at least 0 and is -1; batch_size must be at least 2 and is 1",
+    ):
+        verify(scores, model, templates=["offset-3"], sequences=1, ranked_on=0, random_sets=-1, batch_size=1)
+    with pytest.raises(CausalProbeError, match="no template whose heads"):
+        verify(scores, model, templates=[])
+    with pytest.raises(CausalProbeError, match="scores are of 2 layers, the model has 1"):
+        verify(scores, DisentangledTransformer(D_VOCAB, 21, (1,)))
+    with pytest.raises(CausalProbeError, match="a model with other heads"):
+        verify(scores, circuit(heads=(2, 6)), period=PERIOD)
+    with pytest.raises(CausalProbeError, match="fewer than two sequences"):
+        verify(scores, model, repeated_tokens(model, sequences=1, period=PERIOD).tokens)
+    with pytest.raises(CausalProbeError, match="no sequences to measure on"):
+        verify(scores, model, [])
+    single = scan(model, templates=TEMPLATES, period=PERIOD, sequences=1)
+    with pytest.raises(CausalProbeError, match="scan two sequences or more"):
+        verify(single, model)
+
+
+@pytest.mark.parametrize("queries", [[20], [-1], [25], []])
+def test_a_next_token_that_is_not_there(queries: list[int]) -> None:
+    with pytest.raises(CausalProbeError, match="have a next token at 0 to 18"):
+        next_token(queries)(torch.zeros(1, 20, 4), torch.zeros(1, 20, dtype=torch.long))
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    model = circuit()
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    for loss, what in ((torch.full((2,), torch.nan), "nan"), (torch.zeros(5), r"one finite number for each of 2")):
+        with pytest.raises(CausalProbeError, match=what):
+            verify(
+                scores,
+                model,
+                period=PERIOD,
+                measure=lambda logits, batch, loss=loss: Measured(loss + 0 * logits.sum(), None),
+            )
+
+
+def test_heads_whose_edits_change_nothing_are_refused() -> None:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    model = tiny_huggingface.bert(attn_implementation="eager")
+    bridge = build_bridge_from_module(model, architecture="BertForMaskedLM", hf_config=model.config)
+    tokens = tiny_huggingface.tokens(4)
+
+    def whole(logits: torch.Tensor, batch: Any) -> Measured:  # of a model that does not run at all
+        return Measured(torch.zeros(len(batch), requires_grad=True) + 1, None)
+
+    with pytest.raises(CausalProbeError, match="No effect of a head can be measured"):
+        Laboratory(bridge, whole, reference=[tokens], example=tokens)
