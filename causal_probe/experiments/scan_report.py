@@ -80,7 +80,8 @@ def _headline(result: ModelScan) -> list[tuple[str, object, str]]:
         rows = result.rows(template)
         if rows and template not in ("current-token", "first-token"):
             score = rows[0].score
-            meaning = f"excess {score.excess:.2f}" + ("" if rows[0].called else ", not enough to be called that")
+            excess = f"excess {score.excess:.2f}".replace("-", "\N{MINUS SIGN}")
+            meaning = excess if rows[0].called else f"{excess}, not enough to be called that"
             figures.append((template, rows[0].name, meaning))
     return figures[:4]
 
@@ -97,7 +98,8 @@ def _tables(result: ModelScan) -> Iterator[Block]:
             effect = None if row.verdict is None else _show(row.verdict.effect)
             checked = ("not flagged" if row.verdict is None else row.verdict.verdict, effect or "") if verified else ()
             error = "" if score.excess_stderr is None else f" ± {score.excess_stderr:.3f}"
-            cells = (f"{score.score:.3f}", f"{score.chance:.3f}", f"{score.excess:.3f}{error}", f"{score.sink:.3f}")
+            excess = f"{score.excess:.3f}{error}".replace("-", "\N{MINUS SIGN}")
+            cells = (f"{score.score:.3f}", f"{score.chance:.3f}", excess, f"{score.sink:.3f}")
             rows.append((template, row.name, *cells, row.called, *checked))
     columns = ["template", "head", "score", "chance", "excess", "sink", "called"]
     left_out = [f"{more} more for {name}" for name in result.scores.names if (more := result.left_out(name))]
@@ -105,7 +107,7 @@ def _tables(result: ModelScan) -> Iterator[Block]:
         [*columns, *(["verdict", "effect (nats)"] if verified else [])],
         rows,
         f"The heads that a template describes, at most {result.settings['top']}, and the best one that it does not. "
-        f"{f'Left out: {chr(44).join(left_out)}. ' if left_out else ''}Excess ± one standard error over sequences.",
+        f"{'Left out: ' + ', '.join(left_out) + '. ' if left_out else ''}Excess ± one standard error over sequences.",
     )
 
 
@@ -126,17 +128,18 @@ def _checks(verification: Verification) -> Iterator[Block]:
                 found.verdict,
                 _show(found.effect),
                 None if found.exceeds is None else f"{found.exceeds:.1%}",
-                _show(found.zero_effect),
-                _show(found.resample_effect),
-                None if found.direct_effect is None else _show(found.direct_effect),
-                _show(found.restored),
+                found.zero_effect.value,
+                found.resample_effect.value,
+                None if found.direct_effect is None else found.direct_effect.value,
+                found.restored.value,
             )
             for found in verification.verdicts
         ],
         f"Rise of the loss ({verification.loss.mean():.3f} nats on {len(verification.loss)} sequences) when the head's output is "
         "replaced by its mean (effect), by zero, and by that in another sequence; exceeds: share of the heads that were not "
         "flagged whose effect is smaller; direct: by how much its output raises the target's logit, everything after it held; "
-        "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. ± one standard error.",
+        "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. The effect is given ± one "
+        "standard error; scan.json holds the others' too, and the p-values.",
     )
     yield viz.Table(
         ["template", "heads", "together", "random sets, mean", "exceeds"],
@@ -182,7 +185,9 @@ def _on_a_line(graph: nx.DiGraph) -> tuple[nx.DiGraph, list[str]]:
 
 
 def _show(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} ± {estimate.stderr:.3f}".replace("-", "\N{MINUS SIGN}")
+    # What belongs together stays on one line.
+    shown = f"{estimate.value:.3f} ± {estimate.stderr:.3f}"
+    return shown.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 # ------------------------------------------------------------------------------------------------------------------ pictures
@@ -224,15 +229,19 @@ def _graphs(result: ModelScan) -> Iterator[Block]:
         "The graphs of the leading heads, sequence by sequence, against the template's targets as true parents, in the rows that "
         "have one. Precision: share of the found edges that are true; recall: share of the true edges that were found.",
     )
-    for found in _first_of_each_template(result.graphs):
+    called = {found[:3] for found in result.scores.called()}
+    drawn = [found for found in result.graphs if (found.layer, found.head, found.template.name) in called]
+    if not drawn:
+        yield viz.Paragraph("No template describes any of them, so none is drawn.")
+    for found in _first_of_each_template(drawn):
         truth = _truth(found)
         yield viz.Picture(
             viz.graph(truth, found.graphs.graph(0, found.layer, found.head), labels=found.tokens),
-            f"{found.name} on one sequence, below the line; above it the targets of {found.template.name}.",
+            f"Below the line {found.name} on one sequence, above it the targets of {found.template.name} there.",
         )
 
 
-def _first_of_each_template(graphs: tuple[HeadGraph, ...]) -> list[HeadGraph]:
+def _first_of_each_template(graphs: list[HeadGraph]) -> list[HeadGraph]:
     return list({found.template.name: found for found in reversed(graphs)}.values())[::-1]
 
 

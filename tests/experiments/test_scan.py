@@ -1,0 +1,319 @@
+"""Scanning a model, end to end: what is found, shown, written; and the heads of trained models whose causal graph is known."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+from causal_probe import experiments, graphs, probes
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments import ModelScan, choose_templates, scan
+from causal_probe.models import DisentangledTransformer, save
+from causal_probe.probes import SHIPPED, successor_of_parent
+from causal_probe.tasks import InContextMarkov, generator
+from causal_probe.training import fit, give_matcher, staged
+from causal_probe.viz import Report
+from tests import tiny_huggingface
+
+
+@cache
+def induction_model() -> DisentangledTransformer:
+    """An ideal induction circuit, set by hand."""
+    model = DisentangledTransformer(d_vocab=12, n_positions=24)
+    model.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)
+    model.block(1, 0, query="token", key="L0H0.token").diagonal().fill_(30)
+    model.output_block("L1H0.token").diagonal().fill_(9)
+    return model
+
+
+@cache
+def verified() -> ModelScan:
+    return scan(induction_model(), sequences=8, verify=True)
+
+
+@pytest.fixture
+def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report without pictures, where it is not what is tested."""
+    monkeypatch.setattr(ModelScan, "report", lambda self: Report("", [], {}, {}, ""))
+
+
+# -------------------------------------------------------------------------------------------------------- what is found
+
+
+def test_it_is_the_probes_scan_and_the_probes_verdicts() -> None:
+    found = verified()
+    scores = probes.scan(induction_model(), sequences=8)
+    pd.testing.assert_frame_equal(found.scores.to_pandas(), scores.to_pandas())
+    assert found.verification is not None
+    assert [(v.name, v.template, v.verdict) for v in found.verification.verdicts] == [
+        ("L0H0", "previous-token", "causal"),
+        ("L1H0", "induction", "causal"),
+    ]
+
+
+def test_rows_are_what_is_described_and_the_best_that_is_not() -> None:
+    found = verified()
+    assert [(row.name, row.called) for row in found.rows("induction")] == [("L1H0", True), ("L0H0", False)]
+    (best,) = found.rows("current-token")
+    assert not best.called
+    assert best.score == found.scores.top("current-token", 1)[0]
+    assert found.left_out("induction") == 0
+
+
+def test_more_heads_than_are_shown_are_counted() -> None:
+    model = DisentangledTransformer(d_vocab=12, n_positions=24, heads=(3,))
+    for head in range(3):
+        model.block(0, head, query="position", key="position").diagonal(-1).fill_(30 - head)
+    found = scan(model, templates="previous-token", sequences=4, top=2)
+    assert [row.name for row in found.rows("previous-token")] == ["L0H0", "L0H1"]
+    assert found.left_out("previous-token") == 1
+    assert "previous-token: 1 more" in repr(found)
+
+
+def test_graphs_of_the_leading_heads_are_compared_with_the_templates() -> None:
+    induction = next(found for found in verified().graphs if found.template.name == "induction")
+    assert (induction.name, induction.comparison.precision) == ("L1H0", 1)
+    # All but the edges into the row of the first token's copy, which is half drawn to the sink.
+    period = verified().scores.settings["tokens"][0]["period"]
+    assert induction.comparison.recall == pytest.approx((period - 1) / period)
+    assert {found.template.name for found in verified().graphs} == {
+        template.name for template in SHIPPED if template.name not in ("current-token", "first-token")
+    }
+
+
+def test_patterns_are_the_models_own() -> None:
+    (example,) = verified().examples  # no tokenizer, so no English
+    tokens = torch.tensor([[int(token) for token in example.tokens]])
+    _, cache_ = induction_model().run_with_cache(tokens)
+    for (layer, head), pattern in zip(verified().leading, example.patterns, strict=True):
+        np.testing.assert_allclose(pattern, cache_["pattern", layer][0, head].numpy(), atol=1e-6)
+    assert set(verified().leading) == {(0, 0), (1, 0)}
+
+
+def test_real_text_where_there_is_a_tokenizer() -> None:
+    from causal_probe.hooks import to_hooked
+
+    model = to_hooked(tiny_huggingface.llama(), tiny_huggingface.tokenizer(bos=True), name="tiny")
+    found = scan(model, sequences=4)
+    repeated, text = found.examples
+    assert text.title == "English text"
+    assert text.tokens[0] == repeated.tokens[0] == "<s>"
+    assert text.patterns.shape[1:] == (len(text.tokens),) * 2
+    assert len(text.tokens) <= tiny_huggingface.N_CTX
+    np.testing.assert_allclose(text.patterns.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "llama"])
+def test_random_models_have_no_such_heads(kind: str) -> None:
+    found = scan(tiny_huggingface.CAUSAL[kind](), sequences=8, templates=["previous-token", "induction"])
+    assert found.scores.called() == ()
+    assert [row.called for name in found.scores.names for row in found.rows(name)] == [False, False]
+
+
+def test_templates_that_coincide_are_said_to() -> None:
+    found = scan(induction_model(), templates=["duplicate-token", "offset-12", "induction"], sequences=4, period=12)
+    sentence = "duplicate-token and offset-12 coincide"
+    assert any(sentence in note for note in found.notes)
+    assert sentence in repr(found)
+    assert sentence in found._repr_html_()
+    assert sentence in found.report().to_html()
+
+
+# ----------------------------------------------------------------------------------------------- models with a known graph
+
+
+def trained(graph: nx.DiGraph, d_vocab: int, *, beta: float = 1.0, steps: int) -> tuple[Any, DisentangledTransformer]:
+    task = InContextMarkov(graph, d_vocab, 0.1)
+    model = DisentangledTransformer(d_vocab, task.n_positions)
+    give_matcher(model, beta=beta)
+    stages = staged(n_positions=task.n_positions, steps=steps, batch_size=256)
+    fit(model, task, stages, generator=generator(0, "training"))
+    return task, model
+
+
+def test_a_chain_is_learnt_by_a_previous_token_head_and_an_induction_head() -> None:
+    _, model = trained(graphs.chain(11), 10, steps=100)
+    found = scan(model)
+    assert {score[:3] for score in found.scores.called()} == {(0, 0, "previous-token"), (1, 0, "induction")}
+
+
+def test_a_forest_is_learnt_by_a_head_of_its_own_kind() -> None:
+    graph = graphs.random_forest(11, root_probability=0.2, seed=1)
+    task, model = trained(graph, 10, beta=6.0, steps=100)
+    own = successor_of_parent(graph)
+    tokens = task.sample(1024, generator(0, "scanning")).tokens
+    found = probes.scan(model, tokens, templates=[*SHIPPED, own], queries=[-1])
+    excess = {name: found.of(1, 0, name).excess for name in found.names}
+    assert excess[own.name] >= 0.9
+    others = [name for name in found.names if name != own.name and found.overlap(name, own.name) != 1]
+    assert len(others) == len(SHIPPED)
+    assert max(excess[name] for name in others) < 0.2
+
+
+# -------------------------------------------------------------------------------------------------------- what is written
+
+
+def test_json_has_the_agreed_form() -> None:
+    written = json.loads(json.dumps(verified().to_dict(), allow_nan=False))
+    assert {"model", "heads", "settings", "versions", "coinciding", "graphs", "tokens", "verification"} <= set(written)
+    by_name = {(head["layer"], head["head"], head["template"]): head for head in written["heads"]}
+    assert len(by_name) == 2 * len(verified().scores.names)
+    induction = by_name[1, 0, "induction"]
+    assert {"score", "chance", "excess", "stderr", "sink"} <= set(induction)
+    assert induction["verdict"] == "causal"
+    assert induction["effect"] > 1
+    assert induction["called"]
+    assert "verdict" not in by_name[0, 0, "induction"]
+    assert written["settings"]["sequences"] == 8
+
+
+def test_the_folder(tmp_path: Path, plain_report: None) -> None:
+    out = tmp_path / "out"
+    found = scan(induction_model(), sequences=4, templates=["induction"], out=out)
+    assert {path.name for path in out.iterdir()} == {"scan.json", "scan.csv", "report.html"}
+    saved = json.loads((out / "scan.json").read_text())
+    assert sorted(saved.pop("files")) == ["report.html", "scan.csv", "scan.json"]
+    assert saved == found.to_dict()
+    table = pd.read_csv(out / "scan.csv")
+    assert list(table.score) == pytest.approx([head["score"] for head in saved["heads"]])
+    assert set(table.model) == {"disentangled-transformer"}
+    scan(induction_model(), sequences=4, templates=["induction"], out=out)  # the same settings: replaced
+    with pytest.raises(CausalProbeError, match="holds a result of other settings"):
+        scan(induction_model(), sequences=5, templates=["induction"], out=out)
+    scan(induction_model(), sequences=5, templates=["induction"], out=out, overwrite=True)
+    assert json.loads((out / "scan.json").read_text())["settings"]["sequences"] == 5
+
+
+def test_results_of_another_kind_are_not_replaced(tmp_path: Path, plain_report: None) -> None:
+    (tmp_path / "result.json").write_text('{"files": ["result.json"], "settings": {}}')
+    (tmp_path / "result.json").touch()
+    with pytest.raises(CausalProbeError, match="holds no earlier result"):
+        scan(induction_model(), sequences=4, out=tmp_path, overwrite=True)
+
+
+def test_the_table_has_the_verdicts() -> None:
+    table = verified().to_pandas().set_index(["layer", "head", "template"])
+    assert table.verdict[1, 0, "induction"] == "causal"
+    assert pd.isna(table.verdict[0, 0, "induction"])
+    assert table.effect[1, 0, "induction"] > 1
+    assert list(table.called[lambda called: called].index) == [(0, 0, "previous-token"), (1, 0, "induction")]
+
+
+def test_the_call_gives_the_same_result(tmp_path: Path) -> None:
+    save(induction_model(), tmp_path / "model")
+    found = scan(tmp_path / "model", sequences=4, templates=["induction"], seed=3, device="cpu")
+    again: dict[str, Any] = {}
+    exec(found.call.replace("experiments.scan(", "again = experiments.scan("), again)
+    assert [*again["again"].scores] == [*found.scores]
+    assert "experiments.scan(model" in verified().call
+
+
+def test_the_report() -> None:
+    page = verified().report().to_html()
+    assert len(page) < 3e6
+    for words in (
+        "What the attention heads of disentangled-transformer do",
+        "Of 2 that were verified, 2 are causal",
+        "Does the model use it?",
+        "Excess attention of every head on the targets of induction-2gram",
+        "Below the line L1H0 on one sequence",
+        "Repeated random tokens",
+        "olsson2022",
+        "experiments.scan(model",
+    ):
+        assert words in page
+
+
+def test_the_report_of_a_model_with_no_such_head() -> None:
+    # English would be asked of a tokenizer; and one sequence has no standard errors.
+    found = scan(DisentangledTransformer(12, 24), sequences=1)
+    page = found.report().to_html()
+    assert "None of its 2 heads is described by one of them" in page
+    assert "none is drawn" in page
+    assert "nan" not in repr(found)
+
+
+def test_the_citation_names_what_was_done() -> None:
+    text = str(verified().cite())
+    assert "was scored against the templates" in text
+    assert "called causal if mean ablation" in text
+    assert text.count("@article{olsson2022") == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_model_that_is_not_causal_is_refused_with_the_reasons() -> None:
+    with pytest.raises(CausalProbeError, match="not causal") as refusal:
+        scan(tiny_huggingface.bert(), sequences=2)
+    assert "decorative" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top": 0}, "top is 0"),
+        ({"templates": "inductoin"}, "did you mean 'induction'"),
+        ({"templates": []}, "no template to look for"),
+        ({"bos": "yes"}, "A BOS token was asked for"),
+        ({"period": 30}, "Two copies of 30 different tokens"),
+        ({"sequences": 1, "verify": True}, "scan two sequences or more"),
+    ],
+)
+def test_bad_input_is_told_and_nothing_is_written(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CausalProbeError, match=message):
+        scan(induction_model(), **options, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_something_that_is_no_model() -> None:
+    with pytest.raises(CausalProbeError, match="can't be given hooks"):
+        scan(transformers.GPT2Config())
+
+
+# --------------------------------------------------------------------------------------------------- templates from files
+
+
+def test_templates_from_files(tmp_path: Path) -> None:
+    graphs.write_graph(graphs.chain(6), tmp_path / "chain.json")
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import torch\n"
+        "from causal_probe.probes import Template, offset\n"
+        "def Two_Back(tokens):\n"
+        "    return offset(2)(tokens)\n"
+        "mine = Template('mine', Two_Back, 'two back')\n"
+        "number = 3\n"
+    )
+    found = choose_templates(
+        ["induction", f"graph:{tmp_path / 'chain.json'}", f"successor-of-parent:{tmp_path / 'chain.json'}",
+         f"{own}:Two_Back", f"{own}:mine"]
+    )  # fmt: skip
+    assert [template.name for template in found] == ["induction", "graph", "successor-of-parent", "two-back", "mine"]
+    tokens = torch.tensor([[3, 1, 2, 3, 1]])
+    assert torch.equal(found[1](tokens), probes.template("previous-token")(tokens))
+    assert torch.equal(found[2](tokens), found[0](tokens))
+    assert torch.equal(found[3](tokens), probes.template("offset-2")(tokens))
+    scanned = experiments.scan(induction_model(), templates=[f"{own}:Two_Back"], sequences=3)
+    assert scanned.scores.names == ("two-back",)
+    for text, message in (
+        (f"{own}:nothing", "holds no template or function 'nothing'"),
+        (f"{own}:number", "holds no template or function 'number'"),
+        ("absent.py:f", "names no file"),
+        ("weird:f", "names no file"),
+        (f"graph:{tmp_path / 'absent.json'}", "absent.json"),
+    ):
+        with pytest.raises(CausalProbeError, match=message):
+            choose_templates([text])
+    own.write_text("1 / 0")
+    with pytest.raises(CausalProbeError, match="can't be run: ZeroDivisionError"):
+        choose_templates([f"{own}:f"])
