@@ -58,7 +58,8 @@ KINDS = ("mean", "zero", "resample")
 #: Tokens in a period of the sequences that are made: short, for every head of the model is ablated on them.
 PERIOD = 20
 
-#: Heads of these templates are not verified unless they are asked for: what repeats is not what they look at.
+#: Heads of these templates are not verified unless they are asked for (nor those of n-gram templates, which coincide with induction
+#: where tokens don't recur within a period): what repeats is not what they look at.
 NOT_BY_DEFAULT = ("current-token", "first-token")
 
 
@@ -359,9 +360,11 @@ def verify(
     The questions, and how the verdict follows from them, are at the head of this module; the constants are those of
     :class:`Rule`.
 
-    The cost, in forward passes: each unflagged head and each random set once on ``ranked_on`` sequences; each flagged head six times
-    on all of them; and each flagged head once more for each template. On SmolLM2-135M (270 heads) that is about 1,600 sequences of 41
-    tokens for ten flagged heads, with the defaults. A model that can resume from the middle runs half of that.
+    The cost: each unflagged head and each random set is run once on ``ranked_on`` sequences; each flagged head four times on all of
+    them, and once more for each template. On SmolLM2-135M (270 heads, of which a dozen are flagged) with the defaults that is about
+    600 forward passes of 4 sequences and 60 of 8, of 41 tokens. A model that can resume from the middle (``start_at_layer``)
+    runs half of that; ``ranked_on=2`` and fewer templates (for each number of flagged heads there are random sets of their own)
+    cost less.
     If nothing is flagged, the model is not run.
 
     Parameters
@@ -375,8 +378,8 @@ def verify(
         anything with ``.tokens`` that ``measure`` understands), all of one length. By default repeated random tokens that are
         drawn anew, with a BOS token if the scan had one.
     templates
-        Names of the templates whose heads are verified, of those that were scanned; by default all but ``current-token`` and
-        ``first-token``.
+        Names of the templates whose heads are verified, of those that were scanned; by default all but ``current-token``,
+        ``first-token`` and those of n-grams.
     measure
         What is asked of the model, ``measure(logits, batch) -> Measured``, with the loss of each sequence and the logit of its target.
         By default the loss of the next token: on the tokens made here, that of the second copy (and of those after it) but its
@@ -830,7 +833,8 @@ def _check(
     batch_size: int | None,
 ) -> list[str]:
     """The names of the templates that are verified; all that is wrong with the arguments is said at once."""
-    names = [name for name in scores.names if name not in NOT_BY_DEFAULT] if templates is None else list(templates)
+    by_default = [each.name for each in scores.templates if each.ngram == 1 and each.name not in NOT_BY_DEFAULT]
+    names = by_default if templates is None else list(templates)
     problems = []
     if unknown := [name for name in names if name not in scores.names]:
         problems.append(f"{', '.join(unknown)} was not scanned (but {', '.join(scores.names)})")

@@ -412,9 +412,10 @@ def test_results_are_written_printed_and_cited() -> None:
         found.called("maybe")
 
 
-def test_sinks_and_the_current_token_are_not_verified_by_default() -> None:
+def test_sinks_the_current_token_and_ngrams_are_not_verified_by_default() -> None:
     model = circuit()
-    scores = scan(model, templates=[*TEMPLATES, *NOT_BY_DEFAULT], period=PERIOD, sequences=8)
+    tokens = repeated_tokens(model, sequences=8, period=PERIOD).tokens
+    scores = scan(model, tokens, templates=[*TEMPLATES, *NOT_BY_DEFAULT, "induction-2gram"])
     assert verify(scores, model, period=PERIOD, random_sets=2).settings["templates"] == TEMPLATES
 
 
