@@ -29,6 +29,7 @@ from causal_probe.probes import (
     HeadScores,
     SequenceComparison,
     SequenceGraphs,
+    Sequences,
     Template,
     head_graphs,
     ngram_tokens,
@@ -184,7 +185,7 @@ class ModelScan:
             for joint in (each for each in self.verification.joint.values() if len(each.heads) > 1):
                 beyond = "" if joint.exceeds is None else f", more than {joint.exceeds:.0%} of random sets of as many"
                 notes.append(
-                    f"{joint.template}: all {len(joint.heads)} flagged ablated together raise the loss by "
+                    f"{joint.template}: ablating the {len(joint.heads)} flagged heads together raises the loss by "
                     f"{joint.effect.value:.2f} ± {joint.effect.stderr:.2f} nats{beyond}."
                 )
         return tuple(notes)
@@ -435,7 +436,7 @@ def scan(
     loaded = time.perf_counter()
 
     make = _Maker(hooked, {"sequences": sequences, "period": period, "bos": bos, "seed": seed})
-    preflight(hooked, make.scanned("repeated"), hooks=("pattern", "z") if verify else ("pattern",))
+    preflight(hooked, make.scanned(_kind(wanted)), hooks=("pattern", "z") if verify else ("pattern",))
     scores = probes.scan(hooked, templates=wanted, batch_size=batch_size, **make.options)
     leading = _leading(scores)
     result = ModelScan(
@@ -443,14 +444,17 @@ def scan(
         verification=None,
         leading=tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL],
         examples=(),
-        graphs=tuple(_graphs(hooked, scores, make, leading)),
+        graphs=tuple(_graphs(hooked, scores, make, leading, batch_size)),
         settings=settings,
         timings={},
     )
-    result = dataclasses.replace(result, examples=tuple(_examples(hooked, make, result.leading)))
+    kind = scores.settings["tokens"][0]["kind"]
+    result = dataclasses.replace(result, examples=tuple(_examples(hooked, make, kind, result.leading)))
     scanned = time.perf_counter()
     if verify:
-        verification = verify_heads(scores, hooked, batch_size=batch_size, progress=progress)
+        # A head's output is also replaced by that in another sequence of its batch: there must be one.
+        size = None if batch_size is None else max(2, batch_size)
+        verification = verify_heads(scores, hooked, batch_size=size, progress=progress)
         result = dataclasses.replace(result, verification=verification)
     ended = time.perf_counter()
     timings = {
@@ -470,6 +474,12 @@ def _texts(templates: str | Template | Iterable[str | Template] | None) -> list[
     return [each.name if isinstance(each, Template) else each for each in listed]
 
 
+def _kind(templates: tuple[Template, ...] | None) -> str:
+    """The kind of sequences that the first of these templates, or the shipped ones, are scored on."""
+    ngrams = [1] if templates is None else [template.ngram for template in templates]
+    return "repeated" if 1 in ngrams else f"{max(ngrams)}-gram"
+
+
 # ----------------------------------------------------------------------------------------------------------- what is shown
 
 
@@ -482,20 +492,24 @@ class _Maker:
 
     def scanned(self, kind: str) -> Int[Tensor, "sequence pos"]:
         """The sequences of a kind, as :func:`causal_probe.probes.scan` makes them."""
-        return self._make(kind, self.options)
+        return self._make(kind).tokens
 
     def shown(self, kind: str) -> Int[Tensor, "sequence pos"]:
         """Some sequences of a kind, of about ``2 SHOWN_PERIOD`` tokens or fewer."""
-        some = {**self.options, "sequences": GRAPH_SEQUENCES}
-        found = self._make(kind, some)
+        found = self._make(kind, sequences=GRAPH_SEQUENCES).tokens
         if found.shape[1] <= 2 * SHOWN_PERIOD + 2:
             return found
-        return self._make(kind, {**some, "period": SHOWN_PERIOD})
+        return self._make(kind, sequences=GRAPH_SEQUENCES, period=SHOWN_PERIOD).tokens
 
-    def _make(self, kind: str, options: Mapping[str, Any]) -> Int[Tensor, "sequence pos"]:
+    def start(self, kind: str) -> list[int]:
+        """The tokens that each sequence begins with."""
+        return list(self._make(kind, sequences=1).settings["start"])
+
+    def _make(self, kind: str, **changes: Any) -> Sequences:
+        options = {**self.options, **changes}
         if kind == "repeated":
-            return repeated_tokens(self.model, **options).tokens
-        return ngram_tokens(self.model, n=int(kind.removesuffix("-gram")), **options).tokens
+            return repeated_tokens(self.model, **options)
+        return ngram_tokens(self.model, n=int(kind.removesuffix("-gram")), **options)
 
 
 def _leading(scores: HeadScores) -> list[tuple[int, int, str]]:
@@ -513,7 +527,11 @@ def _leading(scores: HeadScores) -> list[tuple[int, int, str]]:
 
 
 def _graphs(
-    model: HookedModel, scores: HeadScores, make: _Maker, leading: Sequence[tuple[int, int, str]]
+    model: HookedModel,
+    scores: HeadScores,
+    make: _Maker,
+    leading: Sequence[tuple[int, int, str]],
+    batch_size: int | None,
 ) -> Iterator[HeadGraph]:
     templates = {template.name: template for template in scores.templates}
     for made in scores.settings["tokens"]:
@@ -521,28 +539,23 @@ def _graphs(
         if not its:
             continue
         tokens = make.shown(made["kind"])
-        graphs = head_graphs(model, tokens, per="sequence")
+        graphs = head_graphs(model, tokens, per="sequence", batch_size=batch_size)
         for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
             comparison = graphs.compare(templates[name], layer, head)
             yield HeadGraph(layer, head, templates[name], comparison, graphs, _words(model, tokens[0]))
 
 
-def _examples(model: HookedModel, make: _Maker, leading: Sequence[tuple[int, int]]) -> Iterator[Example]:
+def _examples(model: HookedModel, make: _Maker, kind: str, leading: Sequence[tuple[int, int]]) -> Iterator[Example]:
     if not leading:
         return
-    tokens = make.shown("repeated")[0]
+    tokens = make.shown(kind)[0]
     yield Example("Repeated random tokens", _words(model, tokens), _patterns(model, tokens, leading))
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None:
-        start = [int(token) for token in tokens[: _n_start(make)]]
+        start = make.start(kind)
         text = [*start, *tokenizer(TEXT, add_special_tokens=False)["input_ids"]][: context_length(model)]
         tokens = torch.tensor(text, device=tokens.device)
         yield Example("English text", _words(model, tokens), _patterns(model, tokens, leading))
-
-
-def _n_start(make: _Maker) -> int:
-    """How many tokens come before the first period."""
-    return len(repeated_tokens(make.model, **{**make.options, "sequences": 1}).settings["start"])
 
 
 def _patterns(

@@ -259,7 +259,10 @@ def _patterns(result: ModelScan) -> Iterator[Block]:
     names = [f"L{layer}H{head}" for layer, head in result.leading]
     yield viz.Paragraph("Rows are queries, columns keys. Hover over a head to see it large, click to keep it.")
     for example in result.examples:
-        yield viz.Attention(viz.attention(example.tokens, example.patterns, head_names=names), f"{example.title}.")
+        yield viz.Attention(
+            viz.attention(example.tokens, example.patterns, head_names=names),
+            f"{example.title}: the leading heads of each template.",
+        )
 
 
 def _sequences(result: ModelScan) -> viz.Table:

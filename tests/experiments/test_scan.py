@@ -128,6 +128,21 @@ def test_templates_that_coincide_are_said_to() -> None:
     assert sentence in found.report().to_html()
 
 
+def test_templates_of_ngrams_alone_need_no_other_sequences() -> None:
+    """Four tokens make a period of eight in a 2-gram walk, and could not if none came twice."""
+    found = scan(DisentangledTransformer(4, 24), templates="induction-2gram", period=8, sequences=3)
+    assert [made["kind"] for made in found.scores.settings["tokens"]] == ["2-gram"]
+    assert len(found.examples) == len(found.graphs) == 1
+
+
+def test_one_sequence_at_a_time() -> None:
+    found = scan(induction_model(), sequences=8, verify=True, batch_size=1)
+    assert found.verification is not None
+    verdicts = [(v.name, v.verdict) for v in found.verification.verdicts]
+    assert verdicts == [("L0H0", "causal"), ("L1H0", "causal")]
+    pd.testing.assert_frame_equal(found.scores.to_pandas(), verified().scores.to_pandas())
+
+
 # ----------------------------------------------------------------------------------------------- models with a known graph
 
 
@@ -195,7 +210,6 @@ def test_the_folder(tmp_path: Path, plain_report: None) -> None:
 
 def test_results_of_another_kind_are_not_replaced(tmp_path: Path, plain_report: None) -> None:
     (tmp_path / "result.json").write_text('{"files": ["result.json"], "settings": {}}')
-    (tmp_path / "result.json").touch()
     with pytest.raises(CausalProbeError, match="holds no earlier result"):
         scan(induction_model(), sequences=4, out=tmp_path, overwrite=True)
 
