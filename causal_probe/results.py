@@ -31,6 +31,7 @@ __all__ = [
     "BIBLIOGRAPHY",
     "Citation",
     "cite",
+    "list_files",
     "read_json",
     "results_folder",
     "to_jsonable",
@@ -262,6 +263,11 @@ def results_folder(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def list_files(folder: str | os.PathLike[str]) -> list[str]:
+    """Every file below a folder, as sorted paths relative to it with forward slashes: what ``files`` of a result lists."""
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if not path.is_dir())
+
+
 def check_results_folder(
     folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False, result: str = "result.json"
 ) -> None:
@@ -299,7 +305,7 @@ def _check_replaceable(
     content = read_json(earlier)
     files = content.get("files") if isinstance(content, dict) else None
     # A folder that a person has added files to is not ours to replace.
-    foreign = sorted({path.name for path in target.iterdir()} - set(map(str, files if isinstance(files, list) else ())))
+    foreign = sorted(set(list_files(target)) - set(map(str, files if isinstance(files, list) else ())))
     if foreign:
         raise CausalProbeError(
             f"{folder} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."

@@ -27,6 +27,7 @@ from causal_probe.results import (
     Citation,
     check_results_folder,
     cite,
+    list_files,
     results_folder,
     to_jsonable,
     versions,
@@ -216,7 +217,7 @@ class Recovery:
             save(self.model, staging / "model")
             write_arrays(staging / "attention.safetensors", arrays)
             self.report().write(staging / "report.html")
-            files = sorted([*(path.name for path in staging.iterdir()), "result.json"])
+            files = sorted([*list_files(staging), "result.json"])
             write_json(staging / "result.json", {**self.to_dict(), "files": files})
         return Path(folder) / "report.html"
 

@@ -145,7 +145,9 @@ def test_what_is_saved(chain: Recovery, tmp_path: Path) -> None:
     assert {"loss", "reference_losses", "seconds", "sequences", "probe_sequences", "settings", "versions"} <= set(
         result
     )
-    assert sorted(path.name for path in report.parent.iterdir()) == result["files"]
+    found = {path.relative_to(report.parent).as_posix() for path in report.parent.rglob("*") if path.is_file()}
+    assert found == set(result["files"])
+    assert "model/model.safetensors" in found
     assert nx.utils.graphs_equal(graphs.read_graph(report.parent / "graph.json"), chain.truth)
     assert set(graphs.read_graph(report.parent / "recovered.json").edges) == set(chain.recovered.edges)
     loaded = models.load(report.parent / "model")
@@ -164,10 +166,12 @@ def test_an_earlier_result_is_kept_unless_it_may_be_replaced(chain: Recovery, tm
         recover("pairs", out=out, **SMALL)
     assert (out / "result.json").read_bytes() == before
     chain.save(out)  # the same settings: the same result
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(CausalProbeError, match=r"notes\.txt"):
-        chain.save(out, overwrite=True)
-    assert (out / "notes.txt").read_text() == "mine"
+    for mine in (out / "notes.txt", out / "model" / "notes.txt"):
+        mine.write_text("mine")
+        with pytest.raises(CausalProbeError, match=r"notes\.txt"):
+            chain.save(out, overwrite=True)
+        assert mine.read_text() == "mine"
+        mine.unlink()
 
 
 def test_a_save_that_breaks_off_leaves_the_old_files(
