@@ -20,7 +20,9 @@ SEEDS = range(20)
 
 def main(training: str) -> None:
     """Recover the forests of seeds 0 to 19 (S = 3, T = 20, alpha = 0.1) and print what was found."""
-    print(f"{training} training   seed  edges  SHD  attention  leading parents  all lead at step  loss    known graph  seconds")
+    print(
+        f"{training} training   seed  edges  SHD  attention  leading parents  all lead at step  loss    known graph  seconds"
+    )
     found = []
     for seed in SEEDS:
         result = experiments.recover("forest", seed=seed, training=training)

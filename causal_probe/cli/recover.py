@@ -37,15 +37,21 @@ def recover(
         typer.Option(help="Of joint training, or of the second stage. [default: sgd joint, adamw staged]"),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of joint training, or of the second stage. [default: by optimizer]")
+        float | None,
+        typer.Option(
+            help="Of joint training, or of the second stage. [default: 0.03 staged; joint: 1 sgd, 0.01 adamw]"
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Of joint training, or of the second stage. [default: 1024 joint, 150 staged]")
+        int | None,
+        typer.Option(
+            help="Of joint training, or of the second stage. [default: 500 staged; joint: 384 sgd, 1024 adamw]"
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Sequences per step of joint training, or of the second stage. [default: 1024 joint, 512 staged]"
+            help="Sequences per step of joint training, or of the second stage. [default: 512 staged; joint: 4096 sgd, 1024 adamw]"
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -79,7 +79,8 @@ class Recovery:
         The true graph, and the confirmed edges with their evidence as edge attributes; edges parent -> child.
     comparison
         :func:`causal_probe.graphs.compare` of the two over the children 0..T-2; AUROC and average precision are on the
-        gain of each tested edge (0 where it is negative, and for a pair that no head proposed).
+        statistic that decided each tested edge (:meth:`causal_probe.probes.EdgeEffects.weights`; 0, which is chance, for a pair
+        that no head proposed).
     mean_parent_attention
         Mean, over the true non-root children, of the sequence-averaged layer-0 pattern from child to parent, in the head
         that is matched to the parent's slot; in [0, 1]. None without a true edge.
@@ -252,10 +253,11 @@ class Recovery:
     def _rows(self) -> list[tuple[str, str]]:
         found = self.comparison
         true_edges = sum(self.truth.in_degree(node) for node in found.children)
+        roots = sum(not self.truth.in_degree(node) for node in found.children)
         return [
             ("edges right", f"{found.true_positives} of {true_edges}"),
             ("edges missing, extra, reversed", f"{len(found.missing)}, {len(found.extra)}, {len(found.reversed)}"),
-            ("roots right", "undefined" if found.root_accuracy is None else f"{found.root_accuracy:.1%}"),
+            ("roots right", f"{round((found.root_accuracy or 0) * roots)} of {roots}"),
             ("mean attention on true parent", _show(self.mean_parent_attention)),
             ("true parents that lead", _show(self.argmax_parent_accuracy)),
             (
@@ -541,5 +543,5 @@ def _union(effects: Sequence[EdgeEffects], nodes: int) -> nx.DiGraph:
 
 
 def _evidence(effects: Sequence[EdgeEffects], nodes: int) -> NDArray[np.float64]:
-    """[child, parent]: the largest gain of any head; 0, which is chance, where nothing was tested."""
+    """[child, parent]: the largest deciding statistic of any head; 0, which is chance, where nothing was tested."""
     return np.max([its.weights(nodes) for its in effects], axis=0) if effects else np.zeros((nodes, nodes))

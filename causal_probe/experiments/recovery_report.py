@@ -34,8 +34,12 @@ METRICS = (
         "argmax_parent_accuracy",
         "share of the true edges whose parent has the largest mean attention in the child's past",
     ),
-    ("AUROC", "auroc", "of the gain, over all pairs of a node and an earlier one; chance is 0.5"),
-    ("average precision", "average_precision", "of the gain, over the same pairs; chance is the share of true edges"),
+    ("AUROC", "auroc", "of the deciding statistic, over all pairs of a node and an earlier one; chance is 0.5"),
+    (
+        "average precision",
+        "average_precision",
+        "of the same statistic over the same pairs; chance is the share of true edges",
+    ),
 )
 
 
@@ -116,7 +120,8 @@ def recovery_report(result: Recovery) -> viz.Report:
                         "node. So each node's candidate parent, the earlier node it attends to most, is tested by what it does "
                         "to the loss: the gain is the loss with the node's attention spread evenly over its past, minus the loss "
                         "with all of it on the candidate. It is positive for an edge that the model uses, and for a root no "
-                        "candidate gains. The plain cut (evenly spread minus unedited) is shown beside it and decides nothing."
+                        "candidate gains, or no more than with the node redrawn as a root: the excess is the gain minus that. An edge needs "
+                        "both to be positive. The plain cut (evenly spread minus unedited) is shown beside them and decides nothing."
                     ),
                     *(_evidence_table(result, head) for head in range(len(result.effects))),
                 ],
@@ -213,18 +218,20 @@ def _evidence_table(result: Recovery, head: int) -> viz.Table:
             row.parent,
             float(weights[row.child, row.parent]),
             f"{1e3 * row.gain:.2f} ± {1e3 * row.stderr:.2f}",
+            "" if excess is None or stderr is None else f"{1e3 * excess:.2f} ± {1e3 * stderr:.2f}",
             f"{row.adjusted_p_value:.0e}",
             "edge" if row.confirmed else "no edge",
             "edge" if result.truth.has_edge(row.parent, row.child) else "no edge",
             f"{1e3 * row.cut:.2f} ± {1e3 * row.cut_stderr:.2f}",
         )
-        for row in table.itertuples()
+        for row, excess, stderr in zip(table.itertuples(), effects.excess, effects.excess_stderr, strict=True)
     ]
     return viz.Table(
-        ["child", "candidate", "attention", "gain", "p", "decision", "truth", "cut"],
+        ["child", "candidate", "attention", "gain", "excess", "p", "decision", "truth", "cut"],
         rows,
         f"L0H{head}: {effects.sequences:,} sequences, paired one-sided tests, family-wise level {effects.level:g} "
-        "(p is Holm-corrected). Gain and cut are in thousandths of a nat, ± one standard error.",
+        "(p is corrected for the number of pairs). Gain, excess and cut are in thousandths of a nat, ± one standard error; the "
+        "excess is measured where the gain is positive at the level.",
     )
 
 

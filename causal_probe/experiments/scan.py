@@ -55,7 +55,7 @@ TEXT = (
     "The old keeper of the lighthouse wrote a letter to his sister. The letter said that the lighthouse was cold, that the sea "
     "was grey, and that the old keeper missed his sister."
 )
-#: What is shown of patterns and graphs: sequences of at most about so many tokens, ...
+#: What is shown of patterns and graphs: a sequence of a period of at most so many tokens, ...
 SHOWN_PERIOD = 20
 #: ... so many heads of a template, ...
 SHOWN_HEADS = 3
@@ -99,25 +99,25 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadGraph:
-    """A head's graphs on some sequences, beside those of a template.
+    """A head's graphs beside those of a template.
 
     Attributes
     ----------
     layer, head, template
         Which head, and the template for which it leads.
     comparison
-        Over all sequences of ``graphs``, in the rows that have a target.
-    graphs
-        The graphs of all heads, with what they were read from.
+        On some of the scanned sequences, in the rows that have a target.
+    shown
+        The graphs of all heads on one sequence that is short enough to be drawn.
     tokens
-        The first sequence, as texts.
+        That sequence, as texts.
     """
 
     layer: int
     head: int
     template: Template
     comparison: SequenceComparison
-    graphs: SequenceGraphs
+    shown: SequenceGraphs
     tokens: tuple[str, ...]
 
     @property
@@ -242,8 +242,8 @@ class ModelScan:
                 "layer": found.layer,
                 "head": found.head,
                 "template": found.template.name,
-                "sink": found.graphs.sink,
-                "sequences": found.graphs.sequences,
+                "sink": found.shown.sink,
+                "sequences": len(found.comparison.each),
                 "precision": found.comparison.precision,
                 "recall": found.comparison.recall,
             }
@@ -494,12 +494,14 @@ class _Maker:
         """The sequences of a kind, as :func:`causal_probe.probes.scan` makes them."""
         return self._make(kind).tokens
 
-    def shown(self, kind: str) -> Int[Tensor, "sequence pos"]:
-        """Some sequences of a kind, of about ``2 SHOWN_PERIOD`` tokens or fewer."""
-        found = self._make(kind, sequences=GRAPH_SEQUENCES).tokens
-        if found.shape[1] <= 2 * SHOWN_PERIOD + 2:
-            return found
-        return self._make(kind, sequences=GRAPH_SEQUENCES, period=SHOWN_PERIOD).tokens
+    def shown(self, kind: str) -> Int[Tensor, "one pos"]:
+        """One sequence of a kind, of about ``2 SHOWN_PERIOD`` tokens or fewer."""
+        found = self._make(kind, sequences=1).tokens
+        return (
+            found
+            if found.shape[1] <= 2 * SHOWN_PERIOD + 2
+            else self._make(kind, sequences=1, period=SHOWN_PERIOD).tokens
+        )
 
     def start(self, kind: str) -> list[int]:
         """The tokens that each sequence begins with."""
@@ -538,11 +540,12 @@ def _graphs(
         its = [found for found in leading if found[2] in made["templates"]]
         if not its:
             continue
-        tokens = make.shown(made["kind"])
-        graphs = head_graphs(model, tokens, per="sequence", batch_size=batch_size)
+        scanned, short = make.scanned(made["kind"])[:GRAPH_SEQUENCES], make.shown(made["kind"])
+        graphs = head_graphs(model, scanned, per="sequence", batch_size=batch_size)
+        shown = head_graphs(model, short, per="sequence")
         for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
             comparison = graphs.compare(templates[name], layer, head)
-            yield HeadGraph(layer, head, templates[name], comparison, graphs, _words(model, tokens[0]))
+            yield HeadGraph(layer, head, templates[name], comparison, shown, _words(model, short[0]))
 
 
 def _examples(model: HookedModel, make: _Maker, kind: str, leading: Sequence[tuple[int, int]]) -> Iterator[Example]:

@@ -236,7 +236,7 @@ def _graphs(result: ModelScan) -> Iterator[Block]:
     for found in _first_of_each_template(drawn):
         truth = _truth(found)
         yield viz.Picture(
-            viz.graph(truth, found.graphs.graph(0, found.layer, found.head), labels=found.tokens),
+            viz.graph(truth, found.shown.graph(0, found.layer, found.head), labels=found.tokens),
             f"Below the line {found.name} on one sequence, above it the targets of {found.template.name} there.",
         )
 
@@ -246,7 +246,7 @@ def _first_of_each_template(graphs: list[HeadGraph]) -> list[HeadGraph]:
 
 
 def _truth(found: HeadGraph) -> nx.DiGraph:
-    targets = found.template(torch.from_numpy(found.graphs.tokens[:1]))[0].tril(-1).numpy()
+    targets = found.template(torch.from_numpy(found.shown.tokens))[0].tril(-1).numpy()
     truth = nx.empty_graph(len(targets), create_using=nx.DiGraph)
     truth.add_edges_from((int(parent), int(child)) for child, parent in np.argwhere(targets))
     return truth
