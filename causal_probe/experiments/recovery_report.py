@@ -217,12 +217,12 @@ def _evidence_table(result: Recovery, head: int) -> viz.Table:
             row.child,
             row.parent,
             float(weights[row.child, row.parent]),
-            f"{1e3 * row.gain:.2f} ± {1e3 * row.stderr:.2f}",
-            "" if excess is None or stderr is None else f"{1e3 * excess:.2f} ± {1e3 * stderr:.2f}",
+            f"{1e3 * row.gain:.2f}\u00a0±\u00a0{1e3 * row.stderr:.2f}",
+            "" if excess is None or stderr is None else f"{1e3 * excess:.2f}\u00a0±\u00a0{1e3 * stderr:.2f}",
             f"{row.adjusted_p_value:.0e}",
             "edge" if row.confirmed else "no edge",
-            "edge" if result.truth.has_edge(row.parent, row.child) else "no edge",
-            f"{1e3 * row.cut:.2f} ± {1e3 * row.cut_stderr:.2f}",
+            _truth_of(result, row.parent, row.child),
+            f"{1e3 * row.cut:.2f}\u00a0±\u00a0{1e3 * row.cut_stderr:.2f}",
         )
         for row, excess, stderr in zip(table.itertuples(), effects.excess, effects.excess_stderr, strict=True)
     ]
@@ -233,6 +233,12 @@ def _evidence_table(result: Recovery, head: int) -> viz.Table:
         "(p is corrected for the number of pairs). Gain, excess and cut are in thousandths of a nat, ± one standard error; the "
         "excess is measured where the gain is positive at the level.",
     )
+
+
+def _truth_of(result: Recovery, parent: int, child: int) -> str:
+    if result.truth.has_edge(parent, child):
+        return "edge"
+    return "other parent" if result.truth.in_degree(child) else "root"
 
 
 def _layer_blocks(result: Recovery, layer: int) -> dict[tuple[int, int, str, str], object]:
