@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, attention_hook, describe, require_hooks
+from causal_probe.hooks import HookedModel, attention_hook, describe, each_batch, preflight, require_hooks
 from causal_probe.probes.head_scores import Evidence, HeadScores
 from causal_probe.probes.scoring import Part, score_batches, settings_of
 from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
@@ -14,6 +17,9 @@ from causal_probe.probes.templates import SHIPPED, Template, find_templates
 from causal_probe.results import versions
 
 __all__ = ["scan"]
+
+#: Tokens of the preflight's sequence.
+CHECKED = 8
 
 
 def scan(
@@ -61,7 +67,8 @@ def scan(
     ------
     CausalProbeError
         If an argument is out of range or does not go with the others, a template is unknown or returns something else, a hook
-        point is missing or never fires, or a pattern is not made of probabilities.
+        point is missing or never fires, a pattern is not made of probabilities, or the model doesn't use the patterns that it
+        shows (:func:`~causal_probe.hooks.preflight`).
 
     Examples
     --------
@@ -86,9 +93,13 @@ def scan(
     made = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
     if tokens is None:
         parts = _make(model, wanted, made, optional=templates is None)
+        first = parts[0].tokens
     else:
         _refuse(made)
-        parts = [Part(wanted, tokens, {"kind": "given"})]
+        first, batches = _peek(tokens)
+        parts = [Part(wanted, batches, {"kind": "given"})]
+    # A few tokens tell whether the model uses the patterns that it shows. What is wrong with others is seen where they are run.
+    preflight(model, first[:1, :CHECKED] if isinstance(first, Tensor) and first.ndim == 2 else first)
     evidence: dict[str, Evidence] = {}
     shared: dict[tuple[str, str], int] = {}
     for part in parts:
@@ -123,6 +134,15 @@ def _make(
                 raise
         ngrams = tuple(template for template in ngrams if template.ngram < longest)
     return parts
+
+
+def _peek(batches: Any) -> tuple[Any, Iterator[Any]]:
+    """The tokens of the first batch, and all batches."""
+    rest = each_batch(batches)
+    first = next(rest, None)
+    if first is None:
+        raise CausalProbeError("There are no sequences to scan. Give tokens [batch, pos], or batches of them.")
+    return getattr(first, "tokens", first), itertools.chain([first], rest)
 
 
 def _part(templates: tuple[Template, ...], made: Sequences) -> Part:

