@@ -35,7 +35,7 @@ def test_its_known_heads(found: ModelScan) -> None:
     assert [row.name for row in found.rows("induction")][:3] == ["L18H6", "L17H3", "L17H4"]
     assert found.rows("previous-token")[0].name == "L16H0"
     for head, score in KNOWN.items():
-        # The known figures are of other draws of the tokens, whose spread is the standard error times the root of two at least.
+        # The known figures are of another draw, with an error of their own; the standard error here is about 0.01.
         assert found.scores.of(*head).score == pytest.approx(score, abs=0.04)
 
 
