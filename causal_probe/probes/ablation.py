@@ -1,18 +1,20 @@
 """A model's loss with heads ablated: what :func:`~causal_probe.probes.verify` measures, batch by batch.
 
-Everything happens at hook points. What a head reads out of the stream (``hook_z``) is replaced; where the model can resume from
-the middle (TransformerLens' ``start_at_layer``), the layers below the first ablated head are not run again.
+What a head reads out of the stream (``hook_z``) is replaced at its hook point. The layers below the first ablated head are not
+run again: their output is that of the model as it is, and is *replayed*, which halves the cost on the average. (TransformerLens'
+``start_at_layer`` would do on HookedTransformer; bridges ignore it or run all layers nevertheless.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import (
@@ -113,30 +115,25 @@ class Laboratory:
         self.forwards = 0
         self._require_live(example)
         self.means = self._mean_heads(reference)
-        #: Hook points of what each layer adds to the stream: attention, then the MLP, where there is one.
-        self.outputs = [
-            [
-                name
-                for name in (f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_mlp_out")
-                if name in model.hook_dict
-            ]
-            for layer in self.layers
-        ]
+        #: Hook points of what each layer adds to the stream: attention, then the MLP, where the model has any.
+        parts = ["attn_out"] if getattr(model.cfg, "attn_only", False) else ["attn_out", "mlp_out"]
+        self.outputs = [[f"blocks.{layer}.hook_{part}" for part in parts] for layer in self.layers]
         #: Why direct effects can't be measured; None if they can.
         self.no_direct = self._why_no_direct(example)
-        self.resumes = self._can_resume(example)
+        #: Whether layers below the first ablated head can be replayed.
+        self.replays = self._can_replay(example)
 
     @property
     def heads(self) -> list[Head]:
         """All heads of the model."""
         return [(layer, head) for layer in self.layers for head in range(self.means[layer].shape[1])]
 
-    def run(self, batch: Any, hooks: Sequence[Hook] = (), *, start: int = 0, stream: Tensor | None = None) -> Measured:
-        """Measure one batch, from layer ``start`` on where the stream that it reads is given."""
+    def run(self, batch: Any, hooks: Sequence[Hook] = (), *, replay: Mapping[int, Any] | None = None) -> Measured:
+        """Measure one batch; ``replay`` holds, by layer, the outputs of blocks that need not run."""
         self.forwards += 1
         tokens = getattr(batch, "tokens", batch)
-        with self.model.hooks(fwd_hooks=list(hooks)):
-            logits = self.model(tokens) if stream is None else self.model(stream, start_at_layer=start)
+        with replayed(self.model, replay or {}), self.model.hooks(fwd_hooks=list(hooks)):
+            logits = self.model(tokens)
         found = self.measure(logits, batch)
         for what, values in (("loss", found.loss), ("logit", found.logit)):
             if values is not None and (values.shape != (len(tokens),) or not values.isfinite().all()):
@@ -162,31 +159,33 @@ class Laboratory:
     def _why_no_direct(self, example: Any) -> str | None:
         if self.run(example).logit is None:
             return "what is measured has no one target"
-        attn_only = bool(getattr(self.model.cfg, "attn_only", False))
-        if any(len(names) < (1 if attn_only else 2) for names in self.outputs):
-            return (
-                "the model has no hook points hook_attn_out and hook_mlp_out in every layer, to hold later layers still"
-            )
-        for which in zip(*self.outputs, strict=False):  # attention outputs, then those of the MLPs
+        if missing := [name for names in self.outputs for name in names if name not in self.model.hook_dict]:
+            return f"the model has no hook point {missing[0]}, at which a later layer could be held still"
+        for which in zip(*self.outputs, strict=True):  # attention outputs, then those of the MLPs
             if dead := set(which) - live_hooks(self.model, which, lambda: self.run(example).loss):
                 return f"nothing reads the value at {sorted(dead)[0]}, so later layers can't be held still"
         return None
 
-    def _can_resume(self, example: Any) -> bool:
-        """Whether the model, started at its last layer with the stream of a full run, gives the same without running the rest."""
-        last, first = f"blocks.{self.layers[-1]}.hook_resid_pre", "blocks.0.hook_resid_pre"
-        if len(self.layers) < 2 or not {first, last} <= set(self.model.hook_dict):
+    def _can_replay(self, example: Any) -> bool:
+        """Whether the model, with the output of all blocks but the last replayed, gives the same without running them."""
+        first = "blocks.0.hook_resid_pre"
+        blocks = getattr(self.model, "blocks", None)
+        if (
+            not isinstance(blocks, nn.ModuleList)
+            or len(blocks) != len(self.layers)
+            or first not in self.model.hook_dict
+        ):
             return False
-        streams: list[Tensor] = []
-        below: list[int] = []
-        keep: list[Hook] = [(last, lambda stream, hook: streams.append(stream))]
-        whole = self.run(example, keep)
+        outputs: dict[int, Any] = {}
+        fired: list[int] = []
+        with recorded(self.model, outputs):
+            whole = self.run(example)
+        count: list[Hook] = [(first, lambda stream, hook: fired.append(1))]
         try:
-            count: list[Hook] = [(first, lambda stream, hook: below.append(1))]
-            resumed = self.run(example, count, start=self.layers[-1], stream=streams[-1])
-        except Exception:  # a model that can't says so in many ways
+            last = self.run(example, count, replay={layer: outputs[layer] for layer in self.layers[:-1]})
+        except Exception:  # a model whose blocks are more than functions of the stream fails in its own way
             return False
-        return not below and torch.allclose(whole.loss, resumed.loss, rtol=1e-4, atol=1e-5)
+        return (not fired or len(self.layers) == 1) and torch.equal(whole.loss, last.loss)
 
     def _mean_heads(self, batches: Iterable[Any]) -> dict[int, Float[Tensor, "pos _head _d_head"]]:
         sums: dict[int, Tensor] = {}
@@ -239,7 +238,7 @@ class Experiment:
     donors: frozenset[int] = frozenset()
     direct: bool = False
     clean: Measured = field(init=False)
-    _streams: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _blocks: dict[int, Any] = field(init=False, default_factory=dict)
     _outputs: dict[str, Tensor] = field(init=False, default_factory=dict)
     _heads: dict[int, Tensor] = field(init=False, default_factory=dict)
 
@@ -254,10 +253,10 @@ class Experiment:
                 for name in names
                 if self.direct and lab.no_direct is None
             ),
-            *((f"blocks.{layer}.hook_resid_pre", (self._streams, layer)) for layer in lab.layers[1:] if lab.resumes),
         ]
         recorders = [(name, _keep(*place)) for name, place in wanted]
-        self.clean = lab.run(self.batch, [*recorders, *hooks])
+        with recorded(lab.model, self._blocks) if lab.replays else nullcontext():
+            self.clean = lab.run(self.batch, [*recorders, *hooks])
         return self.clean
 
     def mean(self, heads: Iterable[Head], hooks: Sequence[Hook] = ()) -> Measured:
@@ -296,7 +295,40 @@ class Experiment:
         return None if logit is None else self.clean.logit - logit
 
     def _run(self, edits: Sequence[Hook], layer: int, hooks: Sequence[Hook] = ()) -> Measured:
-        return self.laboratory.run(self.batch, [*edits, *hooks], start=layer, stream=self._streams.get(layer))
+        below = {number: output for number, output in self._blocks.items() if number < layer}
+        return self.laboratory.run(self.batch, [*edits, *hooks], replay=below)
+
+
+@contextmanager
+def recorded(model: Any, outputs: dict[int, Any]) -> Iterator[None]:
+    """Put what each block of the model returns into ``outputs``, by layer."""
+    with ExitStack() as stack:
+        for layer, block in enumerate(model.blocks):
+
+            def record(block: nn.Module, args: Any, output: Any, layer: int = layer) -> None:
+                outputs[layer] = output
+
+            stack.callback(block.register_forward_hook(record).remove)
+        yield
+
+
+@contextmanager
+def replayed(model: Any, outputs: Mapping[int, Any]) -> Iterator[None]:
+    """Let blocks return what they returned before, without running."""
+    with ExitStack() as stack:
+        for layer, output in outputs.items():
+            block = model.blocks[layer]
+            own = vars(block).get("forward")  # some libraries wrap a module's forward in this way, too
+            stack.callback(_restore, block, own)
+            vars(block)["forward"] = lambda *args, output=output, **kwargs: output
+        yield
+
+
+def _restore(block: nn.Module, forward: Any) -> None:
+    if forward is None:
+        vars(block).pop("forward", None)
+    else:
+        vars(block)["forward"] = forward
 
 
 def _keep(where: dict[Any, Tensor], key: Any) -> Callable[..., None]:

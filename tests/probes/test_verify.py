@@ -14,7 +14,7 @@ from scipy import stats
 from causal_probe import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import repeated_tokens, scan
-from causal_probe.probes.ablation import Experiment, Laboratory, Measured
+from causal_probe.probes.ablation import Experiment, Laboratory, Measured, replayed
 from causal_probe.probes.verify import NOT_BY_DEFAULT, Rule, next_token, verify
 from tests import tiny_huggingface
 
@@ -315,19 +315,39 @@ def test_falls_of_scores_by_hand() -> None:
 # --------------------------------------------------------------------------------------------------------- how it is run
 
 
-def test_a_model_that_can_resume_does_so_and_others_run_whole() -> None:
-    """HookedTransformer starts in the middle; bridges and the disentangled model can't."""
-    model = exported()
+@pytest.mark.parametrize("kind", MODELS)
+def test_layers_below_the_first_ablated_head_are_replayed(kind: str) -> None:
+    """And the result is exactly that of running them."""
+    model = MODELS[kind]()
     tokens = repeated_tokens(model, sequences=4, period=8).tokens
     laboratory = Laboratory(model, next_token(), reference=[tokens], example=tokens[:2])
-    assert laboratory.resumes == (type(model).__name__ == "HookedTransformer")
+    assert laboratory.replays
     fired: list[int] = []
     with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: fired.append(1))]):
-        experiment = Experiment(laboratory, tokens)
+        experiment = Experiment(laboratory, tokens, direct=True)
         experiment.observe()
+        assert fired
         fired.clear()
-        experiment.mean([(1, 0)])
-    assert bool(fired) != laboratory.resumes
+        found = experiment.mean([(1, 0)]), experiment.direct_effect((1, 0))
+        assert not fired
+        laboratory.replays = False
+        whole = Experiment(laboratory, tokens, direct=True)
+        whole.observe()
+        assert torch.equal(found[0].loss, whole.mean([(1, 0)]).loss)
+        assert torch.equal(found[1], whole.direct_effect((1, 0)))
+        assert fired
+    assert not any("forward" in vars(block) for block in model.blocks)
+
+
+def test_a_forward_that_someone_else_has_wrapped_is_put_back() -> None:
+    model = circuit()
+    own = model.blocks[0].forward
+    model.blocks[0].forward = lambda x: own(x)
+    wrapped = vars(model.blocks[0])["forward"]
+    with replayed(model, {0: torch.zeros(1), 1: torch.zeros(2)}):
+        assert [len(block(None)) for block in model.blocks] == [1, 2]
+    assert vars(model.blocks[0])["forward"] is wrapped
+    assert "forward" not in vars(model.blocks[1])
 
 
 def test_the_cost_is_what_the_documentation_says() -> None:
