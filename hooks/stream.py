@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks, undisturbed
-from causal_probe.hooks.record import _check_pattern, _run, _token_batches
+from causal_probe.hooks.record import _check_pattern, _token_batches
 
-__all__ = ["Rows", "Visit", "visit_patterns"]
+__all__ = ["Rows", "Visit", "run_layers", "visit_patterns"]
 
 #: What is done with a pattern [batch, head, query, key] at its hook: ``(layer, pattern) -> None``.
 Visit: TypeAlias = Callable[[int, Tensor], None]
@@ -74,7 +77,7 @@ def visit_patterns(
             visited.clear()
             sequences = len(tokens)
             visit = visitor(tokens)
-            _run(model, tokens, stop_at_layer=max(names) + 1)
+            run_layers(model, tokens, max(names) + 1)
             if silent := [name for layer, name in names.items() if layer not in visited]:
                 raise CausalProbeError(
                     f"{', '.join(silent)} did not fire for every sequence. A Hugging Face model must be loaded with "
@@ -83,6 +86,25 @@ def visit_patterns(
             any_batch = True
     if not any_batch:
         raise CausalProbeError("There are no sequences to run. Give tokens [batch, pos], or batches of them.")
+
+
+def run_layers(model: HookedModel, tokens: Tensor, n_layers: int) -> None:
+    """Run the first layers and, where the model can be stopped, no more: the unembedding can cost more than several layers.
+
+    TransformerLens' bridges stop when they enter the next block, and so never after the last one. What they raise there to stop
+    is raised here once the last block's output has passed; they catch it and tidy up.
+    """
+    if "stop_at_layer" not in inspect.signature(getattr(model, "forward", model)).parameters:
+        model(tokens)
+        return
+
+    def stop(stream: Tensor, hook: Any) -> None:
+        raise StopAtLayerException(stream)
+
+    name = f"blocks.{n_layers - 1}.hook_resid_post"
+    last = [(name, stop)] if name in model.hook_dict else []
+    with contextlib.suppress(StopAtLayerException), model.hooks(fwd_hooks=last):
+        model(tokens, stop_at_layer=n_layers)
 
 
 class Rows:

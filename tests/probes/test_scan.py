@@ -14,6 +14,7 @@ import torch
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import from_parents
 from causal_probe.hooks import to_hooked
+from causal_probe.hooks.stream import visit_patterns
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import (
     SHIPPED,
@@ -256,6 +257,24 @@ def test_a_model_that_does_not_use_its_patterns_is_refused():
     model = to_hooked(tiny_huggingface.bert(), tiny_huggingface.tokenizer())
     with pytest.raises(CausalProbeError, match=r"decorative, for the model's output does not depend"):
         scan(model, tiny_huggingface.tokens())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
+def test_a_model_that_was_stopped_early_runs_on_as_before(kind):
+    """A scan ends behind the last block; with the logits, nothing else of the model is lost."""
+    from tests import tiny_huggingface
+
+    model, tokens = to_hooked(getattr(tiny_huggingface, kind)()), tiny_huggingface.tokens()
+    before = model(tokens)
+    unembedded = []
+    model.unembed.register_forward_hook(lambda *_: unembedded.append(1))
+    visit_patterns(model, tokens, lambda batch: lambda layer, pattern: None)
+    assert not unembedded
+    scan(model, tokens)
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    assert torch.equal(model(tokens), before)
+    assert unembedded
+    torch.testing.assert_close(model(tokens[:, :5]), before[:, :5])  # no keys and values of the scan are left over
 
 
 def random_gpt2():
