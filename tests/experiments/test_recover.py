@@ -242,7 +242,7 @@ def test_it_is_cited_and_shown(chain: Recovery) -> None:
         ({"device": "cuda:99"}, "can't be used here"),
         ({"device": "meta"}, "can't be used here"),
         ({"root_probability": 1.5}, "root_probability"),
-        ({"learning_rate": 1e30, "training": "joint", "steps": 5, "batch_size": 8}, "learning rate"),
+        ({"learning_rate": 1e30, "training": "joint", "steps": 5, "batch_size": 8}, "learning_rate"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(
