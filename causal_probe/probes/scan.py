@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, attention_hook, describe, each_batch, preflight, require_hooks
+from causal_probe.hooks import HookedModel, describe, each_batch, preflight, require_hooks
 from causal_probe.probes.head_scores import Evidence, HeadScores
 from causal_probe.probes.scoring import Part, score_batches, settings_of
 from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
@@ -89,6 +89,7 @@ def scan(
     One in twelve of the second head's attention is on position 0: the first head has nothing before it to copy there, and copies
     the token itself.
     """
+    require_hooks(model, ())
     wanted = find_templates(SHIPPED if templates is None else templates)
     made = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
     if tokens is None:
@@ -119,7 +120,6 @@ def scan(
 def _make(
     model: HookedModel, templates: tuple[Template, ...], made: Mapping[str, Any], *, optional: bool
 ) -> list[Part]:
-    require_hooks(model, [attention_hook(layer, "pattern") for layer in range(model.cfg.n_layers)])
     parts = []
     if plain := tuple(template for template in templates if template.ngram == 1):
         parts.append(_part(plain, repeated_tokens(model, **made)))

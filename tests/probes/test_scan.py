@@ -277,6 +277,14 @@ def test_a_model_that_was_stopped_early_runs_on_as_before(kind):
     torch.testing.assert_close(model(tokens[:, :5]), before[:, :5])  # no keys and values of the scan are left over
 
 
+def test_what_is_no_hooked_model_is_told():
+    # The run-time type checker of the tests stands before the message that a user sees.
+    with pytest.raises(
+        CausalProbeError, match="A Linear can't be probed: it has no cfg, hook_dict, hooks, run_with_hooks"
+    ):
+        scan.__wrapped__(torch.nn.Linear(2, 2))
+
+
 def random_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
