@@ -112,7 +112,7 @@ def test_the_same_call_gives_the_same_result(chain: Recovery) -> None:
     assert again.effects[0].gain.tolist() == chain.effects[0].gain.tolist()
 
 
-def test_the_export_gives_the_same_graphs_and_edge_effects(chain: Recovery) -> None:
+def test_the_export_gives_the_same_graphs_edge_effects_and_head_scores(chain: Recovery) -> None:
     """What is found in our model is found in the same function as a standard TransformerLens model."""
     standard = chain.model.to_transformer_lens()
     batches = [chain.task.sample(256, torch.Generator().manual_seed(2))]
@@ -132,6 +132,13 @@ def test_the_export_gives_the_same_graphs_and_edge_effects(chain: Recovery) -> N
     )
     np.testing.assert_allclose(a.gain, b.gain, atol=1e-6)
     np.testing.assert_allclose(a.cut, b.cut, atol=1e-6)
+
+    scores, exported = (probes.scan(model, tokens) for model in (chain.model, standard))
+    compared = [(head.layer, head.head, head.template) for head in scores]
+    assert "previous-token" in {name for _, _, name in compared}
+    assert len(compared) >= 8
+    for name in compared:
+        assert scores.of(*name).score == pytest.approx(exported.of(*name).score, abs=1e-6)
 
 
 def test_what_is_saved(chain: Recovery, tmp_path: Path) -> None:
