@@ -65,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except Exception as error:
-        # typer's own usage errors (an unknown option, a word where a number belongs) know how to show themselves.
+    except Exception as error:  # typer's usage errors (an unknown option, say) share no public class; all others go on
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise
         error.show()

@@ -437,9 +437,9 @@ def choose_device(device: str) -> torch.device:
         place = torch.device(device)
         torch.zeros(1, device=place).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise CausalProbeError(
-            f"The device {device!r} can't be used here: {reason} Name another one, or auto."
+            f"The device {device!r} can't be used here ({reason}). Name another one, or auto."
         ) from error
     return place
 

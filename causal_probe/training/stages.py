@@ -148,9 +148,9 @@ def joint(
 ) -> tuple[Stage, ...]:
     """All weights move together.
 
-    The defaults of ``"sgd"`` are 384 steps of 4,096 sequences at the authors' rate of 1. From zero weights the leading parents
-    appear within some dozen steps and hold for some hundred; when the second layer's circuit forms, the shared bias of key 0
-    grows and overtakes a late child of node 0 or 1 here and there. The defaults of ``"adamw"`` are 1,024 steps of 1,024 at
+    The defaults of ``"sgd"`` are 384 steps of 4,096 sequences at the authors' rate of 1. From zero weights the true parents
+    come to lead within some dozen to some hundred steps; later some of them are overtaken again by another position, often
+    by position 0. The defaults of ``"adamw"`` are 1,024 steps of 1,024 at
     the authors' 0.01.
     """
     defaults: dict[str, tuple[int, int, float]] = {"sgd": (384, 4096, 1.0), "adamw": (1024, 1024, 1e-2)}
