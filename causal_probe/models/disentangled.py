@@ -34,6 +34,7 @@ from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.fast import last_logits
+from causal_probe.models.states import to_states
 from causal_probe.models.subspaces import stream_widths, subspaces
 
 __all__ = ["DisentangledTransformer"]
@@ -317,28 +318,13 @@ class DisentangledTransformer(HookedRootModule):
             If a state is not a whole number in 0..d_vocab-1, there are none, there are more than ``n_positions``, or
             texts differ in length.
         """
-        if prepend_bos:
-            raise CausalProbeError(
-                "A disentangled transformer has no beginning-of-sequence token; leave prepend_bos out."
-            )
-        if not isinstance(input, Tensor):
-            input = _parse([input] if isinstance(input, str) else list(input))
-        if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
-            raise CausalProbeError(f"Tokens must be whole numbers; the tensor's dtype is {input.dtype}.")
-        tokens = (input[None] if input.ndim == 1 else input).long()
-        if tokens.ndim != 2:
-            raise CausalProbeError(f"Tokens must have the shape [batch, pos]; theirs is {list(input.shape)}.")
-        if not 1 <= tokens.shape[1] <= self.n_positions:
-            raise CausalProbeError(
-                f"A sequence must hold 1 to {self.n_positions} tokens, the model's n_positions; these hold {tokens.shape[1]}."
-            )
-        if tokens.numel():
-            low, high = (int(bound) for bound in torch.aminmax(tokens))
-            if low < 0 or high >= self.d_vocab:
-                raise CausalProbeError(
-                    f"Token {low if low < 0 else high} is outside the vocabulary; states are 0 to {self.d_vocab - 1}."
-                )
-        return tokens.to(self.W_U.device)
+        return to_states(
+            input,
+            d_vocab=self.d_vocab,
+            n_positions=self.n_positions,
+            prepend_bos=bool(prepend_bos),
+            device=self.W_U.device,
+        )
 
     def to_str_tokens(
         self, input: Tensor | str | Sequence[str], prepend_bos: bool | None = None
@@ -379,17 +365,3 @@ def _check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
             )
     if problems:
         raise CausalProbeError("No such disentangled transformer can be built: " + "; ".join(problems) + ".")
-
-
-def _parse(texts: list[str]) -> Tensor:
-    try:
-        rows = [[int(word) for word in text.split()] for text in texts]
-    except (AttributeError, ValueError) as error:
-        raise CausalProbeError(
-            f"A disentangled transformer reads states, written as whole numbers between blanks; got {texts!r:.80}."
-        ) from error
-    if len({len(row) for row in rows}) != 1:
-        raise CausalProbeError(
-            f"Sequences of one batch must be of one length; theirs are {[len(row) for row in rows]}."
-        )
-    return torch.tensor(rows, dtype=torch.long)
