@@ -22,7 +22,7 @@ from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.preflight import Finding, context_length, find_faults, preflight
 from causal_probe.hooks.record import PatternMeans, each_batch, mean_heads, mean_patterns
 from causal_probe.hooks.self_test import Answer, self_test
-from causal_probe.hooks.tokens import SpecialTokens, special_tokens
+from causal_probe.hooks.tokens import SpecialTokens, content_tokens, special_tokens
 
 __all__ = [
     "Answer",
@@ -33,6 +33,7 @@ __all__ = [
     "PatternMeans",
     "SpecialTokens",
     "attention_hook",
+    "content_tokens",
     "context_length",
     "describe",
     "each_batch",

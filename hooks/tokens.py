@@ -1,4 +1,4 @@
-"""Which tokens of a model's vocabulary are not content, and what its tokenizer puts around a text by itself."""
+"""Which tokens of a model's vocabulary are content, which are not, and what its tokenizer puts around a text by itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from causal_probe.hooks.check import HookedModel
 
-__all__ = ["SpecialTokens", "special_tokens"]
+__all__ = ["SpecialTokens", "content_tokens", "special_tokens"]
+
+#: What a decoder puts in the place of bytes that are no character.
+NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class SpecialTokens:
     ----------
     ids
         Every id below ``cfg.d_vocab`` that is not content: special tokens, and ids that the tokenizer never gives (rows that
-        fill up the embedding, and were never trained). Random text is drawn from the others.
+        fill up the embedding, and were never trained).
     bos
         The token that starts a text, None where there is none. It is known also where the tokenizer doesn't add it.
     pad
@@ -53,6 +60,34 @@ def special_tokens(model: HookedModel) -> SpecialTokens:
         return SpecialTokens(frozenset([*starts, *ends, *pads]), bos, pad, (), ())
     ids = _special_ids(tokenizer) | (set(vocabulary) - set(tokenizer.get_vocab().values()))
     return SpecialTokens(frozenset(ids.intersection(vocabulary)), bos, pad, *added_by_itself(tokenizer))
+
+
+def content_tokens(model: HookedModel) -> Int[Tensor, " token"]:
+    """The tokens from which random text is drawn: those that stand for text by themselves, in ascending order.
+
+    They are all tokens but the :func:`special_tokens` and, where there is a tokenizer, *fragments*: tokens whose own text holds no
+    whole character in some place, since byte-level vocabularies also have single bytes of longer characters, and byte strings that
+    end within one. A text has a fragment only beside the bytes that complete it, so that fragments in random text are out of place
+    as special tokens are. In SmolLM2's vocabulary they are 314 of 49,135, one in four sequences of 50 has one, and the induction
+    scores of its best heads are lower by 0.01 to 0.02 on those.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> content_tokens(DisentangledTransformer(d_vocab=3, n_positions=5))
+    tensor([0, 1, 2])
+    """
+    special = special_tokens(model).ids
+    content = [token for token in range(int(model.cfg.d_vocab)) if token not in special]
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        alone = [[token] for token in content]
+        fast = getattr(
+            tokenizer, "backend_tokenizer", None
+        )  # six times as fast, and this is asked for each set of sequences
+        texts = tokenizer.batch_decode(alone) if fast is None else fast.decode_batch(alone)
+        content = [token for token, text in zip(content, texts, strict=True) if NO_CHARACTER not in text]
+    return torch.tensor(content, dtype=torch.long)
 
 
 def added_by_itself(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

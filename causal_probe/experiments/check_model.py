@@ -17,6 +17,7 @@ from causal_probe.hooks import (
     Answer,
     Finding,
     HookedModel,
+    content_tokens,
     context_length,
     describe,
     find_faults,
@@ -166,11 +167,10 @@ def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") 
 
 def _tokens(model: HookedModel) -> Tensor:
     """Random content."""
-    special = special_tokens(model).ids
-    content = [token for token in range(int(model.cfg.d_vocab)) if token not in special]
+    content = content_tokens(model)
     length = min(LENGTH, context_length(model) or LENGTH)
     draw = torch.randint(len(content), (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(content)[draw].to(describe(model)["device"] or "cpu")
+    return content[draw].to(describe(model)["device"] or "cpu")
 
 
 def _facts(model: HookedModel, name: str | None) -> dict[str, Any]:

@@ -13,14 +13,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, describe
-from causal_probe.hooks.tokens import special_tokens
+from causal_probe.hooks import HookedModel, content_tokens, context_length, describe, special_tokens
 
 __all__ = ["Sequences", "ngram_tokens", "repeated_tokens"]
 
 #: Tokens in a period, and sequences, where nothing stands in the way.
 PERIOD = 50
 SEQUENCES = 32
+#: The context of a model that names none: more than is ever made by default.
+UNLIMITED = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class Sequences:
         [sequence, pos], on the model's device.
     settings
         What made them: ``kind``, ``sequences``, ``period``, ``copies``, ``bos`` (what was asked for), ``start`` (the tokens that
-        each sequence begins with), ``seed``.
+        each sequence begins with), ``drawn_from`` (how many tokens could be drawn), ``seed``.
     """
 
     tokens: Int[Tensor, "sequence pos"]
@@ -46,13 +47,13 @@ def repeated_tokens(
     """Random tokens, repeated: x_1 ... x_p x_1 ... x_p, with a BOS token first where there is to be one.
 
     The tokens of a period are drawn without replacement, so that each has exactly one earlier occurrence in the second copy.
-    Special and padding tokens are not drawn.
+    Only tokens that stand for text by themselves are drawn: no special and padding tokens, and no fragments of characters
+    (:func:`~causal_probe.hooks.content_tokens`).
 
     Parameters
     ----------
     model
-        Says which tokens there are (``cfg.d_vocab``, ``tokenizer``), and how many fit (``cfg.n_ctx``; one less is used, which
-        every model of TransformerLens' kind accepts).
+        Says which tokens there are (``cfg.d_vocab``, ``tokenizer``), and how many fit (``cfg.n_ctx``).
     sequences
         How many. By default 32, and more where the period is short, so that there are about as many tokens.
     period
@@ -83,7 +84,8 @@ def repeated_tokens(
     sequences = _count(sequences, period)
     generator = torch.Generator().manual_seed(seed)
     periods = [allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(sequences)]
-    return _finish(model, torch.stack(periods), "repeated", copies, bos, start, seed)
+    made = {"kind": "repeated", "copies": copies, "bos": bos, "drawn_from": len(allowed), "seed": seed}
+    return _finish(model, torch.stack(periods), start, made)
 
 
 def ngram_tokens(
@@ -130,7 +132,8 @@ def ngram_tokens(
     periods = [
         allowed[torch.randperm(len(allowed), generator=generator)[:m]][_walk(m, n, generator)] for _ in range(sequences)
     ]
-    return _finish(model, torch.stack(periods), f"{n}-gram", 2, bos, start, seed)
+    made = {"kind": f"{n}-gram", "copies": 2, "bos": bos, "drawn_from": len(allowed), "seed": seed}
+    return _finish(model, torch.stack(periods), start, made)
 
 
 def _walk(m: int, n: int, generator: torch.Generator) -> Tensor:
@@ -146,20 +149,10 @@ def _walk(m: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.tensor([gram[0] for gram, _ in circuit])
 
 
-def _finish(
-    model: HookedModel, periods: Tensor, kind: str, copies: int, bos: str, start: tuple[int, ...], seed: int
-) -> Sequences:
+def _finish(model: HookedModel, periods: Tensor, start: tuple[int, ...], made: Mapping[str, Any]) -> Sequences:
     first = torch.tensor(start, dtype=torch.long).expand(len(periods), -1)
-    tokens = torch.cat([first, periods.repeat(1, copies)], 1)
-    settings = {
-        "kind": kind,
-        "sequences": len(periods),
-        "period": periods.shape[1],
-        "copies": copies,
-        "bos": bos,
-        "start": list(start),
-        "seed": seed,
-    }
+    tokens = torch.cat([first, periods.repeat(1, made["copies"])], 1)
+    settings = {**made, "sequences": len(periods), "period": periods.shape[1], "start": list(start)}
     return Sequences(tokens.to(describe(model)["device"] or "cpu"), settings)
 
 
@@ -184,5 +177,5 @@ def _vocabulary(model: HookedModel, bos: str) -> tuple[Tensor, tuple[int, ...], 
         raise CausalProbeError("A BOS token was asked for, and the model names none. Say bos='no'.")
     else:
         start = (special.bos,)
-    allowed = torch.tensor([token for token in range(int(model.cfg.d_vocab)) if token not in special.ids])
-    return allowed.long(), start, int(model.cfg.n_ctx) - 1 - len(start)
+    longest = context_length(model) or UNLIMITED
+    return content_tokens(model), start, longest - len(start)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import attention_hook, is_live, mean_patterns, special_tokens, to_hooked
+from causal_probe.hooks import attention_hook, content_tokens, is_live, mean_patterns, special_tokens, to_hooked
 from tests import tiny_huggingface as tiny
 from tests.tiny_models import MODELS, disentangled
 
@@ -145,6 +145,24 @@ def test_without_a_tokenizer_the_configuration_says_what_is_special():
 def test_ids_beyond_the_vocabulary_are_left_out_and_several_ends_are_taken():
     found = special_tokens(to_hooked(tiny.gpt2(bos_token_id=50256, eos_token_id=[3, 4])))
     assert (found.ids, found.bos) == ({3, 4}, None)
+
+
+def test_fragments_of_characters_are_no_content():
+    """A byte-level vocabulary, as GPT-2's: what stands for part of a character alone is left out, whole characters are not."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    names = ["a", *(spelt(text)[0][0] for text in ("é", " b"))]
+    names += [names[1][0], names[1][1], "o" + names[1][0]]  # the two bytes of é, and o with the first of them
+    fast = Tokenizer(models.BPE({name: token for token, name in enumerate(names)}, []))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    hooked = to_hooked(tiny.gpt2(vocab_size=8), PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="</s>"))
+    assert content_tokens(hooked).tolist() == [0, 1, 2]
+
+
+def test_without_a_tokenizer_all_but_special_tokens_are_content():
+    assert content_tokens(to_hooked(tiny.llama(pad_token_id=5))).tolist() == [0, 3, 4, *range(6, tiny.D_VOCAB)]
 
 
 def test_a_model_without_special_tokens_has_none():

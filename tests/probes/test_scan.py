@@ -349,11 +349,15 @@ class Tokenizer:
     all_special_ids = (7, 8, 9)
     added_tokens_decoder = {}  # noqa: RUF012 - as Hugging Face has it
 
-    def __init__(self, adds=True):
+    def __init__(self, adds=True, fragments=()):
         self.adds = adds
+        self.fragments = fragments
 
     def __call__(self, text):
         return {"input_ids": [7] * self.adds + [0] * len(text)}
+
+    def batch_decode(self, rows):
+        return [" ".join("o\ufffd" if token in self.fragments else str(token) for token in row) for row in rows]
 
     def get_vocab(self):
         return {str(token): token for token in range(10)}
@@ -386,7 +390,8 @@ def test_periods_are_drawn_without_replacement_and_without_special_tokens():
     made = repeated_tokens(with_tokenizer(), sequences=40, seed=5)
     period = made.settings["period"]
     assert made.settings == {
-        "kind": "repeated", "sequences": 40, "period": 7, "copies": 2, "bos": "auto", "start": [7], "seed": 5,
+        "kind": "repeated", "sequences": 40, "period": 7, "copies": 2, "bos": "auto", "start": [7], "drawn_from": 7,
+        "seed": 5,
     }  # fmt: skip
     first, second = made.tokens[:, 1 : 1 + period], made.tokens[:, 1 + period :]
     assert torch.equal(first, second)
@@ -394,6 +399,24 @@ def test_periods_are_drawn_without_replacement_and_without_special_tokens():
     assert len({tuple(row) for row in first.tolist()}) > 30
     assert torch.equal(made.tokens, repeated_tokens(with_tokenizer(), sequences=40, seed=5).tokens)
     assert not torch.equal(made.tokens, repeated_tokens(with_tokenizer(), sequences=40, seed=6).tokens)
+
+
+def test_fragments_of_characters_are_not_drawn():
+    model = with_tokenizer(n_ctx=32)
+    model.tokenizer = Tokenizer(fragments=(2, 5))
+    made = repeated_tokens(model)
+    assert made.settings["drawn_from"] == 5
+    assert set(made.tokens[:, 1:].flatten().tolist()) == {0, 1, 3, 4, 6}
+    assert not {2, 5} & set(ngram_tokens(model, n=2).tokens[:, 1:].flatten().tolist())
+    with pytest.raises(CausalProbeError, match="5 can be drawn"):
+        repeated_tokens(model, period=6)
+
+
+def test_a_context_that_is_not_named_holds_all_that_is_made_by_default():
+    model = DisentangledTransformer(100, 110)
+    model.n_positions = model.cfg.n_ctx = None  # as of a model with ALiBi
+    assert repeated_tokens(model).tokens.shape == (32, 100)
+    assert ngram_tokens(model, n=2).settings["period"] == 50
 
 
 @pytest.mark.parametrize(
