@@ -1,6 +1,7 @@
 """Data whose causal graph is known: sampling, and the exact predictors that a model is measured against."""
 
 from causal_probe.tasks.dirichlet import dirichlet
+from causal_probe.tasks.information import Information, information, joint_law, predicted_information
 from causal_probe.tasks.markov import Batch, InContextMarkov, Targets
 from causal_probe.tasks.predictors import (
     cross_entropy,
@@ -11,15 +12,23 @@ from causal_probe.tasks.predictors import (
     uniform,
 )
 from causal_probe.tasks.randomness import generator, numpy_generator
+from causal_probe.tasks.root_test import evidence_per_edge, log_bets, surprise
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = [
     "Batch",
     "InContextMarkov",
+    "Information",
     "Targets",
     "cross_entropy",
     "dirichlet",
+    "evidence_per_edge",
     "generator",
+    "information",
+    "joint_law",
+    "log_bets",
+    "predicted_information",
+    "surprise",
     "numpy_generator",
     "in_context_unigram",
     "known_graph",
