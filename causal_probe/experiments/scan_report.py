@@ -89,16 +89,17 @@ def _headline(result: ModelScan) -> list[tuple[str, object, str]]:
 def _tables(result: ModelScan) -> Iterator[Block]:
     yield viz.Paragraph(HOW_TO_READ)
     if result.notes:
-        yield viz.Paragraph("\n\n".join(result.notes))
+        yield viz.Paragraph("\n\n".join(result.notes).replace(" -", " \N{MINUS SIGN}"))
     verified = result.verification is not None
     rows = []
     for template in result.scores.names:
         for row in result.rows(template):
             score = row.score
             effect = None if row.verdict is None else _show(row.verdict.effect)
-            checked = ("not flagged" if row.verdict is None else row.verdict.verdict, effect or "") if verified else ()
+            verdict = "not flagged" if row.verdict is None else row.verdict.verdict
+            checked = (_unbroken(verdict), effect or "") if verified else ()
             error = "" if score.excess_stderr is None else f" ± {score.excess_stderr:.3f}"
-            excess = f"{score.excess:.3f}{error}".replace("-", "\N{MINUS SIGN}")
+            excess = _unbroken(f"{score.excess:.3f}{error}".replace("-", "\N{MINUS SIGN}"))
             cells = (f"{score.score:.3f}", f"{score.chance:.3f}", excess, f"{score.sink:.3f}")
             rows.append((template, row.name, *cells, row.called, *checked))
     columns = ["template", "head", "score", "chance", "excess", "sink", "called"]
@@ -125,13 +126,13 @@ def _checks(verification: Verification) -> Iterator[Block]:
             (
                 found.name,
                 found.template,
-                found.verdict,
+                _unbroken(found.verdict),
                 _show(found.effect),
                 None if found.exceeds is None else f"{found.exceeds:.1%}",
-                found.zero_effect.value,
-                found.resample_effect.value,
-                None if found.direct_effect is None else found.direct_effect.value,
-                found.restored.value,
+                _three(found.zero_effect),
+                _three(found.resample_effect),
+                None if found.direct_effect is None else _three(found.direct_effect),
+                _three(found.restored),
             )
             for found in verification.verdicts
         ],
@@ -185,9 +186,16 @@ def _on_a_line(graph: nx.DiGraph) -> tuple[nx.DiGraph, list[str]]:
 
 
 def _show(estimate: Estimate) -> str:
-    # What belongs together stays on one line.
-    shown = f"{estimate.value:.3f} ± {estimate.stderr:.3f}"
-    return shown.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
+    return _unbroken(f"{_three(estimate)} ± {estimate.stderr:.3f}")
+
+
+def _three(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _unbroken(text: str) -> str:
+    """What belongs together stays on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 # ------------------------------------------------------------------------------------------------------------------ pictures

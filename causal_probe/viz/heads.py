@@ -19,8 +19,9 @@ from causal_probe.viz.text import clean
 
 __all__ = ["heads"]
 
-# Up to so many heads in a layer, the value is written into each cell.
+# Up to so many heads in a layer, and in all, the value is written into each cell: more make a page heavy and say less than colours.
 _WRITTEN = 16
+_WRITTEN_IN_ALL = 144
 
 
 def heads(scores: Any, *, score_name: str = "score", title: str | None = None, limit: float | None = None) -> Figure:
@@ -41,7 +42,7 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
     Returns
     -------
     matplotlib.figure.Figure
-        Axes of the heat map and of the colour bar. Values stand in the cells of models with up to 16 heads a layer.
+        Axes of the heat map and of the colour bar. Values stand in the cells of models with up to 16 heads a layer and 144 in all.
 
     Raises
     ------
@@ -65,8 +66,10 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
     scale = Normalize(-largest if signed else 0.0, largest)
     colours = (DIVERGING if signed else SEQUENTIAL).with_extremes(bad=PAPER)
 
+    written = n_heads <= _WRITTEN and n_heads * n_layers <= _WRITTEN_IN_ALL
+    width, height = (0.5, 0.42) if written else (0.4, 0.2)  # of a cell, in inches
     with drawing_style():
-        size = (float(np.clip(0.5 * n_heads + 1.9, 4.0, 11.0)), float(np.clip(0.42 * n_layers + 1.0, 1.9, 11.0)))
+        size = (float(np.clip(width * n_heads + 1.9, 4.0, 11.0)), float(np.clip(height * n_layers + 1.0, 1.9, 11.0)))
         figure = Drawing(figsize=size, layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(
@@ -82,16 +85,22 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
         axes.set_yticks(np.arange(n_layers + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.0)
         axes.tick_params(which="minor", length=0)
-        if n_heads <= _WRITTEN and n_layers <= 2 * _WRITTEN:
+        if written:
             for (layer, head), score in np.ndenumerate(table):
                 if np.isfinite(score):
                     ink = "white" if abs(score) > 0.55 * largest else INK
-                    axes.text(head, layer, f"{score:.2f}", ha="center", va="center", fontsize=7.5, color=ink)
+                    axes.text(head, layer, _number(score), ha="center", va="center", fontsize=7.5, color=ink)
         bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=size[1] / 0.17)
         bar.set_label(clean(score_name), parse_math=False)
         bar.outline.set_visible(False)
         set_title(figure, title)
     return figure
+
+
+def _number(score: float) -> str:
+    """With two decimals; what rounds to zero has no sign."""
+    text = f"{score:.2f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _as_table(scores: Any) -> NDArray[np.float64]:

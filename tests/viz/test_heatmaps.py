@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from causal_probe import viz
 from causal_probe.errors import CausalProbeError
+from causal_probe.viz.figure import to_svg
 
 RNG = np.random.default_rng(0)
 BLOCKS = {
@@ -104,6 +105,18 @@ def test_heads_of_layers_that_differ() -> None:
 
 def test_many_heads_have_no_numbers() -> None:
     assert not viz.heads(np.ones((4, 32))).axes[0].texts
+    assert not viz.heads(np.ones((30, 9))).axes[0].texts
+    assert len(viz.heads(np.ones((12, 12))).axes[0].texts) == 144
+
+
+def test_many_heads_take_little_room() -> None:
+    drawn = viz.heads(np.random.default_rng(0).uniform(-1, 1, (30, 9)))
+    assert len(to_svg(drawn, prefix="p")) < 40_000
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    axes = viz.heads([[-0.001, 0.004, -0.006]]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.00", "0.00", "\N{MINUS SIGN}0.01"]
 
 
 @pytest.mark.parametrize(
