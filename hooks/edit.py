@@ -91,6 +91,10 @@ def zero_ablate(layer: int, head: int) -> Edit:
 def mean_ablate(layer: int, head: int, reference: Float[Tensor, "pos d_head"] | Float[Tensor, " d_head"]) -> Edit:
     """Replace what a head reads out of the stream (its ``hook_z``) by a mean, the same for every sequence.
 
+    A mean at each position takes away what depends on the sequence, and leaves what depends on the position alone: on repeated
+    tokens also what a head writes in the second copy whatever the tokens are. One mean for all positions takes that away too, and
+    so has a larger effect.
+
     Parameters
     ----------
     reference

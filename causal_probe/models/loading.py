@@ -208,14 +208,18 @@ def _require_gguf() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the progress bars and notes of transformers; errors are raised all the same."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, level, gguf_bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), getattr(gguf, "tqdm", None)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # The bar over a GGUF file's tensors is tqdm's own, which does not listen to transformers' switch; transformers' bar does.
+    gguf.tqdm = logging.tqdm
     try:
         yield
     finally:
+        gguf.tqdm = gguf_bar
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -357,6 +357,11 @@ def verify(
     The questions, and how the verdict follows from them, are at the head of this module; the constants are those of
     :class:`Rule`.
 
+    *Mean ablation* replaces what a head reads out of the stream (``hook_z``) at each position by its mean over other sequences *at that
+    position*. So what is taken away is what depends on the tokens; what the head writes there anyway, in the second copy for instance,
+    stays. One mean over sequences and positions takes that away as well and gives larger effects: on SmolLM2-135M (4-bit Instruct file,
+    8 sequences) 0.91 nats where this gives 0.19 for L17H3, 1.88 and 1.54 for L18H6, 0.14 and 0.01 for L17H4.
+
     The cost: each unflagged head and each random set is run once on ``ranked_on`` sequences; each flagged head four times on all of
     them, and once more for each template. Layers below the first ablated head are not run again. On SmolLM2-135M (270 heads; 11 flagged
     for two templates) with six sequences that was 650 forward passes of 2 sequences of 101 tokens, most of them halved: six minutes

@@ -119,6 +119,19 @@ def test_a_gguf_file_is_loaded_by_its_folder_or_by_itself(tmp_path):
         assert special_tokens(to_hooked(*loaded)).bos == 1
 
 
+def test_nothing_is_printed_and_the_bars_are_as_they_were(tmp_path, capfd):
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    gguf_file(tmp_path / "tiny.gguf")
+    capfd.readouterr()
+    bar, level = modeling_gguf_pytorch_utils.tqdm, logging.get_verbosity()
+    load_model(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert modeling_gguf_pytorch_utils.tqdm is bar
+    assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == (True, level)
+
+
 def test_of_several_gguf_files_one_must_be_named(tmp_path):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
