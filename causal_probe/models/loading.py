@@ -10,6 +10,7 @@ opened; and code that comes with a model is never run (``trust_remote_code`` is 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -208,10 +209,10 @@ def _require_gguf() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the progress bars and notes of transformers; errors are raised all the same."""
-    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
-    bars, level, gguf_bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), getattr(gguf, "tqdm", None)
+    gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bars, level, gguf_bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), gguf.tqdm
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     # The bar over a GGUF file's tensors is tqdm's own, which does not listen to transformers' switch; transformers' bar does.
