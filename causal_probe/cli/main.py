@@ -13,6 +13,7 @@ import typer
 from causal_probe import __version__
 from causal_probe.cli.check import check
 from causal_probe.cli.recover import recover
+from causal_probe.cli.reproduce import reproduce
 from causal_probe.cli.scan import scan
 from causal_probe.errors import CausalProbeError
 
@@ -48,6 +49,7 @@ def _root(
 app.command()(recover)
 app.command()(check)
 app.command()(scan)
+app.command()(reproduce)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,21 +1,30 @@
 """Whole studies: a task, a model, its training, the probes, and the comparison with the truth."""
 
 from causal_probe.experiments.check_model import ModelCheck, check_model, open_model
+from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
+from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.recover import Recovery, Training, recover
+from causal_probe.experiments.reproductions import REPRODUCTIONS, Reproduction, reproduce
 from causal_probe.experiments.scan import ModelScan, scan
 from causal_probe.experiments.template_choice import choose_templates
 
 __all__ = [
     "FAMILIES",
+    "REPRODUCTIONS",
+    "GradientGraph",
     "ModelCheck",
     "ModelScan",
     "Recovery",
+    "Reproduction",
     "Training",
     "check_model",
     "choose_graph",
     "choose_templates",
+    "gradient_graph",
+    "gradient_graphs",
     "open_model",
     "recover",
+    "reproduce",
     "scan",
 ]

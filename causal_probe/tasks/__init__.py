@@ -2,6 +2,15 @@
 
 from causal_probe.tasks.dirichlet import dirichlet
 from causal_probe.tasks.information import Information, information, joint_law, predicted_information
+from causal_probe.tasks.least_squares import (
+    Descent,
+    expected_loss,
+    fit_descent,
+    least_squares,
+    one_step_optimum,
+    predict_descent,
+    ridge,
+)
 from causal_probe.tasks.markov import Batch, InContextMarkov, Targets
 from causal_probe.tasks.predictors import (
     cross_entropy,
@@ -12,16 +21,23 @@ from causal_probe.tasks.predictors import (
     uniform,
 )
 from causal_probe.tasks.randomness import generator, numpy_generator
+from causal_probe.tasks.regression import LinearRegression, RegressionBatch, SineRegression, regression_tokens
 from causal_probe.tasks.root_test import evidence_per_edge, log_bets, surprise
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = [
     "Batch",
+    "Descent",
     "InContextMarkov",
+    "LinearRegression",
+    "RegressionBatch",
+    "SineRegression",
     "Information",
     "Targets",
     "cross_entropy",
     "dirichlet",
+    "expected_loss",
+    "fit_descent",
     "evidence_per_edge",
     "generator",
     "information",
@@ -32,8 +48,13 @@ __all__ = [
     "numpy_generator",
     "in_context_unigram",
     "known_graph",
+    "least_squares",
     "one_parent",
+    "one_step_optimum",
+    "predict_descent",
     "reference_losses",
+    "regression_tokens",
+    "ridge",
     "stationary_distribution",
     "uniform",
 ]

@@ -1,6 +1,7 @@
 """Fitting models whose mechanism is known."""
 
 from causal_probe.training.fit import History, evaluate, fit, task_loss
+from causal_probe.training.minimise import adam, minimise, regression_loss
 from causal_probe.training.stages import Optimizer, Schedule, Stage, give_matcher, joint, staged
 
 __all__ = [
@@ -8,10 +9,13 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "Stage",
+    "adam",
     "evaluate",
     "fit",
     "give_matcher",
     "joint",
+    "minimise",
+    "regression_loss",
     "staged",
     "task_loss",
 ]

@@ -6,6 +6,7 @@ or circuitsvis' ``RenderedHTML``. A :class:`Report` gathers them in one HTML fil
 - :func:`graph`: the true graph and the one that was found, in one drawing;
 - :func:`blocks`: blocks of the attention matrices as heat maps;
 - :func:`heads`: one score for every head, as a heat map;
+- :func:`curves`: quantities against a common axis, with their standard errors;
 - :func:`training`: a loss curve beside its reference predictors;
 - :func:`attention`: attention patterns over the tokens of one sequence, by circuitsvis.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 from causal_probe.viz.attention import attention
 from causal_probe.viz.blocks import blocks
+from causal_probe.viz.curves import Curve, curves
+from causal_probe.viz.figure import write_svg
 from causal_probe.viz.graph import graph
 from causal_probe.viz.heads import heads
 from causal_probe.viz.report import Attention, Code, Headline, Paragraph, Picture, Report, Section, Table
@@ -22,6 +25,7 @@ from causal_probe.viz.training import training
 __all__ = [
     "Attention",
     "Code",
+    "Curve",
     "Headline",
     "Paragraph",
     "Picture",
@@ -30,7 +34,9 @@ __all__ = [
     "Table",
     "attention",
     "blocks",
+    "curves",
     "graph",
     "heads",
     "training",
+    "write_svg",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import io
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from causal_probe.results import write_text
 from causal_probe.viz.palette import GRID, INK, MUTED
 from causal_probe.viz.text import clean
 
-__all__ = ["Drawing", "drawing_style", "set_title", "style_axes", "to_svg"]
+__all__ = ["Drawing", "drawing_style", "set_title", "style_axes", "to_svg", "write_svg"]
 
 _STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
@@ -110,6 +112,17 @@ def to_svg(figure: Figure, *, prefix: str, description: str = "") -> str:
     svg = re.sub(r"<[^>]*>", lambda tag: _prefix_ids(tag.group(), prefix), svg)
     label = html.escape(clean(description))
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" stroke-linejoin="round" ', 1).strip()
+
+
+def write_svg(figure: Figure, path: str | os.PathLike[str], *, description: str = "") -> None:
+    """Write ``figure`` as an SVG file, whole or not at all; the same for the same figure.
+
+    Raises
+    ------
+    CausalProbeError
+        If the folder is missing or can't be written.
+    """
+    write_text(path, to_svg(figure, prefix="", description=description) + "\n")
 
 
 def _prefix_ids(tag: str, prefix: str) -> str:

@@ -1,0 +1,67 @@
+"""The figures of the papers whose mechanisms are known here, done again: our numbers beside theirs.
+
+``experiments.reproduce(name)`` and ``causal-probe reproduce NAME`` do one. To add one: a module in this folder, one for each
+figure, with a function ``(run: Run) -> Reproduction`` that does all that takes long in ``run.part(...)`` and little of it if
+``run.quick``, and a line in :data:`REPRODUCTIONS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.reproductions.base import Line, Reproduction, Run
+
+__all__ = ["REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
+
+#: Every reproduction by the name by which it is asked for, in the order in which they are listed.
+REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {}
+
+
+def reproduce(
+    name: str,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Reproduction:
+    """Do a paper's experiment again.
+
+    Parameters
+    ----------
+    name
+        One of :data:`REPRODUCTIONS`.
+    quick
+        A smaller one: less than three minutes on two CPU cores, and larger errors.
+    seed
+        Of all random numbers; where the experiment has several seeds, of the first.
+    out
+        Write the result into this folder (:meth:`Reproduction.save`). Parts that an interrupted run of the same name and
+        settings has finished there are not done again.
+    overwrite
+        Replace what a run of other settings has left in that folder.
+    progress
+        Show progress bars on standard error.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such reproduction, or ``out`` can't be written or holds something else.
+    """
+    if name not in REPRODUCTIONS:
+        near = difflib.get_close_matches(name, REPRODUCTIONS, n=1)
+        raise CausalProbeError(
+            f"There is no reproduction {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} There are: "
+            f"{', '.join(REPRODUCTIONS)}."
+        )
+    settings: dict[str, Any] = {"name": name, "quick": quick, "seed": seed}
+    run = Run(quick=quick, seed=seed, progress=progress, folder=out, settings=settings, overwrite=overwrite)
+    result = REPRODUCTIONS[name](run)
+    if out is not None:
+        result.save(out)
+    return result

@@ -1,0 +1,169 @@
+"""Minimising any loss of a module on fresh data, stage by stage: for models over continuous tokens.
+
+:func:`causal_probe.training.fit` is made for the disentangled transformer: its stages move named blocks, and its forward leaves
+out what does not move. Here all weights that require gradients move together, and the loss is whatever the caller draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.models import LinearTransformer
+from causal_probe.tasks.regression import RegressionBatch
+from causal_probe.training.fit import History
+from causal_probe.training.stages import Stage
+
+__all__ = ["RegressionTask", "adam", "minimise", "regression_loss"]
+
+
+@runtime_checkable
+class RegressionTask(Protocol):
+    """What is needed of a task of continuous tokens."""
+
+    n_positions: int
+    d_token: int
+    d_out: int
+
+    def sample(
+        self, batch_size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
+    ) -> RegressionBatch:
+        """Draw a batch."""
+
+
+def adam(
+    steps: int = 5_000, *, batch_size: int = 2_048, learning_rate: float = 3e-3, warm: float = 0.5
+) -> tuple[Stage, ...]:
+    """Adam at a constant rate for the share ``warm`` of the steps, then falling to zero along half a cosine.
+
+    Training begins at a saddle that takes some seeds a thousand steps to leave; the rate falls so that the end is no random walk
+    about the optimum. All weights move.
+    """
+    first = round(warm * steps)
+    constant = Stage("constant rate", first, batch_size, "adamw", learning_rate, moves=("all",))
+    falling = Stage("falling rate", steps - first, batch_size, "adamw", learning_rate, ("all",), schedule="cosine")
+    return tuple(stage for stage in (constant, falling) if stage.steps)
+
+
+def regression_loss(
+    model: LinearTransformer, task: RegressionTask, generator: torch.Generator
+) -> Callable[[int], Float[Tensor, ""]]:
+    """Half the squared error for the query, summed over outputs, averaged over ``batch_size`` fresh sequences.
+
+    Raises
+    ------
+    CausalProbeError
+        If the model's shape is not the task's.
+    """
+    check_shapes(model, task)
+
+    def loss(batch_size: int) -> Tensor:
+        batch = task.sample(batch_size, generator, dtype=model.cfg.dtype)
+        return 0.5 * (model.predict(batch.tokens) - batch.target).square().sum(-1).mean()
+
+    return loss
+
+
+def check_shapes(model: LinearTransformer, task: RegressionTask) -> None:
+    """Raise unless the model reads the task's tokens and answers with its outputs."""
+    wanted, found = (task.d_token, task.d_out), (model.d_token, model.d_out)
+    if wanted != found or model.n_positions < task.n_positions:
+        raise CausalProbeError(
+            f"The task has tokens of width {task.d_token} with {task.d_out} outputs, at {task.n_positions} positions; the model "
+            f"reads width {model.d_token} with {model.d_out} outputs, at up to {model.n_positions}. Build a model of the task's shape."
+        )
+
+
+def minimise(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    stages: Sequence[Stage],
+    *,
+    clip: float | None = None,
+    callback: Callable[[int], None] | None = None,
+    progress: bool = False,
+) -> History:
+    """Train ``model`` in place on ``loss(batch_size)``, a scalar on fresh data. All weights that require gradients move.
+
+    Parameters
+    ----------
+    stages
+        As for :func:`~causal_probe.training.fit`; ``moves`` is not looked at, and the optimiser's state lasts as long as
+        consecutive stages name one optimiser.
+    clip
+        Largest norm of the gradient; larger ones are scaled down.
+    callback
+        Called with the step's number before every step and once after the last.
+    progress
+        Show a tqdm bar, on standard error.
+
+    Returns
+    -------
+    History
+        Losses are before the step, on its own fresh data. ``sequences`` counts what was asked for.
+
+    Raises
+    ------
+    CausalProbeError
+        If nothing requires gradients, or the loss or the weights stop being finite: the rate is too large.
+    """
+    moved = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not moved:
+        raise CausalProbeError("No weight of the model requires gradients, so there is nothing to train.")
+    steps: list[tuple[int, str, float]] = []
+    optimizer: torch.optim.Optimizer | None = None
+    previous = None
+    bar = tqdm(total=sum(stage.steps for stage in stages), disable=not progress, unit="step", dynamic_ncols=True)
+    try:
+        for stage in stages:
+            if optimizer is None or (stage.optimizer, stage.weight_decay) != previous:
+                kind = torch.optim.SGD if stage.optimizer == "sgd" else torch.optim.AdamW
+                optimizer = kind(moved, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+                previous = (stage.optimizer, stage.weight_decay)
+            for step in range(stage.steps):
+                if callback is not None:
+                    callback(len(steps))
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.rate_at(step)
+                with torch.enable_grad():
+                    value = loss(stage.batch_size)
+                now = float(value.detach())
+                if not now < float("inf"):
+                    raise CausalProbeError(
+                        f"The loss is {now} at step {len(steps)} ({stage.name}): the learning rate {stage.learning_rate:g}, or "
+                        "what the model began with, is too large."
+                    )
+                for parameter, gradient in zip(
+                    moved, torch.autograd.grad(value, moved, allow_unused=True), strict=True
+                ):
+                    parameter.grad = gradient
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_(moved, clip)
+                optimizer.step()
+                steps.append((len(steps), stage.name, now))
+                bar.update()
+                if step % 10 == 0:
+                    bar.set_postfix(loss=f"{now:.4f}")
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in moved):
+                raise CausalProbeError(
+                    f"The weights are not finite after {len(steps)} steps ({stage.name}): the learning rate "
+                    f"{stage.learning_rate:g} is too large."
+                )
+        if callback is not None:
+            callback(len(steps))
+    finally:
+        bar.close()
+        for parameter in moved:
+            parameter.grad = None
+    return History(
+        step=tuple(number for number, _, _ in steps),
+        stage=tuple(name for _, name, _ in steps),
+        loss=tuple(value for _, _, value in steps),
+        sequences=sum(stage.steps * stage.batch_size for stage in stages),
+    )
