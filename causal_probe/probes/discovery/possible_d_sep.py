@@ -1,0 +1,114 @@
+"""The tree of possible d-separation: which sets could separate a node from others, where some causes may be latent.
+
+From its root the tree follows every path of which each inner node is a collider or closes a triangle with its neighbours on the
+path, and takes each edge of the graph once. A set of nodes is *legal* if each of them lies at the end of a branch that is all in the
+set.
+
+References
+----------
+.. [1] R. Y. Rohekar, S. Nisimov, Y. Gurwicz, G. Novik. Iterative causal discovery in the possible presence of latent confounders
+   and selection bias. NeurIPS 2021. (Definitions 2-3, conditions of ICD-Sep.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+
+from causal_probe.probes.discovery.marks import Marks, bits
+
+__all__ = ["PossibleDSep", "possible_d_sep"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PossibleDSep:
+    """The tree of possible d-separation of a node.
+
+    Attributes
+    ----------
+    root
+        The node.
+    branches
+        For each node of the tree: the nodes of each branch that ends there, as bits, itself included and the root not.
+    distance
+        For each node of the tree: the length of the shortest branch to it.
+    """
+
+    root: int
+    branches: dict[int, list[int]]
+    distance: dict[int, int]
+
+    @property
+    def nodes(self) -> int:
+        """All nodes of the tree but the root, as bits."""
+        return sum(1 << node for node in self.branches if node != self.root)
+
+    def legal_sets(self, size: int, within: int = -1, *, limit: float = float("inf")) -> list[tuple[int, ...]]:
+        """The legal sets of a size whose nodes are in ``within``, by the sum of their distances, then ascending.
+
+        Raises
+        ------
+        OverflowError
+            If there are more than ``limit``.
+        """
+        inside = {
+            node: usable
+            for node, branches in sorted(self.branches.items())
+            if node != self.root and within >> node & 1
+            if (usable := [branch for branch in branches if not branch & ~within])
+        }
+        # Every legal set is reached by adding one node at a time: shorter branches first.
+        found = {0}
+        for _ in range(size):
+            found = {
+                chosen | 1 << node
+                for chosen in found
+                for node, branches in inside.items()
+                if not chosen >> node & 1 and any(not branch & ~(chosen | 1 << node) for branch in branches)
+            }
+            if len(found) > limit:
+                raise OverflowError
+        sets = [tuple(bits(chosen)) for chosen in found]
+        return sorted(sets, key=lambda nodes: (self.total_distance(nodes), nodes))
+
+    def total_distance(self, nodes: tuple[int, ...]) -> int:
+        """The sum of the nodes' distances from the root."""
+        return sum(self.distance[node] for node in nodes)
+
+
+def possible_d_sep(graph: Marks, root: int, *, depth: int | None = None, within: int = -1) -> PossibleDSep:
+    """The tree of a node, to a depth (by default to its end), over the nodes in ``within``.
+
+    Examples
+    --------
+    >>> found = possible_d_sep(Marks(3), 0)
+    >>> found.distance, found.legal_sets(2)
+    ({1: 1, 2: 1}, [(1, 2)])
+    """
+    adjacent = [graph.adjacent(node) & within for node in range(graph.n)]
+    unused = list(adjacent)
+    unused[root] = 0
+    branches: dict[int, list[int]] = {}
+    distance: dict[int, int] = {}
+    waiting: deque[tuple[int, int, int, int]] = deque()
+
+    def grow(before: int, node: int, branch: int, length: int) -> None:
+        branches.setdefault(node, []).append(branch)
+        distance.setdefault(node, length)  # breadth first: the shortest comes first
+        waiting.append((before, node, branch, length))
+
+    for node in bits(adjacent[root]):
+        unused[node] &= ~(1 << root)
+        grow(root, node, 1 << node, 1)
+    while waiting:
+        before, node, branch, length = waiting.popleft()
+        if depth is not None and length >= depth:
+            continue
+        passable = adjacent[before]
+        if graph.arrow[node] >> before & 1:
+            passable |= graph.arrow[node]
+        for following in bits(unused[node] & passable & ~(1 << before)):
+            unused[node] &= ~(1 << following)
+            unused[following] &= ~(1 << node)
+            grow(node, following, branch | 1 << following, length + 1)
+    return PossibleDSep(root, branches, distance)
