@@ -87,6 +87,42 @@ def test_the_first_notebook_recovers_its_graph(run: NotebookNode, stored: Notebo
         assert text["recover"].startswith("Recovery of forest: exact")
 
 
+@pytest.mark.slow
+def test_the_second_notebook_shows_that_attention_is_no_evidence(run: NotebookNode, stored: NotebookNode) -> None:
+    if "verdicts" not in shown(run):
+        pytest.skip("this is about the second notebook")
+    for notebook in (run, stored):
+        text = {cell: output.data["text/plain"] for cell, output in outputs(notebook) if "data" in output}
+        # Three heads that attend alike; of a table's line: head, template, verdict, excess.
+        lines = [line.split() for line in text["verdicts"].splitlines() if " induction " in line]
+        assert [(line[0], " ".join(line[2:-7])) for line in lines] == [
+            ("L1H0", "redundant"),
+            ("L1H1", "redundant"),
+            ("L1H2", "attends only"),
+        ]
+        assert len({line[-7] for line in lines}) == 1
+    kept = {cell: output.data["text/plain"] for cell, output in outputs(stored) if "data" in output}
+    assert "L18H6" in kept["scan-it"]  # the stored one shows the pretrained model
+
+
+@pytest.mark.slow
+def test_the_seventh_notebook_says_yes_where_it_is_so_and_refuses_what_can_not_be_measured(
+    run: NotebookNode, stored: NotebookNode
+) -> None:
+    if "bert" not in shown(run):
+        pytest.skip("this is about the seventh notebook")
+    for notebook in (run, stored):
+        text: dict[str, str] = {}
+        for cell, output in outputs(notebook):
+            text[cell] = text.get(cell, "") + (output.get("text") or output.data["text/plain"])
+        assert "L1H0: induction" in text["lens-called"]
+        assert "called: ()" in text["scan-gpt2"]
+        assert all("FAILS" not in text[cell] and "NO " not in text[cell] for cell in ("check-gpt2", "own-class"))
+        assert "SHD 0" in text["compare"].splitlines()[0]
+        assert "decorative" in text["bert"]
+        assert "not causal" in text["bert"]
+
+
 def test_stored_as_run_once_from_top_to_bottom(stored: NotebookNode) -> None:
     counts = [cell.execution_count for cell in stored.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))

@@ -98,7 +98,8 @@ class ModelCheck:
         bos = "no BOS token" if facts["bos"] is None else f"BOS token {facts['bos']}"
         before = f"puts {facts['added_before']} in front" if facts["added_before"] else "adds none by itself"
         lines = [
-            f"{facts['model']}: {facts['layers']} layers of {facts['heads']}{shared} heads, {facts['vocabulary']} tokens, "
+            f"{facts['model']}: {facts['layers']} layer{'s' * (facts['layers'] != 1)} of {facts['heads']}{shared} heads, "
+            f"{facts['vocabulary']} tokens, "
             f"context {context}, {facts['dtype']} on {facts['device']}",
             f"{bos}; {f'the tokenizer {before}' if facts['tokenizer'] else 'there is no tokenizer'}",
             "",
