@@ -121,6 +121,8 @@ def live_hooks(model: HookedModel, names: Iterable[str], run: Callable[[], Tenso
         with torch.enable_grad(), model.hooks(fwd_hooks=[(name, to_leaf(name)) for name in names]):
             output = run().sum()
         fired = [(name, leaf) for name in names for leaf in leaves[name]]
+        if not fired:
+            return set()
         if output.requires_grad:
             gradients = torch.autograd.grad(output, [leaf for _, leaf in fired], allow_unused=True)
             return {name for (name, _), gradient in zip(fired, gradients, strict=True) if gradient is not None}

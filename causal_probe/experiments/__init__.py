@@ -1,6 +1,14 @@
 """Whole studies: a task, a model, its training, the probes, and the comparison with the truth."""
 
 from causal_probe.experiments.check_model import ModelCheck, check_model, open_model
+from causal_probe.experiments.descent import (
+    Algorithm,
+    DescentAlignment,
+    descent_alignment,
+    feature_descent,
+    interpolate,
+    reference_algorithms,
+)
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
 from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
@@ -8,8 +16,13 @@ from causal_probe.experiments.recover import Recovery, Training, recover
 from causal_probe.experiments.reproductions import REPRODUCTIONS, Reproduction, reproduce
 from causal_probe.experiments.scan import ModelScan, scan
 from causal_probe.experiments.template_choice import choose_templates
+from causal_probe.experiments.weight_graphs import weight_graphs
+from causal_probe.experiments.weight_result import BlockGraph, WeightGraphs
 
 __all__ = [
+    "BlockGraph",
+    "Algorithm",
+    "DescentAlignment",
     "FAMILIES",
     "REPRODUCTIONS",
     "GradientGraph",
@@ -18,13 +31,19 @@ __all__ = [
     "Recovery",
     "Reproduction",
     "Training",
+    "WeightGraphs",
     "check_model",
     "choose_graph",
     "choose_templates",
+    "descent_alignment",
+    "feature_descent",
     "gradient_graph",
     "gradient_graphs",
+    "interpolate",
     "open_model",
     "recover",
+    "reference_algorithms",
     "reproduce",
     "scan",
+    "weight_graphs",
 ]

@@ -9,9 +9,12 @@ from causal_probe.probes.ablation import Measured, next_token
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
 from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
 from causal_probe.probes.head_scores import HeadScore, HeadScores
+from causal_probe.probes.implied_step import ImpliedStep, ImpliedSteps, implied_step
 from causal_probe.probes.in_context import CopyLosses, InContextScore, copy_losses, in_context_score
 from causal_probe.probes.match import HeadMatch, match_heads
 from causal_probe.probes.scan import scan
+from causal_probe.probes.score_blocks import Blocks, PairGraph, blocks
+from causal_probe.probes.score_gradients import ScoreGradients, score_gradients
 from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
 from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
 from causal_probe.probes.templates import (
@@ -23,11 +26,14 @@ from causal_probe.probes.templates import (
     successor_of_parent,
     template,
 )
+from causal_probe.probes.upstream_heads import Arrow, Upstream, upstream
 from causal_probe.probes.verify import Estimate, HeadVerdict, JointEffect, Rule, Verification, verify
 from causal_probe.probes.weights import Composition, HeadWeights, composition, head_weights
 
 __all__ = [
     "SHIPPED",
+    "Arrow",
+    "Blocks",
     "Candidate",
     "Composition",
     "CopyLosses",
@@ -39,21 +45,28 @@ __all__ = [
     "HeadScores",
     "HeadVerdict",
     "HeadWeights",
+    "ImpliedStep",
+    "ImpliedSteps",
     "InContextScore",
     "JointEffect",
     "Measured",
+    "PairGraph",
     "Rule",
+    "ScoreGradients",
     "SequenceComparison",
     "SequenceGraphs",
     "Sequences",
     "Template",
+    "Upstream",
     "Verification",
+    "blocks",
     "composition",
     "copy_losses",
     "edge_effects",
     "from_graph",
     "head_graphs",
     "head_weights",
+    "implied_step",
     "in_context_score",
     "induction",
     "match_heads",
@@ -62,7 +75,9 @@ __all__ = [
     "offset",
     "repeated_tokens",
     "scan",
+    "score_gradients",
     "successor_of_parent",
     "template",
+    "upstream",
     "verify",
 ]

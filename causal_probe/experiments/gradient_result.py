@@ -1,0 +1,245 @@
+"""What one gradient shows of a causal graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from causal_probe import graphs
+from causal_probe.graphs import GraphComparison
+from causal_probe.results import Citation, cite, results_folder, to_jsonable, versions, write_arrays, write_json
+from causal_probe.tasks import surprise
+
+__all__ = ["GradientGraph", "Status"]
+
+Status = Literal["edges", "no edges", "insufficient", "undecided"]
+
+#: How many rows are printed.
+SHOWN = 24
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GradientGraph:
+    """The graph that :func:`gradient_graph` found, and the evidence for it.
+
+    Attributes
+    ----------
+    evidence : NDArray, [child, parent]
+        Minus the mean gradient of the loss with respect to layer 1's pattern, times S T / beta: an estimate of g_ij (see
+        :mod:`causal_probe.tasks.information`) that is unbiased for long sequences and small beta; 0 where the parent comes after the
+        child. Within a row, differences are those of the gradient with respect to the scores A1, times
+        S T (child + 1) / beta.
+    stderr : NDArray, [child, parent], or None
+        Its standard error, from the gradients of 16 to 32 blocks of sequences. None where there is one block.
+    candidates : tuple, by child
+        The earlier node with the largest evidence; None for node 0.
+    margin, margin_stderr : tuple, by child
+        Largest minus second-largest evidence among earlier nodes, and the standard error of that difference; None for nodes 0 and 1,
+        which have no two earlier nodes.
+    log_e_values : NDArray, by child, or None
+        Evidence against "this node is a root", in nats: the log of an e-value (:mod:`causal_probe.tasks.root_test`), at most
+        log(1 / p) with probability 1 - p if it is a root. None where transitions are not known.
+    edge_value : float or None
+        What ``evidence`` would be at a parent: the exact chi-square information of an edge, averaged over the sequences' transitions.
+    edge_evidence : float or None
+        What ``log_e_values`` would be on average at a node with a parent, from the same transitions.
+    gradient_limit : float or None
+        What the largest of all entries would not exceed if all were 0 in expectation, at ``level``: Student's quantile times the
+        largest standard error.
+    sequences
+        How many were seen.
+    stable_after
+        From this number of sequences on the graph did not change any more (looked at after every 16th to 32nd part).
+    settings
+        Shape of the task, beta, level, and whether transitions were known.
+    """
+
+    evidence: NDArray[np.float64]
+    stderr: NDArray[np.float64] | None
+    candidates: tuple[int | None, ...]
+    margin: tuple[float | None, ...]
+    margin_stderr: tuple[float | None, ...]
+    log_e_values: NDArray[np.float64] | None
+    edge_value: float | None
+    edge_evidence: float | None
+    gradient_limit: float | None
+    sequences: int
+    stable_after: int
+    settings: Mapping[str, Any]
+
+    @property
+    def decided(self) -> bool:
+        """Whether it was decided which nodes have a parent at all: only where the transitions were known."""
+        return self.log_e_values is not None
+
+    @property
+    def limit(self) -> float:
+        """The nats that ``log_e_values`` must exceed for an edge: log(nodes after node 0 / level)."""
+        return surprise(self.settings["level"], len(self.evidence) - 1)
+
+    @property
+    def parents(self) -> tuple[int | None, ...]:
+        """The parent of every node, None for a root; the candidates where nothing was decided."""
+        if self.log_e_values is None:
+            return self.candidates
+        found = zip(self.candidates, self.log_e_values.tolist(), strict=True)
+        return tuple(parent if evidence > self.limit else None for parent, evidence in found)
+
+    @property
+    def graph(self) -> nx.DiGraph:
+        """The edges parent -> child with their evidence: the decided ones, or every candidate where nothing was decided."""
+        found = graphs.from_parents(self.parents)
+        for parent, child, data in found.edges(data=True):
+            data["evidence"] = float(self.evidence[child, parent])
+            data["margin"] = self.margin[child]
+            if self.log_e_values is not None:
+                data["log_e_value"] = float(self.log_e_values[child])
+        return found
+
+    @property
+    def detection_limit(self) -> float | None:
+        """The smallest edge value that these sequences can show: the larger of what the gradient needs and what the test needs.
+
+        The test's is the edge value, scaled by the nats needed over the nats expected. None where it is unknown.
+        """
+        if self.edge_value is None or self.edge_evidence is None or self.gradient_limit is None:
+            return None
+        if self.edge_evidence <= 0:
+            return float("inf") if self.edge_value == 0 else max(self.gradient_limit, 2 * self.edge_value)
+        return max(self.gradient_limit, self.edge_value * self.limit / self.edge_evidence)
+
+    @property
+    def status(self) -> Status:
+        """What was found.
+
+        ``"edges"``; ``"no edges"``: every node is a root, and an edge would have been seen; ``"insufficient"``: no node was shown to
+        have a parent, and an edge's value lies below the detection limit at this number of sequences, so that there may be
+        edges; ``"undecided"``: the transitions are not known, every node has a candidate, and which of them are parents is not
+        decided.
+        """
+        if not self.decided:
+            return "undecided"
+        if any(parent is not None for parent in self.parents):
+            return "edges"
+        if self.detection_limit is None or self.edge_value is None or self.edge_value < self.detection_limit:
+            return "insufficient"
+        return "no edges"
+
+    def compare(self, truth: nx.DiGraph) -> GraphComparison:
+        """:func:`causal_probe.graphs.compare` of :attr:`graph` with the truth, ranked by the evidence."""
+        return graphs.compare(self.graph, truth, weights=np.tril(self.evidence, -1))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per node after node 0."""
+        nodes = range(1, len(self.candidates))
+        log_e = self.log_e_values
+        at = [(child, self.candidates[child] or 0) for child in nodes]
+        return pd.DataFrame(
+            {
+                "child": list(nodes),
+                "candidate": [self.candidates[child] for child in nodes],
+                "evidence": [float(self.evidence[pair]) for pair in at],
+                "stderr": [None if self.stderr is None else float(self.stderr[pair]) for pair in at],
+                "margin": [self.margin[child] for child in nodes],
+                "margin_stderr": [self.margin_stderr[child] for child in nodes],
+                "log_e_value": [None if log_e is None else float(log_e[child]) for child in nodes],
+                "decision": [self._decision(child) for child in nodes],
+            }
+        )
+
+    def _decision(self, child: int) -> str:
+        if not self.decided:
+            return "undecided"
+        if self.parents[child] is not None:
+            return "edge"
+        return "not shown" if self.status == "insufficient" else "root"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, in plain JSON types."""
+        limit = self.detection_limit
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "gradient graph",
+                    "format": 1,
+                    "status": self.status,
+                    "decided": self.decided,
+                    "nodes": len(self.candidates),
+                    "edges": list(self.graph.edges),
+                    "candidates": self.candidates,
+                    "evidence": self.evidence,
+                    "stderr": self.stderr,
+                    "margin": self.margin,
+                    "margin_stderr": self.margin_stderr,
+                    "log_e_values": self.log_e_values,
+                    "limit": self.limit,
+                    "edge_value": self.edge_value,
+                    "edge_evidence": self.edge_evidence,
+                    "detection_limit": limit if limit is not None and np.isfinite(limit) else None,
+                    "sequences": self.sequences,
+                    "stable_after": self.stable_after,
+                    "settings": self.settings,
+                    "versions": versions(),
+                }
+            )
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write ``result.json``, ``recovered.json`` (node-link) and ``evidence.safetensors`` into ``folder``; return it."""
+        arrays = {"evidence": self.evidence} | ({} if self.stderr is None else {"stderr": self.stderr})
+        with results_folder(folder, settings=self.settings, overwrite=overwrite) as staging:
+            graphs.write_graph(self.graph, staging / "recovered.json")
+            write_arrays(staging / "evidence.safetensors", arrays)
+            files = ["evidence.safetensors", "recovered.json", "result.json"]
+            write_json(staging / "result.json", {**self.to_dict(), "files": files})
+        return Path(folder)
+
+    def cite(self) -> Citation:
+        """The paper, and one sentence for a methods section."""
+        decision = (
+            f"a node is no root where a product of bets on that parent exceeds {1 / self.settings['level']:g} per node "
+            "(e-values; Ville's inequality, Bonferroni)"
+            if self.decided
+            else "whether a node has a parent was not decided"
+        )
+        return cite(
+            "nichani2024",
+            methods=(
+                "The causal graph was read from one gradient of the reduced transformer of Nichani et al. (2024) at A1 = 0, "
+                f"A2 = {self.settings['beta']:g} I, over {self.sequences:,} sequences: the parent of a position is the earlier one with the "
+                f"largest entry of minus the gradient with respect to layer 1's pattern; {decision} (causal-probe "
+                f"{versions().get('causal-probe', '')})."
+            ),
+        )
+
+    def __repr__(self) -> str:
+        table = self.to_pandas()
+        shown = table.head(SHOWN).to_string(index=False, float_format="{:.4g}".format, na_rep="")
+        more = f"\n... and {len(table) - SHOWN} more nodes" if len(table) > SHOWN else ""
+        return f"{self._title()}\n{shown}{more}"
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas().to_html(index=False, float_format="{:.4g}".format, na_rep="", max_rows=SHOWN)
+        return f"<p>{html.escape(self._title())}</p>{table}"
+
+    def _title(self) -> str:
+        edges = self.graph.number_of_edges()
+        found = {
+            "edges": f"{edges} edges",
+            "no edges": "no edges",
+            "insufficient": f"insufficient: no edge shown, and {self.sequences:,} sequences would not show one",
+            "undecided": f"{edges} candidate parents; transitions unknown, so roots are not decided",
+        }[self.status]
+        return (
+            f"Gradient graph over {len(self.candidates)} nodes: {found} ({self.sequences:,} sequences, unchanged "
+            f"since {self.stable_after:,})"
+        )

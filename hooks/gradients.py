@@ -1,0 +1,178 @@
+"""The gradient of a loss with respect to attention scores, recorded where it can be had and reduced there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.check import HookedModel, attention_hook, live_hooks, require_hooks, undisturbed
+from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.record import each_batch
+
+__all__ = ["Route", "ScoreGradientMoments", "record_score_gradients"]
+
+#: Where a layer's gradient is taken: at its scores, or at its pattern and carried through the softmax.
+Route = Literal["scores", "pattern"]
+
+#: What TransformerLens and Hugging Face put in the place of a masked score is below this; -inf is too.
+MASKED = -1e30
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreGradientMoments:
+    """By layer, the :class:`Moments` [head, query, key] of minus the gradient over sequences, and the route that it took."""
+
+    moments: dict[int, Moments]
+    routes: dict[int, Route]
+
+
+def record_score_gradients(
+    model: HookedModel,
+    batches: Any,
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    layers: Iterable[int] | None = None,
+    batch_size: int | None = None,
+) -> ScoreGradientMoments:
+    """Minus the gradient of each sequence's loss with respect to every head's scores.
+
+    Arguments and errors are those of :func:`causal_probe.probes.score_gradients`.
+    """
+    layers = tuple(range(int(model.cfg.n_layers)) if layers is None else layers)
+    require_hooks(model, [attention_hook(layer, "pattern") for layer in layers])
+    total: dict[int, Moments] = {}
+    routes: dict[int, Route] = {}
+    for batch in _pieces(batches, batch_size):
+        if not routes:
+            routes = _choose_routes(model, batch, loss, layers)
+        new = _one_batch(model, batch, loss, routes)
+        if total and any(total[layer].sums.shape != new[layer].sums.shape for layer in layers):
+            raise CausalProbeError("Gradients can be averaged over sequences of one length only; here lengths differ.")
+        total = {layer: total[layer].merge(its) if layer in total else its for layer, its in new.items()}
+    if not total:
+        raise CausalProbeError("There are no sequences to average over. Give tokens [batch, pos], or batches of them.")
+    return ScoreGradientMoments(total, routes)
+
+
+def _one_batch(
+    model: HookedModel, batch: Any, loss: Callable[[Any, Any], Tensor], routes: dict[int, Route]
+) -> dict[int, Moments]:
+    values: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[Tensor, Any], Tensor]:
+        def record(value: Tensor, hook: Any) -> Tensor:
+            # Below the first recorded layer nothing requires grad: a leaf begins there. Above it the value depends on the layers
+            # below, and must go on as it is, or their gradient would miss the paths through it. A hook that fires
+            # twice sees the same value.
+            if not value.requires_grad:
+                value = value.detach().clone().requires_grad_()
+            values[layer] = value
+            return value
+
+        return record
+
+    at = {"scores": "attn_scores", "pattern": "pattern"}
+    fwd_hooks = [(attention_hook(layer, at[route]), keep(layer)) for layer, route in routes.items()]
+    with undisturbed(model), torch.enable_grad():
+        _freeze(model)
+        with model.hooks(fwd_hooks=fwd_hooks):
+            losses = _per_sequence(loss(model, batch))
+        if silent := [layer for layer in routes if layer not in values or len(values[layer]) != len(losses)]:
+            raise CausalProbeError(f"The attention hooks of the layers {silent} did not fire once for every sequence.")
+        gradients = torch.autograd.grad(losses.sum(), list(values.values()), allow_unused=True)
+    found = {}
+    for (layer, value), gradient in zip(values.items(), gradients, strict=True):
+        # A last layer whose loss is zero by construction has no gradient; is_live has told dead hooks before.
+        gradient = torch.zeros_like(value) if gradient is None else gradient
+        value = value.detach()
+        if routes[layer] == "pattern":
+            gradient = value * (gradient - (value * gradient).sum(-1, keepdim=True))  # (diag p - p p^T) dL/dp
+            gradient = gradient.masked_fill(value == 0, 0)
+        else:
+            gradient = gradient.masked_fill(value < MASKED, 0)
+        if not gradient.isfinite().all():
+            raise CausalProbeError(
+                f"The gradient at layer {layer} is not finite. Check the model's weights and the loss for NaN."
+            )
+        found[layer] = Moments.of(-gradient)
+    return {layer: found[layer] for layer in routes}
+
+
+def _choose_routes(
+    model: HookedModel, batch: Any, loss: Callable[[Any, Any], Tensor], layers: tuple[int, ...]
+) -> dict[int, Route]:
+    """Where each layer's gradient can be taken: at scores that are live and whose softmax is the pattern, else at the pattern."""
+    scores = {layer: attention_hook(layer, "attn_scores") for layer in layers}
+    patterns = {layer: attention_hook(layer, "pattern") for layer in layers}
+    there = [name for name in scores.values() if name in model.hook_dict]
+
+    def run() -> Tensor:
+        return _per_sequence(loss(model, batch))
+
+    live = _live(model, there, run)
+    real = {
+        layer
+        for layer in layers
+        if scores[layer] in live and _is_softmax_of(model, scores[layer], patterns[layer], run)
+    }
+    rest = [layer for layer in layers if layer not in real]
+    live_patterns = _live(model, [patterns[layer] for layer in rest], run)
+    if dead := [patterns[layer] for layer in rest if patterns[layer] not in live_patterns]:
+        raise CausalProbeError(
+            f"The loss does not depend on {', '.join(dead)}: neither the scores nor the pattern of that layer are live, so a "
+            "gradient would be reported as zero. Give a causal model with eager attention, and a loss that runs it."
+        )
+    return {layer: "scores" if layer in real else "pattern" for layer in layers}
+
+
+def _live(model: HookedModel, names: list[str], run: Callable[[], Tensor]) -> set[str]:
+    """Which are live: all at once, then those that were not one by one, for a leaf above may have cut off the only way."""
+    live = live_hooks(model, names, run) if names else set()
+    return live.union(*(live_hooks(model, [name], run) for name in names if name not in live))
+
+
+def _is_softmax_of(model: HookedModel, scores: str, pattern: str, run: Callable[[], Tensor]) -> bool:
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor, Any], None]:
+        def record(value: Tensor, hook: Any) -> None:
+            seen[name] = value.detach().float()
+
+        return record
+
+    with undisturbed(model), model.hooks(fwd_hooks=[(name, keep(name)) for name in (scores, pattern)]):
+        run()
+    if scores not in seen or pattern not in seen or seen[scores].shape != seen[pattern].shape:
+        return False
+    return bool((seen[scores].softmax(-1) - seen[pattern]).abs().max() < 1e-3)
+
+
+def _per_sequence(losses: Any) -> Float[Tensor, " batch"]:
+    if not isinstance(losses, Tensor) or losses.ndim != 1:
+        found = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise CausalProbeError(
+            f"loss(model, batch) must return one loss per sequence, a tensor [batch]; it returned {found}."
+        )
+    return losses
+
+
+def _pieces(batches: Any, batch_size: int | None) -> Iterator[Any]:
+    if batch_size is not None and batch_size < 1:
+        raise CausalProbeError(f"batch_size must be at least 1; it is {batch_size}.")
+    for batch in each_batch(batches):
+        if isinstance(batch, Tensor):
+            yield from (piece for piece in batch.split(batch_size or max(1, len(batch))) if len(piece))
+        else:
+            yield batch
+
+
+def _freeze(model: HookedModel) -> None:
+    """Parameters need no gradient here; ``undisturbed`` puts their flags back."""
+    for parameter in getattr(model, "parameters", tuple)():
+        parameter.requires_grad_(False)
