@@ -84,6 +84,22 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   eprint  = {2209.11895},
   archivePrefix = {arXiv}
 }""",
+    "vonoswald2023": """@inproceedings{vonoswald2023,
+  title     = {Transformers Learn In-Context by Gradient Descent},
+  author    = {von Oswald, Johannes and Niklasson, Eyvind and Randazzo, Ettore and Sacramento, Jo{\\~a}o and Mordvintsev, Alexander and Zhmoginov, Andrey and Vladymyrov, Max},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023},
+  eprint    = {2212.07677},
+  archivePrefix = {arXiv}
+}""",
+    "zheng2024": """@inproceedings{zheng2024,
+  title     = {On Mesa-Optimization in Autoregressively Trained Transformers: Emergence and Capability},
+  author    = {Zheng, Chenyu and Huang, Wei and Wang, Rongzhen and Wu, Guoqiang and Zhu, Jun and Li, Chongxuan},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  eprint    = {2405.16845},
+  archivePrefix = {arXiv}
+}""",
     "elhage2021": """@article{elhage2021,
   title   = {A Mathematical Framework for Transformer Circuits},
   author  = {Elhage, Nelson and Nanda, Neel and Olsson, Catherine and Henighan, Tom and Joseph, Nicholas and others},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from causal_probe.hooks.adapt import to_hooked
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
+from causal_probe.hooks.continuous import OnSequences, on_residual_stream
 from causal_probe.hooks.edit import (
     Edit,
     edited,
@@ -30,6 +31,7 @@ __all__ = [
     "Finding",
     "HookedModel",
     "Moments",
+    "OnSequences",
     "PatternMeans",
     "SpecialTokens",
     "attention_hook",
@@ -43,6 +45,7 @@ __all__ = [
     "mean_ablate",
     "mean_heads",
     "mean_patterns",
+    "on_residual_stream",
     "one_hot_row",
     "preflight",
     "replace_row",
