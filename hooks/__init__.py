@@ -7,6 +7,7 @@ nothing of the size of a batch.
 from __future__ import annotations
 
 from causal_probe.hooks.adapt import to_hooked
+from causal_probe.hooks.batches import each_batch
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
 from causal_probe.hooks.continuous import OnSequences, on_residual_stream
 from causal_probe.hooks.edit import (
@@ -21,7 +22,7 @@ from causal_probe.hooks.edit import (
 )
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.preflight import Finding, context_length, find_faults, preflight
-from causal_probe.hooks.record import PatternMeans, each_batch, mean_heads, mean_patterns
+from causal_probe.hooks.record import PatternMeans, mean_heads, mean_patterns
 from causal_probe.hooks.self_test import Answer, self_test
 from causal_probe.hooks.tokens import SpecialTokens, content_tokens, special_tokens
 

@@ -1,24 +1,25 @@
-"""Run a model over batches, and look at every attention pattern at its hook."""
+"""Run a model over batches, and look at what passes its hook points, attention patterns above all."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import token_batches
 from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks, undisturbed
-from causal_probe.hooks.record import _check_pattern, _token_batches
 
-__all__ = ["Rows", "Visit", "run_layers", "visit_patterns"]
+__all__ = ["Rows", "Visit", "check_heads", "check_pattern", "run_layers", "visit_patterns", "visit_values"]
 
-#: What is done with a pattern [batch, head, query, key] at its hook: ``(layer, pattern) -> None``.
+#: What is done with a value, such as a pattern [batch, head, query, key], at its hook: ``(layer, value) -> None``.
 Visit: TypeAlias = Callable[[int, Tensor], None]
 
 
@@ -57,23 +58,51 @@ def visit_patterns(
     """
     layers = tuple(range(model.cfg.n_layers) if layers is None else layers)
     names = {layer: attention_hook(layer, "pattern") for layer in layers}
+    visit_values(model, batches, visitor, names, check=check_pattern, batch_size=batch_size)
+
+
+def visit_values(
+    model: HookedModel,
+    batches: Any,
+    visitor: Callable[[Tensor], Visit],
+    names: Mapping[int, str],
+    *,
+    check: Callable[[str, Tensor], None],
+    batch_size: int | None = None,
+) -> None:
+    """Show what passes a hook point of each layer to a visitor, micro-batch by micro-batch: :func:`visit_patterns` for any value.
+
+    Parameters
+    ----------
+    names
+        By layer, the name of a hook point whose values are [batch, ...].
+    check
+        ``check(name, value)`` raises if a value is not what it should be.
+    model, batches, visitor, batch_size
+        As for :func:`visit_patterns`.
+
+    Raises
+    ------
+    CausalProbeError
+        If a hook point is missing or never fires, there are no sequences, their lengths differ, or ``check`` says so.
+    """
     require_hooks(model, names.values())
     visited: set[int] = set()
     visit: Visit
     sequences = 0
 
     def at_hook(layer: int, name: str) -> Callable[..., None]:
-        def look(pattern: Tensor, hook: Any) -> None:
-            _check_pattern(name, pattern)
-            if len(pattern) == sequences:  # else it is reported as silent below
-                visit(layer, pattern.detach())
+        def look(value: Tensor, hook: Any) -> None:
+            check(name, value)
+            if len(value) == sequences:  # else it is reported as silent below
+                visit(layer, value.detach())
                 visited.add(layer)
 
         return look
 
     any_batch = False
     with undisturbed(model), model.hooks(fwd_hooks=[(name, at_hook(layer, name)) for layer, name in names.items()]):
-        for tokens in _token_batches(batches, batch_size):
+        for tokens in token_batches(batches, batch_size):
             visited.clear()
             sequences = len(tokens)
             visit = visitor(tokens)
@@ -142,3 +171,30 @@ class Rows:
     def array(self) -> NDArray[Any]:
         """What was written."""
         return self._held[: self._n].copy()
+
+
+def check_pattern(name: str, pattern: Tensor) -> None:
+    """Raise unless a value is attention probabilities [batch, head, query, key]."""
+    if pattern.ndim != 4 or pattern.shape[2] != pattern.shape[3]:
+        raise CausalProbeError(
+            f"{name} was expected to carry [batch, head, query, key] and carries {list(pattern.shape)}."
+        )
+    totals = pattern.sum(-1, dtype=torch.promote_types(pattern.dtype, torch.float32))
+    right = (totals - 1).abs() <= max(1e-4, 4 * torch.finfo(pattern.dtype).eps)  # False for NaN
+    if not right.all():
+        batch, head, query = (int(i) for i in (~right).nonzero()[0])
+        raise CausalProbeError(
+            f"{name} does not carry attention probabilities: a row must sum to one, and that of sequence {batch}, head {head}, "
+            f"query {query} sums to {float(totals[batch, head, query]):.4g}. Give sequences without padding, and check the "
+            "model's weights for NaN."
+        )
+
+
+def check_heads(name: str, value: Tensor) -> None:
+    """Raise unless a value is finite numbers [batch, pos, head, d_head]."""
+    if value.ndim != 4:
+        raise CausalProbeError(
+            f"{name} was expected to carry [batch, pos, head, d_head] and carries {list(value.shape)}."
+        )
+    if not value.isfinite().all():
+        raise CausalProbeError(f"{name} carries values that are not finite. Check the model's weights for NaN.")
