@@ -11,7 +11,9 @@ from causal_probe.experiments.descent import (
 )
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
 from causal_probe.experiments.gradient_result import GradientGraph
+from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
+from causal_probe.experiments.mesa import MesaOptimizer, MesaTraining, mesa_optimizer, mesa_recovery, train_mesa
 from causal_probe.experiments.recover import Recovery, Training, recover
 from causal_probe.experiments.reproductions import REPRODUCTIONS, Reproduction, reproduce
 from causal_probe.experiments.scan import ModelScan, scan
@@ -26,6 +28,9 @@ __all__ = [
     "FAMILIES",
     "REPRODUCTIONS",
     "GradientGraph",
+    "GradientSlots",
+    "MesaOptimizer",
+    "MesaTraining",
     "ModelCheck",
     "ModelScan",
     "Recovery",
@@ -39,11 +44,15 @@ __all__ = [
     "feature_descent",
     "gradient_graph",
     "gradient_graphs",
+    "gradient_slots",
     "interpolate",
+    "mesa_optimizer",
+    "mesa_recovery",
     "open_model",
     "recover",
     "reference_algorithms",
     "reproduce",
     "scan",
+    "train_mesa",
     "weight_graphs",
 ]

@@ -85,7 +85,7 @@ def gradient_steps(
 
 
 def mesa_step(
-    d_x: int, n_positions: int, *, step: float = 1.0, real: bool = False, dtype: torch.dtype = torch.complex64
+    d_x: int, n_positions: int, *, a: float = 1.0, b: float = 1.0, real: bool = False, dtype: torch.dtype | None = None
 ) -> LinearTransformer:
     r"""The mesa-optimizer of Zheng et al. 2024: at every position, one step of in-context least squares on the pairs seen so far.
 
@@ -93,27 +93,30 @@ def mesa_step(
 
     .. math:: \hat y_t = \frac{ab}{t-1} \sum_{j<t} x_{j+1} x_j^* x_t,
 
-    one gradient step of size ab from W = 0 on :math:`\frac{1}{2(t-1)} \sum_{j<t} |W x_j - x_{j+1}|^2`, applied to x_t.
+    one gradient step of size ab from W = 0 on :math:`\frac{1}{2(t-1)} \sum_{j<t} |W x_j - x_{j+1}|^2`, applied to x_t. The paper's
+    W_KQ is W_Q here and its W_PV is W_V, transposed; W_K and W_O are the identity and don't require gradients, so that training moves
+    what the paper's layer has.
 
     Parameters
     ----------
     d_x
         Dimensions of the process.
     n_positions
-        T.
-    step
-        The product ab.
+        T - 1, the number of tokens.
+    a, b
+        The paper's a and b; their product is the step.
     real
         The same function on real tokens (real part, imaginary part of x_t, then of x_{t-1}), with real weights. It takes
         two heads: the real and the imaginary part of the inner product.
     dtype
-        Of the weights; with ``real`` a real one.
+        Of the weights; by default complex64, with ``real`` float32.
 
     Raises
     ------
     CausalProbeError
         If ``dtype`` and ``real`` don't go together.
     """
+    dtype = (torch.float32 if real else torch.complex64) if dtype is None else dtype
     if dtype.is_complex == real:
         raise CausalProbeError(f"A {'real' if real else 'complex'} mesa-optimizer can't have weights of dtype {dtype}.")
     width = 2 * d_x if real else d_x
@@ -123,11 +126,11 @@ def mesa_step(
     eye = torch.eye(2 * width, dtype=dtype)
     now, before = eye[:, :width], eye[:, width:]
     # The key e_j = (x_j, x_{j-1}) is matched by its x_{j-1} with the query's x_t, and its x_j is what is copied:
-    #   W_Q = [now -> slot],  W_K = [before -> slot],  W_V W_O = step [now -> now]
+    #   W_Q = a [now -> before],  W_K = I,  W_V = b [now -> now],  W_O = I
     # The key e_1 holds x_0 = 0 and adds nothing; the layer divides by the t - 1 others.
-    # Real form, z = u + iv as (u, v), J (u, v) = (-v, u):  s z with s = a^* b is  Re(s) z + Im(s) J z,
-    #   Re(a^* b) = a . b,   Im(a^* b) = (J a) . b,   a the key's x_{j-1}, b the query's x_t.
-    # As rows, J z is z @ turn.
+    # Real form, z = u + iv as (u, v), J (u, v) = (-v, u): for s = k^* q,  s z = Re(s) z + Im(s) J z  and
+    #   Re(k^* q) = k . q,   Im(k^* q) = (J k) . q = k . (J' q),   k the key's x_{j-1}, q the query's x_t.
+    # As rows, J z is z @ turn and J' z is z @ turn'.
     turn = torch.zeros(width, width, dtype=dtype)
     if real:
         turn[:d_x, d_x:] = torch.eye(d_x, dtype=dtype)
@@ -135,8 +138,10 @@ def mesa_step(
     with torch.no_grad():
         attention = model.blocks[0].attn
         for head, by in enumerate([torch.eye(width, dtype=dtype), turn][: 1 + real]):
-            attention.W_Q[head].copy_(now @ now.mT)
-            attention.W_K[head].copy_(before @ by @ now.mT)
-            attention.W_V[head].copy_(eye)
-            attention.W_O[head].copy_(step * now @ by @ now.mT)
+            attention.W_Q[head].copy_(a * now @ by.mT @ before.mT)
+            attention.W_K[head].copy_(eye)
+            attention.W_V[head].copy_(b * now @ by @ now.mT)
+            attention.W_O[head].copy_(eye)
+    for fixed in (attention.W_K, attention.W_O):
+        fixed.requires_grad_(False)
     return model

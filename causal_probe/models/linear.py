@@ -44,13 +44,16 @@ Stream = Float[Tensor, "batch pos d_model"] | Complex[Tensor, "batch pos d_model
 class Attention(nn.Module):
     """Heads of linear or softmax self-attention; weights as in TransformerLens, ``x @ W``."""
 
-    def __init__(self, d_model: int, n_heads: int, d_head: int, *, softmax: bool, mask: Mask, per_pair: bool) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], *, softmax: bool, mask: Mask, per_pair: bool, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.softmax, self.mask, self.per_pair = softmax, mask, per_pair
-        self.W_Q = nn.Parameter(torch.zeros(n_heads, d_model, d_head))
-        self.W_K = nn.Parameter(torch.zeros(n_heads, d_model, d_head))
-        self.W_V = nn.Parameter(torch.zeros(n_heads, d_model, d_head))
-        self.W_O = nn.Parameter(torch.zeros(n_heads, d_head, d_model))
+        n_heads, d_model, d_head = shape
+        self.W_Q = nn.Parameter(torch.zeros(n_heads, d_model, d_head, dtype=dtype))
+        self.W_K = nn.Parameter(torch.zeros(n_heads, d_model, d_head, dtype=dtype))
+        self.W_V = nn.Parameter(torch.zeros(n_heads, d_model, d_head, dtype=dtype))
+        self.W_O = nn.Parameter(torch.zeros(n_heads, d_head, d_model, dtype=dtype))
         self.hook_q = HookPoint()  # [batch, pos, head, d_head]
         self.hook_k = HookPoint()  # [batch, pos, head, d_head]
         self.hook_v = HookPoint()  # [batch, pos, head, d_head]
@@ -109,12 +112,12 @@ class Block(nn.Module):
 class Features(nn.Module):
     """An MLP of one hidden GELU layer: x [..., d_x] -> features [..., d_features]."""
 
-    def __init__(self, d_x: int, d_hidden: int, d_features: int) -> None:
+    def __init__(self, d_x: int, d_hidden: int, d_features: int, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.W_in = nn.Parameter(torch.zeros(d_x, d_hidden))
-        self.b_in = nn.Parameter(torch.zeros(d_hidden))
-        self.W_out = nn.Parameter(torch.zeros(d_hidden, d_features))
-        self.b_out = nn.Parameter(torch.zeros(d_features))
+        self.W_in = nn.Parameter(torch.zeros(d_x, d_hidden, dtype=dtype))
+        self.b_in = nn.Parameter(torch.zeros(d_hidden, dtype=dtype))
+        self.W_out = nn.Parameter(torch.zeros(d_hidden, d_features, dtype=dtype))
+        self.b_out = nn.Parameter(torch.zeros(d_features, dtype=dtype))
         self.hook_pre = HookPoint()  # [batch, pos, d_hidden]
         self.hook_post = HookPoint()  # [batch, pos, d_hidden]
 
@@ -205,18 +208,18 @@ class LinearTransformer(HookedRootModule):
         self.shared, self.residual, self.mask, self.kinds = shared, residual, mask, kinds
         self.d_x = d_features or d_token - d_out  # width of what the attention layers see of x
         d_model = self.d_x + d_out + d_positions
-        self.features = Features(d_token - d_out, d_hidden, d_features) if d_hidden else None
+        self.features = Features(d_token - d_out, d_hidden, d_features, dtype=dtype) if d_hidden else None
         self.positions: Tensor
-        self.register_buffer("positions", sinusoids(n_positions, d_positions), persistent=False)
+        positions = sinusoids(n_positions, d_positions)
+        self.register_buffer("positions", positions if dtype.is_complex else positions.to(dtype), persistent=False)
         self.hook_embed = HookPoint()  # [batch, pos, d_x + d_out]
         if d_positions:
             self.hook_pos_embed = HookPoint()  # [batch, pos, d_positions]
         d_head = d_model if d_head is None else d_head
+        shape = (n_heads, d_model, d_head)
         self.blocks = TypedModuleList(
             [
-                Block(
-                    Attention(d_model, n_heads, d_head, softmax=kind, mask=mask, per_pair=per_pair), residual=residual
-                )
+                Block(Attention(shape, softmax=kind, mask=mask, per_pair=per_pair, dtype=dtype), residual=residual)
                 for kind in kinds
             ]
         )
@@ -238,7 +241,7 @@ class LinearTransformer(HookedRootModule):
             use_attn_scale=any(kinds),
             dtype=dtype,
         )
-        self.to(device=device, dtype=dtype)
+        self.to(device=device)  # not to a dtype as well: for a complex one torch warns
         self.setup()
         self.eval()
 

@@ -1,5 +1,6 @@
 """Data whose causal graph is known: sampling, and the exact predictors that a model is measured against."""
 
+from causal_probe.tasks.autoregressive import AutoregressiveBatch, AutoregressiveProcess, Flow
 from causal_probe.tasks.dirichlet import dirichlet
 from causal_probe.tasks.information import Information, information, joint_law, predicted_information
 from causal_probe.tasks.least_squares import (
@@ -26,8 +27,11 @@ from causal_probe.tasks.root_test import evidence_per_edge, log_bets, surprise
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = [
+    "AutoregressiveBatch",
+    "AutoregressiveProcess",
     "Batch",
     "Descent",
+    "Flow",
     "InContextMarkov",
     "LinearRegression",
     "RegressionBatch",
