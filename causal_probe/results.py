@@ -100,6 +100,27 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   eprint    = {2405.16845},
   archivePrefix = {arXiv}
 }""",
+    "rohekar2023": """@inproceedings{rohekar2023,
+  title     = {Causal Interpretation of Self-Attention in Pre-Trained Transformers},
+  author    = {Rohekar, Raanan Y. and Gurwicz, Yaniv and Nisimov, Shami},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  eprint    = {2310.20307},
+  archivePrefix = {arXiv}
+}""",
+    "rohekar2021": """@inproceedings{rohekar2021,
+  title     = {Iterative Causal Discovery in the Possible Presence of Latent Confounders and Selection Bias},
+  author    = {Rohekar, Raanan Y. and Nisimov, Shami and Gurwicz, Yaniv and Novik, Gal},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2021}
+}""",
+    "rohekar2024": """@misc{rohekar2024,
+  title  = {A Causal World Model Underlying Next Token Prediction: Exploring {GPT} in a Controlled Environment},
+  author = {Rohekar, Raanan Y. and Gurwicz, Yaniv and Yu, Sungduk and Aflalo, Estelle and Lal, Vasudev},
+  year   = {2024},
+  eprint = {2412.07446},
+  archivePrefix = {arXiv}
+}""",
     "elhage2021": """@article{elhage2021,
   title   = {A Mathematical Framework for Transformer Circuits},
   author  = {Elhage, Nelson and Nanda, Neel and Olsson, Catherine and Henighan, Tom and Joseph, Nicholas and others},

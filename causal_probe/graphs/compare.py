@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import is_integer, listing, show_edge, show_node
+from causal_probe.graphs.mixed import arrowheads, is_mixed
 from causal_probe.results import Citation, to_jsonable, versions
 
 __all__ = ["GraphComparison", "compare"]
@@ -166,6 +167,7 @@ def compare(
     weights: Any = None,
     children: Iterable[Hashable] | None = None,
     reversal_cost: int = 1,
+    mode: Literal["directed", "skeleton", "arrowheads"] = "directed",
 ) -> GraphComparison:
     """Compare a found graph with the true one, edge by edge.
 
@@ -186,6 +188,11 @@ def compare(
         Compare only the edges into these nodes. All nodes by default.
     reversal_cost
         What a reversed edge adds to the structural Hamming distance, 1 or 2.
+    mode
+        What is compared. ``"directed"``: edges from parent to child. ``"skeleton"``: which nodes are joined, whatever the
+        direction and the marks; an edge is written (smaller, larger) and belongs to the larger node. ``"arrowheads"``: the
+        arcs (u, v) with an arrow at v, "v is no cause of u"; for graphs with marks (:mod:`causal_probe.graphs.mixed`), and for
+        others the same as ``"directed"``. A bidirected edge is two arrowheads. In the last two, parents and roots are undefined.
 
     Returns
     -------
@@ -228,6 +235,7 @@ def compare(
         )
     for role, graph in (("predicted", predicted), ("truth", truth)):
         _check_comparable(role, graph)
+    predicted, truth = (_as_compared(graph, mode) for graph in (predicted, truth))
     nodes = _union(predicted, truth)
     rows = _rows_of(children, nodes)
     found, true = _edges_into(rows, predicted), _edges_into(rows, truth)
@@ -258,6 +266,9 @@ def compare(
         "parent_accuracy", sum(right_children), len(right_children), "no compared node has a true parent"
     )
     root_accuracy = share("root_accuracy", sum(right_roots), len(right_roots), "every compared node has a true parent")
+    if mode != "directed":
+        parent_accuracy = root_accuracy = None
+        undefined |= dict.fromkeys(("parent_accuracy", "root_accuracy"), f"{mode} have no parents")
     auroc, average_precision, chance = _rank(weights, rows, nodes, true, undefined)
 
     return GraphComparison(
@@ -294,6 +305,30 @@ def _check_comparable(role: str, graph: Any) -> None:
         raise CausalProbeError(
             f"{role} has self loops at {listing(loops, show_node)}. No node is its own parent: remove them."
         )
+
+
+def _as_compared(graph: nx.DiGraph, mode: str) -> nx.DiGraph:
+    """The graph whose arcs are what is compared."""
+    if mode == "directed":
+        if is_mixed(graph):
+            raise CausalProbeError(
+                "A graph with marks at its edges has no parents and children alone. Compare with mode='skeleton' or 'arrowheads'."
+            )
+        return graph
+    compared = nx.DiGraph()
+    compared.add_nodes_from(graph)
+    if mode == "skeleton":
+        try:
+            compared.add_edges_from((min(edge), max(edge)) for edge in graph.edges)
+        except TypeError as error:
+            raise CausalProbeError(
+                f"The nodes of a skeleton are compared with each other, and these can't be: {error}"
+            ) from error
+    elif mode == "arrowheads":
+        compared.add_edges_from(arrowheads(graph))
+    else:
+        raise CausalProbeError(f"The mode {mode!r} was asked for; there are directed, skeleton and arrowheads.")
+    return compared
 
 
 def _union(predicted: nx.DiGraph, truth: nx.DiGraph) -> tuple[Any, ...]:

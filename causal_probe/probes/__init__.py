@@ -6,6 +6,7 @@ A probe takes any model with TransformerLens' hook points and returns a frozen r
 from __future__ import annotations
 
 from causal_probe.probes.ablation import Measured, next_token
+from causal_probe.probes.discovery import AttentionGraph, Discovery, discover
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
 from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
 from causal_probe.probes.head_scores import HeadScore, HeadScores
@@ -32,11 +33,13 @@ from causal_probe.probes.weights import Composition, HeadWeights, composition, h
 
 __all__ = [
     "SHIPPED",
+    "AttentionGraph",
     "Arrow",
     "Blocks",
     "Candidate",
     "Composition",
     "CopyLosses",
+    "Discovery",
     "EdgeEffects",
     "Estimate",
     "HeadGraphs",
@@ -62,6 +65,7 @@ __all__ = [
     "blocks",
     "composition",
     "copy_losses",
+    "discover",
     "edge_effects",
     "from_graph",
     "head_graphs",

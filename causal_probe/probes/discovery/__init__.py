@@ -9,20 +9,33 @@
 
 from __future__ import annotations
 
+from causal_probe.probes.discovery.correlation import Correlation, attention_correlation, output_correlation
+from causal_probe.probes.discovery.discover import discover, learn
+from causal_probe.probes.discovery.fci import data_with_correlation, fci
 from causal_probe.probes.discovery.icd import icd, ordered_icd
 from causal_probe.probes.discovery.independence import DSeparation, FisherZ, IndependenceTest, OrderCount
 from causal_probe.probes.discovery.pc import pc
+from causal_probe.probes.discovery.result import AttentionGraph, Discovery
 from causal_probe.probes.discovery.search import Evidence, Learned, Search
 
 __all__ = [
+    "AttentionGraph",
+    "Correlation",
     "DSeparation",
+    "Discovery",
     "Evidence",
     "FisherZ",
     "IndependenceTest",
     "Learned",
     "OrderCount",
     "Search",
+    "attention_correlation",
+    "data_with_correlation",
+    "discover",
+    "fci",
     "icd",
+    "learn",
     "ordered_icd",
+    "output_correlation",
     "pc",
 ]

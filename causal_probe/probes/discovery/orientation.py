@@ -21,7 +21,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TypeAlias
 
 from causal_probe.probes.discovery.marks import ARROW, TAIL, Marks, bits
@@ -165,16 +165,12 @@ def _discriminating(graph: Marks, a: int, b: int, c: int) -> int | None:
 
 def _rule_5(graph: Marks) -> Iterator[Proposal]:
     """A o-o B and an uncovered circle path (A, X, ..., Y, B) with A, Y apart and X, B apart: tails all around."""
-    for a, b in [(a, b) for a in range(graph.n) for b in bits(graph.circles(a))]:
+    for a, b in [(u, v) for u in range(graph.n) for v in bits(graph.circles(u))]:
         for x in bits(graph.circles(a) & ~graph.adjacent(b) & ~(1 << b)):
             for y in bits(graph.circles(b) & ~graph.adjacent(a) & ~(1 << a)):
                 if (path := _uncovered(graph, a, x, y, b, Marks.circles)) is not None:
                     around = [a, *path, b, a]
-                    yield tuple(
-                        change
-                        for u, v in zip(around, around[1:], strict=False)
-                        for change in ((u, v, TAIL), (v, u, TAIL))
-                    )
+                    yield tuple(change for u, v in pairwise(around) for change in ((u, v, TAIL), (v, u, TAIL)))
 
 
 def _rule_5_together(graph: Marks) -> Iterator[Proposal]:
