@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from causal_probe.probes.ablation import Measured, next_token
 from causal_probe.probes.discovery import AttentionGraph, Discovery, discover
+from causal_probe.probes.copying import CopySensitivity, copy_sensitivity
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
 from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
 from causal_probe.probes.head_scores import HeadScore, HeadScores
@@ -39,6 +40,7 @@ __all__ = [
     "Candidate",
     "Composition",
     "CopyLosses",
+    "CopySensitivity",
     "Discovery",
     "EdgeEffects",
     "Estimate",
@@ -65,6 +67,7 @@ __all__ = [
     "blocks",
     "composition",
     "copy_losses",
+    "copy_sensitivity",
     "discover",
     "edge_effects",
     "from_graph",
