@@ -6,8 +6,8 @@ A probe takes any model with TransformerLens' hook points and returns a frozen r
 from __future__ import annotations
 
 from causal_probe.probes.ablation import Measured, next_token
-from causal_probe.probes.discovery import AttentionGraph, Discovery, discover
 from causal_probe.probes.copying import CopySensitivity, copy_sensitivity
+from causal_probe.probes.discovery import AttentionGraph, Discovery, discover
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
 from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
 from causal_probe.probes.head_scores import HeadScore, HeadScores

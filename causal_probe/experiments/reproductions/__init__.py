@@ -14,11 +14,21 @@ from typing import Any
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.reproductions.base import Line, Reproduction, Run
+from causal_probe.experiments.reproductions.copying import copy
+from causal_probe.experiments.reproductions.descent import gradient_descent, gradient_descent_layers, sine
+from causal_probe.experiments.reproductions.mesa import mesa, mesa_moments
 
 __all__ = ["REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
 
 #: Every reproduction by the name by which it is asked for, in the order in which they are listed.
-REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {}
+REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {
+    "gradient-descent": gradient_descent,
+    "gradient-descent-layers": gradient_descent_layers,
+    "sine": sine,
+    "copy": copy,
+    "mesa": mesa,
+    "mesa-moments": mesa_moments,
+}
 
 
 def reproduce(

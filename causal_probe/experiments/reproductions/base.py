@@ -47,6 +47,8 @@ __all__ = ["Line", "Reproduction", "Run"]
 RESULT = "result.json"
 #: Where finished parts are kept, and what they are parts of.
 PARTS, BEGUN = "parts", "parts/run.json"
+#: The settings that say which run a folder belongs to; all others follow from them.
+IDENTITY = ("name", "quick", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Reproduction:
     arrays
         Raw values behind the table and the figures.
     settings
-        Everything that was chosen, ``quick`` and ``seed`` included.
+        Everything that was chosen; ``name``, ``quick`` and ``seed`` among it.
     """
 
     name: str
@@ -188,7 +190,7 @@ class Reproduction:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``report.html``, one SVG for each figure, ``arrays.safetensors`` and, last, ``result.json``; return the report's path.
 
-        Each file is written whole or not at all, in a new or empty folder or one of the same settings.
+        Each file is written whole or not at all, in a new or empty folder or one of the same name, ``quick`` and ``seed``.
 
         Raises
         ------
@@ -264,7 +266,7 @@ class Run:
     folder
         Where finished parts are kept; None: nowhere.
     settings
-        What the parts depend on, ``name``, ``quick`` and ``seed`` among it. A folder of other settings is refused.
+        What else the parts depend on: ``name``. A folder of another name, ``quick`` or ``seed`` is refused.
     overwrite
         Remove what an earlier run of other settings has left in the folder.
 
@@ -328,6 +330,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwrite: bool) -> Path:
     """The folder, made if it is missing, with the settings written into it; refused if it holds anything else than their run."""
     target = Path(folder)
+    settings = {key: settings.get(key) for key in IDENTITY}
     try:
         if target.exists() and not target.is_dir():
             raise CausalProbeError(f"--out names {folder}, which is a file. Name a folder.")

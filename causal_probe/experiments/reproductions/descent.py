@@ -1,0 +1,382 @@
+"""von Oswald et al. 2022, Figures 2 to 5: trained linear attention is gradient descent, with more layers GD++, with an MLP on features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from causal_probe import viz
+from causal_probe.experiments.descent import (
+    Algorithm,
+    algorithm_of,
+    descent_alignment,
+    feature_descent,
+    interpolate,
+)
+from causal_probe.experiments.reproductions.base import Line, Reproduction, Run
+from causal_probe.models import LinearTransformer
+from causal_probe.probes import implied_step
+from causal_probe.tasks import (
+    Descent,
+    LinearRegression,
+    RegressionBatch,
+    SineRegression,
+    fit_descent,
+    generator,
+    one_step_optimum,
+)
+from causal_probe.training import adam, minimise, regression_loss
+
+__all__ = ["gradient_descent", "gradient_descent_layers", "sine"]
+
+PAPER = ("vonoswald2023",)
+#: The initial weights are a quarter of the authors' in variance, so that what training never moves
+#: (the columns that write where nothing reads) weighs less in the distance to the form.
+INITIAL_SCALE = 5e-4
+
+
+def weights_of(model: LinearTransformer) -> dict[str, Any]:
+    """A model's weights, as a part of a run keeps them."""
+    return {name.lower(): parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
+
+
+def set_weights(model: LinearTransformer, values: Mapping[str, Any]) -> LinearTransformer:
+    """The model with kept weights."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(values[name.lower()]))
+    return model
+
+
+def trained(
+    run: Run,
+    name: str,
+    task: LinearRegression | SineRegression,
+    build: Callable[[], LinearTransformer],
+    *,
+    seed: int,
+    scale: float = INITIAL_SCALE,
+    clip: float | None = None,
+    **options: Any,
+) -> tuple[LinearTransformer, list[float]]:
+    """A model trained on a task in one part of a run, and its losses, averaged over 50 steps each."""
+
+    def train() -> dict[str, Any]:
+        model = build().initialise(generator(seed, "weights"), scale=scale)
+        loss = regression_loss(model, task, generator(seed, "training"))
+        history = minimise(model, loss, adam(**options), clip=clip, progress=run.progress)
+        losses = np.array(history.loss)
+        every = max(1, len(losses) // 100)
+        means = losses[: len(losses) // every * every].reshape(-1, every).mean(1)
+        return {"losses": means.tolist(), **weights_of(model)}
+
+    kept = run.part(name, train)
+    return set_weights(build(), kept), kept["losses"]
+
+
+def _sweep(model: LinearTransformer, algorithm: Algorithm, d: int, n: int, sequences: int) -> dict[str, list[float]]:
+    """Losses of model and algorithm away from the training distribution, as multiples of the loss of predicting zero."""
+    found: dict[str, list[float]] = {}
+    for name, values in (("input", np.linspace(0.5, 2, 7)), ("weight", np.linspace(0.5, 5, 7))):
+        for value in values:
+            by_name = {"input_scale": 0.5 * value} if name == "input" else {"w_scale": value}
+            task = LinearRegression(d, n, **by_name)
+            batch = task.sample(sequences, generator(7, "out of distribution"))
+            zero = float(batch.target.square().mean())
+            with torch.no_grad():
+                ours = model.predict(batch.tokens)
+                theirs = algorithm.predict(batch.x, batch.y, batch.x_query)
+            squares = [(prediction - batch.target).square().squeeze(-1) / zero for prediction in (ours, theirs)]
+            found.setdefault(f"{name}_at", []).append(float(value))
+            found.setdefault(f"{name}_model", []).append(float(squares[0].mean()))
+            found.setdefault(f"{name}_gd", []).append(float(squares[1].mean()))
+            gap = squares[0] - squares[1]
+            found.setdefault(f"{name}_gap", []).append(float(gap.mean()))
+            found.setdefault(f"{name}_gap_error", []).append(float(gap.std()) / math.sqrt(sequences))
+    return found
+
+
+def gradient_descent(run: Run) -> Reproduction:
+    """One trained linear layer beside one step of gradient descent (Figure 2, and the sweeps of Figure 3)."""
+    seeds = range(run.seed, run.seed + (2 if run.quick else 5))
+    steps, sequences = (1_500, 10_000) if run.quick else (5_000, 100_000)
+    task = LinearRegression(10, 10)
+    best = one_step_optimum(task)
+    assert best.loss is not None
+    reference = algorithm_of(best, task)
+    losses, rows = {}, []
+    for seed in seeds:
+        build = lambda: LinearTransformer(11, 11)  # noqa: E731
+        model, losses[seed] = trained(run, f"seed-{seed}", task, build, seed=seed, steps=steps)
+
+        def probe(model: LinearTransformer = model, seed: int = seed) -> dict[str, Any]:
+            found = descent_alignment(model, task, algorithms=[reference], sequences=sequences, seed=seed)
+            line, step = found[0, reference.name], implied_step(model).layers[0]
+            middle = descent_alignment(
+                interpolate(model, best.eta), task, algorithms=[reference], sequences=sequences, seed=seed
+            )[0, reference.name]
+            return {
+                **line._asdict(),
+                "eta": step.eta,
+                "off_qk": step.off_qk[0],
+                "off_ov": step.off_ov[0],
+                "off_ov_read": step.off_ov_read[0],
+                "middle_excess": middle.excess,
+                "middle_excess_error": middle.excess_error,
+                **_sweep(model, reference, 10, 10, sequences),
+            }
+
+        rows.append(run.part(f"seed-{seed}-probed", probe))
+
+    def each(name: str) -> np.ndarray[Any, Any]:
+        return np.array([row[name] for row in rows])
+
+    loss = best.loss + each("excess")  # paired with the closed form's predictor on the same tasks
+    off = np.maximum(each("off_qk"), each("off_ov"))
+    gap = max(
+        max(map(abs, np.subtract(row[f"{name}_model"], row[f"{name}_gd"]) / np.array(row[f"{name}_gd"])))
+        for row in rows
+        for name in ("input", "weight")
+    )
+    n = len(rows)
+
+    def over(name: str, values: Any, paper: Any, checked: str, rule: Callable[[Any], Any], words: str) -> Line:
+        good = int(np.sum(rule(values)))
+        error = float(np.std(values, ddof=1)) / math.sqrt(n)
+        return Line(name, float(np.mean(values)), error, paper, checked, good == n, f"{words}: {good} of {n} seeds")
+
+    lines = (
+        over("loss", loss, 0.2080, "the authors' code, one seed", lambda v: v <= 1.01 * best.loss, f"within 1% of the optimum {best.loss:.4f}"),
+        over("sensitivity cosine", each("cosine"), 0.9994, "the authors' code", lambda v: v >= 0.999, "at least 0.999"),
+        over("sensitivity distance", each("sensitivity_distance"), 0.11, "the authors' code", lambda v: v <= 0.2, "at most 0.2"),
+        over("prediction distance", each("prediction_distance"), 0.026, "the authors' code", lambda v: v <= 0.03, "at most 0.03"),
+        over("implied eta / N", each("eta"), best.eta[0], "closed form of the optimum", lambda v: abs(v / best.eta[0] - 1) <= 0.03, "within 3%"),
+        over("share of the weights off the form", off, None, "", lambda v: v <= 0.05, "at most 5%"),
+        over("the same, of what is read", np.maximum(each("off_qk"), each("off_ov_read")), None, "", lambda v: v <= 0.05, "at most 5%"),
+        over("loss of the interpolated model", best.loss + each("middle_excess"), "as trained and as GD", "Figure 2", lambda v: v <= 1.02 * loss, "within 2% of the trained model's"),
+        Line("largest relative gap of the losses, out of distribution", float(gap), None, "curves coincide", "Figure 3", bool(gap < 0.05), "below 5% over inputs at 0.5 to 2 and weights at 0.5 to 5 times the training's"),
+    )  # fmt: skip
+    every = np.linspace(0, steps, len(losses[run.seed]), endpoint=False)
+    first = rows[0]
+    figures = {
+        "training": viz.curves(
+            {"": {f"seed {seed}": viz.Curve(every, values) for seed, values in list(losses.items())[:5]}},
+            x_name="training step",
+            y_name="loss",
+            references={"": {f"one step of GD, {best.loss:.4f}": best.loss}},
+        ),
+        "out-of-distribution": viz.curves(
+            {
+                title: {
+                    "trained layer": viz.Curve(first[f"{name}_at"], first[f"{name}_model"]),
+                    "one step of GD": viz.Curve(first[f"{name}_at"], first[f"{name}_gd"]),
+                }
+                for name, title in (("input", "wider inputs"), ("weight", "larger weights"))
+            },
+            x_name="multiple of the training's range",
+            y_name="loss / loss of predicting 0",
+            y_scale="log",
+        ),
+    }
+    return Reproduction(
+        name="gradient-descent",
+        title="One linear self-attention layer learns one step of gradient descent",
+        paper=PAPER,
+        summary=f"On {n} of {n} seeds the trained layer was compared with the best single step of gradient descent: the mean excess "
+        f"loss is {float(np.mean(each('excess'))):.1e} of {best.loss:.4f}, the mean sensitivity cosine {float(np.mean(each('cosine'))):.4f}.",
+        lines=lines,
+        figures=figures,
+        captions={
+            "training": "Mean losses of consecutive steps, one curve for each seed.",
+            "out-of-distribution": "Losses of the first seed's layer and of gradient descent with the step of the training distribution.",
+        },
+        notes=(
+            "Adam at 0.003 for half of the steps, then along half a cosine to zero; the authors have Adam at 0.001, constant, with the "
+            "gradient's norm clipped to 0.001. Initial weights have a quarter of the authors' variance.",
+            "Losses are paired: the excess over the closed form's predictor on the same tasks, added to that predictor's exact loss.",
+            "In the last layer nothing reads the x that is written, so training leaves those columns of W_V W_O where they began; they are "
+            "in the share off the form, and out of it in the line below.",
+        ),
+        methods=f"A one-layer linear transformer was trained on in-context linear regression (N = d = 10, inputs uniform in (-0.5, 0.5), "
+        f"{steps} steps of 2,048 tasks, {n} seeds) and compared with one step of gradient descent on {sequences} tasks.",
+        arrays={"loss": loss, "cosine": each("cosine"), "eta": each("eta")},
+        settings={**run.settings, "seeds": list(seeds), "steps": steps, "sequences": sequences},
+    )
+
+
+def gradient_descent_layers(run: Run) -> Reproduction:
+    """Two and five layers of shared weights beside GD and GD++ (Figure 4)."""
+    task = LinearRegression(10, 10)
+    sequences = 10_000 if run.quick else 100_000
+    depths = (2,) if run.quick else (2, 5)
+    lines: list[Line] = []
+    panels, references, arrays, settings = {}, {}, {}, {}
+    for depth in depths:
+        options: dict[str, Any] = {"steps": 1_000 if run.quick else 5_000}
+        if depth > 2:
+            options |= {"learning_rate": 1e-3}
+        settings[f"training_{depth}_layers"] = options
+
+        def build(depth: int = depth) -> LinearTransformer:
+            return LinearTransformer(11, 11, depth, shared=True)
+
+        model, losses = trained(
+            run, f"layers-{depth}", task, build, seed=run.seed, scale=0.002, clip=10.0 if depth > 2 else None, **options
+        )
+
+        def fit(depth: int = depth) -> dict[str, Any]:
+            fits = {"gd": (False, False), "gdpp": (True, True), "gd_shared": (False, True)}
+            found = {name: fit_descent(task, depth, curvature=c, shared=s) for name, (c, s) in fits.items()}
+            return {name: [each.eta, each.gamma, each.loss, each.standard_error] for name, each in found.items()}
+
+        fitted = {
+            name: Descent(tuple(eta), tuple(gamma), loss, error)
+            for name, (eta, gamma, loss, error) in run.part(f"descents-{depth}", fit).items()
+        }
+
+        def probe(depth: int = depth, model: LinearTransformer = model, fitted: Any = fitted) -> dict[str, Any]:
+            algorithms = [algorithm_of(fitted[name], task) for name in ("gd", "gdpp")]
+            found = descent_alignment(model, task, algorithms=algorithms, sequences=sequences, seed=run.seed)
+            gd, gdpp = (found[-1, algorithm.name]._asdict() for algorithm in algorithms)
+            closer, closer_error = found.closer(algorithms[1].name, algorithms[0].name)
+            gain = found.cosine[-1, 1] - found.cosine[-1, 0]
+            return {
+                "gd": gd, "gdpp": gdpp, "closer": closer, "closer_error": closer_error,
+                "cosine_gain": float(gain.mean()), "cosine_gain_error": float(gain.std() / math.sqrt(len(gain))),
+                "by_layer": found.model_loss.mean(1).tolist(),
+            }  # fmt: skip
+
+        row = run.part(f"layers-{depth}-probed", probe)
+        gd, gdpp = row["gd"], row["gdpp"]
+        ratio = gdpp["model_loss"] / gdpp["algorithm_loss"]
+        error = gdpp["excess_error"] / gdpp["algorithm_loss"]
+        lines += [
+            Line(f"{depth} layers: loss", gdpp["model_loss"], None, "below GD", "Figure 4", gd["excess"] + 3 * gd["excess_error"] < 0, f"below {depth} steps of GD ({gd['algorithm_loss']:.4f}, steps fitted one by one) by more than 3 standard errors, paired"),
+            Line(f"{depth} layers: loss over that of fitted GD++", ratio, error, 1.0, "Figure 4", ratio <= 1.03, "at most 1.03, paired"),
+            Line(f"{depth} layers: sensitivity cosine to GD++", gdpp["cosine"], gdpp["cosine_error"], "near 1", "Figure 4"),
+            Line(f"{depth} layers: the same to GD", gd["cosine"], gd["cosine_error"], "lower", "Figure 4", row["cosine_gain"] > 3 * row["cosine_gain_error"], "below that to GD++ by more than 3 standard errors, paired"),
+            Line(f"{depth} layers: predictions nearer to GD++ than to GD by", row["closer"], row["closer_error"], "positive", "Figure 4", row["closer"] > 3 * row["closer_error"], "more than 3 standard errors"),
+        ]  # fmt: skip
+        panels[f"{depth} layers"] = {
+            "trained": viz.Curve(np.linspace(0, options["steps"], len(losses), endpoint=False), losses)
+        }
+        references[f"{depth} layers"] = {
+            f"{name}, {row[key]['algorithm_loss']:.4f}": row[key]["algorithm_loss"]
+            for key, name in (("gd", "GD"), ("gdpp", "GD++"))
+        }
+        arrays[f"by_layer_{depth}"] = np.array(row["by_layer"])
+    return Reproduction(
+        name="gradient-descent-layers",
+        title="Layers of linear self-attention learn gradient descent with curvature correction",
+        paper=PAPER,
+        summary="; ".join(f"{line.quantity}: {line.ours:.4f}" for line in lines if "over that" in line.quantity) + ".",
+        lines=tuple(lines),
+        figures={"training": viz.curves(panels, x_name="training step", y_name="loss", references=references)},
+        captions={"training": "Loss in training; the lines are GD and GD++ with as many fitted steps."},
+        notes=(
+            "Layers share their weights, as the authors' recurrent models; GD++ has one eta and one gamma for all of its steps, fitted to "
+            "the task, and plain GD a fitted step of its own for each.",
+        ),
+        methods="Recurrent linear transformers were compared with fitted gradient descent and GD++.",
+        arrays=arrays,
+        settings={**run.settings, **settings, "sequences": sequences},
+    )
+
+
+def sine(run: Run) -> Reproduction:
+    """An MLP before a linear layer, on sine waves: gradient descent on deep features (Figure 5)."""
+    task = SineRegression(10)
+    options: dict[str, Any] = {"steps": 1_500 if run.quick else 12_000, "batch_size": 1_024, "learning_rate": 1e-3}
+    sequences = 5_000 if run.quick else 20_000
+
+    def build() -> LinearTransformer:
+        return LinearTransformer(2, 11, d_hidden=160, d_features=40)
+
+    model, losses = trained(run, "model", task, build, seed=run.seed, scale=0.05, **options)
+
+    def probe() -> dict[str, Any]:
+        algorithms = [
+            feature_descent(model.features, task, name="GD on the model's features"),
+            feature_descent(None, task, name="GD on x"),
+        ]
+        found = descent_alignment(model, task, algorithms=algorithms, sequences=sequences, seed=run.seed)
+        batch = task.sample(sequences, generator(run.seed, "feature space"))
+        weights = _feature_weights(model, batch)
+        return {
+            "lines": [line._asdict() for line in found],
+            "zero": float(0.5 * batch.target.square().mean()),
+            "weight_cosine": float(weights.mean()),
+            "weight_cosine_error": float(weights.std() / math.sqrt(len(weights))),
+        }
+
+    row = run.part("probed", probe)
+    features, raw = row["lines"]
+    drop = (raw["cosine"] - features["cosine"]) / math.hypot(raw["cosine_error"], features["cosine_error"])
+    lines = (
+        Line("loss", features["model_loss"], None, "falls to that of GD on a trained MLP", "Figure 5", features["model_loss"] < 0.2 * row["zero"], f"below a fifth of that of predicting 0, {row['zero']:.4f}"),
+        Line("sensitivity cosine to GD on the model's own features", features["cosine"], features["cosine_error"], "near 1", "Figure 5", features["cosine"] >= 0.95, "at least 0.95"),
+        Line("sensitivity cosine to GD on x", raw["cosine"], raw["cosine_error"], None, "", drop < -3, "below that on features by more than 3 standard errors"),
+        Line("cosine of the weights on the features", row["weight_cosine"], row["weight_cosine_error"], None, "", None, "of d prediction / d features, beside those of one gradient step"),
+        Line("loss of GD on the model's features", features["algorithm_loss"], None, None, "", None, "one step, its size fitted"),
+        Line("loss of GD on x", raw["algorithm_loss"], None, None, "", None, "one step, its size fitted"),
+    )  # fmt: skip
+    example = _waves(model, task, run.seed)
+    return Reproduction(
+        name="sine",
+        title="With an MLP, linear attention learns gradient descent on deep features",
+        paper=PAPER,
+        summary=f"On sine waves, sensitivities agree with one gradient step on the model's own features at a cosine of "
+        f"{features['cosine']:.3f}, and with one on x at {raw['cosine']:.3f}.",
+        lines=lines,
+        figures={
+            "training": viz.curves(
+                {"": {"trained": viz.Curve(np.linspace(0, options["steps"], len(losses), endpoint=False), losses)}},
+                x_name="training step",
+                y_name="loss",
+                y_scale="log",
+                references={"": {"predicting 0": row["zero"]}},
+            ),
+            "waves": viz.curves(example, x_name="x", y_name="y"),
+        },
+        captions={"waves": "Three sine waves, and what the model predicts from ten examples of each."},
+        notes=(
+            "The MLP maps x to 40 features; y goes past it, as in the paper's Proposition 2. In the authors' code the MLP sees both.",
+            "x is a scalar, so that the cosine of two sensitivities is the agreement of their signs: 0 is chance.",
+        ),
+        methods="A linear layer behind an MLP was compared with one gradient step on the MLP's features.",
+        settings={**run.settings, "training": options, "sequences": sequences},
+    )
+
+
+@torch.no_grad()
+def _feature_weights(model: LinearTransformer, batch: RegressionBatch) -> torch.Tensor:
+    """Cosine between the weights on the features that the layer and that one gradient step apply to the query, by sequence."""
+    assert model.features is not None
+    phi = model.features(batch.x)
+    descent = (batch.y.mT @ phi)[:, 0]
+    attention = model.blocks[0].attn
+    QK, OV = (attention.W_Q @ attention.W_K.mT)[0], (attention.W_V @ attention.W_O)[0]
+    seen = torch.cat([phi, batch.y], -1)
+    layer = -((seen @ OV[:, -1:]).mT @ (seen @ QK.mT))[:, 0, : phi.shape[-1]]
+    return torch.nn.functional.cosine_similarity(descent, layer, dim=-1)
+
+
+@torch.no_grad()
+def _waves(model: LinearTransformer, task: SineRegression, seed: int) -> dict[str, dict[str, viz.Curve]]:
+    source = generator(seed, "waves")
+    at = torch.linspace(-task.input_scale, task.input_scale, 81)[:, None]
+    panels = {}
+    for number in range(3):
+        amplitude, phase = 0.1 + 0.4 * torch.rand(1, generator=source), math.pi * torch.rand(1, generator=source)
+        x = task.input_scale * (2 * torch.rand(1, 10, 1, generator=source) - 1)
+        y = amplitude * torch.sin(x + phase)
+        answer = model.predict(task.tokens(x.expand(81, -1, -1), y.expand(81, -1, -1), at))[:, 0]
+        panels[f"wave {number + 1}"] = {
+            "true": viz.Curve(at[:, 0].tolist(), (amplitude * torch.sin(at[:, 0] + phase)).tolist()),
+            "model": viz.Curve(at[:, 0].tolist(), answer.tolist()),
+        }
+    return panels

@@ -1,0 +1,134 @@
+"""What does a layer copy, of continuous tokens: the share of its output at a position that each input position determines.
+
+The measure of von Oswald et al. 2022 (section 6, Figure 7): the norm of the derivative of the residual stream behind a layer, at
+position i, in the input at position j. Here it is the derivative of the *attention's output* alone, since the residual stream adds
+the position's own input whatever the layer does: ``sensitivity[i, j]`` is the mean over sequences of the Frobenius norm of
+d attn_out_i / d token_j. A layer that copies its left neighbour has all of it at j = i - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import describe, require_hooks
+from causal_probe.results import Citation, cite, versions
+
+__all__ = ["CopySensitivity", "copy_sensitivity"]
+
+
+@dataclass(frozen=True, eq=False)
+class CopySensitivity:
+    """What :func:`copy_sensitivity` measured.
+
+    Attributes
+    ----------
+    sensitivity
+        [output position, input position], mean over sequences.
+    shares
+        Each sequence's own, each row divided by its sum: [sequence, output position, input position]; rows that are zero stay zero.
+    layer
+        Which layer.
+    provenance
+        Model, dtype, device and versions.
+    """
+
+    sensitivity: Float[np.ndarray, "pos pos"]
+    shares: Float[np.ndarray, "sequence pos pos"]
+    layer: int
+    provenance: dict[str, Any]
+
+    def share(self, offset: int, positions: Sequence[int] | None = None) -> tuple[float | None, float | None]:
+        """The mean share that lies ``offset`` positions after the output's (-1: the left neighbour), and its standard error.
+
+        Parameters
+        ----------
+        positions
+            Output positions that count; by default all that have such an input.
+
+        Raises
+        ------
+        CausalProbeError
+            If no position has such an input.
+        """
+        n = self.shares.shape[1]
+        rows = [i for i in (range(n) if positions is None else positions) if 0 <= i + offset < n]
+        if not rows:
+            raise CausalProbeError(f"No position has an input {offset} positions away among {n}.")
+        each = self.shares[:, rows, [i + offset for i in rows]].mean(1)
+        return float(each.mean()), float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else None
+
+    def cite(self) -> Citation:
+        """The paper behind this probe, and one sentence for a methods section."""
+        return cite(
+            "vonoswald2023",
+            methods="What a layer copies was measured by the norm of its attention output's derivative in each input token (after von "
+            "Oswald et al., 2023).",
+        )
+
+    def __repr__(self) -> str:
+        lines = [
+            f"CopySensitivity of layer {self.layer}, {len(self.shares)} sequences: share of an output's sensitivity"
+        ]
+        for name, offset in (("left neighbour", -1), ("itself", 0), ("right neighbour", 1)):
+            if abs(offset) < self.shares.shape[1]:
+                share, error = self.share(offset)
+                lines.append(f"  {name:<16} {share:.3f}" + ("" if error is None else f" ± {error:.3f}"))
+        return "\n".join(lines)
+
+
+def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, layer: int = 0) -> CopySensitivity:
+    """The derivative of a layer's attention output at each position in the input at each position.
+
+    Parameters
+    ----------
+    model
+        Any hooked model whose forward reads vectors, such as :class:`~causal_probe.models.LinearTransformer`, with hook points
+        ``blocks.{layer}.hook_attn_out``.
+    inputs
+        Vectors.
+    layer
+        Counted from 0.
+
+    Raises
+    ------
+    CausalProbeError
+        If the hook point is missing or never fires, or there are no sequences.
+    """
+    name = f"blocks.{layer}.hook_attn_out"
+    require_hooks(model, [name])
+    if inputs.ndim != 3 or not inputs.is_floating_point() or not len(inputs):
+        raise CausalProbeError(
+            f"Inputs are one or more sequences of vectors [batch, pos, d_token]; these are {list(inputs.shape)}."
+        )
+    leaf = inputs.detach().clone().requires_grad_()
+    seen: list[Tensor] = []
+
+    def look(value: Tensor, hook: Any) -> None:
+        seen.append(value)
+
+    with torch.enable_grad(), model.hooks(fwd_hooks=[(name, look)]):
+        model(leaf)
+    if not seen:
+        raise CausalProbeError(f"{name} did not fire.")
+    out = seen[-1]
+    n, width = out.shape[1:]
+    squares = torch.zeros(len(inputs), n, n, dtype=torch.float64)
+    for position in range(n):
+        for entry in range(width):
+            # Sequences don't see each other, so one backward pass of their sum is all of their derivatives.
+            (gradient,) = torch.autograd.grad(out[:, position, entry].sum(), leaf, retain_graph=True, allow_unused=True)
+            if gradient is not None:
+                squares[:, position] += gradient.double().square().sum(-1)
+    norms = squares.sqrt().numpy()
+    totals = norms.sum(-1, keepdims=True)
+    shares = np.divide(norms, totals, out=np.zeros_like(norms), where=totals > 0)
+    return CopySensitivity(norms.mean(0), shares, layer, {**describe(model), "versions": versions()})
