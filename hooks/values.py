@@ -54,7 +54,7 @@ def read_values(
     def change(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
         return lambda value, hook: edit(value)
 
-    hooks = [(name, change(edit)) for name, edit in (edits or {}).items()]
+    hooks: list[tuple[str, Callable[..., Any]]] = [(name, change(edit)) for name, edit in (edits or {}).items()]
     hooks += [(name, keep(name)) for name in names if name in model.hook_dict]
     with undisturbed(model), model.hooks(fwd_hooks=hooks):
         run_layers(model, tokens, n_layers)

@@ -220,10 +220,9 @@ class _Summed:
                 terms[number] = found[self.streams[source]].to(W) @ W * inverse
         terms[-1] = hooked - terms[:-1].sum(0)
         # What is left must be made of biases: one vector, and one vector of the stream over the scale.
-        one_and_inverse = torch.stack(
-            torch.broadcast_tensors(torch.ones(()).to(W), inverse.expand_as(hooked[..., :1])), -1
-        )
-        basis, left = one_and_inverse.reshape(-1, 2).double(), terms[-1].reshape(-1, self.d_head).double()
+        over_scale = inverse.expand_as(hooked[..., :1]).reshape(-1, 1).double()
+        basis = torch.cat([torch.ones_like(over_scale), over_scale], 1)
+        left = terms[-1].reshape(-1, self.d_head).double()
         misfit = left - basis @ (torch.linalg.pinv(basis, rtol=1e-6) @ left)
         _require_small(
             float(misfit.abs().max()),
