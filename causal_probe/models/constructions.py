@@ -10,6 +10,12 @@ the states that were asked for, and differ in which layer holds the graph:
     for trees. The last position first finds the nodes that carry its state; in layer 1 it then steps from them to their
     children. The graph stands in layer 1, transposed.
 
+A third knows no graph, and is what training finds first where nothing is given:
+
+``"read other states"``
+    for trees. The last position attends to the nodes in other states, and predicts what it finds. Where transitions are nearly
+    deterministic, a sequence that leaves a state goes to another one.
+
 Two numbers are free, and :func:`fit_scales` finds them. What the model can't have: the best prediction is a *smoothed* count,
 (alpha + n_s) / (S alpha + n), and the logits of this model are linear in a *frequency*, n_s / n, whatever n was. So a gap to the
 known-graph predictor stays, however well it is fitted.
@@ -17,7 +23,7 @@ known-graph predictor stays, however well it is fitted.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import networkx as nx
 import numpy as np
@@ -33,7 +39,7 @@ from causal_probe.models.fast import last_logits
 
 __all__ = ["Circuit", "fit_scales", "hand_set"]
 
-Circuit = Literal["copy parents", "step to children"]
+Circuit = Literal["copy parents", "step to children", "read other states"]
 
 #: exp(-128) is 0 in float32: a softmax over scores that lie half of this apart is one-hot to the last bit.
 LARGE = 256.0
@@ -60,22 +66,23 @@ def hand_set(
     d_vocab
         Number of states S.
     circuit
-        ``"copy parents"`` (the default) or, for trees, ``"step to children"``: see the module's docstring.
+        ``"copy parents"`` (the default) or, for trees, one of the others: see the module's docstring.
     match_scale
         The score that a matching state adds in the comparison: an inverse temperature. In the limit of a large one layer 1
         attends uniformly to the nodes that match in all parents, if there are any. Smaller ones leave some attention to the
         other nodes, which is a prior. ``"step to children"``: the score of a child whose parent is the one node that carries
-        the query's state; where n nodes carry it, each of their children has one n-th of it.
+        the query's state; where n nodes carry it, each of their children has one n-th of it. ``"read other
+        states"``: what an equal state takes off.
     output_scale
         The logit of a state is this times the share of layer 1's attention on nodes that carry it.
     graph_scale
-        The score of an edge in layer 0 (``"copy parents"``), of a matching state there (``"step to children"``).
+        The score of an edge in layer 0 (``"copy parents"``), of a matching state there (``"step to children"``); nothing in
+        ``"read other states"``.
 
     Raises
     ------
     CausalProbeError
-        If the graph is not one of positions, ``"step to children"`` is asked for where a node has several parents, or no
-        model of this shape can be built.
+        If the graph is not one of positions, a circuit for trees is asked for where a node has several parents, or no model of this shape can be built.
 
     Examples
     --------
@@ -90,12 +97,14 @@ def hand_set(
     parents, wanted = _read(graph)
     if circuit == "copy parents":
         return _copy_parents(parents, wanted, d_vocab, match_scale, output_scale, graph_scale, dtype, device)
-    if circuit != "step to children":
-        raise CausalProbeError(f"circuit must be 'copy parents' or 'step to children', not {circuit!r}.")
-    if len(wanted) > 1:
+    if circuit not in get_args(Circuit):
+        raise CausalProbeError(f"circuit must be one of {', '.join(get_args(Circuit))}, not {circuit!r}.")
+    if wanted != [len(parents) - 1]:
         raise CausalProbeError(
-            "The circuit 'step to children' is for trees; in this graph nodes have several parents. Use 'copy parents'."
+            f"The circuit {circuit!r} is for trees; in this graph nodes have several parents. Use 'copy parents'."
         )
+    if circuit == "read other states":
+        return _read_other_states(len(parents), d_vocab, match_scale, output_scale, dtype, device)
     return _step_to_children(parents, d_vocab, match_scale, output_scale, graph_scale, dtype, device)
 
 
@@ -204,6 +213,27 @@ def _step_to_children(
     return model
 
 
+# The circuit "read other states", for any tree: one layer of it is used.
+#
+#     A_0[token, token] = -b I,    W_U[L0H0.token] = w I
+#
+#     score(T-1, j) = -b [s_j = s_{T-1}],    logit(s) = w sum_j pattern_0[T-1, j] [s_j = s]
+#
+# In the limit of a large b the last position reads how often each other state occurs; its own only if there is no other.
+def _read_other_states(
+    n_positions: int,
+    d_vocab: int,
+    match_scale: float,
+    output_scale: float,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> DisentangledTransformer:
+    model = DisentangledTransformer(d_vocab, n_positions, [1, 1], dtype=dtype, device=device)
+    model.block(0, 0, query="token", key="token").diagonal().fill_(-match_scale)
+    model.output_block("L0H0.token").diagonal().fill_(output_scale)
+    return model
+
+
 def fit_scales(
     graph: nx.DiGraph,
     tokens: Int[Tensor, "batch pos"],
@@ -232,14 +262,14 @@ def fit_scales(
     def built(match_scale: float) -> DisentangledTransformer:
         return hand_set(graph, d_vocab, circuit=circuit, match_scale=match_scale, dtype=torch.float64)
 
-    # A_1 is linear in match_scale, so two models give it for any.
+    # All of A is linear in match_scale, so two models give it for any.
     model, other = built(0.0), built(1.0)
     tokens = model.to_tokens(tokens)
     if tokens.shape[1] != model.n_positions:
         raise CausalProbeError(
             f"The graph makes sequences of {model.n_positions} tokens; these have {tokens.shape[1]}."
         )
-    fixed, slope = model.A[1].detach(), (other.A[1] - model.A[1]).detach()
+    weights = [(A.detach(), (B - A).detach()) for A, B in zip(model.A, other.A, strict=True)]
     soft = target.double()
 
     def loss_and_slope(logarithms: Float[np.ndarray, " 2"]) -> tuple[float, Float[np.ndarray, " 2"]]:
@@ -248,7 +278,7 @@ def fit_scales(
             match_scale, output_scale = at.exp()
             logits = last_logits(
                 tokens,
-                [model.A[0].detach(), fixed + match_scale * slope],
+                [fixed + match_scale * slope for fixed, slope in weights],
                 output_scale * model.W_U.detach(),
                 position_only=circuit == "copy parents",
             )

@@ -112,6 +112,15 @@ def test_the_query_s_duty_and_the_node_s_may_disagree() -> None:
     assert cache["pattern", 1][0, 0, -1, 8] == 0
 
 
+def test_the_circuit_without_a_graph_reads_the_other_states() -> None:
+    task = task_of(TREES["forest"])
+    tokens = torch.cat([task.sample(100, seeded()).tokens, torch.ones(1, 10, dtype=torch.long)])
+    model = hand_set(task.graph, 3, circuit="read other states", output_scale=7)
+    for sequence, logits in zip(tokens.tolist(), model.predict(tokens).tolist(), strict=True):
+        read = [state for state in sequence if state != sequence[-1]] or sequence
+        assert logits == pytest.approx([7 * read.count(s) / len(read) for s in range(3)], abs=1e-5)
+
+
 @pytest.mark.parametrize("circuit", ["copy parents", "step to children"])
 def test_logits_are_the_frequencies_of_the_matching_nodes(circuit: Any) -> None:
     task = task_of(TREES["forest"])
@@ -190,7 +199,12 @@ def test_another_graph_is_not_confirmed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "circuit"),
-    [("chain", "copy parents"), ("chain", "step to children"), ("two-parent, even T", "copy parents")],
+    [
+        ("chain", "copy parents"),
+        ("chain", "step to children"),
+        ("chain", "read other states"),
+        ("two-parent, even T", "copy parents"),
+    ],
 )
 def test_no_neighbouring_scales_are_better(name: str, circuit: Any) -> None:
     graph = EVERY[name]
