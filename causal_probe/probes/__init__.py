@@ -9,6 +9,7 @@ from causal_probe.probes.ablation import Measured, next_token
 from causal_probe.probes.copying import CopySensitivity, copy_sensitivity
 from causal_probe.probes.discovery import AttentionGraph, Discovery, discover
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
+from causal_probe.probes.explain import Explanation, ExplanationSummary, explain, outputs_of, summarise
 from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
 from causal_probe.probes.head_scores import HeadScore, HeadScores
 from causal_probe.probes.implied_step import ImpliedStep, ImpliedSteps, implied_step
@@ -44,6 +45,8 @@ __all__ = [
     "Discovery",
     "EdgeEffects",
     "Estimate",
+    "Explanation",
+    "ExplanationSummary",
     "HeadGraphs",
     "HeadMatch",
     "HeadScore",
@@ -70,6 +73,7 @@ __all__ = [
     "copy_sensitivity",
     "discover",
     "edge_effects",
+    "explain",
     "from_graph",
     "head_graphs",
     "head_weights",
@@ -80,10 +84,12 @@ __all__ = [
     "next_token",
     "ngram_tokens",
     "offset",
+    "outputs_of",
     "repeated_tokens",
     "scan",
     "score_gradients",
     "successor_of_parent",
+    "summarise",
     "template",
     "upstream",
     "verify",

@@ -59,6 +59,15 @@ class Marks:
         self.arrow = [0] * n
         self.circle = [everything & ~(1 << node) for node in range(n)]
 
+    @classmethod
+    def from_networkx(cls, graph: nx.DiGraph) -> Marks:
+        """From a mixed graph over the nodes 0..n-1, as :meth:`to_networkx` gives it."""
+        marks = cls(len(graph))
+        marks.circle = [0] * marks.n
+        for u, v, data in graph.edges(data=True):
+            marks.put(u, v, data["mark"])
+        return marks
+
     def adjacent(self, node: int) -> int:
         """The neighbours of a node."""
         return self.tail[node] | self.arrow[node] | self.circle[node]

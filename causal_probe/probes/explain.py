@@ -1,0 +1,394 @@
+"""Explain a decision by small sets of tokens (CLEANN): which tokens, if replaced, would have changed it?
+
+A *decision* is the largest output of a model on one input: the next token, the token at a mask, the class of a sequence, the item
+that a recommender puts first. A set of tokens *explains* it if the decision is another one once they are replaced: the model itself
+is the judge. What differs between methods is which sets are tried, and in which order.
+
+References
+----------
+.. [1] R. Y. Rohekar, Y. Gurwicz, S. Nisimov. Causal interpretation of self-attention in pre-trained Transformers. NeurIPS 2023,
+   section 4.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import HookedModel, undisturbed
+from causal_probe.probes.discovery.marks import Marks
+from causal_probe.probes.discovery.possible_d_sep import possible_d_sep
+from causal_probe.probes.discovery.result import AttentionGraph, Discovery
+from causal_probe.results import Citation, cite, to_jsonable
+
+__all__ = ["Explanation", "ExplanationSummary", "Outputs", "explain", "outputs_of", "summarise"]
+
+#: From tokens [batch, pos] to outputs [batch, choice]; the decision is the largest.
+Outputs: TypeAlias = Callable[[Tensor], Tensor]
+
+METHODS = ("cleann", "attention", "gradient", "leave-one-out")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What explains one decision, by one method.
+
+    Attributes
+    ----------
+    method
+        ``cleann``; or a baseline, which ranks the tokens and replaces the first one, two, three, ... until the decision changes:
+        ``attention`` (attention from the target to the token), ``gradient`` (absolute value of gradient times input of the decision's
+        output), ``leave-one-out`` (fall of that output when the token alone is replaced).
+    target
+        The node that the decision is read from.
+    decision
+        What the model decides: an index into its outputs.
+    sets
+        All sets of the smallest size that change the decision, as nodes, nearest first; one for a baseline; none if no set that the
+        method tried does.
+    changed_to
+        What it decides with each set replaced.
+    ranks
+        The rank of that among the original outputs: 1 is the decision itself, so 2 is the most specific change. Called the
+        replacement rank.
+    tested
+        How many sets were put to the model.
+    """
+
+    method: str
+    target: int
+    decision: int
+    sets: tuple[tuple[int, ...], ...]
+    changed_to: tuple[int, ...]
+    ranks: tuple[int, ...]
+    tested: int
+
+    @property
+    def size(self) -> int | None:
+        """Tokens in a set; None if there is none."""
+        return len(self.sets[0]) if self.sets else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields in JSON types."""
+        return dict(to_jsonable(self))
+
+    def cite(self) -> Citation:
+        """The paper, and one sentence for a methods section."""
+        return cite(
+            "rohekar2023",
+            methods=f"Decisions were explained by the smallest sets of tokens whose replacement changes them ({self.method}).",
+        )
+
+
+def explain(
+    discovery: Discovery,
+    outputs: Outputs,
+    *,
+    target: int,
+    replacement: int,
+    methods: Sequence[str] = ("cleann",),
+    head: int | Literal["any"] | None = None,
+    fixed: Iterable[int] = (),
+    max_size: int | None = None,
+    max_tested: int = 2000,
+    pattern: Any = None,
+    model: Any = None,
+    batch_size: int = 64,
+) -> dict[str, Explanation]:
+    """Explain the decision of a model on the input of a :class:`~causal_probe.probes.Discovery`.
+
+    CLEANN tries the legal subsets of the target's tree of possible d-separation (those whose every node is reached through the set),
+    by size, then by the sum of distances, and returns all of the smallest size that change the decision.
+
+    Parameters
+    ----------
+    discovery
+        The graphs over the tokens.
+    outputs
+        From tokens [batch, pos] to outputs [batch, choice]; :func:`outputs_of` makes it for common decisions.
+    target
+        The node from which the decision is read: the last token of a causal model, the mask, [CLS].
+    replacement
+        The token that replaces others: the mask token, padding, an unknown token. Without one of those, what counts as "replaced"
+        is a choice that the result depends on.
+    methods
+        Of ``cleann``, ``attention``, ``gradient``, ``leave-one-out``.
+    head
+        Whose graph CLEANN searches; ``"any"``: sets that are legal in any of the graphs. By default the only graph there is.
+    fixed
+        Nodes that are not replaced, such as special tokens. The target never is.
+    max_size
+        The largest set that is tried, by any method; by default all.
+    max_tested
+        CLEANN stops before a size for which it would have put more sets than this to the model in all.
+    pattern
+        For ``attention``: [query, key] over positions.
+    model
+        For ``gradient``: the model whose embedding is differentiated; ``outputs`` must run it.
+    batch_size
+        Inputs in a forward pass.
+
+    Returns
+    -------
+    dict
+        An :class:`Explanation` for each method.
+
+    Raises
+    ------
+    CausalProbeError
+        If an argument is out of range, or a method lacks what it needs.
+    """
+    n = len(discovery.groups)
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise CausalProbeError(f"The methods {', '.join(unknown)} were asked for; there are {', '.join(METHODS)}.")
+    if not 0 <= target < n:
+        raise CausalProbeError(f"Target {target} was asked for; the nodes are 0..{n - 1}.")
+    free = [node for node in range(n) if node != target and node not in set(fixed)]
+    judge = _Judge(discovery, outputs, replacement, batch_size)
+    limit = len(free) if max_size is None else min(max_size, len(free))
+    found = {}
+    for method in methods:
+        if method == "cleann":
+            sizes: Iterable[list[tuple[int, ...]]] = _legal_sets(
+                _graphs(discovery, head), target, free, limit, max_tested
+            )
+        else:
+            scores = _scores(method, judge, discovery, target, free, pattern, model)
+            ranking = sorted(free, key=lambda node: (-scores[node], node))
+            sizes = ([tuple(sorted(ranking[:size]))] for size in range(1, limit + 1))
+        found[method] = judge.first_that_change(method, target, sizes)
+    return found
+
+
+class _Judge:
+    """The model: does the decision change if these nodes are replaced?"""
+
+    def __init__(self, discovery: Discovery, outputs: Outputs, replacement: int, batch_size: int) -> None:
+        self.tokens = torch.tensor([discovery.settings["tokens"]])
+        self.groups, self.replacement, self.batch_size = discovery.groups, replacement, batch_size
+        self._outputs = outputs
+        self.original = self.run([()])[0]
+        self.decision = int(self.original.argmax())
+
+    def run(self, sets: Sequence[tuple[int, ...]]) -> Float[np.ndarray, "set choice"]:
+        """The outputs with each set of nodes replaced."""
+        rows = self.tokens.repeat(len(sets), 1)
+        for row, nodes in zip(rows, sets, strict=True):
+            row[[position for node in nodes for position in self.groups[node]]] = self.replacement
+        with torch.no_grad():
+            parts = [self._outputs(part) for part in rows.split(self.batch_size)]
+        values = torch.cat(parts).double().cpu().numpy()
+        if values.ndim != 2 or len(values) != len(sets) or not np.isfinite(values).all():
+            raise CausalProbeError(
+                f"outputs must give finite numbers [batch, choice]; for {len(sets)} inputs it gave the shape {list(values.shape)}."
+            )
+        return np.asarray(values)
+
+    def first_that_change(self, method: str, target: int, sizes: Iterable[list[tuple[int, ...]]]) -> Explanation:
+        """Those sets of the first size, of which any does, that change the decision."""
+        tested = 0
+        for sets in sizes:
+            if not sets:
+                continue
+            tested += len(sets)
+            choices = self.run(sets).argmax(axis=1)
+            changed = [
+                (nodes, int(choice)) for nodes, choice in zip(sets, choices, strict=True) if choice != self.decision
+            ]
+            if changed:
+                after = tuple(choice for _, choice in changed)
+                ranks = tuple(1 + int((self.original > self.original[choice]).sum()) for choice in after)
+                return Explanation(
+                    method, target, self.decision, tuple(nodes for nodes, _ in changed), after, ranks, tested
+                )
+        return Explanation(method, target, self.decision, (), (), (), tested)
+
+
+def _graphs(discovery: Discovery, head: int | Literal["any"] | None) -> tuple[AttentionGraph, ...]:
+    if head == "any" or (head is None and len(discovery.graphs) == 1):
+        return discovery.graphs
+    if head is None and not any(each.head is None for each in discovery.graphs):
+        raise CausalProbeError(f"There are {len(discovery.graphs)} graphs here. Say which with head, or head='any'.")
+    return (discovery.of(head),)
+
+
+def _legal_sets(
+    graphs: Sequence[AttentionGraph], target: int, free: list[int], limit: int, max_tested: int
+) -> Iterable[list[tuple[int, ...]]]:
+    trees = [possible_d_sep(Marks.from_networkx(each.graph), target) for each in graphs]
+    within = sum(1 << node for node in free)
+    left = max_tested
+    for size in range(1, limit + 1):
+        distance: dict[tuple[int, ...], int] = {}
+        try:
+            for tree in trees:
+                for nodes in tree.legal_sets(size, within, limit=left):
+                    distance[nodes] = min(distance.get(nodes, 1 << 30), tree.total_distance(nodes))
+        except OverflowError:
+            return
+        left -= len(distance)
+        if left < 0:
+            return
+        yield sorted(distance, key=lambda nodes: (distance[nodes], nodes))
+
+
+# ------------------------------------------------------------------------------------------------------------------ baselines
+
+
+def _scores(
+    method: str, judge: _Judge, discovery: Discovery, target: int, free: list[int], pattern: Any, model: Any
+) -> Mapping[int, float]:
+    if method == "leave-one-out":
+        alone = judge.run([(node,) for node in free])[:, judge.decision]
+        return {node: float(judge.original[judge.decision] - value) for node, value in zip(free, alone, strict=True)}
+    if method == "attention":
+        if pattern is None:
+            raise CausalProbeError("The method 'attention' ranks tokens by attention: give pattern [query, key].")
+        rows = np.asarray(torch.as_tensor(pattern).detach().cpu().double())[list(discovery.groups[target])].mean(axis=0)
+        return {node: float(rows[list(discovery.groups[node])].sum()) for node in free}
+    if model is None:
+        raise CausalProbeError("The method 'gradient' differentiates at the embedding: give the model.")
+    per_position = _gradient_times_input(model, judge)
+    return {node: float(abs(per_position[list(discovery.groups[node])].sum())) for node in free}
+
+
+def _gradient_times_input(model: Any, judge: _Judge) -> Float[np.ndarray, " pos"]:
+    """D output / d embedding times embedding, summed over its dimensions, at each position."""
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value.detach().clone().requires_grad_(True))
+        return kept[-1]
+
+    with torch.enable_grad():
+        if isinstance(model, HookedModel):
+            with (
+                undisturbed(model),
+                torch.enable_grad(),
+                model.hooks(fwd_hooks=[("hook_embed", lambda value, hook: keep(value))]),
+            ):
+                output = judge._outputs(judge.tokens)[0, judge.decision]
+        else:
+            handle = model.get_input_embeddings().register_forward_hook(lambda *passed: keep(passed[2]))
+            try:
+                output = judge._outputs(judge.tokens)[0, judge.decision]
+            finally:
+                handle.remove()
+        if not kept or not output.requires_grad:
+            raise CausalProbeError(
+                "The decision does not depend on this model's embedding: outputs must run the model that is given."
+            )
+        (gradient,) = torch.autograd.grad(output, kept[-1])
+    scores: Float[np.ndarray, " pos"] = (gradient * kept[-1]).sum(-1)[0].detach().double().cpu().numpy()
+    return scores
+
+
+# ------------------------------------------------------------------------------------------------------------------- decisions
+
+
+def outputs_of(model: Any, decision: Literal["next", "masked", "class"], *, position: int | None = None) -> Outputs:
+    """The outputs from which a model's decision is read.
+
+    Parameters
+    ----------
+    model
+        A TransformerLens model, or a Hugging Face one.
+    decision
+        ``"next"``: the token after the last; ``"masked"``: the token at ``position``; ``"class"``: that of a sequence classifier.
+
+    Raises
+    ------
+    CausalProbeError
+        If the decision is unknown, or a masked one has no position.
+    """
+    if decision not in ("next", "masked", "class"):
+        raise CausalProbeError(f"The decision {decision!r} was asked for; there are next, masked and class.")
+    if decision == "masked" and position is None:
+        raise CausalProbeError("A masked decision is read at a position: give it.")
+
+    def outputs(tokens: Int[Tensor, "batch pos"]) -> Tensor:
+        found = model(tokens) if isinstance(model, HookedModel) else model(input_ids=tokens.to(model.device))
+        logits: Tensor = getattr(found, "logits", found)
+        if decision == "class":
+            return logits
+        return logits[:, -1 if decision == "next" else position]
+
+    return outputs
+
+
+# ------------------------------------------------------------------------------------------------------------------- many inputs
+
+
+@dataclass(frozen=True, repr=False)
+class ExplanationSummary:
+    """How methods compare over many inputs.
+
+    Attributes
+    ----------
+    table
+        By method: ``inputs``; ``success``, the share of inputs that a set was found for, with ``success_low`` and ``success_high``, its
+        95% interval (Wilson); ``size`` of the sets and ``rank``, the replacement rank of the first set, means over the inputs on which
+        *every* method succeeded (``compared`` of them), with ``size_low``, ... their 95% intervals (Student's t); ``tested``, the mean
+        number of sets put to the model. Where too few inputs are compared the value is None.
+    """
+
+    table: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return self.table.round(3).to_string()
+
+    def _repr_html_(self) -> str:
+        return str(self.table.round(3).to_html())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table in JSON types, by method."""
+        return dict(to_jsonable(self.table.astype(object).where(self.table.notna(), None).to_dict(orient="index")))
+
+
+def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationSummary:
+    """Compare methods over many inputs: what :func:`explain` returned for each, always for the same methods.
+
+    Raises
+    ------
+    CausalProbeError
+        If there are no inputs, or their methods differ.
+    """
+    if not explanations or len({frozenset(each) for each in explanations}) != 1:
+        raise CausalProbeError("Explanations of one input at least are compared, of the same methods for each.")
+    together = [each for each in explanations if all(found.sets for found in each.values())]
+    rows = {}
+    for method in explanations[0]:
+        won = sum(bool(each[method].sets) for each in explanations)
+        interval = stats.binomtest(won, len(explanations)).proportion_ci(method="wilson")
+        row: dict[str, float | None] = {
+            "inputs": len(explanations),
+            "success": won / len(explanations),
+            "success_low": float(interval.low),
+            "success_high": float(interval.high),
+            "compared": len(together),
+        }
+        for name, values in (
+            ("size", [len(each[method].sets[0]) for each in together]),
+            ("rank", [each[method].ranks[0] for each in together]),
+        ):
+            row |= _with_interval(name, values)
+        row["tested"] = float(np.mean([each[method].tested for each in explanations]))
+        rows[method] = row
+    return ExplanationSummary(pd.DataFrame.from_dict(rows, orient="index"))
+
+
+def _with_interval(name: str, values: Sequence[int]) -> dict[str, float | None]:
+    if len(values) < 2:
+        return {name: float(values[0]) if values else None, f"{name}_low": None, f"{name}_high": None}
+    mean = float(np.mean(values))
+    reach = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    return {name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}
