@@ -355,7 +355,7 @@ def _inner(output: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return own, both, steps
 
 
-def _ratio(part: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> tuple[float, float]:
+def _ratio(part: np.ndarray[Any, np.dtype[Any]], whole: np.ndarray[Any, np.dtype[Any]]) -> tuple[float, float]:
     """The square root of a ratio of means, and its standard error by the delta method."""
     ratio = max(0.0, float(part.mean() / whole.mean()))
     spread = float((part - ratio * whole).std(ddof=1)) / (float(whole.mean()) * math.sqrt(len(part)))
