@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from causal_probe.cli.options import AsJson, Device, Overwrite, show
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["recover"]
@@ -54,14 +54,12 @@ def recover(
             help="Sequences per step of joint training, or of the second stage. [default: 512 staged; joint: 4096 sgd, 1024 adamw]"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder for result.json, graph.json, recovered.json, the model and report.html.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a result of other settings in that folder.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print result.json alone on standard output.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a transformer on a task of known causal graph, read the graph out of it, and compare with the truth."""
     # torch and TransformerLens take seconds to import: --help needs neither.
@@ -85,12 +83,7 @@ def recover(
         overwrite=overwrite,
         progress=True,
     )
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
-    else:
-        typer.echo(repr(result))
-    if out is not None:
-        typer.echo(f"Report: {out / 'report.html'}", err=as_json)
+    show(result, as_json=as_json, out=out)
 
 
 def _numbers(text: str) -> list[int]:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from causal_probe.cli.options import AsJson, Device, Dtype, Model, Overwrite, show
+
 __all__ = ["scan"]
 
 
 def scan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder of a saved DisentangledTransformer or a Hugging Face model, a GGUF file, or a name on the hub.",
-        ),
-    ],
+    model: Model,
     templates: Annotated[
         str | None,
         typer.Option(
@@ -40,20 +35,16 @@ def scan(
     batch_size: Annotated[
         int | None, typer.Option(help="Sequences in a forward pass. [default: what 256 MiB hold]")
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float64, float32, float16 or bfloat16. [default: float32, or as it was saved]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Dtype = None,
+    device: Device = "auto",
     verify: Annotated[
         bool, typer.Option("--verify", help="Ablate the heads that stand out: does the model use them?")
     ] = False,
     top: Annotated[int, typer.Option(help="How many heads of a type are listed at most.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the sequences.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for scan.json, scan.csv and report.html.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a result of other settings in that folder.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print scan.json alone on standard output.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score every attention head of a model: previous-token, duplicate-token, induction and other heads."""
     # torch and TransformerLens take seconds to import: --help needs neither.
@@ -75,9 +66,4 @@ def scan(
         overwrite=overwrite,
         progress=True,
     )
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
-    else:
-        typer.echo(repr(result))
-    if out is not None:
-        typer.echo(f"Report: {out / 'report.html'}", err=as_json)
+    show(result, as_json=as_json, out=out)

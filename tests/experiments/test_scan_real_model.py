@@ -16,7 +16,9 @@ from causal_probe.probes import from_graph, head_graphs, repeated_tokens, templa
 
 pytestmark = pytest.mark.slow
 
-#: Scores on 50 random tokens repeated, after a BOS token.
+#: Scores on 50 random tokens repeated, after a BOS token, of another draw. Over five seeds of 32 sequences the means here are 0.887,
+#: 0.766, 0.738 and 0.884, with standard errors of 0.003, 0.004, 0.005 and 0.001 (while fragments of characters were drawn too: 0.881,
+#: 0.758, 0.723 and 0.882).
 KNOWN = {
     (18, 6, "induction"): 0.90,
     (17, 3, "induction"): 0.78,
@@ -28,15 +30,14 @@ KNOWN = {
 @pytest.fixture(scope="module")
 def found(smollm2: Any) -> ModelScan:
     options = {"templates": ["previous-token", "induction"], "bos": "yes", "period": 50}
-    return scan(smollm2, **options, sequences=16)
+    return scan(smollm2, **options, sequences=32)
 
 
 def test_its_known_heads(found: ModelScan) -> None:
     assert [row.name for row in found.rows("induction")][:3] == ["L18H6", "L17H3", "L17H4"]
     assert found.rows("previous-token")[0].name == "L16H0"
     for head, score in KNOWN.items():
-        # The known figures are of another draw, with an error of their own; the standard error here is about 0.01.
-        assert found.scores.of(*head).score == pytest.approx(score, abs=0.04)
+        assert found.scores.of(*head).score == pytest.approx(score, abs=0.03)
 
 
 def test_its_heads_graphs(smollm2: Any) -> None:

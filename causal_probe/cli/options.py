@@ -1,0 +1,32 @@
+"""What several commands share: options, and how a result is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["AsJson", "Device", "Dtype", "Model", "Overwrite", "show"]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder of a saved DisentangledTransformer or a Hugging Face model, a GGUF file, or a name on the hub.",
+    ),
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float64, float32, float16 or bfloat16. [default: float32, or as it was saved]")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result of other settings in that folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on standard output.")]
+
+
+def show(result: Any, *, as_json: bool, out: Path | None) -> None:
+    """Print a result, or its JSON alone, and where its report is."""
+    typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else repr(result))
+    if out is not None:
+        typer.echo(f"Report: {out / 'report.html'}", err=as_json)
