@@ -37,7 +37,8 @@ __all__ = ["LinearTransformer", "Mask"]
 
 Mask = Literal["context", "causal"]
 
-#: A stream of tokens. Only the mesa-optimizer's is complex.
+#: What goes in, and the residual stream. Only the mesa-optimizer's are complex.
+Tokens = Float[Tensor, "batch pos d_token"] | Complex[Tensor, "batch pos d_token"]
 Stream = Float[Tensor, "batch pos d_model"] | Complex[Tensor, "batch pos d_model"]
 
 
@@ -286,7 +287,7 @@ class LinearTransformer(HookedRootModule):
 
     # ------------------------------------------------------------------------------------------------------------ forward
 
-    def embed(self, input: Stream) -> Stream:
+    def embed(self, input: Tokens) -> Stream:
         """Tokens as the stream that layer 0 reads: x through the MLP if there is one, y as it is, then positions."""
         self._check(input)
         x = self._features(input)
@@ -296,7 +297,7 @@ class LinearTransformer(HookedRootModule):
             x = torch.cat([x, self.hook_pos_embed(here)], -1)
         return x
 
-    def forward(self, input: Stream, *, stop_at_layer: int | None = None) -> Stream:
+    def forward(self, input: Tokens, *, stop_at_layer: int | None = None) -> Stream:
         """The stream after the last layer, [batch, pos, d_model].
 
         Parameters
