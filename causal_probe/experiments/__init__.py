@@ -9,6 +9,7 @@ from causal_probe.experiments.descent import (
     interpolate,
     reference_algorithms,
 )
+from causal_probe.experiments.discover import TextDiscovery, discover
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
 from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
@@ -40,7 +41,9 @@ __all__ = [
     "check_model",
     "choose_graph",
     "choose_templates",
+    "TextDiscovery",
     "descent_alignment",
+    "discover",
     "feature_descent",
     "gradient_graph",
     "gradient_graphs",

@@ -63,7 +63,9 @@ class LoadedModel(NamedTuple):
     name: str
 
 
-def load_model(source: str | os.PathLike[str], *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:
+def load_model(
+    source: str | os.PathLike[str], *, dtype: str | None = None, device: str = "cpu", any_kind: bool = False
+) -> LoadedModel:
     """Load the model that ``source`` names.
 
     Parameters
@@ -77,6 +79,9 @@ def load_model(source: str | os.PathLike[str], *, dtype: str | None = None, devi
         its own, and everything else is read as float32, into which half precision goes without loss.
     device
         Where the weights go.
+    any_kind
+        Load a Hugging Face model as the class of transformers that its configuration names, encoders and classifiers among
+        them, instead of a causal language model.
 
     Raises
     ------
@@ -88,7 +93,7 @@ def load_model(source: str | os.PathLike[str], *, dtype: str | None = None, devi
         raise CausalProbeError(f"The dtype {dtype!r} was asked for; there are {', '.join(DTYPES)}.")
     path = Path(source).expanduser()
     if str(source) and path.is_dir():
-        loaded = _load_folder(path, path.resolve().name, dtype)
+        loaded = _load_folder(path, path.resolve().name, dtype, any_kind=any_kind)
     elif path.is_file():
         if path.suffix != ".gguf":
             raise CausalProbeError(
@@ -97,7 +102,7 @@ def load_model(source: str | os.PathLike[str], *, dtype: str | None = None, devi
             )
         loaded = _load_hugging_face(path.parent, path.stem, dtype, gguf_file=path.name)
     elif HUB_NAME.fullmatch(str(source)):
-        loaded = _load_folder(_download(str(source)), str(source), dtype)
+        loaded = _load_folder(_download(str(source)), str(source), dtype, any_kind=any_kind)
     else:
         raise CausalProbeError(
             f"There is no model {str(source)!r}: no such folder or file, and no name that a hub has."
@@ -108,7 +113,7 @@ def load_model(source: str | os.PathLike[str], *, dtype: str | None = None, devi
         raise CausalProbeError(f"The model can't be moved to the device {device!r}: {_first_line(error)}") from error
 
 
-def _load_folder(folder: Path, name: str, dtype: str | None) -> LoadedModel:
+def _load_folder(folder: Path, name: str, dtype: str | None, *, any_kind: bool) -> LoadedModel:
     if is_saved_model(folder):
         model: DisentangledTransformer = load(folder)
         return LoadedModel(model if dtype is None else model.to(DTYPES[dtype]), None, name)
@@ -117,7 +122,7 @@ def _load_folder(folder: Path, name: str, dtype: str | None) -> LoadedModel:
     ggufs = [file for file in files if file.endswith(".gguf")]
     if weights and "config.json" in files:
         _refuse_pickled_shards(folder)
-        return _load_hugging_face(folder, name, dtype)
+        return _load_hugging_face(folder, name, dtype, any_kind=any_kind)
     if len(ggufs) == 1:
         return _load_hugging_face(folder, Path(ggufs[0]).stem, dtype, gguf_file=ggufs[0])
     if ggufs:
@@ -150,7 +155,9 @@ def _refuse_pickled_shards(folder: Path) -> None:
         )
 
 
-def _load_hugging_face(folder: Path, name: str, dtype: str | None, *, gguf_file: str | None = None) -> LoadedModel:
+def _load_hugging_face(
+    folder: Path, name: str, dtype: str | None, *, gguf_file: str | None = None, any_kind: bool = False
+) -> LoadedModel:
     # Late: a hub of several hundred modules, and a DisentangledTransformer needs none of them.
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -161,7 +168,8 @@ def _load_hugging_face(folder: Path, name: str, dtype: str | None, *, gguf_file:
     has_tokenizer = gguf_file is not None or any((folder / file).is_file() for file in TOKENIZER_FILES)
     try:
         with _quiet():
-            found: Any = AutoModelForCausalLM.from_pretrained(
+            kind: Any = _kind_of(folder) if any_kind else AutoModelForCausalLM
+            found: Any = kind.from_pretrained(
                 folder,
                 dtype=DTYPES[dtype or "float32"],
                 attn_implementation="eager",
@@ -171,13 +179,26 @@ def _load_hugging_face(folder: Path, name: str, dtype: str | None, *, gguf_file:
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, **options) if has_tokenizer else None
     except Exception as error:  # what a broken or foreign file raises in transformers is of any kind
-        raise CausalProbeError(f"{name} can't be loaded as a causal language model: {_reason(error)}") from error
+        what = "" if any_kind else " as a causal language model"
+        raise CausalProbeError(f"{name} can't be loaded{what}: {_reason(error)}") from error
     model, info = found
     if missing := sorted(info["missing_keys"]):  # transformers would make them up at random
         raise CausalProbeError(
             f"{name} can't be loaded: its weights don't fit its configuration. Missing: {', '.join(missing[:3])}."
         )
     return LoadedModel(model.eval(), tokenizer, name)
+
+
+def _kind_of(folder: Path) -> Any:
+    """The class of transformers' own that a configuration names first."""
+    import transformers
+
+    content = read_json(folder / "config.json")
+    names = content.get("architectures") if isinstance(content, dict) else None
+    kind = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise CausalProbeError(f"{folder.name} names no model of transformers in its configuration; found {names!r}.")
+    return kind
 
 
 def _download(name: str) -> Path:

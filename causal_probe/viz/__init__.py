@@ -4,6 +4,7 @@ Every function returns an object and shows nothing by itself: a :class:`matplotl
 or circuitsvis' ``RenderedHTML``. A :class:`Report` gathers them in one HTML file that needs no network.
 
 - :func:`graph`: the true graph and the one that was found, in one drawing;
+- :func:`mixed`: a graph over the tokens of a text whose edges have a mark at either end;
 - :func:`blocks`: blocks of the attention matrices as heat maps;
 - :func:`heads`: one score for every head, as a heat map;
 - :func:`curves`: quantities against a common axis, with their standard errors;
@@ -19,6 +20,7 @@ from causal_probe.viz.curves import Curve, curves
 from causal_probe.viz.figure import write_svg
 from causal_probe.viz.graph import graph
 from causal_probe.viz.heads import heads
+from causal_probe.viz.mixed import mixed
 from causal_probe.viz.report import Attention, Code, Headline, Paragraph, Picture, Report, Section, Table
 from causal_probe.viz.training import training
 
@@ -37,6 +39,7 @@ __all__ = [
     "curves",
     "graph",
     "heads",
+    "mixed",
     "training",
     "write_svg",
 ]
