@@ -42,8 +42,10 @@ from causal_probe.training import (
     evaluate,
     fit,
     give_matcher,
+    give_slots,
     joint,
     staged,
+    staged_slots,
     task_loss,
 )
 from causal_probe.viz import Report
@@ -447,7 +449,7 @@ def choose_device(device: str) -> torch.device:
 def _stages(training: str, task: InContextMarkov, model: DisentangledTransformer, **options: Any) -> tuple[Stage, ...]:
     chosen = {name: value for name, value in options.items() if value is not None}
     if training == "staged":
-        return staged(n_positions=task.n_positions, **chosen)
+        return (staged if task.is_tree else staged_slots)(n_positions=task.n_positions, **chosen)
     if training == "joint":
         return joint(n_layers=len(model.heads), **chosen)
     raise CausalProbeError(f"training must be 'staged' or 'joint', not {training!r}.")
@@ -456,7 +458,9 @@ def _stages(training: str, task: InContextMarkov, model: DisentangledTransformer
 def _initialise(model: DisentangledTransformer, task: InContextMarkov, training: str, *, seed: int) -> tuple[str, ...]:
     """Set what the model starts from; say what was given."""
     if training == "staged":
-        return give_matcher(model)
+        if task.is_tree:
+            return give_matcher(model)
+        return give_slots(model, task, generator=generator(seed, "slots", device=model.W_U.device))
     if max(model.heads) > 1:
         # Heads of one layer that start equal stay equal. The authors' noise.
         device = model.W_U.device

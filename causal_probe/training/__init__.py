@@ -2,6 +2,7 @@
 
 from causal_probe.training.fit import History, evaluate, fit, task_loss
 from causal_probe.training.minimise import adam, minimise, regression_loss
+from causal_probe.training.slots import give_slots, staged_slots
 from causal_probe.training.stages import Optimizer, Schedule, Stage, give_matcher, joint, staged
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "evaluate",
     "fit",
     "give_matcher",
+    "give_slots",
     "joint",
     "minimise",
     "regression_loss",
     "staged",
+    "staged_slots",
     "task_loss",
 ]

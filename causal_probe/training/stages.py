@@ -7,7 +7,8 @@ then moves layer 0's (position, position) block alone: the graph. Stage 2 freeze
 Moving all of layer 0's A in stage 1 attains less: its token blocks compete for the same gradient.
 
 Where nodes have several parents, what is given asks for too little: the last token is at most one of the parents of the node
-to be predicted, so the parents in its slot are learnt and those in other slots are not.
+to be predicted, so the parents in its slot are learnt and those in other slots are not. :mod:`causal_probe.training.slots` gives
+each head a slot of its own.
 
 **Joint** training gives nothing: all weights start at zero (or at small noise) and move together.
 """
