@@ -24,7 +24,7 @@ from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.preflight import Finding, context_length, find_faults, preflight
 from causal_probe.hooks.record import PatternMeans, mean_heads, mean_patterns
 from causal_probe.hooks.self_test import Answer, self_test
-from causal_probe.hooks.tokens import SpecialTokens, content_tokens, special_tokens
+from causal_probe.hooks.tokens import SpecialTokens, content_tokens, special_tokens, text_start
 
 __all__ = [
     "Answer",
@@ -54,6 +54,7 @@ __all__ = [
     "resample_ablate",
     "self_test",
     "special_tokens",
+    "text_start",
     "to_hooked",
     "undisturbed",
     "uniform_row",

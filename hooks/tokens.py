@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel
 
-__all__ = ["SpecialTokens", "content_tokens", "special_tokens"]
+__all__ = ["SpecialTokens", "content_tokens", "special_tokens", "text_start"]
 
 #: What a decoder puts in the place of bytes that are no character.
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
@@ -88,6 +89,31 @@ def content_tokens(model: HookedModel) -> Int[Tensor, " token"]:
         texts = tokenizer.batch_decode(alone) if fast is None else fast.decode_batch(alone)
         content = [token for token, text in zip(content, texts, strict=True) if NO_CHARACTER not in text]
     return torch.tensor(content, dtype=torch.long)
+
+
+def text_start(model: HookedModel, bos: str) -> tuple[int, ...]:
+    """The tokens that come before a text.
+
+    Parameters
+    ----------
+    bos
+        ``"yes"``: the BOS token; ``"no"``: nothing; ``"auto"``: what the model's tokenizer puts there by itself.
+
+    Raises
+    ------
+    CausalProbeError
+        If it is none of these, or a BOS token is asked for and there is none.
+    """
+    special = special_tokens(model)
+    if bos == "auto":
+        return special.before
+    if bos == "no":
+        return ()
+    if bos != "yes":
+        raise CausalProbeError(f"bos is 'auto', 'yes' or 'no'; it is {bos!r}.")
+    if special.bos is None:
+        raise CausalProbeError("A BOS token was asked for, and the model names none. Say bos='no'.")
+    return (special.bos,)
 
 
 def added_by_itself(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

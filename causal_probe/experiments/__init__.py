@@ -14,6 +14,8 @@ from causal_probe.experiments.gradient_graph import gradient_graph, gradient_gra
 from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
+from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
+from causal_probe.experiments.leaderboard import Leaderboard, leaderboard
 from causal_probe.experiments.mesa import MesaOptimizer, MesaTraining, mesa_optimizer, mesa_recovery, train_mesa
 from causal_probe.experiments.recover import Recovery, Training, recover
 from causal_probe.experiments.reproductions import REPRODUCTIONS, Reproduction, reproduce
@@ -30,6 +32,8 @@ __all__ = [
     "REPRODUCTIONS",
     "GradientGraph",
     "GradientSlots",
+    "InContextGraph",
+    "Leaderboard",
     "MesaOptimizer",
     "MesaTraining",
     "ModelCheck",
@@ -48,7 +52,9 @@ __all__ = [
     "gradient_graph",
     "gradient_graphs",
     "gradient_slots",
+    "in_context_graph",
     "interpolate",
+    "leaderboard",
     "mesa_optimizer",
     "mesa_recovery",
     "open_model",

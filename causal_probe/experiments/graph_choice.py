@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import networkx as nx
@@ -12,7 +13,7 @@ from causal_probe.tasks import numpy_generator
 
 __all__ = ["FAMILIES", "choose_graph"]
 
-FAMILIES = ("chain", "pairs", "forest", "two-parent")
+FAMILIES = ("chain", "pairs", "forest", "two-parent", "lag-K")
 
 
 def choose_graph(
@@ -23,7 +24,7 @@ def choose_graph(
     Parameters
     ----------
     graph
-        ``"chain"``, ``"pairs"``, ``"forest"`` (drawn with ``root_probability`` from ``seed``), ``"two-parent"``; a file in
+        ``"chain"``, ``"pairs"``, ``"lag-2"`` (each node's parent is two before it; any number), ``"forest"`` (drawn with ``root_probability`` from ``seed``), ``"two-parent"``; a file in
         node-link JSON, GraphML or edge-list form; or a graph.
     positions
         Number of tokens T that the model sees. A tree has T - 1 nodes, a graph of several parents T + 1. Families and edge
@@ -45,6 +46,8 @@ def choose_graph(
         return graphs.chain(n - 1)
     if graph == "pairs":
         return graphs.pairs(n - 1)
+    if isinstance(graph, str) and (match := re.fullmatch(r"lag-([1-9]\d*)", graph)):
+        return graphs.lag(n - 1, k=int(match[1]))
     if graph == "forest":
         return graphs.random_forest(n - 1, root_probability=root_probability, seed=numpy_generator(seed, "graph"))
     if graph == "two-parent":

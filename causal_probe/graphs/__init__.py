@@ -48,7 +48,7 @@ from __future__ import annotations
 
 from causal_probe.graphs.check import check_graph, parent_lists
 from causal_probe.graphs.compare import GraphComparison, compare
-from causal_probe.graphs.families import chain, from_parents, pairs, random_dag, random_forest, two_parent_tree
+from causal_probe.graphs.families import chain, from_parents, lag, pairs, random_dag, random_forest, two_parent_tree
 from causal_probe.graphs.files import file_form, read_graph, write_graph
 from causal_probe.graphs.mixed import (
     arrowheads,
@@ -72,6 +72,7 @@ __all__ = [
     "is_mixed",
     "mixed_edges",
     "mixed_graph",
+    "lag",
     "pairs",
     "parent_lists",
     "random_dag",

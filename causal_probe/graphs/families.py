@@ -15,7 +15,7 @@ import numpy as np
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import is_integer, listing, show_node
 
-__all__ = ["chain", "from_parents", "pairs", "random_dag", "random_forest", "two_parent_tree"]
+__all__ = ["chain", "from_parents", "lag", "pairs", "random_dag", "random_forest", "two_parent_tree"]
 
 
 def chain(n: int) -> nx.DiGraph:
@@ -33,6 +33,24 @@ def chain(n: int) -> nx.DiGraph:
     """
     _check_size(n)
     return from_parents([None, *range(n - 1)])
+
+
+def lag(n: int, *, k: int) -> nx.DiGraph:
+    """Every node's parent is the node ``k`` before it; the first ``k`` nodes are roots. ``k = 1`` is the chain.
+
+    Raises
+    ------
+    CausalProbeError
+        If ``n`` or ``k`` is not a positive integer.
+
+    Examples
+    --------
+    >>> sorted(lag(5, k=2).edges)
+    [(0, 2), (1, 3), (2, 4)]
+    """
+    _check_size(n)
+    _check_size(k, name="k")
+    return from_parents([None if child < k else child - k for child in range(n)])
 
 
 def pairs(n: int) -> nx.DiGraph:

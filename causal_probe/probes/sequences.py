@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, content_tokens, context_length, describe, special_tokens
+from causal_probe.hooks import HookedModel, content_tokens, context_length, describe, text_start
 
 __all__ = ["Sequences", "ngram_tokens", "repeated_tokens"]
 
@@ -166,16 +166,6 @@ def _count(sequences: int | None, period: int) -> int:
 
 def _vocabulary(model: HookedModel, bos: str) -> tuple[Tensor, tuple[int, ...], int]:
     """The tokens that can be drawn, those that come first, and how many tokens fit after them."""
-    special = special_tokens(model)
-    if bos == "auto":
-        start = special.before
-    elif bos == "no":
-        start = ()
-    elif bos != "yes":
-        raise CausalProbeError(f"bos is 'auto', 'yes' or 'no'; it is {bos!r}.")
-    elif special.bos is None:
-        raise CausalProbeError("A BOS token was asked for, and the model names none. Say bos='no'.")
-    else:
-        start = (special.bos,)
+    start = text_start(model, bos)
     longest = context_length(model) or UNLIMITED
     return content_tokens(model), start, longest - len(start)

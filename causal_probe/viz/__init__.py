@@ -7,6 +7,7 @@ or circuitsvis' ``RenderedHTML``. A :class:`Report` gathers them in one HTML fil
 - :func:`mixed`: a graph over the tokens of a text whose edges have a mark at either end;
 - :func:`blocks`: blocks of the attention matrices as heat maps;
 - :func:`heads`: one score for every head, as a heat map;
+- :func:`table_map`: a small labelled table, as a heat map;
 - :func:`curves`: quantities against a common axis, with their standard errors;
 - :func:`training`: a loss curve beside its reference predictors;
 - :func:`attention`: attention patterns over the tokens of one sequence, by circuitsvis.
@@ -22,6 +23,7 @@ from causal_probe.viz.graph import graph
 from causal_probe.viz.heads import heads
 from causal_probe.viz.mixed import mixed
 from causal_probe.viz.report import Attention, Code, Headline, Paragraph, Picture, Report, Section, Table
+from causal_probe.viz.table_map import table_map
 from causal_probe.viz.training import training
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "graph",
     "heads",
     "mixed",
+    "table_map",
     "training",
     "write_svg",
 ]

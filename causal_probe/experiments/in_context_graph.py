@@ -1,0 +1,444 @@
+"""Can a model read a causal graph in its context, and does its answer use it?
+
+The paper's in-context task (:class:`~causal_probe.tasks.InContextMarkov`), with words of the model's own vocabulary for states. Two
+things are asked, and they are not the same. *Does a head see the graph?* Does the last token attend to the nodes whose parent
+carries the same word: the graph's own successor-of-parent template? *Does the answer use it?* Is the prediction of the next word
+better than what the words' frequencies give?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.check_model import open_model
+from causal_probe.experiments.graph_choice import choose_graph
+from causal_probe.experiments.recover import choose_device
+from causal_probe.experiments.state_words import StateWords
+from causal_probe.hooks import (
+    HookedModel,
+    Moments,
+    context_length,
+    describe,
+    preflight,
+    text_start,
+    to_hooked,
+    undisturbed,
+)
+from causal_probe.probes import (
+    Estimate,
+    HeadScore,
+    HeadScores,
+    Measured,
+    Verification,
+    scan,
+    successor_of_parent,
+    verify,
+)
+from causal_probe.probes.p_values import t_p_value
+from causal_probe.results import Citation, check_results_folder, cite, results_folder, to_jsonable, versions, write_json
+from causal_probe.tasks import InContextMarkov, generator, predictors
+
+if TYPE_CHECKING:
+    from causal_probe.viz import Report
+
+__all__ = ["InContextGraph", "WordBatch", "in_context_graph", "word_batches"]
+
+#: The answer uses the context if it beats the in-context unigram by a one-sided paired t-test at this level.
+LEVEL = 0.001
+#: Tokens in a forward pass.
+TOKENS = 4096
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WordBatch:
+    """Sequences of words, and what comes next.
+
+    Attributes
+    ----------
+    tokens
+        What the model reads.
+    states
+        The task's states, without what comes before the text.
+    target
+        Distribution of the next state.
+    words
+        The token of each state, by sequence.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    states: Int[Tensor, "batch node"]
+    target: Float[Tensor, "batch state"]
+    words: Int[Tensor, "batch state"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class InContextGraph:
+    """What :func:`in_context_graph` found. Losses are cross-entropies with the true next-state distribution, in nats.
+
+    Attributes
+    ----------
+    graph
+        The causal graph over the context.
+    losses
+        Mean over sequences and standard error: ``model`` (its distribution over the states' words, renormalized), ``model, all words``
+        (over its whole vocabulary), and the exact predictors ``uniform``, ``in-context unigram`` and ``known-graph``.
+    gain
+        Loss of the in-context unigram less that of ``model``, paired by sequence. Above 0: the answer uses more than frequencies.
+    skill
+        ``gain`` over what the known graph gains: 0 for the in-context unigram, 1 for the known graph, below 0 for a worse
+        answer. None where the known graph gains nothing.
+    scores
+        Every head against the graph's own successor-of-parent template, in the last row.
+    verification
+        Whether the model uses the heads that see the graph; None if that was not asked for, or there are none.
+    words
+        The words that stand for states.
+    settings, timings
+        All that was asked for; seconds.
+    """
+
+    graph: nx.DiGraph
+    losses: Mapping[str, Estimate]
+    gain: Estimate
+    skill: float | None
+    scores: HeadScores
+    verification: Verification | None
+    words: tuple[str, ...]
+    settings: Mapping[str, Any]
+    timings: Mapping[str, float]
+
+    @property
+    def carriers(self) -> tuple[HeadScore, ...]:
+        """The heads that see the graph, the largest score first: an excess above 0.5 by three standard errors."""
+        return tuple(sorted(self.scores.called(), key=lambda head: -(head.score or 0)))
+
+    @property
+    def best(self) -> HeadScore:
+        """The head with the largest score."""
+        return self.scores.top(self.scores.names[0], 1)[0]
+
+    @property
+    def answers(self) -> bool:
+        """Whether the answer beats the in-context unigram (one-sided paired t-test at 0.001)."""
+        return self.gain.value > 0 and self.gain.p_value <= LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """In words: what the heads see, and what the answer uses."""
+        n = len(self.carriers)
+        sees = f"{n} head{'s' * (n != 1)} see{'s' * (n == 1)} the graph" if n else "no head sees the graph"
+        uses = "the answer uses it" if self.answers and n else "the answer uses more than frequencies" if self.answers else (
+            "the answer does not use it" if n else "the answer uses no more than frequencies"
+        )  # fmt: skip
+        return f"{sees}; {uses}"
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result."""
+        s = self.settings
+        names = ("positions", "states", "alpha", "sequences", "bos", "words", "seed", "verify")
+        arguments = "".join(f", {name}={s[name]!r}" for name in names if s[name] is not None)
+        model = repr(s["model"]) if s["source"] == "loaded" else "model"
+        return (
+            f"from causal_probe import experiments\n\nexperiments.in_context_graph({model}, {s['graph']!r}{arguments})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``result.json``, in plain JSON types."""
+        verification = {} if self.verification is None else {"verification": self.verification.to_dict()}
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "in-context-graph",
+                    "format": 1,
+                    "model": self.scores.provenance["model"],
+                    "verdict": self.verdict,
+                    "losses": {
+                        name: {"value": each.value, "stderr": each.stderr} for name, each in self.losses.items()
+                    },
+                    "gain": self.gain._asdict(),
+                    "skill": self.skill,
+                    "carriers": [f"L{head.layer}H{head.head}" for head in self.carriers],
+                    **self.scores.to_dict(),
+                    **verification,
+                    "edges": sorted(self.graph.edges),
+                    "nodes": len(self.graph),
+                    "words": self.words,
+                    "timings": self.timings,
+                    "settings": self.settings,
+                    "versions": versions(),
+                }
+            )
+        )
+
+    def report(self) -> Report:
+        """The report on this result, to be written as one offline HTML file."""
+        from causal_probe.experiments.in_context_report import in_context_report
+
+        return in_context_report(self)
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write ``result.json`` and ``report.html`` into ``folder``, whole or not at all; return the report's path.
+
+        Raises
+        ------
+        CausalProbeError
+            If ``folder`` can't be written or holds something else.
+        """
+        with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
+            self.report().write(staging / "report.html")
+            write_json(staging / RESULT, {**self.to_dict(), "files": sorted(["report.html", RESULT])})
+        return Path(folder) / "report.html"
+
+    def cite(self) -> Citation:
+        """The papers behind this result, and what a methods section may say."""
+        s = self.settings
+        return cite(
+            "nichani2024",
+            methods=(
+                f"{self.scores.provenance['model']} read {s['sequences']} sequences of the in-context task of Nichani, Damian & Lee on the "
+                f"graph {s['graph']} with {s['states']} states (Dirichlet concentration {s['alpha']:g}) as single-token words. A head sees "
+                "the graph if the last token attends to the successors of nodes that carry it (excess above 0.5 by three standard errors)."
+            ),
+        )
+
+    def __repr__(self) -> str:
+        s = self.settings
+        lines = [
+            f"{self.scores.provenance['model']} on {s['graph']}, {s['states']} states, {len(self.graph) + 1} positions, "
+            f"{s['sequences']} sequences: {self.verdict}",
+            *(f"  loss {each.value:.3f} ± {each.stderr:.3f}  {name}" for name, each in self.losses.items()),
+            f"  gain over the in-context unigram {self.gain.value:.3f} ± {self.gain.stderr:.3f}"
+            + ("" if self.skill is None else f", skill {self.skill:.2f}"),
+        ]
+        verdicts = {} if self.verification is None else {(v.layer, v.head): v for v in self.verification.verdicts}
+        for head in (*self.carriers[:8], *([] if self.carriers else [self.best])):
+            found = verdicts.get((head.layer, head.head))
+            checked = (
+                ""
+                if found is None
+                else f", {found.verdict} (effect {found.effect.value:.3f} ± {found.effect.stderr:.3f} nats)"
+            )
+            spread = "" if head.stderr is None else f" ± {head.stderr:.3f}"
+            lines.append(
+                f"  L{head.layer}H{head.head}: score {head.score or 0:.3f}{spread}, chance {head.chance or 0:.3f}{checked}"
+            )
+        if len(self.carriers) > 8:
+            lines.append(f"  and {len(self.carriers) - 8} heads more")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def in_context_graph(
+    model: Any,
+    graph: str | Path | nx.DiGraph = "chain",
+    *,
+    positions: int | None = None,
+    states: int = 8,
+    alpha: float = 0.1,
+    sequences: int = 64,
+    words: Sequence[str] | None = None,
+    bos: str = "auto",
+    seed: int = 0,
+    verify: bool = False,
+    dtype: str | None = None,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> InContextGraph:
+    """Ask a model to read a causal graph in its context.
+
+    Parameters
+    ----------
+    model
+        What :func:`~causal_probe.models.load_model` takes (a folder, a GGUF file, a name on the hub), or a model.
+    graph, positions
+        As in :func:`~causal_probe.experiments.choose_graph`: ``"chain"``, ``"pairs"``, ``"lag-2"``, ``"forest"``, a file or a graph, in
+        which no node has two parents. Families have 64 positions by default, or as many as the context holds.
+    states, alpha
+        Of the task.
+    sequences
+        How many, at least 2.
+    words
+        A word for each state; by default every sequence draws its own (:class:`~causal_probe.experiments.state_words.StateWords`).
+    bos
+        Whether a BOS token comes first: ``"yes"``, ``"no"``, or ``"auto"``, what the tokenizer does by itself.
+    verify
+        Ablate the heads that see the graph: does the loss rise? It costs some hundred forward passes.
+    dtype, device
+        Of a model that is loaded here.
+    out, overwrite
+        Write the result into this folder. Whether that is possible is checked before any work.
+
+    Raises
+    ------
+    CausalProbeError
+        For any argument that can't be worked with (a word of several tokens, a graph longer than the context, a node with two
+        parents), and a model whose attention can't be measured. Nothing is written then.
+    """
+    started = time.perf_counter()
+    if sequences < 2:
+        raise CausalProbeError(f"A standard error needs two sequences or more; {sequences} were asked for.")
+    is_named = isinstance(model, (str, os.PathLike))
+    hooked: HookedModel
+    if not is_named:
+        hooked = to_hooked(model)
+    settings = {
+        "model": os.fspath(model) if is_named else describe(hooked)["model"],
+        "source": "loaded" if is_named else "given",
+        "graph": str(graph) if isinstance(graph, (str, Path)) else "given",
+        "positions": positions,
+        "states": states,
+        "alpha": alpha,
+        "sequences": sequences,
+        "words": None if words is None else list(words),
+        "bos": bos,
+        "seed": seed,
+        "verify": verify,
+        "dtype": dtype if is_named else describe(hooked)["dtype"],
+        "device": str(choose_device(device)) if is_named else describe(hooked)["device"],
+    }
+    if out is not None:
+        check_results_folder(out, settings=settings, overwrite=overwrite, result=RESULT)
+    if is_named:
+        hooked, _ = open_model(model, dtype=dtype, device=device)
+    start = text_start(hooked, bos)
+    room = context_length(hooked)
+    room = None if room is None else room - len(start)
+    if positions is None and isinstance(graph, str) and not Path(graph).exists():
+        positions = min(64, room or 64)
+    task = InContextMarkov(choose_graph(graph, positions=positions, seed=seed), states, alpha)
+    if not task.is_tree:
+        raise CausalProbeError(
+            "A node of the graph has two parents; a graph that is read in context has one parent a node at most."
+        )
+    if room is not None and task.n_positions > room:
+        raise CausalProbeError(
+            f"The graph makes {task.n_positions} positions, and the model's context has room for {room}. Take a smaller graph, or fewer "
+            "positions."
+        )
+    chosen = StateWords.choose(hooked, states, words)
+    batches = list(word_batches(hooked, task, chosen, sequences=sequences, start=start, seed=seed))
+    preflight(hooked, batches[0].tokens[:1])
+
+    losses, gain, skill = _losses(hooked, task, batches)
+    template = successor_of_parent(task.graph, first=len(start))
+    scores = scan(hooked, [batch.tokens for batch in batches], templates=[template], queries=[-1])
+    scanned = time.perf_counter()
+    verification = None
+    if verify and scores.called():
+        fresh = list(
+            word_batches(hooked, task, chosen, sequences=min(sequences, 16), start=start, seed=seed, stream="verify")
+        )
+        verification = _verify(scores, hooked, fresh, progress)
+    ended = time.perf_counter()
+    result = InContextGraph(
+        graph=task.graph,
+        losses=losses,
+        gain=gain,
+        skill=skill,
+        scores=scores,
+        verification=verification,
+        words=chosen.words,
+        settings=settings,
+        timings={"reading": scanned - started, "verifying": ended - scanned, "total": ended - started},
+    )
+    if out is not None:
+        result.save(out, overwrite=overwrite)
+    return result
+
+
+def word_batches(
+    model: HookedModel,
+    task: InContextMarkov,
+    words: StateWords,
+    *,
+    sequences: int,
+    start: Sequence[int] = (),
+    seed: int = 0,
+    stream: str = "read",
+) -> list[WordBatch]:
+    """Sequences of a task in a model's words, in batches that fit into a forward pass."""
+    source = generator(seed, f"{stream} in context")
+    drawn = task.sample(sequences, source)
+    names = words.draw(sequences, task.d_vocab, source)
+    first = torch.tensor(list(start), dtype=torch.long).expand(sequences, -1)
+    tokens = torch.cat([first, names.gather(1, drawn.tokens)], 1)
+    device = describe(model)["device"] or "cpu"
+    size = max(2, TOKENS // tokens.shape[1])
+    return [
+        WordBatch(*(values[at : at + size].to(device) for values in (tokens, drawn.tokens, drawn.target, names)))
+        for at in range(0, sequences, size)
+    ]
+
+
+def answer(logits: Float[Tensor, "batch pos d_vocab"], batch: WordBatch) -> tuple[Tensor, Tensor]:
+    """The loss of each sequence over the states' words alone, and over the whole vocabulary."""
+    last = logits[:, -1].double()
+    chosen = last.gather(1, batch.words)
+    target = batch.target.double()
+    own = -(target * chosen.log_softmax(-1)).sum(-1)
+    return own, (target * (last.logsumexp(-1, keepdim=True) - chosen)).sum(-1)
+
+
+def _losses(
+    model: HookedModel, task: InContextMarkov, batches: Sequence[WordBatch]
+) -> tuple[dict[str, Estimate], Estimate, float | None]:
+    found: dict[str, list[Tensor]] = {}
+    with undisturbed(model):
+        for batch in batches:
+            own, whole = answer(model(batch.tokens), batch)
+            target = batch.target.double()
+            each = {"model": own, "model, all words": whole}
+            for name, predict in (
+                ("uniform", predictors.uniform),
+                ("in-context unigram", predictors.in_context_unigram),
+                ("known-graph", predictors.known_graph),
+            ):
+                each[name] = predictors.cross_entropy(predict(task, batch.states).double(), target)
+            for name, values in each.items():
+                found.setdefault(name, []).append(values.cpu())
+    whole_of = {name: torch.cat(values) for name, values in found.items()}
+    unigram = whole_of["in-context unigram"]
+    gain = _estimate(unigram - whole_of["model"])
+    possible = float((unigram - whole_of["known-graph"]).mean())
+    return (
+        {name: _estimate(values) for name, values in whole_of.items()},
+        gain,
+        gain.value / possible if possible > 0 else None,
+    )
+
+
+def _verify(scores: HeadScores, model: HookedModel, batches: Sequence[WordBatch], progress: bool) -> Verification:
+    def measure(logits: Tensor, batch: Any) -> Measured:
+        own, _ = answer(logits, batch)
+        chosen = logits[:, -1].gather(1, batch.words).float()
+        logit = (batch.target.float() * chosen).sum(-1) - chosen.mean(-1)
+        return Measured(own, logit)
+
+    return verify(scores, model, batches, templates=scores.names, measure=measure, progress=progress)
+
+
+def _estimate(values: Float[Tensor, " sequence"]) -> Estimate:
+    moments = Moments.of(values)
+    mean, stderr = float(moments.mean), 0.0 if moments.stderr is None else float(moments.stderr)
+    return Estimate(mean, stderr, t_p_value(mean, stderr, len(values)))

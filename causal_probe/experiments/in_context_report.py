@@ -1,0 +1,159 @@
+"""The reports on reading graphs in context: of one model and graph, and of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from causal_probe import viz
+from causal_probe.results import versions
+from causal_probe.viz.report import Block
+
+if TYPE_CHECKING:
+    from causal_probe.experiments.in_context_graph import InContextGraph
+    from causal_probe.experiments.leaderboard import Leaderboard
+
+__all__ = ["in_context_report", "leaderboard_report"]
+
+WHAT_IS_ASKED = (
+    "The model read sequences whose words are drawn along a causal graph: each word's distribution depends on its parent's word, by "
+    "a table that is drawn anew for every sequence. The last word is any; the next one follows it by the same table. A predictor "
+    "that knows the graph counts, in the context, what followed the last word along the graph's edges."
+    "\n\n"
+    "A head sees the graph if the last word attends to the nodes whose parent carries the same word (successor-of-parent), with an "
+    "excess above 0.5 by three standard errors. Where a head looks is no evidence that the answer uses it: the answer does if its loss "
+    "is below that of the words' frequencies in the context."
+)
+
+#: Heat maps of larger models are unreadable.
+SHOWN_GRAPH = 40
+
+
+def in_context_report(result: InContextGraph) -> viz.Report:
+    """The report that ``causal-probe recover --model`` writes."""
+    model = result.scores.provenance["model"]
+    return viz.Report(
+        title=f"Does {model} read the graph in its context?",
+        summary=f"{result.settings['graph']}, {result.settings['states']} states: {result.verdict}.",
+        sections=[
+            viz.Section("Result", list(_answer(result))),
+            viz.Section("Which heads see the graph", list(_heads(result))),
+            viz.Section("The graph", list(_graph(result))),
+        ],
+        settings=result.settings,
+        versions=versions(),
+        call=result.call,
+        citation=result.cite(),
+    )
+
+
+def leaderboard_report(result: Leaderboard) -> viz.Report:
+    """The report that ``causal-probe leaderboard`` writes."""
+    return viz.Report(
+        title="Which causal structures can these models read in context?",
+        summary="; ".join(
+            f"{each.scores.provenance['model']}, {each.settings['graph']}: {each.verdict}" for each in result.readings
+        )
+        + ".",
+        sections=[viz.Section("Result", [viz.Paragraph(WHAT_IS_ASKED), *_maps(result), _table(result)])],
+        settings=result.settings,
+        versions=versions(),
+        call=result.call,
+        citation=result.readings[0].cite(),
+    )
+
+
+def _answer(result: InContextGraph) -> Iterator[Block]:
+    best = result.best
+    yield viz.Headline(
+        [
+            ("heads that see the graph", len(result.carriers), "excess above 0.5"),
+            ("best head", f"L{best.layer}H{best.head}", f"score {best.score or 0:.2f}, chance {best.chance or 0:.2f}"),
+            (
+                "loss",
+                f"{result.losses['model'].value:.2f}",
+                f"in-context unigram {result.losses['in-context unigram'].value:.2f}",
+            ),
+            (
+                "skill",
+                "undefined" if result.skill is None else f"{result.skill:.2f}".replace("-", "\N{MINUS SIGN}"),
+                "0: frequencies; 1: knows the graph",
+            ),
+        ]
+    )
+    yield viz.Paragraph(WHAT_IS_ASKED)
+    yield viz.Table(
+        ["predictor", "loss (nats)", "standard error"],
+        [(name, each.value, each.stderr) for name, each in result.losses.items()],
+        f"Cross-entropy with the true distribution of the next word, mean over {result.settings['sequences']} sequences. model: over the "
+        "states' words alone, renormalized.",
+    )
+
+
+def _heads(result: InContextGraph) -> Iterator[Block]:
+    name = result.scores.names[0]
+    if max(result.scores.heads) * len(result.scores.heads) > 1:
+        excess = [list(layer) for layer in result.scores.heatmap(name)]
+        yield viz.Picture(
+            viz.heads(excess, score_name="excess attention on the successors of the last word", limit=1.0),
+            "Every head, in the last row.",
+        )
+    verdicts = {} if result.verification is None else {(v.layer, v.head): v for v in result.verification.verdicts}
+    rows = []
+    for head in result.scores.top(name, 10):
+        found = verdicts.get((head.layer, head.head))
+        verdict = (
+            ("", "") if found is None else (found.verdict, f"{found.effect.value:.3f} ± {found.effect.stderr:.3f}")
+        )
+        rows.append(
+            (f"L{head.layer}H{head.head}", head.score, head.stderr, head.chance, head.excess, head.sink, *verdict)
+        )
+    yield viz.Table(
+        ["head", "score", "standard error", "chance", "excess", "sink", "verdict", "effect (nats)"],
+        rows,
+        "The ten heads with the largest score. Verdicts are given, where they were asked for, to those that see the graph.",
+    )
+    if result.verification is not None:
+        for joint in result.verification.joint.values():
+            yield viz.Paragraph(
+                f"Ablating the {len(joint.heads)} heads that see the graph together raises the loss by {joint.effect.value:.3f} ± "
+                f"{joint.effect.stderr:.3f} nats."
+            )
+
+
+def _graph(result: InContextGraph) -> Iterator[Block]:
+    if len(result.graph) <= SHOWN_GRAPH:
+        yield viz.Picture(viz.graph(result.graph), "Edges go from parent to child.")
+    else:
+        yield viz.Paragraph(f"{len(result.graph)} nodes and {result.graph.number_of_edges()} edges; not drawn.")
+
+
+def _maps(result: Leaderboard) -> Iterator[Block]:
+    yield viz.Picture(
+        viz.table_map(
+            result.table("excess"),
+            value_name="excess of the best head",
+            row_name="model",
+            column_name="graph",
+            limit=1.0,
+        ),
+        "Does a head see the graph? 1: all of the last word's attention is on the right nodes; 0: chance.",
+    )
+    yield viz.Picture(
+        viz.table_map(
+            result.table("skill").clip(lower=-1),
+            value_name="skill of the answer",
+            row_name="model",
+            column_name="graph",
+            limit=1.0,
+        ),
+        "Does the answer use it? 0: no better than the words' frequencies; 1: as good as knowing the graph. Values below "
+        "\N{MINUS SIGN}1 are drawn as \N{MINUS SIGN}1.",
+    )
+
+
+def _table(result: Leaderboard) -> viz.Table:
+    frame = result.to_pandas()
+    return viz.Table(
+        list(frame.columns), [tuple(row) for row in frame.itertuples(index=False)], "All figures. Losses in nats."
+    )

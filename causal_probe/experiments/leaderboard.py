@@ -1,0 +1,220 @@
+"""Which causal structures can a model read in its context? Several models, several graphs, one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pandas as pd
+from tqdm.auto import tqdm
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.check_model import open_model
+from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
+from causal_probe.experiments.in_context_report import leaderboard_report
+from causal_probe.hooks import describe, to_hooked
+from causal_probe.results import check_results_folder, results_folder, to_jsonable, versions, write_json, write_text
+from causal_probe.viz import Report
+
+__all__ = ["GRAPHS", "Leaderboard", "leaderboard"]
+
+#: What is asked by default.
+GRAPHS = ("chain", "pairs", "lag-2", "lag-3")
+RESULT = "leaderboard.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Leaderboard:
+    """What :func:`leaderboard` found: a reading for each model and graph, in that order.
+
+    Attributes
+    ----------
+    readings
+        One :class:`InContextGraph` each.
+    names
+        The name of each reading's model: its own, or that of its folder; with a number where several are the same.
+    settings
+        All that was asked for.
+    """
+
+    readings: tuple[InContextGraph, ...]
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each model and graph: the best head, its excess, the losses, gain and skill, and the verdict."""
+        return pd.DataFrame(self._rows())
+
+    def table(self, value: str = "skill") -> pd.DataFrame:
+        """One figure by model and graph.
+
+        Parameters
+        ----------
+        value
+            ``"excess"`` of the best head, ``"skill"`` of the answer, or any other column of :meth:`to_pandas` that holds numbers.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such column of numbers.
+        """
+        frame = self.to_pandas()
+        known = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name])]
+        if value not in known:
+            raise CausalProbeError(f"There is no figure {value!r}; there are {', '.join(known)}.")
+        order = {name: list(dict.fromkeys(frame[name])) for name in ("model", "graph")}
+        return frame.pivot(index="model", columns="graph", values=value).loc[order["model"], order["graph"]]
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result."""
+        arguments = "".join(
+            f", {name}={value!r}" for name, value in self.settings.items() if name != "models" and value is not None
+        )
+        return (
+            f"from causal_probe import experiments\n\nexperiments.leaderboard({self.settings['models']!r}{arguments})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``leaderboard.json``, in plain JSON types."""
+        readings = [{**each.to_dict(), "model": name} for each, name in zip(self.readings, self.names, strict=True)]
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "leaderboard",
+                    "format": 1,
+                    "readings": readings,
+                    "settings": self.settings,
+                    "versions": versions(),
+                }
+            )
+        )
+
+    def report(self) -> Report:
+        """The report, to be written as one offline HTML file."""
+        return leaderboard_report(self)
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write ``leaderboard.json``, ``leaderboard.csv`` and ``report.html`` into ``folder``, whole or not at all.
+
+        Raises
+        ------
+        CausalProbeError
+            If ``folder`` can't be written or holds something else.
+        """
+        with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
+            write_text(staging / "leaderboard.csv", self.to_pandas().to_csv(index=False))
+            self.report().write(staging / "report.html")
+            write_json(
+                staging / RESULT, {**self.to_dict(), "files": sorted(["leaderboard.csv", "report.html", RESULT])}
+            )
+        return Path(folder) / "report.html"
+
+    def __repr__(self) -> str:
+        shown = self.to_pandas().drop(columns=["excess_stderr", "gain", "gain_stderr"])
+        return str(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for each, name in zip(self.readings, self.names, strict=True):
+            best = each.best
+            yield {
+                "model": name,
+                "graph": each.settings["graph"],
+                "best head": f"L{best.layer}H{best.head}",
+                "excess": best.excess,
+                "excess_stderr": best.excess_stderr,
+                "heads": len(each.carriers),
+                **{name: each.losses[name].value for name in ("uniform", "in-context unigram", "known-graph")},
+                "loss": each.losses["model"].value,
+                "loss_stderr": each.losses["model"].stderr,
+                "gain": each.gain.value,
+                "gain_stderr": each.gain.stderr,
+                "skill": each.skill,
+                "verdict": each.verdict,
+            }
+
+
+def leaderboard(
+    models: Sequence[Any],
+    graphs: Sequence[str | Path | nx.DiGraph] = GRAPHS,
+    *,
+    positions: int | None = None,
+    states: int = 8,
+    alpha: float = 0.1,
+    sequences: int = 64,
+    bos: str = "auto",
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Leaderboard:
+    """Ask several models to read several causal graphs in their context.
+
+    Parameters
+    ----------
+    models
+        Each as in :func:`in_context_graph`; models that are named are loaded one after the other.
+    graphs
+        Each as in :func:`in_context_graph`.
+    positions, states, alpha, sequences, bos, seed, dtype, device
+        As in :func:`in_context_graph`; the same for all.
+    out, overwrite
+        Write the result into this folder. Whether that is possible is checked before any work.
+    progress
+        Show a bar on standard error.
+
+    Raises
+    ------
+    CausalProbeError
+        As :func:`in_context_graph`; or there is no model or no graph, or one is named twice.
+    """
+    if not models or not graphs:
+        raise CausalProbeError("A leaderboard needs a model and a graph at least.")
+    named = [os.fspath(model) if isinstance(model, (str, os.PathLike)) else None for model in models]
+    for what, names in (("model", [name for name in named if name]), ("graph", [str(graph) for graph in graphs])):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise CausalProbeError(f"The {what} {twice[0]} was named twice.")
+    options: dict[str, Any] = {
+        "positions": positions,
+        "states": states,
+        "alpha": alpha,
+        "sequences": sequences,
+        "bos": bos,
+        "seed": seed,
+    }
+    settings = {
+        "models": [name or "given" for name in named],
+        "graphs": [str(graph) if isinstance(graph, (str, Path)) else "given" for graph in graphs],
+        **options,
+    }
+    if out is not None:
+        check_results_folder(out, settings=settings, overwrite=overwrite, result=RESULT)
+    readings: list[InContextGraph] = []
+    names: list[str] = []
+    with tqdm(total=len(models) * len(graphs), disable=not progress, desc="reading") as bar:
+        for model in models:
+            hooked = (
+                open_model(model, dtype=dtype, device=device)[0]
+                if isinstance(model, (str, os.PathLike))
+                else to_hooked(model)
+            )
+            name = Path(model).name if isinstance(model, (str, os.PathLike)) else str(describe(hooked)["model"])
+            copies = sum(known == name or known.startswith(f"{name} (") for known in dict.fromkeys(names))
+            name = f"{name} ({copies + 1})" if copies else name
+            for graph in graphs:
+                names.append(name)
+                readings.append(in_context_graph(hooked, graph, **options))
+                bar.update()
+    result = Leaderboard(tuple(readings), tuple(names), settings)
+    if out is not None:
+        result.save(out, overwrite=overwrite)
+    return result

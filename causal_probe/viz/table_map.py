@@ -1,0 +1,93 @@
+"""A small labelled table as a heat map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.viz.figure import Drawing, drawing_style, set_title
+from causal_probe.viz.palette import DIVERGING, INK, PAPER, SEQUENTIAL
+from causal_probe.viz.text import clean
+
+__all__ = ["table_map"]
+
+#: Tables of more cells than this are no longer readable.
+MOST = 1600
+
+
+def table_map(
+    table: Any,
+    *,
+    value_name: str = "value",
+    row_name: str = "",
+    column_name: str = "",
+    title: str | None = None,
+    limit: float | None = None,
+) -> Figure:
+    """Draw a labelled table of numbers as a heat map, with the numbers in the cells.
+
+    Parameters
+    ----------
+    table
+        A pandas DataFrame of real numbers; missing ones stay blank.
+    value_name
+        What the numbers are, with their unit; it labels the colour bar.
+    row_name, column_name
+        What the rows and columns are; they label the axes.
+    title
+        A title above the drawing.
+    limit
+        The number at the end of the colour scale; the default is the largest in size. The scale starts at 0, or at ``-limit``
+        where there are negative numbers.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no number, a number is infinite, or there are more than 1,600 cells.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> figure = table_map(pd.DataFrame({"chain": [0.9, 0.1]}, index=["small", "large"]), value_name="excess")
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['small', 'large']
+    """
+    values = np.asarray(table, dtype=float)
+    if not values.size or not np.isfinite(values).any() or np.isinf(values).any():
+        raise CausalProbeError("A table is drawn if it holds finite numbers, and no infinite ones; this one does not.")
+    if values.size > MOST:
+        raise CausalProbeError(f"A table of at most {MOST} cells can be read; this one has {values.size}.")
+    largest = limit if limit is not None else float(np.nanmax(np.abs(values))) or 1.0
+    signed = bool(np.nanmin(values) < 0)
+    colours = (DIVERGING if signed else SEQUENTIAL).with_extremes(bad=PAPER)
+    rows, columns = [clean(str(name)) for name in table.index], [clean(str(name)) for name in table.columns]
+    decimals = 2 if largest < 10 else 1
+    with drawing_style():
+        longest = max(map(len, rows))
+        size = (0.62 * len(columns) + 0.085 * longest + 1.7, 0.34 * len(rows) + 0.06 * max(map(len, columns)) + 0.9)
+        figure = Drawing(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        scale = Normalize(-largest if signed else 0.0, largest)
+        image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
+        axes.set_yticks(range(len(rows)), rows, parse_math=False)
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 6 else 0, parse_math=False
+        )
+        axes.set(xlabel=column_name, ylabel=row_name)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                text = f"{value:.{decimals}f}"
+                text = text.removeprefix("-") if not float(text) else text.replace("-", "\N{MINUS SIGN}")
+                ink = "white" if abs(value) > 0.55 * largest else INK
+                axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+        bar = figure.colorbar(image, ax=axes, pad=0.02)
+        bar.set_label(clean(value_name), parse_math=False)
+        bar.outline.set_visible(False)
+        set_title(figure, title)
+    return figure
