@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import each_batch
 from causal_probe.hooks.check import HookedModel, attention_hook, live_hooks, require_hooks, undisturbed
 from causal_probe.hooks.moments import Moments
-from causal_probe.hooks.batches import each_batch
 
 __all__ = ["Route", "ScoreGradientMoments", "record_score_gradients"]
 
@@ -167,7 +167,7 @@ def _pieces(batches: Any, batch_size: int | None) -> Iterator[Any]:
         raise CausalProbeError(f"batch_size must be at least 1; it is {batch_size}.")
     for batch in each_batch(batches):
         if isinstance(batch, Tensor):
-            yield from (piece for piece in batch.split(batch_size or max(1, len(batch))) if len(piece))
+            yield from (piece for piece in torch.split(batch, batch_size or max(1, len(batch))) if len(piece))
         else:
             yield batch
 

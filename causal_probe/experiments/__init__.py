@@ -10,6 +10,7 @@ from causal_probe.experiments.descent import (
     reference_algorithms,
 )
 from causal_probe.experiments.discover import TextDiscovery, discover
+from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
 from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots

@@ -249,6 +249,11 @@ def _unpack(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"], 
     if isinstance(given, Batch):
         _require_tree(set(given.tables) == {1})
         return given.tokens.cpu(), given.target.cpu().float(), given.tables[1].cpu()
+    return (*own_tokens(given, d_vocab), None)
+
+
+def own_tokens(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"], Tensor]:
+    """A user's sequences [batch, T + 1] as checked tokens [batch, T] and one-hot targets, on the CPU."""
     tokens = torch.as_tensor(given.tokens if hasattr(given, "tokens") else given).cpu()
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise CausalProbeError(
@@ -264,7 +269,7 @@ def _unpack(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"], 
             f"Token {low if low < 0 else high} is outside the vocabulary; states are 0 to {states - 1} "
             f"({'d_vocab' if low >= 0 else 'negative numbers are none'})."
         )
-    return tokens[:, :-1], one_hot(tokens[:, -1], states).float(), None
+    return tokens[:, :-1], one_hot(tokens[:, -1], states).float()
 
 
 def _require_tree(is_tree: bool) -> None:

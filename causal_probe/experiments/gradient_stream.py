@@ -69,10 +69,15 @@ class GradientStream:
         """Mean over sequences, times the scale; 0 where j comes after i."""
         return self._total * self._past * (self.scale / self.seen)
 
+    def leading_of(self, evidence: Float[Tensor, "row pos pos"]) -> Int[Tensor, "row pos"]:
+        """For every child the earlier position with the largest entry; -1 for position 0."""
+        found = evidence.masked_fill(~self._earlier, float("-inf")).argmax(-1)
+        found[:, 0] = -1
+        return found
+
     def leading(self) -> Int[Tensor, "row pos"]:
         """For every child the earlier position with the largest mean; -1 for position 0 and before anything was seen."""
-        found = self._total.masked_fill(~self._earlier, float("-inf")).argmax(-1)
-        found[:, 0] = -1
+        found = self.leading_of(self._total)
         return found if self.seen else torch.full_like(found, -1)
 
     def block_means(self) -> tuple[Float[Tensor, "row block pos pos"], Float[Tensor, " block"]]:

@@ -67,7 +67,7 @@ class ScoreGradients:
         if self.stderr is None:
             return None
         error = self.stderr[layer][head]
-        return np.divide(found, error, out=np.zeros_like(found), where=error > 0)
+        return np.asarray(np.divide(found, error, out=np.zeros_like(found), where=error > 0))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per head: its largest entry, where it is, its standard error, and the route."""

@@ -110,7 +110,7 @@ def information(graph: nx.DiGraph, transition: Float[Tensor, "batch state state"
     pairs, where = np.unique(np.stack([up, down], -1).reshape(-1, 2), axis=0, return_inverse=True)
     sums = torch.zeros(2, 4, len(pairs), dtype=torch.float64)
     edge = 0.0
-    for chunk in transition.double().cpu().split(CHUNK):
+    for chunk in torch.split(transition.double().cpu(), CHUNK):
         mu = stationary_distribution(chunk)
         edge_chi2 = _chi2(_joint(mu, _powers(chunk, 1), 1, 0), mu)
         edge += float(edge_chi2.sum())

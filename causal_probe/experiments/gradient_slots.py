@@ -1,0 +1,316 @@
+"""Several parents from one gradient: one reduced model for each position that the last layer may ask about.
+
+With the last token as the only query, one gradient shows the parents of one slot at most. So the comparison in layer 2 is made with
+*every* position h in turn: evidence ``[query h, child, parent]``. Where h is a parent of the predicted node T, in slot a, the gradient is
+that of the a-th parent of every child; elsewhere it is a weaker echo, or an artefact of tokens that are drawn alike.
+
+Which positions are T's parents is decided by what they are good for. On sequences that the gradient has not seen, a set of
+queries predicts as an induction head of that order would: it counts the tokens of all positions whose leading earlier
+positions carry the queries' tokens, one per query (Krichevsky & Trofimov's half added to every count). Sets grow by one query as long
+as the best larger set lowers the loss, and loses by having any of its queries' tokens taken from another sequence (paired one-sided
+tests, corrected for all sets that were looked at). The size of the last set is the number of parents k.
+
+A first gradient sees each parent of a child through the average over the others, and a relative of it may lead. So the parents are then
+read together from the k-th mixed derivative at the same point, with respect to the patterns of k heads, one per query: to leading order
+in 1 / T it is the mean of u_i m_j m'_j' ..., and over the share of sequences in which j, j', ... all match, the mean of u_i where they do.
+The children's parents are the distinct positions that maximise it.
+
+Where the tables of transitions are known, whether a node has these parents at all is tested on the same unseen sequences, by the
+product of bets of :mod:`causal_probe.tasks.root_test`; the gradient of T's loss says nothing about nodes with fewer parents than T, whose
+transitions are of another table, so these are tested for each single parent, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from causal_probe import graphs
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.gradient_graph import LEVEL, own_tokens
+from causal_probe.experiments.gradient_queries import QueryChoice, Together, confirm_nodes, largest_distinct
+from causal_probe.experiments.gradient_stream import GradientStream
+from causal_probe.graphs import GraphComparison
+from causal_probe.hooks import each_batch
+from causal_probe.models import first_gradient
+from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.tasks import Batch
+
+__all__ = ["GradientSlots", "gradient_slots"]
+
+#: Sequences that are kept away from the gradient, for the choice of queries and the test of nodes.
+HELD_OUT = 8192
+#: Sequences from which the first gradients are taken, and queries chosen.
+EXPLORED = 2**16
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GradientSlots:
+    """What one gradient per query shows of a graph of several parents.
+
+    Attributes
+    ----------
+    evidence : NDArray, [query, child, parent]
+        Minus the mean gradient of the loss with respect to layer 1's pattern, with the token at ``query`` in the place of the last
+        one, times T / beta, over the share of sequences in which ``parent`` carries that token. In a tree task with the last token as
+        the query that share is 1 / S, and this is :attr:`GradientGraph.evidence`; a query in the middle is matched by
+        itself always, and by its relatives more often than by others, which alone would make their entries larger.
+    stderr : NDArray, [query, child, parent], or None
+        Its standard error.
+    queries : tuple[int, ...]
+        The positions that carry signal, ascending: the parents of node T. Empty if none lowers the loss.
+    gains : tuple[float, ...]
+        What each step of the choice gained, in nats on held-out sequences, beginning with the best single query over the
+        in-context unigram.
+    joint : NDArray, [child, parent, parent, ...]
+        The mixed derivative, one parent axis per query: the mean over sequences in which each parent carries its query's token, times
+        T / beta.
+    leading : NDArray, [slot, child]
+        Where ``joint`` is largest over distinct earlier positions; -1 for nodes that have not as many earlier ones.
+    first : NDArray, [slot, child]
+        The earlier position with the largest ``evidence`` under each of ``queries``: what the first gradients alone say.
+    parents : tuple, by node 0..T
+        The parents that were found, ascending; where tables are known only those that the test confirms, otherwise all that lead.
+    log_e_values : NDArray, by node 0..T-1, or None
+        Evidence against "this node is a root", in nats, of the parents that it was tested for with the best. None where tables are
+        not known.
+    sequences, held_out
+        How many the gradient saw, and how many it did not.
+    """
+
+    evidence: NDArray[np.float64]
+    stderr: NDArray[np.float64] | None
+    queries: tuple[int, ...]
+    gains: tuple[float, ...]
+    joint: NDArray[np.float64]
+    leading: NDArray[np.int64]
+    first: NDArray[np.int64]
+    parents: tuple[tuple[int, ...], ...]
+    log_e_values: NDArray[np.float64] | None
+    sequences: int
+    held_out: int
+    settings: Mapping[str, Any]
+
+    @property
+    def decided(self) -> bool:
+        """Whether it was tested which nodes have parents at all."""
+        return self.log_e_values is not None
+
+    @property
+    def graph(self) -> nx.DiGraph:
+        """The edges parent -> child over the nodes 0..T."""
+        return graphs.from_parents(self.parents)
+
+    def compare(self, truth: nx.DiGraph) -> GraphComparison:
+        """:func:`causal_probe.graphs.compare` with the truth, over all nodes up to T."""
+        return graphs.compare(self.graph, truth)
+
+    def swaps(self, truth: nx.DiGraph) -> tuple[int, ...]:
+        """The nodes whose parents are right, with the slots exchanged: query a names another slot's parent (slot 0 is the smallest)."""
+        found = []
+        for node, its in enumerate(self.parents[:-1]):
+            true = sorted(truth.predecessors(node))
+            if len(its) == len(self.queries) > 1 and list(its) == true and self.leading[:, node].tolist() != true:
+                found.append(node)
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number but the evidence, in plain JSON types."""
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "gradient slots",
+                    "format": 1,
+                    "decided": self.decided,
+                    "queries": self.queries,
+                    "gains": self.gains,
+                    "leading": self.leading,
+                    "parents": self.parents,
+                    "edges": list(self.graph.edges),
+                    "log_e_values": self.log_e_values,
+                    "sequences": self.sequences,
+                    "held_out": self.held_out,
+                    "settings": self.settings,
+                    "versions": versions(),
+                }
+            )
+        )
+
+    def cite(self) -> Citation:
+        """The paper, and one sentence for a methods section."""
+        return cite(
+            "nichani2024",
+            methods=(
+                "Parents were read from one gradient of the reduced transformer of Nichani et al. (2024) per query position, over "
+                f"{self.sequences:,} sequences; the queries were chosen by forward selection on {self.held_out:,} others (causal-probe "
+                f"{versions().get('causal-probe', '')})."
+            ),
+        )
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Gradient slots over {len(self.parents)} nodes: queries {list(self.queries)}, {self.graph.number_of_edges()} edges "
+            f"({self.sequences:,} sequences, {self.held_out:,} held out{'' if self.decided else '; roots are not decided'})",
+            *(f"  {node:>4} <- {', '.join(map(str, its)) or '-'}" for node, its in enumerate(self.parents)),
+        ]
+        return "\n".join(lines)
+
+
+def gradient_slots(
+    batches: Any,
+    *,
+    d_vocab: int | None = None,
+    beta: float = 1.0,
+    level: float = LEVEL,
+    held_out: int = HELD_OUT,
+    explored: int = EXPLORED,
+) -> GradientSlots:
+    """Read a graph of several parents from one gradient per query position.
+
+    Parameters
+    ----------
+    batches
+        As in :func:`gradient_graph`: batches of a k-parent task, or your
+        own tokens [batch, T + 1]. The first ``held_out`` sequences are kept away from the gradient.
+    d_vocab, beta, level
+        As in :func:`gradient_graph`.
+    held_out
+        Number of sequences on which queries are chosen and nodes are tested.
+    explored
+        Number of sequences from which the first gradients are taken; the mixed derivative is taken from these and all further ones.
+
+    Raises
+    ------
+    CausalProbeError
+        If there are fewer than two sequences beside the held-out ones, they differ in length, or an argument is out of range.
+    """
+    if held_out < 2:
+        raise CausalProbeError(f"held_out must be at least 2; it is {held_out}.")
+    study = _Study(beta=beta, level=level, held_out=held_out, explored=explored)
+    for given in each_batch(batches):
+        study.add(*_unpack(given, d_vocab if study.d_vocab is None else study.d_vocab))
+    return study.result()
+
+
+class _Study:
+    """First the held-out sequences, then those of the first gradients, then those of the mixed derivative, which are the former too."""
+
+    def __init__(self, *, beta: float, level: float, held_out: int, explored: int) -> None:
+        self.beta, self.level, self.held_out, self.explored = beta, level, held_out, explored
+        self.d_vocab: int | None = None
+        self.n = 0
+        self.seen = 0
+        self.kept: list[tuple[Tensor, Tensor, dict[int, Tensor]]] = []
+        self.n_kept = 0
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.stream: GradientStream
+        self.queries: tuple[int, ...] | None = None
+
+    def add(self, tokens: Tensor, target: Tensor, tables: dict[int, Tensor]) -> None:
+        if self.d_vocab is None:
+            self.d_vocab, self.n = target.shape[1], tokens.shape[1]
+            self.stream = GradientStream(self.n, self.n, scale=self.n / self.beta)
+            self.matched = torch.zeros(self.n, self.n, dtype=torch.float64)
+        if tokens.shape[1] != self.n:
+            raise CausalProbeError(
+                f"All sequences must be of one length; there are lengths {self.n} and {tokens.shape[1]}."
+            )
+        aside = min(self.held_out - self.n_kept, len(tokens))
+        if aside:
+            self.kept.append((tokens[:aside], target[:aside], {k: table[:aside] for k, table in tables.items()}))
+            self.n_kept += aside
+        tokens, target = tokens[aside:], target[aside:]
+        if not len(tokens):
+            return
+        self.seen += len(tokens)
+        if self.queries is not None:
+            self.joint.add(tokens, target)
+            return
+        for piece in self.stream.pieces(len(tokens)):
+            factors = [
+                first_gradient(tokens[piece], target[piece], beta=self.beta, query=query) for query in range(self.n)
+            ]
+            m = torch.stack([m for _, m in factors])
+            self.stream.add(torch.stack([u for u, _ in factors]), m)
+            self.matched += m.sum(1)
+        self.waiting.append((tokens, target))
+        if self.stream.seen >= self.explored:
+            self._choose()
+
+    def _choose(self) -> None:
+        # A position that never carries the query's token has an entry of 0.
+        self.share = (self.matched / self.stream.seen).clamp(min=1 / self.stream.seen)[:, None]
+        self.evidence = self.stream.mean / self.share
+        self.first = self.stream.leading_of(self.evidence)
+        self.tokens, self.target = (torch.cat([its[i] for its in self.kept]) for i in (0, 1))
+        together: dict[tuple[int, ...], Together] = {}
+
+        def lead_together(queries: tuple[int, ...]) -> Tensor:
+            together[queries] = Together(self.n, queries)
+            for tokens, target in self.waiting:
+                together[queries].add(tokens, target)
+            return largest_distinct(together[queries].mean())
+
+        choice = QueryChoice(self.tokens, self.target, self.first)
+        self.queries, self.gains = choice.run(lead_together, level=self.level)
+        self.joint = together.get(self.queries, Together(self.n, ()))
+        self.waiting.clear()
+
+    def result(self) -> GradientSlots:
+        if self.d_vocab is None:
+            raise CausalProbeError("There are no sequences. Give batches of a task, or tokens [batch, T + 1].")
+        if self.seen < 2:
+            raise CausalProbeError(
+                f"{self.n_kept} sequences were held out, and fewer than 2 are left for the gradient. Give more, or hold out fewer."
+            )
+        if self.queries is None:
+            self._choose()
+        assert self.queries is not None
+        n = self.n
+        joint = self.joint.mean()
+        led = largest_distinct(joint)
+        parents = [tuple(sorted(int(j) for j in led[:, node] if j >= 0)) for node in range(n)]
+        tables = {k: torch.cat([its[2][k] for its in self.kept]) for k in self.kept[0][2]}
+        log_e = None
+        if tables:
+            parents, log_e = confirm_nodes(self.tokens, tables, parents, level=self.level)
+        stderr = self.stream.stderr()
+        return GradientSlots(
+            evidence=self.evidence.numpy(),
+            stderr=None if stderr is None else (stderr / self.share).numpy(),
+            queries=self.queries,
+            gains=self.gains,
+            joint=joint.numpy(),
+            leading=led.numpy(),
+            first=self.first[list(self.queries)].numpy(),
+            parents=(*parents, self.queries),
+            log_e_values=log_e,
+            sequences=self.seen,
+            held_out=self.n_kept,
+            settings={
+                "positions": n,
+                "vocab": self.d_vocab,
+                "beta": self.beta,
+                "level": self.level,
+                "explored": self.explored,
+                "transitions": "known" if tables else "unknown",
+            },
+        )
+
+
+def _unpack(given: Any, d_vocab: int | None) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    if isinstance(given, Batch):
+        if max(given.tables) < 2:
+            raise CausalProbeError(
+                "No node of this task has several parents: use gradient_graph, which also tells roots apart."
+            )
+        return given.tokens.cpu(), given.target.cpu().float(), {k: table.cpu() for k, table in given.tables.items()}
+    tokens, target = own_tokens(given, d_vocab)
+    return tokens, target, {}
