@@ -11,6 +11,7 @@ from causal_probe.experiments.descent import (
 )
 from causal_probe.experiments.discover import TextDiscovery, discover
 from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
+from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
 from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
@@ -46,9 +47,12 @@ __all__ = [
     "check_model",
     "choose_graph",
     "choose_templates",
+    "ExplanationStudy",
     "TextDiscovery",
     "descent_alignment",
     "discover",
+    "explain_sentiment",
+    "explain_sessions",
     "feature_descent",
     "gradient_graph",
     "gradient_graphs",

@@ -201,7 +201,7 @@ class FisherZ:
             known.update(zip(fresh, self._compute(rows[list(fresh.values())]).tolist(), strict=True))
         return np.array([known[key] for key in keys])
 
-    def _compute(self, rows: Int[np.ndarray, "test order+2"]) -> Float[np.ndarray, " test"]:
+    def _compute(self, rows: Int[np.ndarray, "test columns"]) -> Float[np.ndarray, " test"]:
         order = rows.shape[1] - 2
         step = max(1, AT_ONCE // (order + 2) ** 2)
         parts = [
