@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import describe
+from causal_probe.hooks import HookedModel, describe
 from causal_probe.results import Citation, cite, versions
 
 __all__ = ["ImpliedStep", "ImpliedSteps", "implied_step"]
@@ -177,7 +177,8 @@ def implied_step(
             _step(layer, QK[layer], OV[layer], d_x, None if W0 is None else W0.to(QK), last=layer == n_layers - 1)
             for layer in range(n_layers)
         )
-    return ImpliedSteps(layers, {**describe(model), "versions": versions()})
+    named = describe(model) if isinstance(model, HookedModel) else {"model": type(model).__name__}
+    return ImpliedSteps(layers, {**named, "versions": versions()})
 
 
 def _step(layer: int, QK: Tensor, OV: Tensor, d_x: int, W0: Tensor | None, *, last: bool) -> ImpliedStep:
