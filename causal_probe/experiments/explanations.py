@@ -90,7 +90,7 @@ def explain_sentiment(
 
     Only a linear layer over the pooled output is trained (logistic regression), on 480 sentences of three classes: negative, neutral and
     positive, by one adjective (or the mask, which is neutral). Explained are sentences that are not neutral, read at [CLS], on the
-    average pattern of the last layer; tokens are replaced by the mask.
+    graphs of all heads of the last layer; tokens are replaced by the mask.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def explain_sessions(
     """A small recommender in the manner of BERT4Rec, trained on sessions and explained on others.
 
     Two layers, two heads, width 64; the last item is masked and predicted, with other items masked now and then. Explained is the item
-    that it puts first at the mask, on the average pattern of the last layer; items are replaced by the mask.
+    that it puts first at the mask, on the graphs of all heads of the last layer; items are replaced by the mask.
 
     Parameters
     ----------
@@ -296,11 +296,12 @@ def _explain(
 ) -> dict[str, Explanation]:
     row = torch.tensor([tokens])
     return probes.explain(
-        probes.discover(model, row, head="mean"),
+        probes.discover(model, row),
         outputs_of(model, kind, position=target),
         target=target,
         replacement=replacement,
         methods=METHODS,
+        head="any",
         fixed=fixed,
         max_size=max_size,
         max_tested=500,

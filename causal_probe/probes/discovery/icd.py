@@ -124,7 +124,9 @@ def _earlier_sets(search: Search, order: int, finished: set[tuple[int, int]]) ->
                 yield earlier, later, [(node,) for node in bits(graph.adjacent(later) & before & ~(1 << earlier))]
             else:
                 # The tree of a node is grown once in a round, before any of its edges is tested.
-                tree = tree or possible_d_sep(graph, later, depth=order, within=before | 1 << later)
+                tree = tree or possible_d_sep(
+                    graph, later, depth=order, within=before | 1 << later, stable=search.stable
+                )
                 allowed = _possible_ancestors(graph, later, before | 1 << later)
                 allowed |= _possible_ancestors(graph, earlier, (1 << earlier + 1) - 1)
                 try:
@@ -179,5 +181,5 @@ class Trees:
         if self._version != self._search.version:
             self._version, self._found = self._search.version, {}
         if node not in self._found:
-            self._found[node] = possible_d_sep(self._search.graph, node, depth=self._depth)
+            self._found[node] = possible_d_sep(self._search.graph, node, depth=self._depth, stable=self._search.stable)
         return self._found[node]

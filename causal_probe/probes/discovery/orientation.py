@@ -21,7 +21,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import combinations, pairwise
+from itertools import combinations, islice, pairwise
 from typing import TypeAlias
 
 from causal_probe.probes.discovery.marks import ARROW, TAIL, Marks, bits
@@ -42,7 +42,7 @@ def orient_pag(graph: Marks, separating: SeparatingSets, *, complete: bool, stab
     Pairs that are not joined and have no separating set count as separated by the empty one.
     """
     _apply([_colliders(separating)], graph, stable=stable, once=True)
-    _apply([_rule_1, _rule_2, _rule_3, _rule_4(separating)], graph, stable=stable)
+    _apply([_rule_1, _rule_2, _rule_3, _rule_4(separating, every_path=stable)], graph, stable=stable)
     if complete:
         _apply([_rule_5_together if stable else _rule_5, _rule_6, _rule_7], graph, stable=stable)
         _apply([_rule_8, _rule_9, _rule_10], graph, stable=stable)
@@ -126,24 +126,26 @@ def _rule_3(graph: Marks) -> Iterator[Proposal]:
                     yield ((d, b, ARROW),)
 
 
-def _rule_4(separating: SeparatingSets) -> Rule:
+def _rule_4(separating: SeparatingSets, *, every_path: bool) -> Rule:
     """A discriminating path (D, ..., A, B, C) for B, and B o-* C: B --> C if B separates D from C, else A <-> B <-> C."""
 
     def rule(graph: Marks) -> Iterator[Proposal]:
         for b in range(graph.n):
             for c in bits(graph.circle[b]):
                 for a in bits(graph.parents(c)):
-                    if graph.arrow[a] >> b & 1 and (d := _discriminating(graph, a, b, c)) is not None:
-                        if separating.get((min(c, d), max(c, d)), 0) >> b & 1:
-                            yield (b, c, ARROW), (c, b, TAIL)
-                        else:
-                            yield (b, a, ARROW), (a, b, ARROW), (b, c, ARROW), (c, b, ARROW)
+                    if graph.arrow[a] >> b & 1:
+                        # Where the data contradicts itself, paths from different nodes D can say different things.
+                        for d in islice(_discriminating(graph, a, b, c), None if every_path else 1):
+                            if separating.get((min(c, d), max(c, d)), 0) >> b & 1:
+                                yield (b, c, ARROW), (c, b, TAIL)
+                            else:
+                                yield (b, a, ARROW), (a, b, ARROW), (b, c, ARROW), (c, b, ARROW)
 
     return rule
 
 
-def _discriminating(graph: Marks, a: int, b: int, c: int) -> int | None:
-    """The far end D of a path D *-> ... <-> A <-* B *-* C: all between are colliders and parents of C, and D, C are apart."""
+def _discriminating(graph: Marks, a: int, b: int, c: int) -> Iterator[int]:
+    """The far ends D of paths D *-> ... <-> A <-* B *-* C, the shortest first: all between are colliders and parents of C, and D, C are apart."""
     ends = 1 << b | 1 << c
     parents = graph.parents(c)
     frontier, seen = 1 << a, ends | 1 << a
@@ -152,12 +154,11 @@ def _discriminating(graph: Marks, a: int, b: int, c: int) -> int | None:
         for here in bits(frontier):
             for d in bits(graph.arrow[here] & ~ends & ~(1 << a)):
                 if not graph.joined(d, c):
-                    return d
-                if not seen >> d & 1 and parents >> d & 1 and graph.arrow[d] >> here & 1:
+                    yield d
+                elif not seen >> d & 1 and parents >> d & 1 and graph.arrow[d] >> here & 1:
                     following |= 1 << d
         seen |= following
         frontier = following
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------ R5-R7: selection bias

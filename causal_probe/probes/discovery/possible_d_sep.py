@@ -13,7 +13,6 @@ References
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 
 from causal_probe.probes.discovery.marks import Marks, bits
 
@@ -76,8 +75,13 @@ class PossibleDSep:
         return sum(self.distance[node] for node in nodes)
 
 
-def possible_d_sep(graph: Marks, root: int, *, depth: int | None = None, within: int = -1) -> PossibleDSep:
+def possible_d_sep(
+    graph: Marks, root: int, *, depth: int | None = None, within: int = -1, stable: bool = True
+) -> PossibleDSep:
     """The tree of a node, to a depth (by default to its end), over the nodes in ``within``.
+
+    With ``stable`` all branches of a length grow together, and an edge is used up once they have: the order of the nodes plays no
+    part. Otherwise branches grow one after the other, nodes ascending, and each uses up its edge at once, as in the authors' code.
 
     Examples
     --------
@@ -87,28 +91,38 @@ def possible_d_sep(graph: Marks, root: int, *, depth: int | None = None, within:
     """
     adjacent = [graph.adjacent(node) & within for node in range(graph.n)]
     unused = list(adjacent)
-    unused[root] = 0
     branches: dict[int, list[int]] = {}
     distance: dict[int, int] = {}
-    waiting: deque[tuple[int, int, int, int]] = deque()
 
-    def grow(before: int, node: int, branch: int, length: int) -> None:
-        branches.setdefault(node, []).append(branch)
+    def use_up(edges: list[tuple[int, int]]) -> None:
+        for u, v in edges:
+            unused[u] &= ~(1 << v)
+            unused[v] &= ~(1 << u)
+
+    def note(node: int, branch: int, length: int) -> None:
+        if branch not in (known := branches.setdefault(node, [])):
+            known.append(branch)
         distance.setdefault(node, length)  # breadth first: the shortest comes first
-        waiting.append((before, node, branch, length))
 
-    for node in bits(adjacent[root]):
-        unused[node] &= ~(1 << root)
-        grow(root, node, 1 << node, 1)
-    while waiting:
-        before, node, branch, length = waiting.popleft()
+    level = [(root, node, 1 << node) for node in bits(adjacent[root])]
+    use_up([(root, node) for _, node, _ in level])
+    length = 1
+    while level:
+        for _, node, branch in level:
+            note(node, branch, length)
         if depth is not None and length >= depth:
-            continue
-        passable = adjacent[before]
-        if graph.arrow[node] >> before & 1:
-            passable |= graph.arrow[node]
-        for following in bits(unused[node] & passable & ~(1 << before)):
-            unused[node] &= ~(1 << following)
-            unused[following] &= ~(1 << node)
-            grow(node, following, branch | 1 << following, length + 1)
+            break
+        following: list[tuple[int, int, int]] = []
+        used: list[tuple[int, int]] = []
+        for before, node, branch in level:
+            passable = adjacent[before] | (graph.arrow[node] if graph.arrow[node] >> before & 1 else 0)
+            for onward in bits(unused[node] & passable & ~(1 << before)):
+                following.append((node, onward, branch | 1 << onward))
+                if stable:
+                    used.append((node, onward))
+                else:
+                    use_up([(node, onward)])
+        use_up(used)
+        # Two branches over the same nodes that end with the same edge grow alike.
+        level, length = list(dict.fromkeys(following)), length + 1
     return PossibleDSep(root, branches, distance)
