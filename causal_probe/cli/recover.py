@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from causal_probe.cli.options import AsJson, Device, Overwrite, show
+from causal_probe.cli.by_gradient import by_gradient
+from causal_probe.cli.options import AsJson, Device, Dtype, Overwrite, show
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["recover"]
 
 
+#: Options that say how a model is trained, with what they mean to one that is only read.
+ABOUT_TRAINING = {
+    "vocab": "the states are --states",
+    "heads": "it has its own",
+    "training": "nothing is trained",
+    "optimizer": "nothing is trained",
+    "learning_rate": "nothing is trained",
+    "steps": "nothing is trained",
+    "batch_size": "it follows from the length",
+    "root_probability": "give the forest as a file",
+}
+#: Options that say how a model is read.
+ABOUT_READING = ("states", "sequences", "bos", "words", "verify", "dtype")
+
+
 def recover(
     graph: Annotated[
         str,
-        typer.Option(help="chain, pairs, forest, two-parent, or a file in node-link JSON, GraphML or edge-list form."),
+        typer.Option(
+            help="chain, pairs, lag-2 (any number), forest, two-parent, or a file in node-link JSON, GraphML or edge-list form."
+        ),
     ] = "forest",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Train nothing: ask this model whether it reads the graph in its context. A folder, a GGUF file, or a name on "
+            "the hub; the states become words of its vocabulary."
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["training", "gradient"],
+        typer.Option(help="training: train a model and probe it. gradient: train nothing, read one gradient."),
+    ] = "training",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Token sequences of your own instead of a task: a .npy file of whole numbers [sequence, T + 1], the last token being "
+            "what came next. Parents are found by gradient; whether a position has one is not decided."
+        ),
+    ] = None,
     positions: Annotated[
         int | None, typer.Option(help="Tokens that the model sees, T. [default: the file's own, else 20]")
     ] = None,
@@ -60,10 +97,63 @@ def recover(
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    states: Annotated[int, typer.Option(help="With --model: number of states.")] = 8,
+    sequences: Annotated[
+        int,
+        typer.Option(
+            help="With --model or --method gradient: how many sequences. [default: 64; 32768 for a gradient, 131072 for several parents]",
+            show_default=False,
+        ),
+    ] = 64,
+    bos: Annotated[
+        Literal["auto", "yes", "no"],
+        typer.Option(help="With --model: whether a BOS token comes first; auto: what the tokenizer does by itself."),
+    ] = "auto",
+    words: Annotated[
+        str | None,
+        typer.Option(help="With --model: a word for each state, between commas. [default: drawn for every sequence]"),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="With --model: ablate the heads that see the graph; does the answer get worse?")
+    ] = True,
+    dtype: Dtype = None,
 ) -> None:
     """Train a transformer on a task of known causal graph, read the graph out of it, and compare with the truth."""
+    values = locals()
+    given = {name for name, option in inspect.signature(recover).parameters.items() if values[name] != option.default}
     # torch and TransformerLens take seconds to import: --help needs neither.
     from causal_probe import experiments
+
+    if data is not None or method == "gradient":
+        show(by_gradient(values, given), as_json=as_json, out=out)
+        return
+    if model is not None:
+        if named := [f"--{name.replace('_', '-')} ({why})" for name, why in ABOUT_TRAINING.items() if name in given]:
+            raise CausalProbeError(f"With --model these options mean nothing: {', '.join(named)}. Leave them out.")
+        show(
+            experiments.in_context_graph(
+                model,
+                graph,
+                positions=positions,
+                states=states,
+                alpha=alpha,
+                sequences=sequences,
+                words=None if words is None else [word.strip() for word in words.split(",")],
+                bos=bos,
+                seed=seed,
+                verify=verify,
+                dtype=dtype,
+                device=device,
+                out=out,
+                overwrite=overwrite,
+                progress=True,
+            ),
+            as_json=as_json,
+            out=out,
+        )
+        return
+    if named := [f"--{name}" for name in ABOUT_READING if name in given]:
+        raise CausalProbeError(f"{', '.join(named)} is about reading a model that is named with --model, and none was.")
 
     result = experiments.recover(
         graph,

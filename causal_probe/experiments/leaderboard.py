@@ -199,7 +199,7 @@ def leaderboard(
     if out is not None:
         check_results_folder(out, settings=settings, overwrite=overwrite, result=RESULT)
     readings: list[InContextGraph] = []
-    names: list[str] = []
+    labels: list[str] = []
     with tqdm(total=len(models) * len(graphs), disable=not progress, desc="reading") as bar:
         for model in models:
             hooked = (
@@ -208,13 +208,13 @@ def leaderboard(
                 else to_hooked(model)
             )
             name = Path(model).name if isinstance(model, (str, os.PathLike)) else str(describe(hooked)["model"])
-            copies = sum(known == name or known.startswith(f"{name} (") for known in dict.fromkeys(names))
+            copies = sum(known == name or known.startswith(f"{name} (") for known in dict.fromkeys(labels))
             name = f"{name} ({copies + 1})" if copies else name
             for graph in graphs:
-                names.append(name)
+                labels.append(name)
                 readings.append(in_context_graph(hooked, graph, **options))
                 bar.update()
-    result = Leaderboard(tuple(readings), tuple(names), settings)
+    result = Leaderboard(tuple(readings), tuple(labels), settings)
     if out is not None:
         result.save(out, overwrite=overwrite)
     return result

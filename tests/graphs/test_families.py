@@ -20,6 +20,9 @@ quick = settings(deadline=None, max_examples=50)
 
 GOLDEN = {
     "chain": (graphs.chain(5), [(), (0,), (1,), (2,), (3,)]),
+    "lag-1": (graphs.lag(3, k=1), [(), (0,), (1,)]),
+    "lag-3": (graphs.lag(5, k=3), [(), (), (), (0,), (1,)]),
+    "lag-9": (graphs.lag(3, k=9), [(), (), ()]),
     "pairs, odd": (graphs.pairs(5), [(), (0,), (), (2,), ()]),
     "pairs, even": (graphs.pairs(4), [(), (0,), (), (2,)]),
     "two parents": (graphs.two_parent_tree(9), [(), (), (0, 1), (1, 2), (1, 3), (2, 4), (2, 5), (3, 6), (3, 7)]),

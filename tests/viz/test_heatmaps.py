@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -132,3 +133,33 @@ def test_what_rounds_to_zero_has_no_sign() -> None:
 def test_bad_scores(scores: object, options: dict[str, float], message: str) -> None:
     with pytest.raises(CausalProbeError, match=re.escape(message)):
         viz.heads(scores, **options)
+
+
+# --------------------------------------------------------------------------------------------------------------- table_map
+
+
+def test_a_labelled_table() -> None:
+    table = pd.DataFrame([[0.5, np.nan], [-0.001, 1.0]], index=["<b>one</b>", "two"], columns=["chain", "lag-2"])
+    figure = viz.table_map(table, value_name="skill", row_name="model", column_name="graph", title="Who reads what")
+    axes, bar = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["0.50", "0.00", "1.00"]  # what is missing stays blank
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["<b>one</b>", "two"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["chain", "lag-2"]
+    assert (axes.get_ylabel(), axes.get_xlabel(), bar.get_ylabel()) == ("model", "graph", "skill")
+    assert axes.images[0].get_clim() == (-1.0, 1.0)
+    assert viz.table_map(table.abs()).axes[0].images[0].get_clim() == (0.0, 1.0)
+    assert "&lt;b&gt;" in to_svg(figure, prefix="t")
+
+
+@pytest.mark.parametrize(
+    ("table", "wording"),
+    [
+        (pd.DataFrame(), "finite numbers"),
+        (pd.DataFrame([[np.nan]]), "finite numbers"),
+        (pd.DataFrame([[np.inf, 1.0]]), "finite numbers"),
+        (pd.DataFrame(np.zeros((50, 50))), "at most 1600 cells"),
+    ],
+)
+def test_a_table_that_cannot_be_drawn(table: pd.DataFrame, wording: str) -> None:
+    with pytest.raises(CausalProbeError, match=wording):
+        viz.table_map(table)
