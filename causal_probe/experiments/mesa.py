@@ -185,7 +185,9 @@ def train_mesa(
         If the process is in real form, or training diverges.
     """
     if process.real:
-        raise CausalProbeError("The layer is trained in complex form; a real one that is the same needs tied heads.")
+        raise CausalProbeError(
+            "The process is in real form, and the layer is trained in complex form. Leave real=True out."
+        )
     model = mesa_step(process.d_x, process.n_positions, a=a, b=b)
     source = generator(seed, "mesa training")
     k1 = process.moments[0]

@@ -266,22 +266,22 @@ class LinearTransformer(HookedRootModule):
     # ------------------------------------------------------------------------------------------------------------ weights
 
     @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"] | Complex[Tensor, "layer head d_model d_head"]:
         """As in TransformerLens."""
         return torch.stack([block.attn.W_Q for block in self.blocks])
 
     @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"] | Complex[Tensor, "layer head d_model d_head"]:
         """As in TransformerLens."""
         return torch.stack([block.attn.W_K for block in self.blocks])
 
     @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"] | Complex[Tensor, "layer head d_model d_head"]:
         """As in TransformerLens."""
         return torch.stack([block.attn.W_V for block in self.blocks])
 
     @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"] | Complex[Tensor, "layer head d_head d_model"]:
         """As in TransformerLens."""
         return torch.stack([block.attn.W_O for block in self.blocks])
 
