@@ -71,7 +71,7 @@ def read_layer(
         )
     outputs = kept[-1]
     if outputs.ndim == 2:  # some bridges show all heads side by side
-        outputs = outputs.unflatten(-1, (int(model.cfg.n_heads), -1))
+        outputs = outputs.reshape(len(outputs), int(model.cfg.n_heads), -1)
     return outputs.transpose(0, 1)
 
 

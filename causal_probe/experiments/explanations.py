@@ -4,6 +4,9 @@ Both are small, so that they can be made anywhere, and planted, so that the trut
 item of a session caused the last one.
 """
 
+# transformers' constructors and torch's backward carry no types.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import dataclasses

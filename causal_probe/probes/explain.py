@@ -185,7 +185,7 @@ class _Judge:
         for row, nodes in zip(rows, sets, strict=True):
             row[[position for node in nodes for position in self.groups[node]]] = self.replacement
         with torch.no_grad():
-            parts = [self._outputs(part) for part in rows.split(self.batch_size)]
+            parts = [self._outputs(part) for part in torch.split(rows, self.batch_size)]
         values = torch.cat(parts).double().cpu().numpy()
         if values.ndim != 2 or len(values) != len(sets) or not np.isfinite(values).all():
             raise CausalProbeError(
@@ -344,7 +344,8 @@ class ExplanationSummary:
     table: pd.DataFrame
 
     def __repr__(self) -> str:
-        return self.table.round(3).to_string()
+        shown: str = self.table.round(3).to_string()
+        return shown
 
     def _repr_html_(self) -> str:
         return str(self.table.round(3).to_html())

@@ -186,7 +186,8 @@ def _one_input(model: Any, tokens: Any) -> Tensor:
     if limit is not None and row.shape[1] > limit:
         raise CausalProbeError(f"The text has {row.shape[1]} tokens and the model takes {limit}. Shorten the text.")
     vocabulary = getattr(config, "d_vocab", None) or getattr(config, "vocab_size", None)
-    if row.min() < 0 or (vocabulary and row.max() >= vocabulary):
+    vocabulary = int(vocabulary or row.max() + 1)
+    if row.min() < 0 or row.max() >= vocabulary:
         raise CausalProbeError(f"Tokens are numbers from 0 to {vocabulary - 1}; found {row.min()} to {row.max()}.")
     return row
 
@@ -204,7 +205,7 @@ def _heads(head: Any, n: int) -> list[int | None]:
 def _samples(model: Any, samples: Any, width: int | None) -> int:
     if samples == "auto":
         config: Any = getattr(model, "cfg", None) or getattr(model, "config", None)
-        return int(width or getattr(config, "d_model", 0) or getattr(config, "hidden_size", 0))
+        return width or int(getattr(config, "d_model", 0)) or int(getattr(config, "hidden_size", 0))
     if isinstance(samples, bool) or not isinstance(samples, (int, np.integer)) or samples < 4:
         raise CausalProbeError(f"samples is {samples!r}. It must be a number of at least 4, or 'auto'.")
     return int(samples)

@@ -62,7 +62,8 @@ def icd(
 def _near_sets(search: Search, order: int) -> Iterator[Candidates]:
     graph = search.graph
     if order == 0:
-        yield from ((i, j, [()]) for i, j in search.edges())
+        for i, j in search.edges():
+            yield i, j, [()]
     elif order == 1:
         for i, j in search.edges():
             sides = (graph.adjacent(i) & ~(1 << j), graph.adjacent(j) & ~(1 << i))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import networkx as nx
 import numpy as np
@@ -178,7 +178,7 @@ class FisherZ:
             )
         self.samples, self.alpha = samples, alpha
         self.tolerance = 10 * self.n * float(np.finfo(np.float64).eps) if tolerance is None else tolerance
-        self._known: dict[bytes, float] = {}
+        self._known: dict[Any, float] = {}  # by the bytes of (x, y, *given)
         self._counts: dict[int, list[float]] = {}  # tests, undefined, least variance
 
     @property
@@ -194,7 +194,7 @@ class FisherZ:
             return np.empty(0)
         pair = np.stack([np.minimum(x, y), np.maximum(x, y)], axis=1)
         rows = np.ascontiguousarray(np.concatenate([pair, np.sort(given, axis=1)], axis=1), dtype=np.int32)
-        keys: list[bytes] = rows.view(np.dtype((np.void, 4 * rows.shape[1]))).ravel().tolist()
+        keys: list[Any] = rows.view(np.dtype((np.void, 4 * rows.shape[1]))).ravel().tolist()
         known = self._known
         fresh = {key: row for row, key in enumerate(keys) if key not in known}
         if fresh:
