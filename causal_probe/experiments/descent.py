@@ -360,10 +360,11 @@ def _compare(
         return read(task.tokens(batch.x, batch.y, x_query))
 
     found = _with_sensitivities(by_model, batch.x_query)
-    theirs = [
-        _with_sensitivities(lambda x_query, a=algorithm: [a.predict(batch.x, batch.y, x_query)], batch.x_query)[0]
-        for algorithm in algorithms
-    ]
+
+    def by(algorithm: Algorithm) -> Callable[[Tensor], list[Tensor]]:
+        return lambda x_query: [algorithm.predict(batch.x, batch.y, x_query)]
+
+    theirs = [_with_sensitivities(by(algorithm), batch.x_query)[0] for algorithm in algorithms]
     grid = [[(ours, other) for other in theirs] for ours in found]
     measures: dict[str, Callable[[Any, Any], Tensor]] = {
         "cosine": lambda a, b: _cosine(a[1], b[1]),
@@ -402,7 +403,8 @@ def _with_sensitivities(
 
 
 def _cosine(a: Float[Tensor, "batch d"], b: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))  # NaN where one is zero
+    cosine: Tensor = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))  # NaN where one is zero
+    return cosine
 
 
 def _mean(values: NDArray[np.float64]) -> tuple[float | None, float | None]:

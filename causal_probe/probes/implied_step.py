@@ -153,7 +153,7 @@ def implied_step(
     CausalProbeError
         If the model has no such weights, or sizes don't go together.
     """
-    weights = {name: getattr(model, name, None) for name in ("W_Q", "W_K", "W_V", "W_O")}
+    weights: dict[str, Any] = {name: getattr(model, name, None) for name in ("W_Q", "W_K", "W_V", "W_O")}
     if missing := [name for name, value in weights.items() if not isinstance(value, Tensor) or value.ndim != 4]:
         raise CausalProbeError(
             f"A {type(model).__name__} has no weights {', '.join(missing)} [layer, head, ., .], from which a step could be read."

@@ -82,7 +82,7 @@ class Flow:
     @property
     def product(self) -> NDArray[np.float64]:
         """The product ab at each time."""
-        return self.a * self.b
+        return np.asarray(self.a * self.b)
 
 
 class AutoregressiveProcess:

@@ -27,9 +27,15 @@ __all__ = ["RegressionTask", "adam", "minimise", "regression_loss"]
 class RegressionTask(Protocol):
     """What is needed of a task of continuous tokens."""
 
-    n_positions: int
-    d_token: int
     d_out: int
+
+    @property
+    def n_positions(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def d_token(self) -> int:
+        """Width of a token."""
 
     def sample(
         self, batch_size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.figure import Drawing, drawing_style, set_title, style_axes
@@ -38,8 +39,8 @@ class Curve:
         Standard errors of ``y``, drawn as a band of two to each side; None: none.
     """
 
-    x: Sequence[float]
-    y: Sequence[float | None]
+    x: Sequence[float] | NDArray[Any]
+    y: Sequence[float | None] | NDArray[Any]
     error: Sequence[float] | None = None
 
 

@@ -31,7 +31,7 @@ def mesa(run: Run) -> Reproduction:
     """Training of the whole layer from normal and sparse starts and from all ones (their Figure 1 and 2)."""
     length = 30
     steps, batch, sequences = (200, 256, 2_048) if run.quick else (600, 1_024, 8_192)
-    laws = (("normal", 0.5), ("sparse", 1.0), ("ones", 1.0))
+    laws: tuple[tuple[str, float], ...] = (("normal", 0.5), ("sparse", 1.0), ("ones", 1.0))
     if not run.quick:
         laws = (*LAWS, ("ones", 1.0))
     lines: list[Line] = []
