@@ -11,8 +11,8 @@ from causal_probe.experiments.descent import (
 )
 from causal_probe.experiments.discover import TextDiscovery, discover
 from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
-from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
+from causal_probe.experiments.gradient_recovery import GradientRecovery, recover_by_gradient, recover_from_tokens
 from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
@@ -33,6 +33,7 @@ __all__ = [
     "FAMILIES",
     "REPRODUCTIONS",
     "GradientGraph",
+    "GradientRecovery",
     "GradientSlots",
     "InContextGraph",
     "Leaderboard",
@@ -64,6 +65,8 @@ __all__ = [
     "mesa_recovery",
     "open_model",
     "recover",
+    "recover_by_gradient",
+    "recover_from_tokens",
     "reference_algorithms",
     "reproduce",
     "scan",

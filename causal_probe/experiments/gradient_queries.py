@@ -99,6 +99,15 @@ class QueryChoice:
         counts = self.X.sum(1) + 0.5
         return -(self.target * (counts / counts.sum(-1, keepdim=True)).log()).sum(-1)
 
+    def _useless(self, queries: Sequence[int], led: Tensor) -> float:
+        """The largest p-value of "this query might as well carry another sequence's token", over the queries.
+
+        Fewer matches alone make a smoother prediction, which can be the better one where there is nothing to predict; with the
+        token of another sequence there are as few.
+        """
+        after = self.losses(queries, led)
+        return max(_p_value(self.losses(queries, led, elsewhere=i) - after) for i in range(len(queries)))
+
     def run(
         self, lead_together: Callable[[tuple[int, ...]], Tensor], *, level: float
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -115,14 +124,15 @@ class QueryChoice:
         while len(chosen) < n and n ** (len(chosen) + 2) <= MAX_JOINT:
             larger = sorted({tuple(sorted((*its, query))) for its in beam for query in range(n) if query not in its})
             beam = sorted(larger, key=lambda its: float(self.losses(its, self.first[list(its)]).mean()))[:BEAM]
+            # Sets in which some query is of no use even so are not worth the larger derivative.
+            beam = [its for its in beam if self._useless(its, self.first[list(its)]) <= level]
             led = {its: lead_together(its) for its in beam}
             beam.sort(key=lambda its: float(self.losses(its, led[its]).mean()))
+            if not beam:
+                break
             best = beam[0]
             after = self.losses(best, led[best])
-            # Against the smaller set, and against itself with any of its queries put elsewhere: fewer matches alone make a
-            # smoother prediction, and that can be the better one where there is nothing to predict.
-            rivals = [before, *(self.losses(best, led[best], elsewhere=i) for i in range(len(best)))]
-            if max(_p_value(rival - after) for rival in rivals) > level / len(larger):
+            if max(_p_value(before - after), self._useless(best, led[best])) > level / len(larger):
                 break
             gains.append(float((before - after).mean()))
             chosen, before = best, after

@@ -1,0 +1,132 @@
+"""The report on a graph that was read from gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from causal_probe import viz
+from causal_probe.experiments.gradient_result import GradientGraph
+from causal_probe.results import versions
+
+if TYPE_CHECKING:
+    from causal_probe.experiments.gradient_recovery import GradientRecovery
+
+__all__ = ["gradient_report"]
+
+#: More positions than this are not drawn as a heat map.
+DRAWN = 64
+
+
+def gradient_report(result: GradientRecovery) -> viz.Report:
+    """The report that ``causal-probe recover --method gradient`` writes."""
+    found, truth = result.found, result.truth
+    return viz.Report(
+        title="A causal graph, read from a gradient",
+        summary=(
+            "No model was trained. The gradient of an untrained two-layer model's loss with respect to its attention was taken once, and "
+            "its largest entries name each position's parent."
+            + (
+                ""
+                if found.decided
+                else " Whether a position has a parent at all is not decided: the transitions are not known."
+            )
+        ),
+        sections=[
+            viz.Section(
+                "Result",
+                [
+                    viz.Picture(
+                        viz.graph(result.recovered) if truth is None else viz.graph(truth, result.recovered),
+                        "An arc runs from parent to child."
+                        + ("" if truth is None else " The true graph above the line, the found one below it."),
+                    ),
+                    viz.Table(["what", "value"], result.rows()),
+                ],
+            ),
+            viz.Section("Evidence", [*_heat_maps(result), *_tables(result)]),
+        ],
+        settings=result.settings,
+        versions=versions(),
+        call=_call(result),
+        citation=result.cite(),
+    )
+
+
+def _heat_maps(result: GradientRecovery) -> list[viz.Picture]:
+    found = result.found
+    if isinstance(found, GradientGraph):
+        maps = {"gradient: child x parent": np.tril(found.evidence, -1)}
+    else:
+        maps = {f"query {query}: child x parent": np.tril(found.evidence[query], -1) for query in found.queries}
+    if not maps or next(iter(maps.values())).shape[0] > DRAWN:
+        return []
+    size = next(iter(maps.values())).shape[0]
+    edges = [] if result.truth is None else [(c, p) for p, c in result.truth.edges if c < size]
+    return [
+        viz.Picture(
+            viz.blocks(maps, marks=dict.fromkeys(maps, edges)),
+            "Minus the gradient with respect to layer 1's pattern, in the units of chi-square information."
+            + (" True edges are outlined." if edges else ""),
+        )
+    ]
+
+
+def _tables(result: GradientRecovery) -> list[viz.Table]:
+    found = result.found
+    if isinstance(found, GradientGraph):
+        table = found.to_pandas().astype(object)
+        table = table.where(table.notna(), None)
+        return [
+            viz.Table(
+                [
+                    "child",
+                    "leading parent",
+                    "evidence",
+                    "± s.e.",
+                    "margin",
+                    "± s.e.",
+                    "nats against a root",
+                    "decision",
+                ],
+                [tuple(row) for row in table.itertuples(index=False)],
+                "Margin: the largest entry minus the second-largest."
+                + (
+                    f" A node has a parent where the evidence against a root exceeds {found.limit:.1f} nats."
+                    if found.decided
+                    else ""
+                ),
+            )
+        ]
+    log_e = found.log_e_values
+    return [
+        viz.Table(
+            ["node", "parents", "nats against a root"],
+            [
+                (
+                    node,
+                    ", ".join(map(str, its)) or None,
+                    None if log_e is None or node >= len(log_e) else float(log_e[node]),
+                )
+                for node, its in enumerate(found.parents)
+            ],
+            f"The last node is the predicted one; its parents are the queries that carry signal. Gains: {', '.join(f'{g:.4f}' for g in found.gains)} nats.",
+        )
+    ]
+
+
+def _call(result: GradientRecovery) -> str:
+    s = result.settings
+    if s.get("data"):
+        return f"from causal_probe import experiments\n\nexperiments.recover_from_tokens({s['data']!r}, vocab={s['vocab']})"
+    names = ("positions", "vocab", "alpha", "root_probability", "seed", "sequences")
+    listed = ", ".join(f"{name}={s[name]!r}" for name in names if s[name] is not None)
+    if s["graph"] == "given":
+        parents = (
+            [sorted(result.truth.predecessors(node)) for node in range(len(result.truth))]
+            if result.truth is not None
+            else []
+        )
+        return f"from causal_probe import experiments, graphs\n\nexperiments.recover_by_gradient(graphs.from_parents({parents}), {listed})"
+    return f"from causal_probe import experiments\n\nexperiments.recover_by_gradient({s['graph']!r}, {listed})"
