@@ -1,11 +1,14 @@
 """Fitting models whose mechanism is known."""
 
+from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.training.fit import History, evaluate, fit, task_loss
+from causal_probe.training.many import fit_many
 from causal_probe.training.minimise import adam, minimise, regression_loss
 from causal_probe.training.slots import give_slots, staged_slots
 from causal_probe.training.stages import Optimizer, Schedule, Stage, give_matcher, joint, staged
 
 __all__ = [
+    "Checkpoint",
     "History",
     "Optimizer",
     "Schedule",
@@ -13,6 +16,7 @@ __all__ = [
     "adam",
     "evaluate",
     "fit",
+    "fit_many",
     "give_matcher",
     "give_slots",
     "joint",

@@ -15,6 +15,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.models.fast import last_logits
 from causal_probe.tasks import Batch, InContextMarkov
+from causal_probe.training.checkpoint import Checkpoint, Progress
 from causal_probe.training.stages import Stage
 
 __all__ = ["History", "evaluate", "fit", "task_loss"]
@@ -60,6 +61,9 @@ def fit(
     *,
     generator: torch.Generator,
     callback: Callback | None = None,
+    probe_every: int | None = None,
+    probe: Callback | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool = False,
 ) -> History:
     """Train ``model`` in place, stage by stage.
@@ -75,6 +79,11 @@ def fit(
     callback
         Called with (step, model) before every step and once after the last: to probe a model while it learns. Only the
         stage's weights require gradients then.
+    probe_every, probe
+        A second callback that is called at step 0, every ``probe_every`` steps, and once after the last.
+    checkpoint
+        Where the run is kept. If the file is there, the run goes on from it, and ends as if it had never been interrupted
+        (callbacks are not called again for the steps that were made). The file is left when the run ends.
     progress
         Show a tqdm bar, on standard error.
 
@@ -82,8 +91,12 @@ def fit(
     ------
     CausalProbeError
         If model and task differ in shape, the generator is on another device, a stage moves what the model does not have
-        (nothing is moved then), or the loss or the weights stop being finite.
+        (nothing is moved then), the checkpoint is not of this run, or the loss or the weights stop being finite.
     """
+    if (probe is None) != (probe_every is None) or (probe_every is not None and probe_every < 1):
+        raise CausalProbeError(
+            f"A probe is called every so many steps: give probe and probe_every (at least 1, not {probe_every}) together."
+        )
     if (model.d_vocab, model.n_positions) != (task.d_vocab, task.n_positions):
         raise CausalProbeError(
             f"The task has {task.d_vocab} states and {task.n_positions} positions; the model has {model.d_vocab} and "
@@ -97,11 +110,27 @@ def fit(
     names["W_U"] = model.W_U
     _check_moves(stages, names, position_only=_only_positions(model))
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    steps: list[tuple[int, str, float]] = []
-    sequences = 0
-    bar = tqdm(total=sum(stage.steps for stage in stages), disable=not progress, unit="step", dynamic_ncols=True)
+    threads = torch.get_num_threads()
+    made = (checkpoint.load(model, generator) if checkpoint is not None else None) or Progress(0, 0, [], {})
+    losses = made.losses
+    total = sum(stage.steps for stage in stages)
+    bar = tqdm(total=total, disable=not progress, unit="step", dynamic_ncols=True)
+    bar.update(len(losses))
+
+    def look() -> None:
+        if callback is not None:
+            callback(len(losses), model)
+        if probe is not None and probe_every is not None and (len(losses) % probe_every == 0 or len(losses) == total):
+            probe(len(losses), model)
+
+    def keep(index: int, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        if checkpoint is not None:
+            moments = {} if optimizer is None else optimizer.state_dict()["state"]
+            checkpoint.save(model, generator, Progress(index, step, losses, moments))
+
     try:
-        for stage in stages:
+        for index, stage in enumerate(stages[made.stage :], start=made.stage):
+            first = made.step if index == made.stage else 0
             moving = {"A0" if name == "A0.position" else name for name in stage.moves}
             for name, parameter in names.items():
                 parameter.requires_grad_(name in moving)
@@ -109,10 +138,13 @@ def fit(
             position_only = "A0" not in stage.moves and _only_positions(model)
             moved = [names[name] for name in sorted(moving)]
             optimizer = _optimizer(stage, moved)
+            if first and made.optimizer:
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": made.optimizer})
             bar.set_description(stage.name)
-            for step in range(stage.steps):
-                if callback is not None:
-                    callback(len(steps), model)
+            for step in range(first, stage.steps):
+                if checkpoint is not None and step > first and step % checkpoint.every == 0:
+                    keep(index, step, optimizer)
+                look()
                 for group in optimizer.param_groups:
                     group["lr"] = stage.rate_at(step)
                 batch = task.sample(stage.batch_size, generator, dtype=model.W_U.dtype)
@@ -123,38 +155,38 @@ def fit(
                 if not value < float("inf"):
                     cause = (
                         f"learning rate {stage.learning_rate:g} is"
-                        if steps
+                        if losses
                         else "weights that the model began with are"
                     )
                     raise CausalProbeError(
-                        f"The loss is {value} at step {len(steps)} ({stage.name}): the {cause} too large."
+                        f"The loss is {value} at step {len(losses)} ({stage.name}): the {cause} too large."
                     )
                 for parameter, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
                     parameter.grad = gradient
                 optimizer.step()
-                sequences += stage.batch_size
-                steps.append((len(steps), stage.name, value))
+                losses.append(value)
                 bar.update()
                 if step % 10 == 0:
                     bar.set_postfix(loss=f"{value:.4f}")
             # No later loss may tell what the stage's last step did.
             if not all(bool(torch.isfinite(parameter).all()) for parameter in moved):
                 raise CausalProbeError(
-                    f"The weights are not finite after {len(steps)} steps ({stage.name}): the learning rate "
+                    f"The weights are not finite after {len(losses)} steps ({stage.name}): the learning rate "
                     f"{stage.learning_rate:g} is too large."
                 )
-        if callback is not None:
-            callback(len(steps), model)
+            keep(index + 1, 0, None)
+        look()
     finally:
         bar.close()
+        torch.set_num_threads(threads)
         for parameter, flag, kept in before:
             parameter.requires_grad_(flag)
             parameter.grad = kept
     return History(
-        step=tuple(s for s, _, _ in steps),
-        stage=tuple(name for _, name, _ in steps),
-        loss=tuple(value for _, _, value in steps),
-        sequences=sequences,
+        step=tuple(range(total)),
+        stage=tuple(stage.name for stage in stages for _ in range(stage.steps)),
+        loss=tuple(losses),
+        sequences=sum(stage.steps * stage.batch_size for stage in stages),
     )
 
 

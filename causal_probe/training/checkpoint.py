@@ -1,0 +1,164 @@
+"""Checkpoints of a training run: what is needed to go on as if nothing had happened, in one file that is written atomically.
+
+The file is safetensors: the weights, the optimiser's moments, the random generator's state, the losses so far, and, as the bytes of a
+JSON text, the settings that the run must share with the one that goes on. Nothing is pickled.
+
+A run that goes on is equal to one that was never interrupted to the last bit, on the same machine and with the same number of
+threads: sums over a batch differ between one thread and two. The number is recorded, and taken up again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import nn
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.results import to_jsonable, write_arrays
+
+__all__ = ["Checkpoint", "Progress"]
+
+KIND = "causal-probe checkpoint"
+FORMAT = 1
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is: what :func:`~causal_probe.training.fit` goes on from.
+
+    Attributes
+    ----------
+    stage, step
+        Index of the stage, and how many of its steps are made.
+    losses
+        Of all steps so far, across stages.
+    optimizer
+        Moments of the stage's optimiser by parameter and name.
+    """
+
+    stage: int
+    step: int
+    losses: list[float]
+    optimizer: dict[int, dict[str, torch.Tensor]]
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """Where a run is kept.
+
+    Attributes
+    ----------
+    path
+        The file. Its folder must exist.
+    settings
+        What identifies the run, in plain JSON types: a checkpoint of other settings is refused.
+    every
+        A checkpoint is written after so many steps, at the end of a stage, and at the end.
+    notes
+        What a callback has to remember, in plain JSON types; it is saved and comes back.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    every: int = 50
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def save(self, model: nn.Module, generator: torch.Generator, progress: Progress) -> None:
+        """Write the state between two steps; a reader, or a kill, sees the old file or the new one."""
+        head = {
+            "kind": KIND,
+            "format": FORMAT,
+            "settings": to_jsonable(self.settings),
+            "notes": to_jsonable(self.notes),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "stage": progress.stage,
+            "step": progress.step,
+        }
+        arrays = {f"weights.{name}": _array(tensor) for name, tensor in model.state_dict().items()}
+        for index, moments in progress.optimizer.items():
+            arrays |= {f"optimizer.{index}.{name}": _array(tensor) for name, tensor in moments.items()}
+        arrays["generator"] = _array(generator.get_state())
+        arrays["losses"] = np.asarray(progress.losses, dtype=np.float64)
+        arrays["json"] = np.frombuffer(json.dumps(head, allow_nan=False).encode(), dtype=np.uint8)
+        write_arrays(self.path, arrays)
+
+    def load(self, model: nn.Module, generator: torch.Generator) -> Progress | None:
+        """Put weights, random state and the number of threads back, and say how far the run was; None without a file.
+
+        Raises
+        ------
+        CausalProbeError
+            If the file is broken, or of another kind, version of torch, settings or shape, or the number of threads can't be had.
+            Nothing is changed then.
+        """
+        if not self.path.exists():
+            return None
+        head, arrays = self._read()
+        if head["settings"] != to_jsonable(self.settings):
+            raise CausalProbeError(
+                f"{self.path} is the checkpoint of a run with other settings. Delete it to start anew, or run with its settings."
+            )
+        if head["torch"] != torch.__version__:
+            raise CausalProbeError(
+                f"{self.path} was written with torch {head['torch']}; this is {torch.__version__}, which may round in another way. "
+                "Delete it to start anew."
+            )
+        weights = {
+            name.removeprefix("weights."): torch.from_numpy(a) for name, a in arrays.items() if name[:8] == "weights."
+        }
+        own = model.state_dict()
+        if {n: (w.shape, w.dtype) for n, w in weights.items()} != {n: (w.shape, w.dtype) for n, w in own.items()}:
+            raise CausalProbeError(f"The weights in {self.path} don't fit the model. Delete it to start anew.")
+        before = torch.get_num_threads()
+        torch.set_num_threads(int(head["threads"]))
+        if torch.get_num_threads() != head["threads"]:
+            torch.set_num_threads(before)
+            raise CausalProbeError(
+                f"{self.path} was written with {head['threads']} threads, which can't be had here: sums would differ in the last "
+                "digits. Delete it to start anew."
+            )
+        optimizer: dict[int, dict[str, torch.Tensor]] = {}
+        for name, array in arrays.items():
+            if name.startswith("optimizer."):
+                _, index, moment = name.split(".")
+                optimizer.setdefault(int(index), {})[moment] = torch.from_numpy(array)
+        model.load_state_dict(weights)
+        generator.set_state(torch.from_numpy(arrays["generator"]))
+        self.notes.clear()
+        self.notes.update(head["notes"])
+        return Progress(head["stage"], head["step"], arrays["losses"].tolist(), optimizer)
+
+    def delete(self) -> None:
+        """Remove the file, if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            arrays = load_file(self.path)
+            head = json.loads(bytes(arrays.pop("json")).decode())
+            if head["kind"] != KIND or head["format"] != FORMAT or not {"generator", "losses"} <= set(arrays):
+                raise ValueError("it is of another kind or format")
+            if not all(type(head[name]) is int for name in ("stage", "step", "threads")):
+                raise ValueError("its numbers are damaged")
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CausalProbeError(
+                f"{self.path} is no checkpoint that can be read ({error}). Delete it to start anew."
+            ) from error
+        return head, arrays
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    return np.asarray(tensor.detach().cpu().numpy())
