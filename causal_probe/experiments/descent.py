@@ -1,6 +1,6 @@
 """Which algorithm does a model run on the examples that it sees in context, and after how many layers?
 
-The metrics are those of von Oswald et al. 2022 (section 3), each a mean over sequences, between a model and an algorithm that both
+The metrics are those of von Oswald et al. 2022, each a mean over sequences, between a model and an algorithm that both
 predict y_q from the examples and x_q:
 
 - **sensitivity cosine**: of d prediction / d x_q of both (all outputs flattened); 1 for equal directions, 0 is chance for unrelated;

@@ -1,6 +1,6 @@
 """What does a layer copy, of continuous tokens: the share of its output at a position that each input position determines.
 
-The measure of von Oswald et al. 2022 (section 6, Figure 7): the norm of the derivative of the residual stream behind a layer, at
+The measure of von Oswald et al. 2022: the norm of the derivative of the residual stream behind a layer, at
 position i, in the input at position j. Here it is the derivative of the *attention's output* alone, since the residual stream adds
 the position's own input whatever the layer does: ``sensitivity[i, j]`` is the mean over sequences of the Frobenius norm of
 d attn_out_i / d token_j. A layer that copies its left neighbour has all of it at j = i - 1.

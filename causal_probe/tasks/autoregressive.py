@@ -12,7 +12,7 @@ k1 = E x_j^4, k2 = E x_j^6, k3 = sum_{r != j} E x_j^2 x_r^4, ::
     p*      = k1 / (k2 + k3 / (T-2) sum_{t=2}^{T-1} 1 / (t-1))
 
 since E Re<M_t, x_{t+1}> = d k1 and E|M_t|^2 = d (k2 + k3 / (t-1)) for M_t = sum_{j<t} x_{j+1} x_j^* x_t / (t-1): all other terms carry a
-phase with mean zero. (Derived for this package; the paper's Theorem 4.1 is its limit.)
+phase with mean zero. (Derived for this package.)
 
 **When it recovers W.** As train and test length grow, the layer's estimate of W is p diag(|x_1|^2) W with p = k1 / k2: it is W on the
 coordinates that x_1 has if and only if every |x_1j| is 0 or sqrt(k2 / k1), the *moment condition*.

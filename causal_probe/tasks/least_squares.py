@@ -1,7 +1,7 @@
 r"""What is possible on in-context linear regression: gradient descent with the best steps, ridge, least squares.
 
 On examples (x_j, y_j) and a query, gradient descent on :math:`L(W) = \frac12 \sum_j |W x_j - y_j|^2` (a step ``eta`` here is the
-paper's eta / N), and GD++ (von Oswald et al. 2022, section 3), which also changes the inputs it sees::
+paper's eta / N), and GD++ (von Oswald et al. 2022), which also changes the inputs it sees::
 
     y_j <- y_j - eta sum_i y_i x_i' x_j          the residual: y_j - W x_j after a step from W = 0
     x_j <- x_j - gamma sum_i x_i x_i' x_j        (I - gamma S) x_j,  S = sum_i x_i x_i'

@@ -214,7 +214,7 @@ class LinearRegression:
 
 
 class SineRegression:
-    """In-context regression of sine waves, of scalar x (von Oswald et al. 2022, section 4).
+    """In-context regression of sine waves, of scalar x (von Oswald et al. 2022).
 
     In each sequence ``y = a sin(x + p)`` with a ~ U(0.1, 0.5), p ~ U(0, pi), and x ~ U(-input_scale, input_scale). Tokens are
     joint, (x, y). The attributes are those of :class:`LinearRegression` that a model's shape depends on.

@@ -1,4 +1,4 @@
-"""von Oswald et al. 2022, Figure 7: with x and y in separate tokens, the first softmax layer learns to copy neighbours."""
+"""von Oswald et al. 2022: with x and y in separate tokens, the first softmax layer learns to copy neighbours."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def copy(run: Run) -> Reproduction:
     assert best is not None
     assert left is not None
     lines = (
-        Line("attention of layer 1 from y_j to x_j (scan, previous-token)", head.score, head.stderr, "copies neighbours", "Figure 7", called, f"scan itself calls it a previous-token head: excess over chance {head.excess:.3f}, surely above 0.5"),
-        Line("share of layer 1's sensitivity that is to the left neighbour", left, left_error, "dominates", "Figure 7", left > 0.5, "the copy probe, on the rows of y_j: above one half"),
-        Line("share that is to the token itself", own, own_error, None, "Figure 7", None, ""),
-        Line("loss", loss, None, "about one step of GD", "Figure 7", loss < 1.1 * best, f"within 10% of the best single step on joined tokens, {best:.4f}"),
+        Line("attention of layer 1 from y_j to x_j (scan, previous-token)", head.score, head.stderr, "copies neighbours", "the paper, in words", called, f"scan itself calls it a previous-token head: excess over chance {head.excess:.3f}, surely above 0.5"),
+        Line("share of layer 1's sensitivity that is to the left neighbour", left, left_error, "dominates", "the paper, in words", left > 0.5, "the copy probe, on the rows of y_j: above one half"),
+        Line("share that is to the token itself", own, own_error, None, "the paper, in words", None, ""),
+        Line("loss", loss, None, "about one step of GD", "the paper, in words", loss < 1.1 * best, f"within 10% of the best single step on joined tokens, {best:.4f}"),
     )  # fmt: skip
     return Reproduction(
         name="copy",

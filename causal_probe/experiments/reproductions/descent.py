@@ -1,4 +1,4 @@
-"""von Oswald et al. 2022, Figures 2 to 5: trained linear attention is gradient descent, with more layers GD++, with an MLP on features."""
+"""von Oswald et al. 2022: trained linear attention is gradient descent, with more layers GD++, with an MLP on features."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _sweep(model: LinearTransformer, algorithm: Algorithm, d: int, n: int, seque
 
 
 def gradient_descent(run: Run) -> Reproduction:
-    """One trained linear layer beside one step of gradient descent (Figure 2, and the sweeps of Figure 3)."""
+    """One trained linear layer beside one step of gradient descent."""
     seeds = range(run.seed, run.seed + (2 if run.quick else 5))
     steps, sequences = (1_500, 10_000) if run.quick else (5_000, 100_000)
     task = LinearRegression(10, 10)
@@ -163,8 +163,8 @@ def gradient_descent(run: Run) -> Reproduction:
         over("implied eta / N", each("eta"), best.eta[0], "closed form of the optimum", lambda v: abs(v / best.eta[0] - 1) <= 0.03, "within 3%"),
         over("share of the weights off the form", off, None, "", lambda v: v <= 0.05, "at most 5%"),
         over("the same, of what is read", np.maximum(each("off_qk"), each("off_ov_read")), None, "", lambda v: v <= 0.05, "at most 5%"),
-        over("loss of the interpolated model", best.loss + each("middle_excess"), "as trained and as GD", "Figure 2", lambda v: v <= 1.02 * loss, "within 2% of the trained model's"),
-        Line("largest relative gap of the losses, out of distribution", float(gap), None, "curves coincide", "Figure 3", bool(gap < 0.05), "below 5% over inputs at 0.5 to 2 and weights at 0.5 to 5 times the training's"),
+        over("loss of the interpolated model", best.loss + each("middle_excess"), "as trained and as GD", "the paper, in words", lambda v: v <= 1.02 * loss, "within 2% of the trained model's"),
+        Line("largest relative gap of the losses, out of distribution", float(gap), None, "curves coincide", "the paper, in words", bool(gap < 0.05), "below 5% over inputs at 0.5 to 2 and weights at 0.5 to 5 times the training's"),
     )  # fmt: skip
     every = np.linspace(0, steps, len(losses[run.seed]), endpoint=False)
     first = rows[0]
@@ -215,7 +215,7 @@ def gradient_descent(run: Run) -> Reproduction:
 
 
 def gradient_descent_layers(run: Run) -> Reproduction:
-    """Two and five layers of shared weights beside GD and GD++ (Figure 4)."""
+    """Two and five layers of shared weights beside GD and GD++."""
     task = LinearRegression(10, 10)
     sequences = 10_000 if run.quick else 100_000
     depths = (2,) if run.quick else (2, 5)
@@ -271,11 +271,11 @@ def gradient_descent_layers(run: Run) -> Reproduction:
         ratio = gdpp["model_loss"] / gdpp["algorithm_loss"]
         error = gdpp["excess_error"] / gdpp["algorithm_loss"]
         lines += [
-            Line(f"{depth} layers: loss", gdpp["model_loss"], None, "below GD", "Figure 4", gd["excess"] + 3 * gd["excess_error"] < 0, f"below {depth} steps of GD ({gd['algorithm_loss']:.4f}, steps fitted one by one) by more than 3 standard errors, paired"),
-            Line(f"{depth} layers: loss over that of fitted GD++", ratio, error, 1.0, "Figure 4", ratio <= 1.03, "at most 1.03, paired"),
-            Line(f"{depth} layers: sensitivity cosine to GD++", gdpp["cosine"], gdpp["cosine_error"], "near 1", "Figure 4"),
-            Line(f"{depth} layers: the same to GD", gd["cosine"], gd["cosine_error"], "lower", "Figure 4", row["cosine_gain"] > 3 * row["cosine_gain_error"], "below that to GD++ by more than 3 standard errors, paired"),
-            Line(f"{depth} layers: predictions nearer to GD++ than to GD by", row["closer"], row["closer_error"], "positive", "Figure 4", row["closer"] > 3 * row["closer_error"], "more than 3 standard errors"),
+            Line(f"{depth} layers: loss", gdpp["model_loss"], None, "below GD", "the paper, in words", gd["excess"] + 3 * gd["excess_error"] < 0, f"below {depth} steps of GD ({gd['algorithm_loss']:.4f}, steps fitted one by one) by more than 3 standard errors, paired"),
+            Line(f"{depth} layers: loss over that of fitted GD++", ratio, error, 1.0, "the paper, in words", ratio <= 1.03, "at most 1.03, paired"),
+            Line(f"{depth} layers: sensitivity cosine to GD++", gdpp["cosine"], gdpp["cosine_error"], "near 1", "the paper, in words"),
+            Line(f"{depth} layers: the same to GD", gd["cosine"], gd["cosine_error"], "lower", "the paper, in words", row["cosine_gain"] > 3 * row["cosine_gain_error"], "below that to GD++ by more than 3 standard errors, paired"),
+            Line(f"{depth} layers: predictions nearer to GD++ than to GD by", row["closer"], row["closer_error"], "positive", "the paper, in words", row["closer"] > 3 * row["closer_error"], "more than 3 standard errors"),
         ]  # fmt: skip
         panels[f"{depth} layers"] = {
             "trained": viz.Curve(np.linspace(0, options["steps"], len(losses), endpoint=False), losses)
@@ -305,7 +305,7 @@ def gradient_descent_layers(run: Run) -> Reproduction:
 
 
 def sine(run: Run) -> Reproduction:
-    """An MLP before a linear layer, on sine waves: gradient descent on deep features (Figure 5)."""
+    """An MLP before a linear layer, on sine waves: gradient descent on deep features."""
     task = SineRegression(10)
     options: dict[str, Any] = {"steps": 1_500 if run.quick else 12_000, "batch_size": 1_024, "learning_rate": 1e-3}
     sequences = 5_000 if run.quick else 20_000
@@ -334,8 +334,8 @@ def sine(run: Run) -> Reproduction:
     features, raw = row["lines"]
     drop = (raw["cosine"] - features["cosine"]) / math.hypot(raw["cosine_error"], features["cosine_error"])
     lines = (
-        Line("loss", features["model_loss"], None, "falls to that of GD on a trained MLP", "Figure 5", features["model_loss"] < 0.2 * row["zero"], f"below a fifth of that of predicting 0, {row['zero']:.4f}"),
-        Line("sensitivity cosine to GD on the model's own features", features["cosine"], features["cosine_error"], "near 1", "Figure 5", features["cosine"] >= 0.95, "at least 0.95"),
+        Line("loss", features["model_loss"], None, "falls to that of GD on a trained MLP", "the paper, in words", features["model_loss"] < 0.2 * row["zero"], f"below a fifth of that of predicting 0, {row['zero']:.4f}"),
+        Line("sensitivity cosine to GD on the model's own features", features["cosine"], features["cosine_error"], "near 1", "the paper, in words", features["cosine"] >= 0.95, "at least 0.95"),
         Line("sensitivity cosine to GD on x", raw["cosine"], raw["cosine_error"], None, "", drop < -3, "below that on features by more than 3 standard errors"),
         Line("cosine of the weights on the features", row["weight_cosine"], row["weight_cosine_error"], None, "", None, "of d prediction / d features, beside those of one gradient step"),
         Line("loss of GD on the model's features", features["algorithm_loss"], None, None, "", None, "one step, its size fitted"),
@@ -361,7 +361,7 @@ def sine(run: Run) -> Reproduction:
         },
         captions={"waves": "Three sine waves, and what the model predicts from ten examples of each."},
         notes=(
-            "The MLP maps x to 40 features; y goes past it, as in the paper's Proposition 2. In the authors' code the MLP sees both.",
+            "The MLP maps x to 40 features; y goes past it. In the authors' code the MLP sees both.",
             "The layer's own preconditioner is free, and from small weights it does not become the identity: one plain gradient step on the "
             "features is then another function, and the cosine says so.",
             "x is a scalar, so that the cosine of two sensitivities is the agreement of their signs: 0 is chance.",

@@ -28,7 +28,7 @@ def _begins(process: AutoregressiveProcess) -> list[tuple[float, float]]:
 
 
 def mesa(run: Run) -> Reproduction:
-    """Training of the whole layer from normal and sparse starts and from all ones (their Figure 1 and 2)."""
+    """Training of the whole layer from normal and sparse starts and from all ones."""
     length = 30
     steps, batch, sequences = (200, 256, 2_048) if run.quick else (600, 1_024, 8_192)
     laws: tuple[tuple[str, float], ...] = (("normal", 0.5), ("sparse", 1.0), ("ones", 1.0))
@@ -107,7 +107,7 @@ def mesa(run: Run) -> Reproduction:
                     float(off.mean()),
                     off_error,
                     "non-zero",
-                    "their Figure 2",
+                    "the paper, in words",
                     abs(off.mean()) > 3 * off_error,
                     "beyond 3 standard errors over initialisations",
                 )
@@ -119,7 +119,7 @@ def mesa(run: Run) -> Reproduction:
                     float(off.mean()),
                     off_error,
                     0.0,
-                    "Theorem 4.1",
+                    "the paper, in words",
                     None,
                     "",
                 )
@@ -132,7 +132,7 @@ def mesa(run: Run) -> Reproduction:
                     worst,
                     None,
                     0.0,
-                    "Theorem 4.2",
+                    "the paper, in words",
                     worst < 0.01,
                     "largest of three; below 1%",
                 )
@@ -150,7 +150,7 @@ def mesa(run: Run) -> Reproduction:
             float(np.mean(ones)),
             float(np.std(ones, ddof=1) / math.sqrt(len(ones))),
             "not one step",
-            "their Section 5",
+            "the paper, in words",
             min(ones) > 5 * max(sparse) and min(ones) > 0.05,
             f"above 5%, and above five times the sparse starts' ({max(sparse):.4f}): not vanilla gradient descent",
         )
@@ -174,7 +174,7 @@ def mesa(run: Run) -> Reproduction:
 
 
 def mesa_moments(run: Run) -> Reproduction:
-    """The limit of ab and the recovered W against the sequence length, under and without the moment condition (their Section 4)."""
+    """The limit of ab and the recovered W against the sequence length, under and without the moment condition."""
     lengths = (10, 30, 100, 300) if run.quick else (10, 30, 100, 300, 1_000)
     sequences = 1_024 if run.quick else 4_096
     lines: list[Line] = []
@@ -204,7 +204,7 @@ def mesa_moments(run: Run) -> Reproduction:
                 last,
                 row["stderr"][-1],
                 paper,
-                "Theorem 4.2 and its condition",
+                "the paper, in words",
                 holds,
                 rule,
             )
