@@ -49,6 +49,8 @@ __all__ = ["GradientSlots", "gradient_slots"]
 HELD_OUT = 8192
 #: Sequences from which the first gradients are taken, and queries chosen.
 EXPLORED = 2**16
+#: Of these, how many the mixed derivatives are taken from by which sets of queries are ranked.
+RANKED = 2**14
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -250,17 +252,18 @@ class _Study:
         self.evidence = self.stream.mean / self.share
         self.first = self.stream.leading_of(self.evidence)
         self.tokens, self.target = (torch.cat([its[i] for its in self.kept]) for i in (0, 1))
-        together: dict[tuple[int, ...], Together] = {}
+        some, their_target = (torch.cat([its[i] for its in self.waiting])[:RANKED] for i in (0, 1))
 
         def lead_together(queries: tuple[int, ...]) -> Tensor:
-            together[queries] = Together(self.n, queries)
-            for tokens, target in self.waiting:
-                together[queries].add(tokens, target)
-            return largest_distinct(together[queries].mean())
+            together = Together(self.n, queries)
+            together.add(some, their_target)
+            return largest_distinct(together.mean())
 
         choice = QueryChoice(self.tokens, self.target, self.first)
         self.queries, self.gains = choice.run(lead_together, level=self.level)
-        self.joint = together.get(self.queries, Together(self.n, ()))
+        self.joint = Together(self.n, self.queries)
+        for tokens, target in self.waiting:
+            self.joint.add(tokens, target)
         self.waiting.clear()
 
     def result(self) -> GradientSlots:
