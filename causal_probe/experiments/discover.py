@@ -18,7 +18,6 @@ from causal_probe.experiments.recover import choose_device
 from causal_probe.hooks import HookedModel, to_hooked
 from causal_probe.models.loading import load_model
 from causal_probe.probes import Discovery, Explanation, outputs_of
-from causal_probe.probes.discovery.discover import Algorithm
 from causal_probe.results import Citation, check_results_folder, results_folder, to_jsonable, write_json
 from causal_probe.viz import Report
 
@@ -98,10 +97,10 @@ def discover(
     *,
     layer: int = -1,
     head: int | Literal["all", "mean"] = "all",
-    algorithm: Algorithm | None = None,
+    algorithm: str | None = None,
     alpha: float = 0.01,
     samples: int | Literal["auto"] = "auto",
-    source: Literal["attention", "values"] = "attention",
+    source: str = "attention",
     words: bool = False,
     explain: str | int | None = None,
     max_size: int = 3,

@@ -295,7 +295,7 @@ def _gradient_times_input(model: Any, judge: _Judge) -> Float[np.ndarray, " pos"
 # ------------------------------------------------------------------------------------------------------------------- decisions
 
 
-def outputs_of(model: Any, decision: Literal["next", "masked", "class"], *, position: int | None = None) -> Outputs:
+def outputs_of(model: Any, decision: str, *, position: int | None = None) -> Outputs:
     """The outputs from which a model's decision is read.
 
     Parameters

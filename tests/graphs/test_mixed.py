@@ -37,7 +37,7 @@ def test_marks_and_parents_do_not_mix() -> None:
     with pytest.raises(CausalProbeError, match="mode='skeleton' or 'arrowheads'"):
         compare(mixed_graph(2, [(0, "o", "o", 1)]), nx.DiGraph([(0, 1)]))
     with pytest.raises(CausalProbeError, match="The mode 'edges' was asked for"):
-        compare(nx.DiGraph(), nx.DiGraph(), mode="edges")  # type: ignore[arg-type]
+        compare(nx.DiGraph(), nx.DiGraph(), mode="edges")
 
 
 @pytest.mark.parametrize("edges", [[(0, "x", ">", 1)], [(0, "-", ">", 0)], [(0, "-", ">", 1), (1, "-", ">", 0)]])

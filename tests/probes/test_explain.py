@@ -157,7 +157,7 @@ def test_bad_input(model: DisentangledTransformer, arguments: dict[str, Any], me
 
 def test_decisions_are_checked(model: DisentangledTransformer) -> None:
     with pytest.raises(CausalProbeError, match="there are next, masked and class"):
-        outputs_of(model, "item")  # type: ignore[arg-type]
+        outputs_of(model, "item")
     with pytest.raises(CausalProbeError, match="read at a position"):
         outputs_of(model, "masked")
     assert outputs_of(model, "next")(TOKENS[None]).shape == (1, 6)
