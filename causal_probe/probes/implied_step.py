@@ -1,8 +1,8 @@
 r"""The step of gradient descent that the weights of linear self-attention imply, and how far they are from implying one.
 
 In token coordinates, d_x entries of x and then d_out of y, a head is the pair QK = W_Q W_K' and OV = W_V W_O, and layer by
-layer all that linear attention does is the sum over heads of QK (x) OV. One step of gradient descent (von Oswald et al. 2022,
-Proposition 1) is the form
+layer all that linear attention does is the sum over heads of QK (x) OV. One step of gradient descent (von Oswald et al. 2022)
+is the form
 
     QK ~ [[I, 0], [0, 0]]        OV ~ [[-gamma I, 0], [eta W0', -eta I]]
 

@@ -1,0 +1,121 @@
+"""Quantities against a common axis: losses over a sweep, metrics over training, errors over lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.viz.figure import Drawing, drawing_style, set_title, style_axes
+from causal_probe.viz.palette import BLUE, EXTRA, INK, MUTED, VERMILLION
+from causal_probe.viz.text import clean
+
+__all__ = ["Curve", "lines"]
+
+#: Colour, line style and marker of the first, second, ... curve of a panel: no two are told apart by hue alone.
+_LOOKS = (
+    (BLUE, "solid", "o"),
+    (VERMILLION, "dashed", "s"),
+    (INK, "dotted", "^"),
+    (EXTRA.colour, "dashdot", "D"),
+    (MUTED, (0, (5, 1, 1, 1)), "v"),
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One curve.
+
+    Attributes
+    ----------
+    x, y
+        Of one length; None in ``y`` where it is undefined.
+    error
+        Standard errors of ``y``, drawn as a band of two to each side; None: none.
+    """
+
+    x: Sequence[float] | NDArray[Any]
+    y: Sequence[float | None] | NDArray[Any]
+    error: Sequence[float] | None = None
+
+
+def lines(
+    panels: Mapping[str, Mapping[str, Curve]],
+    *,
+    x_name: str | Sequence[str],
+    y_name: str | Sequence[str],
+    references: Mapping[str, Mapping[str, float]] | None = None,
+    x_scale: Literal["linear", "log"] = "linear",
+    y_scale: Literal["linear", "log"] = "linear",
+    title: str | None = None,
+) -> Figure:
+    """Draw curves side by side, in one panel or several.
+
+    Parameters
+    ----------
+    panels
+        By the panel's title (``""``: none), its curves by their names.
+    x_name, y_name
+        Labels of the axes; one for all panels, or one for each.
+    references
+        By the panel's title, values that are drawn as labelled horizontal lines.
+    x_scale, y_scale
+        Of all panels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One axes for each panel, in the order given.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no panel, a panel has no curve or more than five, or lengths differ.
+
+    Examples
+    --------
+    >>> figure = lines({"": {"model": Curve([0, 1], [2.0, 1.0])}}, x_name="step", y_name="loss")
+    >>> len(figure.axes)
+    1
+    """
+    if not panels or any(not 1 <= len(panel) <= len(_LOOKS) for panel in panels.values()):
+        raise CausalProbeError(f"A drawing has one panel or more, and a panel one to {len(_LOOKS)} curves.")
+    for name, curve in ((name, curve) for panel in panels.values() for name, curve in panel.items()):
+        lengths = {len(part) for part in (curve.x, curve.y, curve.error) if part is not None}
+        if len(lengths) != 1:
+            raise CausalProbeError(f"The curve {name!r} has parts of different lengths: {sorted(lengths)}.")
+    x_names = [x_name] * len(panels) if isinstance(x_name, str) else x_name
+    y_names = [y_name] * len(panels) if isinstance(y_name, str) else y_name
+    with drawing_style():
+        figure = Drawing(figsize=(4.4 * len(panels) + 0.6, 3.5), layout="constrained")
+        for axes, (heading, panel), x_label, y_label in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), x_names, y_names, strict=True
+        ):
+            style_axes(axes, grid=True)
+            for (name, curve), (colour, line, marker) in zip(panel.items(), _LOOKS, strict=False):
+                x = np.asarray(curve.x, dtype=np.float64)
+                y = np.asarray([np.nan if value is None else value for value in curve.y], dtype=np.float64)
+                few: dict[str, Any] = {"marker": marker, "markersize": 3.5} if len(x) <= 40 else {}
+                axes.plot(x, y, color=colour, linestyle=line, linewidth=1.5, label=clean(name), **few)
+                if curve.error is not None:
+                    error = 2 * np.asarray(curve.error, dtype=np.float64)
+                    axes.fill_between(x, y - error, y + error, color=colour, alpha=0.15, linewidth=0)
+            axes.set_xscale(x_scale)
+            axes.set_yscale(y_scale)
+            for index, (name, value) in enumerate((references or {}).get(heading, {}).items()):
+                axes.axhline(value, color=MUTED, linewidth=1, linestyle=("dashed", "dotted", "dashdot")[index % 3])
+                axes.annotate(
+                    clean(name), (1, value), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED,
+                    ha="right", va="bottom", parse_math=False,
+                )  # fmt: skip
+            axes.set_xlabel(clean(x_label), parse_math=False)
+            axes.set_ylabel(clean(y_label), parse_math=False)
+            axes.set_title(clean(heading), parse_math=False)
+            axes.legend(fontsize=8)
+        set_title(figure, title)
+    return figure
