@@ -8,7 +8,7 @@ or circuitsvis' ``RenderedHTML``. A :class:`Report` gathers them in one HTML fil
 - :func:`blocks`: blocks of the attention matrices as heat maps;
 - :func:`heads`: one score for every head, as a heat map;
 - :func:`table_map`: a small labelled table, as a heat map;
-- :func:`lines`: quantities against a common axis, with their standard errors;
+- :func:`curves`: quantities against a common axis, with their standard errors;
 - :func:`training`: a loss curve beside its reference predictors;
 - :func:`attention`: attention patterns over the tokens of one sequence, by circuitsvis.
 """
@@ -17,12 +17,11 @@ from __future__ import annotations
 
 from causal_probe.viz.attention import attention
 from causal_probe.viz.blocks import blocks
-from causal_probe.viz.curves import curves
+from causal_probe.viz.curves import Curve, curves
 from causal_probe.viz.figure import write_svg
 from causal_probe.viz.graph import graph
 from causal_probe.viz.heads import heads
 from causal_probe.viz.mixed import mixed
-from causal_probe.viz.lines import Curve, lines
 from causal_probe.viz.report import Attention, Code, Headline, Paragraph, Picture, Report, Section, Table
 from causal_probe.viz.table_map import table_map
 from causal_probe.viz.training import training
@@ -44,7 +43,6 @@ __all__ = [
     "heads",
     "mixed",
     "table_map",
-    "lines",
     "training",
     "write_svg",
 ]

@@ -32,7 +32,9 @@ def tiny(run: Run, calls: list[str] | None = None) -> Reproduction:
             Line("value", part["value"], 0.01, 0.1, "by hand", True),
             Line("nothing", None, note="there is none"),
         ),
-        figures={"curve": viz.lines({"": {"c": viz.Curve([0, 1, 2], part["curve"].tolist())}}, x_name="x", y_name="y")},
+        figures={
+            "curve": viz.curves({"": {"c": viz.Curve([0, 1, 2], part["curve"].tolist())}}, x_name="x", y_name="y")
+        },
         settings=run.settings,
         arrays={"curve": part["curve"]},
     )

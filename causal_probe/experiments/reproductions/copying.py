@@ -88,7 +88,7 @@ def copy(run: Run) -> Reproduction:
         f"previous-token head, the first half of an induction head. The loss is {loss:.4f} beside {best:.4f} for one step of GD.",
         lines=lines,
         figures={
-            "training": viz.lines(
+            "training": viz.curves(
                 {
                     "loss": {"model": viz.Curve(50 * np.arange(len(kept["losses"])), kept["losses"])},
                     "layer 1": {

@@ -169,13 +169,13 @@ def gradient_descent(run: Run) -> Reproduction:
     every = np.linspace(0, steps, len(losses[run.seed]), endpoint=False)
     first = rows[0]
     figures = {
-        "training": viz.lines(
+        "training": viz.curves(
             {"": {f"seed {seed}": viz.Curve(every, values) for seed, values in list(losses.items())[:5]}},
             x_name="training step",
             y_name="loss",
             references={"": {f"one step of GD, {best.loss:.4f}": best.loss}},
         ),
-        "out-of-distribution": viz.lines(
+        "out-of-distribution": viz.curves(
             {
                 title: {
                     "trained layer": viz.Curve(first[f"{name}_at"], first[f"{name}_model"]),
@@ -291,7 +291,7 @@ def gradient_descent_layers(run: Run) -> Reproduction:
         paper=PAPER,
         summary="; ".join(f"{line.quantity}: {line.ours:.4f}" for line in lines if "over that" in line.quantity) + ".",
         lines=tuple(lines),
-        figures={"training": viz.lines(panels, x_name="training step", y_name="loss", references=references)},
+        figures={"training": viz.curves(panels, x_name="training step", y_name="loss", references=references)},
         captions={"training": "Loss in training; the lines are GD and GD++ with as many fitted steps."},
         notes=(
             "Layers share their weights, as the authors' recurrent models; GD++ has one eta and one gamma for all of its steps, fitted to "
@@ -350,14 +350,14 @@ def sine(run: Run) -> Reproduction:
         f"{features['cosine']:.3f}, and with one on x at {raw['cosine']:.3f}.",
         lines=lines,
         figures={
-            "training": viz.lines(
+            "training": viz.curves(
                 {"": {"trained": viz.Curve(np.linspace(0, options["steps"], len(losses), endpoint=False), losses)}},
                 x_name="training step",
                 y_name="loss",
                 y_scale="log",
                 references={"": {"predicting 0": row["zero"]}},
             ),
-            "waves": viz.lines(example, x_name="x", y_name="y"),
+            "waves": viz.curves(example, x_name="x", y_name="y"),
         },
         captions={"waves": "Three sine waves, and what the model predicts from ten examples of each."},
         notes=(

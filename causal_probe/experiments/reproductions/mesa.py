@@ -162,7 +162,7 @@ def mesa(run: Run) -> Reproduction:
         summary=f"From normal and sparse starts the product ab goes to its predicted limit and the layer is one gradient step; from a start of all "
         f"ones it is not vanilla gradient descent: its predictions lie {float(np.mean(ones)):.0%} from those of the best single step.",
         lines=tuple(lines),
-        figures={"product": viz.lines(panels, x_name="training step", y_name="ab", references=references)},
+        figures={"product": viz.curves(panels, x_name="training step", y_name="ab", references=references)},
         captions={"product": "The product ab in training, from three initialisations; the line is the limit of the diagonal layer."},
         notes=(
             f"T = {length} and d = 5; fresh sequences at every step, where the authors have 10,000 fixed ones. All of W_KQ and W_PV moves.",
@@ -232,8 +232,8 @@ def mesa_moments(run: Run) -> Reproduction:
         "normal starts, as the moment condition says.",
         lines=tuple(lines),
         figures={
-            "recovery": viz.lines({"": curves}, x_name="length T", y_name="error of the recovered W", x_scale="log", y_scale="log"),
-            "limit": viz.lines({"": products}, x_name="length T", y_name="limit of ab", x_scale="log"),
+            "recovery": viz.curves({"": curves}, x_name="length T", y_name="error of the recovered W", x_scale="log", y_scale="log"),
+            "limit": viz.curves({"": products}, x_name="length T", y_name="limit of ab", x_scale="log"),
         },
         captions={"recovery": "Relative error of the W that the layer in the limit recovers from whole sequences; below 1e-8 is shown at 1e-8."},
         notes=("The layer is the diagonal one at its limit for each length. From all ones a freely trained layer leaves that form: see mesa.",),
