@@ -40,6 +40,10 @@ def scan(
     verify: Annotated[
         bool, typer.Option("--verify", help="Ablate the heads that stand out: does the model use them?")
     ] = False,
+    blocks: Annotated[
+        bool,
+        typer.Option("--blocks", help="Take the best heads' scores apart: which earlier heads make them attend there?"),
+    ] = False,
     top: Annotated[int, typer.Option(help="How many heads of a type are listed at most.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the sequences.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for scan.json, scan.csv and report.html.")] = None,
@@ -61,6 +65,7 @@ def scan(
         dtype=dtype,
         device=device,
         verify=verify,
+        blocks=blocks,
         top=top,
         out=out,
         overwrite=overwrite,

@@ -51,11 +51,8 @@ def leaderboard_report(result: Leaderboard) -> viz.Report:
     """The report that ``causal-probe leaderboard`` writes."""
     return viz.Report(
         title="Which causal structures can these models read in context?",
-        summary="; ".join(
-            f"{each.scores.provenance['model']}, {each.settings['graph']}: {each.verdict}" for each in result.readings
-        )
-        + ".",
-        sections=[viz.Section("Result", [viz.Paragraph(WHAT_IS_ASKED), *_maps(result), _table(result)])],
+        summary=_summary(result),
+        sections=[viz.Section("Result", [viz.Paragraph(WHAT_IS_ASKED), *_maps(result), *_tables(result)])],
         settings=result.settings,
         versions=versions(),
         call=result.call,
@@ -152,8 +149,34 @@ def _maps(result: Leaderboard) -> Iterator[Block]:
     )
 
 
-def _table(result: Leaderboard) -> viz.Table:
-    frame = result.to_pandas()
-    return viz.Table(
-        list(frame.columns), [tuple(row) for row in frame.itertuples(index=False)], "All figures. Losses in nats."
+def _tables(result: Leaderboard) -> Iterator[viz.Table]:
+    readings = list(zip(result.names, result.readings, strict=True))
+    yield viz.Table(
+        ["model", "graph", "best head", "score", "chance", "excess", "standard error", "heads that see it"],
+        [
+            (name, each.settings["graph"], f"L{best.layer}H{best.head}", best.score, best.chance, best.excess, best.excess_stderr,
+             len(each.carriers))
+            for name, each in readings
+            for best in [each.best]
+        ],
+        "What the heads see: attention of the last word on the successors of nodes that carry it.",
+    )  # fmt: skip
+    yield viz.Table(
+        ["model", "graph", "loss", "standard error", "in-context unigram", "known-graph", "skill", "verdict"],
+        [
+            (name, each.settings["graph"], each.losses["model"].value, each.losses["model"].stderr,
+             each.losses["in-context unigram"].value, each.losses["known-graph"].value, each.skill, each.verdict)
+            for name, each in readings
+        ],
+        "What the answer uses: losses in nats.",
+    )  # fmt: skip
+
+
+def _summary(result: Leaderboard) -> str:
+    seen = [each for each in result.readings if each.carriers]
+    used = [each for each in seen if each.answers]
+    n = len(result.readings)
+    return (
+        f"In {len(seen)} of {n} readings some head attends along the graph; in {len(used)} of these the answer is better than the words' "
+        "frequencies give."
     )

@@ -202,12 +202,12 @@ def leaderboard(
     labels: list[str] = []
     with tqdm(total=len(models) * len(graphs), disable=not progress, desc="reading") as bar:
         for model in models:
-            hooked = (
-                open_model(model, dtype=dtype, device=device)[0]
-                if isinstance(model, (str, os.PathLike))
-                else to_hooked(model)
-            )
-            name = Path(model).name if isinstance(model, (str, os.PathLike)) else str(describe(hooked)["model"])
+            if isinstance(model, (str, os.PathLike)):
+                hooked, loaded = open_model(model, dtype=dtype, device=device)
+                name = loaded.name
+            else:
+                hooked = to_hooked(model)
+                name = str(describe(hooked)["model"])
             copies = sum(known == name or known.startswith(f"{name} (") for known in dict.fromkeys(labels))
             name = f"{name} ({copies + 1})" if copies else name
             for graph in graphs:

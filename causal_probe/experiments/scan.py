@@ -25,12 +25,14 @@ from causal_probe.experiments.template_choice import choose_templates
 from causal_probe.hooks import HookedModel, context_length, describe, preflight, to_hooked
 from causal_probe.hooks.stream import Visit, visit_patterns
 from causal_probe.probes import (
+    Blocks,
     HeadScore,
     HeadScores,
     SequenceComparison,
     SequenceGraphs,
     Sequences,
     Template,
+    Upstream,
     head_graphs,
     ngram_tokens,
     repeated_tokens,
@@ -63,6 +65,8 @@ SHOWN_HEADS = 3
 SHOWN_IN_ALL = 12
 #: Graphs are compared with their templates' on so many sequences.
 GRAPH_SEQUENCES = 8
+#: Heads are taken apart on so many sequences.
+CIRCUIT_SEQUENCES = 8
 
 
 class Row(NamedTuple):
@@ -126,6 +130,22 @@ class HeadGraph:
         return _name(self.layer, self.head)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadCircuit:
+    """What makes a head attend along its template.
+
+    Attributes
+    ----------
+    blocks
+        The sources, in the query and in the key, of its scores on the template's targets.
+    upstream
+        The earlier heads that it needs for that, each confirmed by an ablation; one step back.
+    """
+
+    blocks: Blocks
+    upstream: Upstream
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ModelScan:
     """What :func:`scan` found.
@@ -142,6 +162,10 @@ class ModelScan:
         Their patterns on repeated tokens and, where the model has a tokenizer, on English text.
     graphs
         Their graphs. Not of ``current-token`` and ``first-token``, which have no earlier parent but the sink.
+    circuits
+        Of each template's best head, if a template describes it and circuits were asked for: what makes it attend there.
+    no_circuits
+        Why there are none although they were asked for; None otherwise.
     settings
         All that was asked for. What sequences were made of it: ``scores.settings["tokens"]``.
     timings
@@ -153,6 +177,8 @@ class ModelScan:
     leading: tuple[tuple[int, int], ...]
     examples: tuple[Example, ...]
     graphs: tuple[HeadGraph, ...]
+    circuits: tuple[HeadCircuit, ...]
+    no_circuits: str | None
     settings: Mapping[str, Any]
     timings: Mapping[str, float]
 
@@ -193,9 +219,9 @@ class ModelScan:
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        defaults = {"templates": None, "bos": "auto", "seed": 0, "verify": False, "top": 10}
+        defaults = {"templates": None, "bos": "auto", "seed": 0, "verify": False, "blocks": False, "top": 10}
         s = self.settings
-        names = ("templates", "sequences", "period", "bos", "seed", "batch_size", "dtype", "verify", "top")
+        names = ("templates", "sequences", "period", "bos", "seed", "batch_size", "dtype", "verify", "blocks", "top")
         arguments = "".join(f", {name}={s[name]!r}" for name in names if s[name] != defaults.get(name))
         model = repr(s["model"]) if s["source"] == "loaded" else "model"
         return f"from causal_probe import experiments\n\nexperiments.scan({model}{arguments})"
@@ -250,6 +276,11 @@ class ModelScan:
             for found in self.graphs
         ]
         verification = {} if self.verification is None else {"verification": self.verification.to_dict()}
+        circuits: dict[str, Any] = {}
+        if self.settings["blocks"]:
+            each = [{"blocks": found.blocks.top(20), "upstream": found.upstream.to_dict()} for found in self.circuits]
+            circuits = {"circuits": [{**one, "blocks": one["blocks"].to_dict("records")} for one in each]}
+            circuits |= {} if self.no_circuits is None else {"no_circuits": self.no_circuits}
         return dict(
             to_jsonable(
                 {
@@ -260,6 +291,7 @@ class ModelScan:
                     "graphs": graphs,
                     "tokens": self.scores.settings["tokens"],
                     **verification,
+                    **circuits,
                     "seconds": self.timings["total"],
                     "timings": self.timings,
                     "settings": self.settings,
@@ -369,6 +401,7 @@ def scan(
     dtype: str | None = None,
     device: str = "auto",
     verify: bool = False,
+    blocks: bool = False,
     top: int = 10,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -394,6 +427,9 @@ def scan(
         Of a model that is loaded here; a model that is given stays as and where it is.
     verify
         Verify what was flagged (:func:`causal_probe.probes.verify.verify`).
+    blocks
+        Take the scores of each template's best head apart, and find the earlier heads that it needs
+        (:func:`~causal_probe.probes.blocks`, :func:`~causal_probe.probes.upstream`).
     top
         How many heads of a template the tables show at most.
     out, overwrite
@@ -427,6 +463,7 @@ def scan(
         "dtype": dtype if is_named else described["dtype"],
         "device": str(choose_device(device)) if is_named else described["device"],
         "verify": verify,
+        "blocks": blocks,
         "top": top,
     }
     if out is not None:
@@ -445,11 +482,16 @@ def scan(
         leading=tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL],
         examples=(),
         graphs=tuple(_graphs(hooked, scores, make, leading, batch_size)),
+        circuits=(),
+        no_circuits=None,
         settings=settings,
         timings={},
     )
     kind = scores.settings["tokens"][0]["kind"]
     result = dataclasses.replace(result, examples=tuple(_examples(hooked, make, kind, result.leading)))
+    if blocks:
+        circuits, why = _circuits(hooked, scores, make)
+        result = dataclasses.replace(result, circuits=circuits, no_circuits=why)
     scanned = time.perf_counter()
     if verify:
         # A head's output is also replaced by that in another sequence of its batch: there must be one.
@@ -546,6 +588,26 @@ def _graphs(
         for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
             comparison = graphs.compare(templates[name], layer, head)
             yield HeadGraph(layer, head, templates[name], comparison, shown, _words(model, short[0]))
+
+
+def _circuits(model: HookedModel, scores: HeadScores, make: _Maker) -> tuple[tuple[HeadCircuit, ...], str | None]:
+    """Of each template's best head, if it describes it; or none, and why."""
+    called = {found[:3] for found in scores.called()}
+    circuits = []
+    for made in scores.settings["tokens"]:
+        tokens = make.scanned(made["kind"])[:CIRCUIT_SEQUENCES]
+        for template in (each for each in scores.templates if each.name in made["templates"]):
+            best = next(iter(scores.top(template.name, 1)), None)
+            if best is None or best[:3] not in called or template.name in NOT_BY_DEFAULT:
+                continue
+            place = (best.layer, best.head)
+            try:
+                found = probes.blocks(model, tokens, *place, edges=template)
+                back = probes.upstream(model, tokens, *place, edges=template, depth=1)
+            except CausalProbeError as error:  # a model whose scores are no sum over pairs of sources
+                return (), str(error)
+            circuits.append(HeadCircuit(found, back))
+    return tuple(circuits), None
 
 
 def _examples(model: HookedModel, make: _Maker, kind: str, leading: Sequence[tuple[int, int]]) -> Iterator[Example]:

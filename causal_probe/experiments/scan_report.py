@@ -36,6 +36,12 @@ VERDICTS = (
     "it attends only. One ablation is no proof of absence: later layers repair, and heads stand in for one another."
 )
 
+CIRCUITS = (
+    "A head's attention score is a sum over pairs of sources: what the query holds and what the key holds were written by "
+    "embeddings, earlier heads and MLPs (the scales of the normalizations are those of the forward pass). A pair's contribution "
+    "is its part of the score on the template's targets, less its mean part on the other visible keys."
+)
+
 
 def scan_report(result: ModelScan) -> viz.Report:
     """The report that ``causal-probe scan`` writes."""
@@ -53,6 +59,11 @@ def scan_report(result: ModelScan) -> viz.Report:
         sections=[
             viz.Section("Result", [viz.Headline(_headline(result)), *_tables(result)]),
             *([] if verification is None else [viz.Section("Does the model use it?", list(_checks(verification)))]),
+            *(
+                [viz.Section("What makes them attend there", list(_circuits(result)))]
+                if result.settings["blocks"]
+                else []
+            ),
             viz.Section("Every head, template by template", list(_heat_maps(result))),
             viz.Section("Graphs of the leading heads", list(_graphs(result))),
             viz.Section("Attention of the leading heads", list(_patterns(result))),
@@ -247,6 +258,45 @@ def _graphs(result: ModelScan) -> Iterator[Block]:
             viz.graph(truth, found.shown.graph(0, found.layer, found.head), labels=found.tokens),
             f"Below the line {found.name} on one sequence, above it the targets of {found.template.name} there.",
         )
+
+
+def _circuits(result: ModelScan) -> Iterator[Block]:
+    if result.no_circuits is not None:
+        yield viz.Paragraph(f"The scores of this model could not be taken apart. {result.no_circuits}")
+        return
+    if not result.circuits:
+        yield viz.Paragraph("No template describes any head, so none is taken apart.")
+        return
+    yield viz.Paragraph(CIRCUITS)
+    for found in result.circuits:
+        blocks, arrows = found.blocks, found.upstream.arrows
+        name = f"L{blocks.layer}H{blocks.head}"
+        yield viz.Picture(
+            viz.table_map(
+                blocks.heatmap(10), value_name="contribution to the score", row_name="in the query", column_name="in the key",
+                title=f"{name}: {blocks.edges}",
+            ),
+            f"The sources that matter most for {name} on {blocks.edges}; all pairs together give {blocks.total:.2f}, and miss the scores "
+            f"that the model uses by {blocks.error:.0e} at most.",
+        )  # fmt: skip
+        if arrows:
+            yield viz.Table(
+                ["source", "side", "contribution", "drop", "standard error", "largest control", "confirmed"],
+                [
+                    (
+                        arrow.source,
+                        arrow.side,
+                        arrow.contribution,
+                        arrow.drop,
+                        arrow.stderr,
+                        arrow.largest_control,
+                        arrow.confirmed,
+                    )
+                    for arrow in arrows
+                ],
+                f"By how much the attention of {name} on {blocks.edges} falls when what a head wrote into its keys (or queries) alone is "
+                f"replaced by its mean, beside {result.circuits[0].upstream.settings['controls']} matched heads at most.",
+            )
 
 
 def _first_of_each_template(graphs: list[HeadGraph]) -> list[HeadGraph]:

@@ -17,6 +17,7 @@ give the score (one that normalizes queries and keys, caps its scores, or adds a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -137,13 +138,13 @@ def term_reader(model: HookedModel, layer: int, head: int) -> TermReader:
 
 
 def head_of(source: str) -> tuple[int, int] | None:
-    """(layer, head) of a source that is a head.
+    """(layer, head) of a source that a head has written: all of it, or a part of it in a concatenated stream.
 
-    >>> head_of("L3H11"), head_of("L3.mlp"), head_of("embed")
-    ((3, 11), None, None)
+    >>> head_of("L3H11"), head_of("L1H0.L0H2.token"), head_of("L3.mlp"), head_of("embed")
+    ((3, 11), (1, 0), None, None)
     """
-    layer, separator, head = source.removeprefix("L").partition("H")
-    return (int(layer), int(head)) if separator and layer.isdigit() and head.isdigit() else None
+    match = re.fullmatch(r"L(\d+)H(\d+)(\..+)?", source)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 # ------------------------------------------------------------------------------------------------------------ ordinary models

@@ -411,7 +411,9 @@ def _own_edges(model: HookedModel, source: str, read_on: Template, side: str) ->
         edges = torch.zeros_like(pattern, dtype=torch.bool).scatter_(-1, key[..., None] + 1, True)
         return edges & (_rows(read_on, side, tokens) & (weight >= SOMEWHERE))[..., None]
 
-    return Template(f"{source.lower()}-attends", targets, f"where {source} attends to")
+    place = head_of(source)
+    assert place is not None
+    return Template(f"l{place[0]}h{place[1]}-attends", targets, f"where {source} attends to")
 
 
 def _rows(read_on: Template, side: str, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:

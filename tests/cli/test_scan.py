@@ -53,7 +53,7 @@ def test_a_table_on_screen_and_where_the_report_is(
 
 def test_json_alone_on_standard_output(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert run("scan", model, "--sequences", "4", "--verify", "--json", "--out", str(out)) == 0
+    assert run("scan", model, "--sequences", "4", "--verify", "--blocks", "--json", "--out", str(out)) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     saved = json.loads((out / "scan.json").read_text())
@@ -74,13 +74,13 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(experiments, "scan", record)
     options = (
-        "some/model --sequences 16 --period 20 --bos yes --batch-size 3 --dtype bfloat16 --device cpu --verify --top 4 --seed 7 "
+        "some/model --sequences 16 --period 20 --bos yes --batch-size 3 --dtype bfloat16 --device cpu --verify --blocks --top 4 --seed 7 "
         "--out x --overwrite"
     )
     assert run("scan", *options.split(), "--templates", "induction, offset-3") == 0
     assert seen == {
         "model": "some/model", "templates": ["induction", "offset-3"], "sequences": 16, "period": 20, "bos": "yes",
-        "batch_size": 3, "dtype": "bfloat16", "device": "cpu", "verify": True, "top": 4, "seed": 7, "out": Path("x"),
+        "batch_size": 3, "dtype": "bfloat16", "device": "cpu", "verify": True, "blocks": True, "top": 4, "seed": 7, "out": Path("x"),
         "overwrite": True, "progress": True,
     }  # fmt: skip
 

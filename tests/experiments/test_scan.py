@@ -375,3 +375,30 @@ def test_templates_from_files(tmp_path: Path) -> None:
     own.write_text("1 / 0")
     with pytest.raises(CausalProbeError, match="can't be run: ZeroDivisionError"):
         choose_templates([f"{own}:f"])
+
+
+# -------------------------------------------------------------------------------------------------------------- circuits
+
+
+def test_circuits_of_the_best_heads(tmp_path: Path) -> None:
+    found = scan(
+        induction_model(), sequences=8, templates=["previous-token", "induction"], blocks=True, out=tmp_path / "out"
+    )
+    by_edges = {circuit.blocks.edges: circuit for circuit in found.circuits}
+    assert set(by_edges) == {"previous-token", "induction"}
+    top = by_edges["induction"].blocks.top(1).iloc[0]
+    assert (top["query"], top["key"]) == ("token", "L0H0.token")
+    saved = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert saved["circuits"][1]["blocks"][0]["key"] == "L0H0.token"
+    assert "What makes them attend there" in (tmp_path / "out" / "report.html").read_text()
+    assert "blocks=True" in found.call
+
+
+def test_why_there_are_no_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise CausalProbeError("the scores are capped")
+
+    monkeypatch.setattr(probes, "blocks", refuse)
+    found = scan(induction_model(), sequences=8, templates=["induction"], blocks=True)
+    assert found.circuits == ()
+    assert "the scores are capped" in found.report().to_html()

@@ -49,6 +49,15 @@ def test_the_planted_circuit_and_nothing_else(planted, tokens: torch.Tensor):
     assert found.roles["L1H1"] == ("induction", pytest.approx(found.roles["L1H1"][1]))
 
 
+def test_in_a_concatenated_stream_the_source_is_a_part(tokens: torch.Tensor):
+    model = DisentangledTransformer(N_STATES, 2 * N_STATES, heads=[2, 1])
+    model.block(0, 1, query="position", key="position").diagonal(-1).fill_(30)
+    model.block(1, 0, query="token", key="L0H1.token").diagonal().fill_(12)
+    found = probes.upstream(model, tokens, 1, 0, edges="induction")
+    assert set(found.graph.edges) == {("L0H1.token", "L1H0")}
+    assert found.roles["L0H1.token"][0] == "previous-token"
+
+
 def test_a_random_head_has_no_upstream(planted, tokens: torch.Tensor):
     found = probes.upstream(planted, tokens, 1, 0, edges="induction")
     assert len(found.arrows) > 0
