@@ -10,10 +10,13 @@ from causal_probe.experiments.descent import (
     reference_algorithms,
 )
 from causal_probe.experiments.discover import TextDiscovery, discover
+from causal_probe.experiments.dynamics import ChangePoint, Dynamics, Watch, change_point
 from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
+from causal_probe.experiments.gradient_lemma import measure_lemma
 from causal_probe.experiments.gradient_recovery import GradientRecovery, recover_by_gradient, recover_from_tokens
 from causal_probe.experiments.gradient_result import GradientGraph
+from causal_probe.experiments.gradient_sample_complexity import gradient_sample_complexity
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
@@ -27,6 +30,10 @@ from causal_probe.experiments.weight_graphs import weight_graphs
 from causal_probe.experiments.weight_result import BlockGraph, WeightGraphs
 
 __all__ = [
+    "ChangePoint",
+    "Dynamics",
+    "Watch",
+    "change_point",
     "BlockGraph",
     "Algorithm",
     "DescentAlignment",
@@ -57,6 +64,7 @@ __all__ = [
     "feature_descent",
     "gradient_graph",
     "gradient_graphs",
+    "gradient_sample_complexity",
     "gradient_slots",
     "in_context_graph",
     "interpolate",
@@ -64,6 +72,7 @@ __all__ = [
     "mesa_optimizer",
     "mesa_recovery",
     "open_model",
+    "measure_lemma",
     "recover",
     "recover_by_gradient",
     "recover_from_tokens",
