@@ -27,7 +27,7 @@ def random_graph(rng: np.random.Generator, *, latents: int) -> tuple[nx.DiGraph,
         graph.add_edges_from((i, j) for i, j in combinations(range(n), 2) if rng.random() < density)
         hidden = set(rng.permutation(n - 1)[:latents].tolist())
         seen = [node for node in range(n) if node not in hidden]
-        if sum(not sets for sets in independences(graph, seen).values()) <= 7:
+        if sum(not sets for sets in independences(graph, seen).values()) <= 6:
             return graph, seen
 
 
