@@ -1,0 +1,148 @@
+"""``causal-probe recover --method gradient`` and ``--data``: the same files as training writes, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from causal_probe import graphs, models
+from causal_probe.cli import main
+from causal_probe.experiments import GradientRecovery, recover_by_gradient
+from causal_probe.experiments.gradient_recovery import attention
+from causal_probe.tasks import InContextMarkov, generator
+
+FILES = {"attention.safetensors", "graph.json", "model", "recovered.json", "report.html", "result.json"}
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["recover", *arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray[Any, np.dtype[np.int64]]:
+    task = InContextMarkov(graphs.chain(7), 3, 0.1)
+    batch = task.sample(8192, generator(0, "own"), targets="hard")
+    return torch.cat([batch.tokens, batch.target.argmax(-1, keepdim=True)], 1).numpy()
+
+
+def test_a_tree_is_read_and_written_as_training_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run("--method", "gradient", "--positions", "8", "--out", str(out)) == 0
+    assert "Recovery of forest by gradient: exact" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == FILES
+    result = json.loads((out / "result.json").read_text())
+    assert result["exact"]
+    assert sorted(result["files"]) == result["files"]
+    truth, found = (graphs.read_graph(out / name) for name in ("graph.json", "recovered.json"))
+    assert truth.edges == found.edges
+    arrays = load_file(out / "attention.safetensors")
+    model = models.load(out / "model")
+    np.testing.assert_allclose(arrays["layer0.mean"], attention(model), atol=1e-12)
+    for parent, child in truth.edges:
+        assert arrays["layer0.mean"][0, child, parent] > 0.99
+
+
+def test_several_parents_have_a_head_each() -> None:
+    found = recover_by_gradient("two-parent", positions=8, sequences=2**15)
+    assert found.exact
+    assert found.model.heads == (2, 1)
+    assert found.loss is not None
+    assert found.reference_losses is not None
+    assert found.loss < found.reference_losses["uniform"]
+    pattern = attention(found.model)
+    for child in range(2, 7):
+        assert sorted(int(pattern[head, child].argmax()) for head in range(2)) == sorted(
+            found.truth.predecessors(child)
+        )  # type: ignore[union-attr]
+
+
+def test_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any) -> None:
+    np.save(tmp_path / "tokens.npy", tokens.astype(np.uint8))
+    out = tmp_path / "out"
+    assert run("--data", str(tmp_path / "tokens.npy"), "--out", str(out)) == 0
+    assert "not decided" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == FILES - {"graph.json"}  # there is no known truth to write
+    assert set(graphs.read_graph(out / "recovered.json").edges) == set(graphs.chain(7).edges)
+    result = json.loads((out / "result.json").read_text())
+    assert result["exact"] is None
+    assert "not known" in result["undefined"]["truth"]
+    assert result["found"]["status"] == "undecided"
+    # The same command once more replaces its own result; another needs to be told.
+    assert run("--data", str(tmp_path / "tokens.npy"), "--out", str(out)) == 0
+    assert run("--data", str(tmp_path / "tokens.npy"), "--vocab", "5", "--out", str(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda tokens: tokens / 2, "numbers of the type float64"),
+        (lambda tokens: tokens - 1, "the token -1"),
+        (lambda tokens: tokens[0], "the shape"),
+        (lambda tokens: tokens[:0], "the shape"),
+        (lambda tokens: tokens[:, :3], "the shape"),
+        (lambda tokens: tokens == 1, "type bool"),
+        (lambda tokens: np.array([[1, 2], [1, 2, 3]], dtype=object), "pickled objects"),
+        (lambda tokens: tokens + 2**40, "the token 1099511627"),
+    ],
+)
+def test_bad_token_files_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any, content: Any, says: str
+) -> None:
+    np.save(tmp_path / "bad.npy", content(tokens), allow_pickle=True)
+    out = tmp_path / "out"
+    assert run("--data", str(tmp_path / "bad.npy"), "--out", str(out)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_files_that_are_no_arrays_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any) -> None:
+    (tmp_path / "text.npy").write_text("tokens")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.save(tmp_path / "cut.npy", tokens)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:500])
+    np.savez(tmp_path / "several.npz", tokens=tokens)
+    for name, says in [
+        ("text.npy", "Can't use"), ("empty.npy", "cut short"), ("cut.npy", "cut short"), ("several.npz", "archive"),
+        ("absent.npy", "No such file"),
+    ]:  # fmt: skip
+        assert run("--data", str(tmp_path / name)) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_vocabulary_that_is_too_small_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any
+) -> None:
+    np.save(tmp_path / "tokens.npy", tokens)
+    assert run("--data", str(tmp_path / "tokens.npy"), "--vocab", "2") == 2
+    assert "Token 2 is outside the vocabulary" in capsys.readouterr().err
+
+
+def test_options_that_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--method", "gradient", "--steps", "5", "--heads", "2,1") == 2
+    assert "these options mean nothing: --heads, --steps" in capsys.readouterr().err
+    assert run("--data", "tokens.npy", "--seed", "3") == 2
+    assert "With --data these options mean nothing: --seed" in capsys.readouterr().err
+    assert run("--method", "gradient", "--positions", "2") == 2
+    assert "T must be at least 3" in capsys.readouterr().err
+
+
+def test_no_edges_where_there_are_none_and_the_result_shows() -> None:
+    found = recover_by_gradient("forest", positions=6, root_probability=1.0, sequences=4096)
+    assert isinstance(found, GradientRecovery)
+    assert found.exact
+    assert found.recovered.number_of_edges() == 0
+    assert "no edges" in repr(found)
+    assert "<table" in found._repr_html_()
+    assert "nichani2024" in found.cite().bibtex
