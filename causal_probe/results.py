@@ -37,6 +37,7 @@ __all__ = [
     "to_jsonable",
     "versions",
     "write_arrays",
+    "write_bytes",
     "write_json",
     "write_text",
 ]
@@ -201,10 +202,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         If the folder is missing or can't be written, or ``path`` is a folder.
     """
     # Token text may hold lone surrogates, which UTF-8 can't carry: they are written as their escapes.
-    _write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def _write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically, as :func:`write_text` does."""
     path = Path(path)
     temporary = path.parent / f".{secrets.token_hex(8)}.partial"
     try:
@@ -230,7 +232,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays to ``path`` as safetensors, atomically."""
     # Not ascontiguousarray, which gives an array without axes one axis.
-    _write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+    write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
