@@ -123,6 +123,23 @@ def test_the_seventh_notebook_says_yes_where_it_is_so_and_refuses_what_can_not_b
         assert "not causal" in text["bert"]
 
 
+@pytest.mark.slow
+def test_the_eighth_notebook_finds_the_planted_circuit(run: NotebookNode, stored: NotebookNode) -> None:
+    if "smol-upstream" not in shown(run):
+        pytest.skip("this is about the eighth notebook")
+    for notebook in (run, stored):
+        text = {cell: output.data["text/plain"] for cell, output in outputs(notebook) if "data" in output}
+        assert text["blocks"].splitlines()[2].split()[:2] == ["embed", "L0H2"]
+        confirmed = [
+            line.split(":")[0].strip() for line in text["upstream"].splitlines() if line.endswith(": confirmed")
+        ]
+        assert confirmed == ["L0H2 -> key of L1H1"]
+        read = {line.split()[1]: "sees the graph" in line for line in text["made"].splitlines()[1:]}
+        assert read == {"chain": False, "pairs": False, "lag-2": True, "lag-3": False}
+    kept = {cell: output.data["text/plain"] for cell, output in outputs(stored) if "data" in output}
+    assert "L16H0 -> key of L18H6" in kept["smol-upstream"]  # the stored one shows the pretrained model
+
+
 def test_stored_as_run_once_from_top_to_bottom(stored: NotebookNode) -> None:
     counts = [cell.execution_count for cell in stored.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
