@@ -66,7 +66,7 @@ def _heat_maps(result: GradientRecovery) -> list[viz.Picture]:
     edges = [] if result.truth is None else [(c, p) for p, c in result.truth.edges if c < size]
     return [
         viz.Picture(
-            viz.blocks(maps, marks=dict.fromkeys(maps, edges)),
+            viz.blocks(maps, marks=dict.fromkeys(maps, edges), value_name="minus the gradient"),
             "Minus the gradient with respect to layer 1's pattern, in the units of chi-square information."
             + (" True edges are outlined." if edges else ""),
         )
@@ -76,22 +76,22 @@ def _heat_maps(result: GradientRecovery) -> list[viz.Picture]:
 def _tables(result: GradientRecovery) -> list[viz.Table]:
     found = result.found
     if isinstance(found, GradientGraph):
-        table = found.to_pandas().astype(object)
-        table = table.where(table.notna(), None)
+        rows = [
+            (
+                row.child,
+                row.candidate,
+                _with_error(row.evidence, row.stderr),
+                _with_error(found.margin[row.child], found.margin_stderr[row.child]),
+                None if found.log_e_values is None else float(found.log_e_values[row.child]),
+                row.decision,
+            )
+            for row in found.to_pandas().itertuples()
+        ]
         return [
             viz.Table(
-                [
-                    "child",
-                    "leading parent",
-                    "evidence",
-                    "± s.e.",
-                    "margin",
-                    "± s.e.",
-                    "nats against a root",
-                    "decision",
-                ],
-                [tuple(row) for row in table.itertuples(index=False)],
-                "Margin: the largest entry minus the second-largest."
+                ["child", "leading", "evidence", "margin", "nats against a root", "decision"],
+                rows,
+                "Each with one standard error. Margin: the largest entry minus the second-largest, undefined where there is no second."
                 + (
                     f" A node has a parent where the evidence against a root exceeds {found.limit:.1f} nats."
                     if found.decided
@@ -114,6 +114,12 @@ def _tables(result: GradientRecovery) -> list[viz.Table]:
             f"The last node is the predicted one; its parents are the queries that carry signal. Gains: {', '.join(f'{g:.4f}' for g in found.gains)} nats.",
         )
     ]
+
+
+def _with_error(value: float | None, error: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.3f}" if error is None or error != error else f"{value:.3f}\u00a0±\u00a0{error:.3f}"
 
 
 def _call(result: GradientRecovery) -> str:

@@ -1,5 +1,6 @@
 """Fitting models whose mechanism is known."""
 
+from causal_probe.training.algorithm_1 import algorithm_1, algorithm_1_stages
 from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.training.fit import History, evaluate, fit, task_loss
 from causal_probe.training.many import fit_many
@@ -14,6 +15,8 @@ __all__ = [
     "Schedule",
     "Stage",
     "adam",
+    "algorithm_1",
+    "algorithm_1_stages",
     "evaluate",
     "fit",
     "fit_many",
