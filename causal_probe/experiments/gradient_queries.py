@@ -63,7 +63,7 @@ def largest_distinct(joint: Tensor) -> Tensor:
     n, k = len(joint), joint.ndim - 1
     found = torch.full((k, n), -1)
     for child in range(k, n):
-        its = joint[(child, *[slice(0, child)] * k)].clone()
+        its = joint[child][tuple([slice(0, child)] * k)].clone()
         for a, b in itertools.combinations(range(k), 2):
             its.diagonal(dim1=a, dim2=b).fill_(float("-inf"))
         if k:

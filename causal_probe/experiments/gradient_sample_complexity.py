@@ -16,7 +16,7 @@ __all__ = ["gradient_sample_complexity"]
 
 
 def gradient_sample_complexity(
-    sequences: Sequence[int] = tuple(2**k for k in range(4, 15)),
+    sequences: Sequence[int] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
     *,
     targets: Sequence[Targets] = ("soft", "hard"),
     graphs: int = 100,

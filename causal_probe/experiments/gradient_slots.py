@@ -251,7 +251,8 @@ class _Study:
         self.share = (self.matched / self.stream.seen).clamp(min=1 / self.stream.seen)[:, None]
         self.evidence = self.stream.mean / self.share
         self.first = self.stream.leading_of(self.evidence)
-        self.tokens, self.target = (torch.cat([its[i] for its in self.kept]) for i in (0, 1))
+        self.tokens = torch.cat([tokens for tokens, _, _ in self.kept])
+        self.target = torch.cat([target for _, target, _ in self.kept])
         some, their_target = (torch.cat([its[i] for its in self.waiting])[:RANKED] for i in (0, 1))
 
         def lead_together(queries: tuple[int, ...]) -> Tensor:

@@ -85,7 +85,7 @@ def algorithm_1(
                 )
             with torch.no_grad():
                 for parameter, gradient in zip(moved, gradients, strict=True):
-                    parameter -= stage.rate_at(step) * (gradient + stage.weight_decay * parameter)
+                    parameter.sub_(stage.rate_at(step) * (gradient + stage.weight_decay * parameter))
             sequences += stage.batch_size
             done.append((len(done), stage.name, value))
     return History(
