@@ -15,7 +15,7 @@ def reproduce(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Which experiment; without it, all names are listed.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller one, in less than three minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller one, in less than five minutes.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     out: Annotated[
         Path | None,

@@ -33,6 +33,7 @@ def blocks(
     *,
     marks: Mapping[Any, Iterable[tuple[int, int]]] | None = None,
     columns: int | None = None,
+    value_name: str = "entry of A",
     title: str | None = None,
 ) -> Figure:
     """Draw named blocks of attention matrices as heat maps on one shared colour scale, symmetric about 0.
@@ -49,6 +50,8 @@ def blocks(
         position × position block, say.
     columns
         The number of heat maps in a row; by default as many as make the drawing about square, at most 4.
+    value_name
+        What the numbers are; it labels the colour bar.
     title
         A title above the drawing.
 
@@ -104,7 +107,7 @@ def blocks(
             shrink=min(1, 1.6 / n_rows),
             pad=0.02,
         )
-        bar.set_label(f"entry of A (one scale for all, ±{limit:.3g})")
+        bar.set_label(f"{clean(value_name)} (one scale for all, ±{limit:.3g})")
         bar.outline.set_visible(False)
         set_title(figure, title)
     return figure

@@ -16,12 +16,26 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.reproductions.base import Line, Reproduction, Run
 from causal_probe.experiments.reproductions.copying import copy
 from causal_probe.experiments.reproductions.descent import gradient_descent, gradient_descent_layers, sine
+from causal_probe.experiments.reproductions.forests import figure_9
 from causal_probe.experiments.reproductions.mesa import mesa, mesa_moments
+from causal_probe.experiments.reproductions.out_of_distribution import ood
+from causal_probe.experiments.reproductions.residual import figure_8
+from causal_probe.experiments.reproductions.sequences_needed import sample_complexity
+from causal_probe.experiments.reproductions.trees import figure_2, figure_6
+from causal_probe.experiments.reproductions.two_parents import figure_5, figure_7
 
 __all__ = ["REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
 
 #: Every reproduction by the name by which it is asked for, in the order in which they are listed.
 REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {
+    "figure-2": figure_2,
+    "figure-5": figure_5,
+    "figure-6": figure_6,
+    "figure-7": figure_7,
+    "figure-8": figure_8,
+    "figure-9": figure_9,
+    "ood": ood,
+    "sample-complexity": sample_complexity,
     "gradient-descent": gradient_descent,
     "gradient-descent-layers": gradient_descent_layers,
     "sine": sine,
@@ -47,7 +61,7 @@ def reproduce(
     name
         One of :data:`REPRODUCTIONS`.
     quick
-        A smaller one: less than three minutes on two CPU cores, and larger errors.
+        A smaller one: less than five minutes on two CPU cores, and larger errors.
     seed
         Of all random numbers; where the experiment has several seeds, of the first.
     out

@@ -40,6 +40,7 @@ from causal_probe.results import (
     write_arrays,
     write_json,
 )
+from causal_probe.training import Checkpoint
 
 __all__ = ["Line", "Reproduction", "Run"]
 
@@ -258,7 +259,7 @@ class Run:
     Parameters
     ----------
     quick
-        Do little enough that it takes less than three minutes on two CPU cores.
+        Do little enough that it takes less than five minutes on two CPU cores.
     seed
         Of all random numbers.
     progress
@@ -313,7 +314,25 @@ class Run:
             if arrays:
                 write_arrays(done.with_suffix(".safetensors"), arrays)
             write_json(done, {"kind": "part", "values": values})  # last: a part with this file is whole
+            self._checkpoint_file(name).unlink(missing_ok=True)
         return {**values, **arrays}
+
+    def checkpoint(self, name: str, *, every: int = 500) -> Checkpoint | None:
+        """Where the training in the part ``name`` keeps how far it is; None without a folder. It is deleted when the part is done.
+
+        Parameters
+        ----------
+        every
+            Training steps between two checkpoints.
+        """
+        if self._parts is None:
+            return None
+        settings = {**{key: self.settings.get(key) for key in IDENTITY}, "part": name}
+        return Checkpoint(self._checkpoint_file(name), settings, every=every)
+
+    def _checkpoint_file(self, name: str) -> Path:
+        assert self._parts is not None
+        return self._parts / f"{name}.checkpoint.safetensors"
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
