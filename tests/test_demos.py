@@ -134,7 +134,7 @@ def test_the_eighth_notebook_finds_the_planted_circuit(run: NotebookNode, stored
             line.split(":")[0].strip() for line in text["upstream"].splitlines() if line.endswith(": confirmed")
         ]
         assert confirmed == ["L0H2 -> key of L1H1"]
-        read = {line.split()[1]: "sees the graph" in line for line in text["made"].splitlines()[1:]}
+        read = {line.split()[1]: "no head sees" not in line for line in text["made"].splitlines()[1:]}
         assert read == {"chain": False, "pairs": False, "lag-2": True, "lag-3": False}
     kept = {cell: output.data["text/plain"] for cell, output in outputs(stored) if "data" in output}
     assert "L16H0 -> key of L18H6" in kept["smol-upstream"]  # the stored one shows the pretrained model

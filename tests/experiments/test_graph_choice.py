@@ -69,7 +69,7 @@ def test_an_edge_list_needs_the_positions(tmp_path: Path) -> None:
 
 def test_what_is_neither_a_family_nor_a_file(tmp_path: Path) -> None:
     with pytest.raises(
-        CausalProbeError, match=r"'chian' is neither a family of graphs \(chain, pairs, forest, two-parent\)"
+        CausalProbeError, match=r"'chian' is neither a family of graphs \(chain, pairs, forest, two-parent, lag-K\)"
     ):
         choose_graph("chian", positions=20)
     with pytest.raises(CausalProbeError, match="at least 2"):

@@ -271,4 +271,4 @@ def test_it_runs_on_a_gpu() -> None:
 
 
 def test_experiments_name_what_they_offer() -> None:
-    assert set(experiments.FAMILIES) == {"chain", "pairs", "forest", "two-parent"}
+    assert set(experiments.FAMILIES) == {"chain", "pairs", "forest", "two-parent", "lag-K"}
