@@ -30,7 +30,7 @@ GRADIENT = tuple(2**k for k in range(4, 14))
 #: Batch sizes of stage 1, which has 20 steps.
 STAGED = tuple(2**k for k in range(3, 13))
 #: (batch size, steps) of joint SGD at the paper's rate of 1: the paper's batch, and a smaller one, which needs fewer sequences.
-JOINT = {False: ((1024, 2048), (64, 4096)), True: ((1024, 768), (64, 1536))}
+JOINT = {False: ((1024, 2048), (64, 4096)), True: ((1024, 576), (64, 1152))}
 RATE, LOOKS = 1.0, 48
 #: What is called recovered, and by how much one gradient is to be ahead of joint SGD.
 SHARE, AHEAD = 0.95, 100
