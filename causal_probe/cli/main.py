@@ -17,6 +17,7 @@ from causal_probe.cli.leaderboard import leaderboard
 from causal_probe.cli.recover import recover
 from causal_probe.cli.reproduce import reproduce
 from causal_probe.cli.scan import scan
+from causal_probe.cli.sweep import sweep
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["app", "main"]
@@ -54,6 +55,7 @@ app.command()(scan)
 app.command()(leaderboard)
 app.command()(discover)
 app.command()(reproduce)
+app.command()(sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from causal_probe.experiments.mesa import MesaOptimizer, MesaTraining, mesa_opti
 from causal_probe.experiments.recover import Recovery, Training, recover
 from causal_probe.experiments.reproductions import REPRODUCTIONS, Reproduction, reproduce
 from causal_probe.experiments.scan import ModelScan, scan
+from causal_probe.experiments.sweep import Sweep, sweep
 from causal_probe.experiments.template_choice import choose_templates
 from causal_probe.experiments.weight_graphs import weight_graphs
 from causal_probe.experiments.weight_result import BlockGraph, WeightGraphs
@@ -50,6 +51,7 @@ __all__ = [
     "ModelScan",
     "Recovery",
     "Reproduction",
+    "Sweep",
     "Training",
     "WeightGraphs",
     "check_model",
@@ -79,6 +81,7 @@ __all__ = [
     "reference_algorithms",
     "reproduce",
     "scan",
+    "sweep",
     "train_mesa",
     "weight_graphs",
 ]

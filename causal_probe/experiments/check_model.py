@@ -113,13 +113,19 @@ class ModelCheck:
 
 
 def open_model(
-    source: str | os.PathLike[str], *, dtype: str | None = None, device: str = "auto"
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    device_map: Any = None,
 ) -> tuple[HookedModel, LoadedModel]:
     """The model that ``source`` names with TransformerLens' hooks, and as it was loaded: around the same weights.
 
     Arguments and errors are those of :func:`~causal_probe.models.load_model`, and ``device="auto"`` is a GPU if there is one.
     """
-    loaded = load_model(source, dtype=dtype, device=str(choose_device(device)))
+    place = str(choose_device(device))
+    loaded = load_model(source, revision=revision, dtype=dtype, device=place, device_map=device_map)
     return to_hooked(*loaded), loaded
 
 

@@ -64,7 +64,13 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(
-    source: str | os.PathLike[str], *, dtype: str | None = None, device: str = "cpu", any_kind: bool = False
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    device_map: Any = None,
+    any_kind: bool = False,
 ) -> LoadedModel:
     """Load the model that ``source`` names.
 
@@ -74,11 +80,16 @@ def load_model(
         A folder that a :class:`~causal_probe.models.DisentangledTransformer` was saved in; a folder with a Hugging Face causal
         language model in safetensors or GGUF form; a GGUF file; or the name of a model on the Hugging Face hub, ``owner/name``.
         Only a hub name asks the network, and only where no folder or file has that name.
+    revision
+        Of a name on the hub: a branch, a tag or a commit, such as the checkpoint ``"step1000"``.
     dtype
         Of the weights: ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"``. By default a DisentangledTransformer keeps
         its own, and everything else is read as float32, into which half precision goes without loss.
     device
         Where the weights go.
+    device_map
+        Instead of ``device``, where each part of a Hugging Face model goes, as transformers takes it: ``"auto"`` spreads the model
+        over all GPUs and then the memory of the machine, ``{"model.layers.0": 0, ...}`` says it by name.
     any_kind
         Load a Hugging Face model as the class of transformers that its configuration names, encoders and classifiers among
         them, instead of a causal language model.
@@ -92,29 +103,39 @@ def load_model(
     if dtype is not None and dtype not in DTYPES:
         raise CausalProbeError(f"The dtype {dtype!r} was asked for; there are {', '.join(DTYPES)}.")
     path = Path(source).expanduser()
+    if revision is not None and path.exists():
+        raise CausalProbeError(f"The revision {revision!r} was asked for; {path} is on this machine and has none.")
     if str(source) and path.is_dir():
-        loaded = _load_folder(path, path.resolve().name, dtype, any_kind=any_kind)
+        loaded = _load_folder(path, path.resolve().name, dtype, device_map=device_map, any_kind=any_kind)
     elif path.is_file():
         if path.suffix != ".gguf":
             raise CausalProbeError(
                 f"{path} is a file. A model is a folder, a GGUF file, or a name on the Hugging Face hub: name the folder that "
                 "the file is in."
             )
-        loaded = _load_hugging_face(path.parent, path.stem, dtype, gguf_file=path.name)
+        loaded = _load_hugging_face(path.parent, path.stem, dtype, device_map=device_map, gguf_file=path.name)
     elif HUB_NAME.fullmatch(str(source)):
-        loaded = _load_folder(_download(str(source)), str(source), dtype, any_kind=any_kind)
+        name = str(source) if revision is None else f"{source}@{revision}"
+        folder = _download(str(source), revision)
+        loaded = _load_folder(folder, name, dtype, device_map=device_map, any_kind=any_kind)
     else:
         raise CausalProbeError(
             f"There is no model {str(source)!r}: no such folder or file, and no name that a hub has."
         )
+    if device_map is not None:  # accelerate has put every part where it belongs
+        return loaded
     try:
         return loaded._replace(model=loaded.model.to(device))
     except (RuntimeError, AssertionError) as error:
         raise CausalProbeError(f"The model can't be moved to the device {device!r}: {_first_line(error)}") from error
 
 
-def _load_folder(folder: Path, name: str, dtype: str | None, *, any_kind: bool) -> LoadedModel:
+def _load_folder(folder: Path, name: str, dtype: str | None, *, device_map: Any, any_kind: bool) -> LoadedModel:
     if is_saved_model(folder):
+        if device_map is not None:
+            raise CausalProbeError(
+                "A device_map was given, and a DisentangledTransformer fits on one device: name that."
+            )
         model: DisentangledTransformer = load(folder)
         return LoadedModel(model if dtype is None else model.to(DTYPES[dtype]), None, name)
     files = sorted(path.name for path in folder.iterdir())
@@ -122,9 +143,9 @@ def _load_folder(folder: Path, name: str, dtype: str | None, *, any_kind: bool) 
     ggufs = [file for file in files if file.endswith(".gguf")]
     if weights and "config.json" in files:
         _refuse_pickled_shards(folder)
-        return _load_hugging_face(folder, name, dtype, any_kind=any_kind)
+        return _load_hugging_face(folder, name, dtype, device_map=device_map, any_kind=any_kind)
     if len(ggufs) == 1:
-        return _load_hugging_face(folder, Path(ggufs[0]).stem, dtype, gguf_file=ggufs[0])
+        return _load_hugging_face(folder, Path(ggufs[0]).stem, dtype, device_map=device_map, gguf_file=ggufs[0])
     if ggufs:
         raise CausalProbeError(f"{folder} holds several GGUF files, {', '.join(ggufs)}: name one of them.")
     if pickles := [file for file in files if file.endswith(PICKLES)]:
@@ -156,12 +177,19 @@ def _refuse_pickled_shards(folder: Path) -> None:
 
 
 def _load_hugging_face(
-    folder: Path, name: str, dtype: str | None, *, gguf_file: str | None = None, any_kind: bool = False
+    folder: Path,
+    name: str,
+    dtype: str | None,
+    *,
+    device_map: Any,
+    gguf_file: str | None = None,
+    any_kind: bool = False,
 ) -> LoadedModel:
     # Late: a hub of several hundred modules, and a DisentangledTransformer needs none of them.
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if gguf_file is not None:
         _require_gguf()
         options["gguf_file"] = gguf_file
@@ -175,6 +203,7 @@ def _load_hugging_face(
                 attn_implementation="eager",
                 use_safetensors=gguf_file is None or None,
                 output_loading_info=True,
+                **placed,
                 **options,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, **options) if has_tokenizer else None
@@ -201,12 +230,14 @@ def _kind_of(folder: Path) -> Any:
     return kind
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*HUB_FILES], ignore_patterns=[*NOT_HUB_FILES]))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=[*HUB_FILES], ignore_patterns=[*NOT_HUB_FILES])
+        )
     except LocalEntryNotFoundError as error:
         raise CausalProbeError(
             f"There is no folder {name}, and the Hugging Face hub can't be reached (nor is the model in its cache): give a local "

@@ -285,7 +285,9 @@ def test_of_the_hub_neither_pickles_nor_code_are_asked_for(folder, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     loaded = load_model("owner/model")
-    assert (loaded.name, asked["name"]) == ("owner/model", "owner/model")
+    assert (loaded.name, asked["name"], asked["revision"]) == ("owner/model", "owner/model", None)
+    loaded = load_model("owner/model", revision="step1000")
+    assert (loaded.name, asked["revision"]) == ("owner/model@step1000", "step1000")
     files = [
         "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
         "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin", "model.pt", "modeling_mine.py", "tf_model.h5",

@@ -1,0 +1,202 @@
+"""Run the cells of a sweep that are not there yet, on joblib's backends."""
+
+# Dask's clients carry no types.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Literal
+
+import joblib
+from tqdm.auto import tqdm
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.sweep.cells import PROBES, Outcome, run_cell
+from causal_probe.experiments.sweep.plan import Cell, plan, read_spec
+from causal_probe.experiments.sweep.result import Sweep
+from causal_probe.experiments.sweep.store import Store
+from causal_probe.results import to_jsonable, write_text
+
+__all__ = ["Backend", "sweep"]
+
+Backend = Literal["loky", "dask"]
+
+#: So often may the workers die, one time after the other, without a cell being finished in between.
+TRIES = 3
+
+
+def sweep(
+    spec: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    jobs: int = 1,
+    backend: Backend = "loky",
+    scheduler: str | None = None,
+    probes: Mapping[str, Callable[..., Outcome]] | None = None,
+    progress: bool = False,
+) -> Sweep:
+    """Run probes at many points, each a cell of its own; what is finished stays, and is not run again.
+
+    A cell is a pure function of its spec: its random numbers come from a seed derived from it
+    (:attr:`~causal_probe.experiments.sweep.Cell.derived_seed`), and it runs with the number of threads in the spec. So on one kind
+    of CPU its file is the same to the last bit on every backend, with every number of workers, and in every order. A cell
+    that fails is recorded with its error, and the others go on; it is tried again when the sweep is started again.
+
+    Only this process writes. A worker that dies takes the cells it was running with it, and they are run again.
+
+    Parameters
+    ----------
+    spec
+        A mapping, or a YAML file with one:
+
+        - ``probes``: a name, a list of names, or a mapping from names to settings of their own. There are ``recover`` and
+          ``gradient`` (tasks of known graph), ``scan`` and ``head_graphs`` (models and checkpoints).
+        - ``grid``: by option, a list of values; every combination is a point. ``seed`` is an option of every probe; ``model`` is
+          what :func:`~causal_probe.models.load_model` takes, ``revision`` one on the hub.
+        - ``cells``: points as a list of mappings, instead of the grid or combined with it.
+        - ``settings``: options that all points share.
+        - ``threads``: of each cell; 1 by default.
+    out
+        The folder of results: a Parquet file for each cell in ``cells/``, errors in ``failed/``, ``summary.csv``. A sweep that
+        has grown goes on in the same folder.
+    jobs
+        Number of worker processes; 1: this process. With a scheduler the cluster decides.
+    backend
+        ``"loky"``: processes on this machine. ``"dask"``: a Dask cluster, of ``jobs`` local processes unless a scheduler is named.
+    scheduler
+        Address of a running Dask scheduler, such as ``"tcp://host:8786"``. The cells read their files on the workers.
+    probes
+        Probes of your own by name: functions of keyword arguments, ``seed`` among them, that return an
+        :class:`~causal_probe.experiments.sweep.Outcome`. A cell knows its probe by name: give a changed one another name.
+    progress
+        Show a bar with the time left, on standard error.
+
+    Raises
+    ------
+    CausalProbeError
+        If the spec can't be understood, the folder is being written by another sweep, holds something else or a newer format,
+        Dask is not installed or not reachable, or the workers keep dying.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> spec = {"probes": "gradient", "grid": {"graph": ["chain", "pairs"], "seed": [0, 1]}, "settings": {"positions": 6}}
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     found = sweep(spec, out=out)
+    ...     found.summary()[["graph", "seed", "status", "exact"]]
+       graph  seed    status  exact
+    0  chain     0  finished   True
+    1  chain     1  finished   True
+    2  pairs     0  finished   True
+    3  pairs     1  finished   True
+    """
+    _check(jobs, backend, scheduler)
+    functions = {**PROBES, **(probes or {})}
+    content: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else read_spec(spec)
+    cells = plan(content, functions)
+    store = Store(out)
+    with store.writing(cells, to_jsonable(content)):
+        failed = _run(store, cells, functions, jobs=jobs, backend=backend, scheduler=scheduler, progress=progress)
+        found = Sweep(Path(out), cells, failed, to_jsonable(content))
+        write_text(store.folder / "summary.csv", found.summary().to_csv(index=False))
+    return found
+
+
+def _run(
+    store: Store,
+    cells: Sequence[Cell],
+    functions: Mapping[str, Callable[..., Outcome]],
+    *,
+    jobs: int,
+    backend: Backend,
+    scheduler: str | None,
+    progress: bool,
+) -> dict[str, str]:
+    """Run what is not finished; return the errors of what failed, in the cells' order."""
+    there = store.finished()
+    left = {cell.key: cell for cell in cells if cell.key not in there}
+    errors: dict[str, str] = {}
+    deaths = 0
+    with tqdm(total=len(cells), initial=len(cells) - len(left), disable=not progress, unit="cell") as bar:
+        while left and deaths < TRIES:
+            before = len(left)
+            try:
+                with _workers(jobs, backend, scheduler, threads=cells[0].threads) as options:
+                    # One cell at a time to a worker: what is finished is written at once.
+                    parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, **options)
+                    todo = [joblib.delayed(run_cell)(cell, functions[cell.probe]) for cell in left.values()]
+                    for done in parallel(todo):
+                        cell = left.pop(done.key)
+                        if done.content is None:
+                            errors[done.key] = done.error or ""
+                            store.put_failure(cell, errors[done.key], done.traceback)
+                        else:
+                            store.put(done.key, done.content)
+                        bar.update()
+            except _worker_deaths() as error:
+                deaths = 1 if len(left) < before else deaths + 1
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if left:
+        raise CausalProbeError(
+            f"The workers died {deaths} times without finishing a cell ({reason}); {len(left)} cells are left. They may need more "
+            "memory than there is: run fewer at once (--jobs). What is finished is kept."
+        )
+    return {cell.key: errors[cell.key] for cell in cells if cell.key in errors}
+
+
+@contextlib.contextmanager
+def _workers(jobs: int, backend: Backend, scheduler: str | None, *, threads: int) -> Iterator[dict[str, Any]]:
+    """What joblib.Parallel is to be called with."""
+    if backend == "loky":
+        with joblib.parallel_config("loky", inner_max_num_threads=threads):
+            yield {"n_jobs": jobs}
+        return
+    from distributed import Client, LocalCluster
+
+    with contextlib.ExitStack() as stack:
+        try:
+            if scheduler is None:
+                address = stack.enter_context(
+                    LocalCluster(
+                        n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
+                    )
+                )
+            else:
+                address = scheduler
+            client = stack.enter_context(Client(address, set_as_default=False))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CausalProbeError(
+                f"There is no Dask scheduler at {scheduler!r}: {' '.join(str(error).split())}."
+            ) from error
+        with joblib.parallel_config("dask", client=client):
+            yield {"n_jobs": -1}
+
+
+def _worker_deaths() -> tuple[type[Exception], ...]:
+    """What is raised when a worker process has died: by loky, and by Dask when a cell has killed several."""
+    try:
+        from distributed import KilledWorker
+    except ImportError:
+        return (BrokenProcessPool,)
+    return BrokenProcessPool, KilledWorker
+
+
+def _check(jobs: int, backend: str, scheduler: str | None) -> None:
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise CausalProbeError(f"jobs is the number of worker processes, 1 or more; it is {jobs!r}.")
+    if backend not in ("loky", "dask"):
+        raise CausalProbeError(f"The backend is loky or dask; it is {backend!r}.")
+    if scheduler is not None and backend != "dask":
+        raise CausalProbeError(f"A scheduler, {scheduler!r}, is Dask's: say backend dask.")
+    if backend == "dask":
+        try:
+            import distributed  # noqa: F401
+        except ImportError as error:
+            raise CausalProbeError(
+                "The backend dask needs Dask, which is not installed: pip install 'causal-probe[dask]'."
+            ) from error
