@@ -248,10 +248,8 @@ class Dynamics:
         )
 
     def __repr__(self) -> str:
-        return (
-            f"Change-points of {len(self.series)} series at {len(self.steps)} checkpoints\n"
-            + self.to_pandas().to_string(index=False, float_format="{:.3f}".format, na_rep="")
-        )
+        table = self.to_pandas().to_string(index=False, float_format="{:.3f}".format, na_rep="")
+        return f"Change-points of {len(self.series)} series at {len(self.steps)} checkpoints\n{table}"
 
     def _repr_html_(self) -> str:
         return str(self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))
