@@ -10,6 +10,7 @@ from causal_probe.hooks.adapt import to_hooked
 from causal_probe.hooks.batches import each_batch
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
 from causal_probe.hooks.continuous import OnSequences, on_residual_stream
+from causal_probe.hooks.corpus import Corpus, CorpusCounts, corpus, read_documents
 from causal_probe.hooks.edit import (
     Edit,
     edited,
@@ -28,6 +29,8 @@ from causal_probe.hooks.tokens import SpecialTokens, content_tokens, special_tok
 
 __all__ = [
     "Answer",
+    "Corpus",
+    "CorpusCounts",
     "Edit",
     "Finding",
     "HookedModel",
@@ -38,6 +41,7 @@ __all__ = [
     "attention_hook",
     "content_tokens",
     "context_length",
+    "corpus",
     "describe",
     "each_batch",
     "edited",
@@ -49,6 +53,7 @@ __all__ = [
     "on_residual_stream",
     "one_hot_row",
     "preflight",
+    "read_documents",
     "replace_row",
     "require_hooks",
     "resample_ablate",

@@ -6,6 +6,7 @@ A probe takes any model with TransformerLens' hook points and returns a frozen r
 from __future__ import annotations
 
 from causal_probe.probes.ablation import Measured, next_token
+from causal_probe.probes.bootstrap import bootstrap_intervals
 from causal_probe.probes.copying import CopySensitivity, copy_sensitivity
 from causal_probe.probes.discovery import AttentionGraph, Discovery, discover
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
@@ -68,6 +69,7 @@ __all__ = [
     "Upstream",
     "Verification",
     "blocks",
+    "bootstrap_intervals",
     "composition",
     "copy_losses",
     "copy_sensitivity",

@@ -6,17 +6,18 @@ import html
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, overload
 
 import networkx as nx
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import HookedModel, describe, mean_patterns
+from causal_probe.hooks import HookedModel, Moments, describe, mean_patterns
 from causal_probe.hooks.stream import Rows, Visit, visit_patterns
 from causal_probe.probes.scoring import micro_batches
 from causal_probe.probes.sequence_graphs import REST, SINKS, SequenceGraphs, largest_parents
@@ -237,6 +238,32 @@ class HeadGraphs:
         weights = self.evidence(layer, head)[:nodes, :nodes]
         return compare(found, truth, weights=weights, children=rows, reversal_cost=reversal_cost)
 
+    def merge(self, other: HeadGraphs) -> HeadGraphs:
+        """The result of one run over the sequences of both: sums and sums of squares are added, so it is that to rounding.
+
+        Raises
+        ------
+        CausalProbeError
+            If the models, their heads, the lengths of the sequences or the rules of the sink differ.
+        """
+        shapes = [[list(layer.shape) for layer in one.weights] for one in (self, other)]
+        for what, mine, theirs in (
+            ("models", self.provenance["model"], other.provenance["model"]),
+            ("patterns", *shapes),
+            ("sinks", self.sink, other.sink),
+        ):
+            if mine != theirs:
+                raise CausalProbeError(f"Head graphs can't be merged: their {what} differ, {mine} and {theirs}.")
+        merged = [
+            one.merge(two) for one, two in zip(_moments(self), _moments(other), strict=True)
+        ]  # two sequences or more: there is a standard error
+        return replace(
+            self,
+            weights=tuple(moments.mean.numpy() for moments in merged),
+            stderr=tuple(moments.stderr.numpy() for moments in merged if moments.stderr is not None),
+            sequences=self.sequences + other.sequences,
+        )
+
     def cite(self) -> Citation:
         """The paper whose heads hold a causal graph, and one sentence for a methods section."""
         number_of = self.provenance["versions"]
@@ -452,3 +479,14 @@ def compared_children(truth: nx.DiGraph, positions: int, children: Iterable[int]
             f"{len(truth)} nodes."
         )
     return rows
+
+
+def _moments(graphs: HeadGraphs) -> list[Moments]:
+    """By layer, the count, sum and sum of squares that the means and standard errors came from."""
+    n = graphs.sequences
+    found = []
+    for layer, mean in enumerate(graphs.weights):
+        exact = torch.as_tensor(mean, dtype=torch.float64)
+        spread = 0.0 if graphs.stderr is None else torch.as_tensor(graphs.stderr[layer], dtype=torch.float64) ** 2
+        found.append(Moments(n, n * exact, n * exact**2 + n * (n - 1) * spread))
+    return found

@@ -1,0 +1,80 @@
+"""Confidence intervals of head scores by resampling sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.probes.head_scores import HeadScores
+
+__all__ = ["bootstrap_intervals"]
+
+#: So many numbers of a resample's weights are held at once (32 MiB).
+HELD = 2**22
+
+
+def bootstrap_intervals(
+    scores: HeadScores, *, resamples: int = 2000, coverage: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Percentile intervals of each head's score and excess: the bootstrap over sequences (Efron, Annals of Statistics 7, 1979).
+
+    A resample draws as many of the scored sequences as there are, with replacement, the same for all heads; its score is the mean over
+    them, its excess (score - chance) / (1 - chance) with its own chance. The interval is between the (1 - coverage) / 2 and
+    (1 + coverage) / 2 quantiles of the resamples. Sequences count as independent: those of one document are less so, and the true
+    interval is then wider.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each head and template: ``layer``, ``head``, ``template``, ``score``, ``score_low``, ``score_high``, ``excess``,
+        ``excess_low``, ``excess_high``, ``sequences``. Missing where fewer than two sequences have a scored row.
+
+    Raises
+    ------
+    CausalProbeError
+        If there are fewer than 100 resamples, or the coverage is not between 0 and 1.
+    """
+    if resamples < 100 or not 0 < coverage < 1:
+        raise CausalProbeError(
+            f"Intervals need 100 resamples or more and a coverage between 0 and 1; there are {resamples} and {coverage:g}."
+        )
+    ends = [(1 - coverage) / 2, (1 + coverage) / 2]
+    rows: list[dict[str, Any]] = []
+    for name in scores.names:
+        evidence = scores.evidence[name]
+        used = evidence.rows > 0
+        n = int(used.sum())
+        if n < 2:
+            rows += [one._asdict() for one in scores if one.template == name]
+            continue
+        # [sequence, head]: all layers side by side, and the chance last
+        each = np.concatenate([layer[used] for layer in evidence.attention], axis=1) / evidence.rows[used, None]
+        values = np.concatenate([each, (evidence.chance[used] / evidence.rows[used])[:, None]], axis=1)
+        source = np.random.default_rng(seed)
+        drawn = []
+        for start in range(0, resamples, step := max(1, HELD // n)):
+            counts = source.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start))
+            drawn.append(counts @ values / n)
+        means = np.concatenate(drawn)
+        excess = (means[:, :-1] - means[:, -1:]) / (1 - means[:, -1:])
+        limits = np.quantile(np.stack([means[:, :-1], excess]), ends, axis=1)  # [end, score or excess, head]
+        for one, low_high in zip(
+            (one for one in scores if one.template == name), limits.transpose(2, 1, 0), strict=True
+        ):
+            (score_low, score_high), (excess_low, excess_high) = low_high.tolist()
+            rows.append(
+                {
+                    **one._asdict(),
+                    "score_low": score_low,
+                    "score_high": score_high,
+                    "excess_low": excess_low,
+                    "excess_high": excess_high,
+                }
+            )
+    columns = ["layer", "head", "template", "score", "score_low", "score_high"]
+    columns += ["excess", "excess_low", "excess_high", "sequences"]
+    table = pd.DataFrame(rows).reindex(columns=columns)
+    return table.sort_values(["layer", "head"], kind="stable", ignore_index=True)
