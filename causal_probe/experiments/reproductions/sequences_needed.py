@@ -28,7 +28,7 @@ JOINT_FORESTS = {False: 20, True: 8}
 #: Sequences from which one gradient is taken.
 GRADIENT = tuple(2**k for k in range(4, 14))
 #: Batch sizes of stage 1, which has 20 steps.
-STAGED = tuple(2**k for k in range(3, 13))
+STAGED = tuple(2**k for k in range(13))
 #: (batch size, steps) of joint SGD at the paper's rate of 1: the paper's batch, and a smaller one, which needs fewer sequences.
 JOINT = {False: ((1024, 2048), (64, 4096)), True: ((1024, 576), (64, 1152))}
 RATE, LOOKS = 1.0, 48

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from causal_probe.experiments.reproductions.known_graphs import (
 )
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import head_graphs, match_heads
-from causal_probe.tasks import InContextMarkov, generator, reference_losses
+from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator, known_graph, reference_losses
 from causal_probe.training import evaluate, give_slots, joint, staged_slots
 
 __all__ = ["figure_5", "figure_7"]
@@ -29,8 +30,8 @@ POSITIONS, VOCAB, ALPHA, HEADS = 32, 5, 0.1, (2, 1)
 #: The paper's training: AdamW from small noise. Quick mode leaves it out.
 NOISE, BATCH, STEPS, RATE, DECAY = 1e-4, 1024, 2**16, 1e-2, 1e-4
 #: Stage 2 of staged training, in which everything moves.
-REST = {False: 8000, True: 300}
-EVALUATION = 2**13
+REST = {False: 8000, True: 600}
+EVALUATION = 2**14
 #: The paper's loss and its references, from the outputs of the authors' notebook; and how near the known graph staged training is to come.
 LOSS, KNOWN, ONE_PARENT, NEAR = 0.890, 0.876, 1.353, 0.02
 
@@ -107,6 +108,9 @@ def _measure(run: Run, task: InContextMarkov, way: str, trained: Trained) -> tup
     on_parent, leading = parent_attention(task, attention)
     held_out = task.sample(EVALUATION, generator(run.seed, "evaluation"))
     loss, known = evaluate(trained.model, list(_split(held_out))), reference_losses(task, held_out)
+    each = cross_entropy(known_graph(task, held_out.tokens).double(), held_out.target.double())
+    error = float(each.std() / len(each) ** 0.5)
+    theirs_are_few = f"on other sequences; how many the paper's are is not known here: on 1,024 its standard error is {float(each.std()) / 32:.3f}"
     settled = way != "staged" or not run.quick
     code, edges = "the authors' notebook", truth.number_of_edges()
     theirs = LOSS if way == "AdamW" else None
@@ -120,8 +124,8 @@ def _measure(run: Run, task: InContextMarkov, way: str, trained: Trained) -> tup
     ]  # fmt: skip
     if way == "staged":
         lines += [
-            Line("known-graph predictor: loss (nats)", known["known-graph"], None, KNOWN, code, abs(known["known-graph"] - KNOWN) < 0.02, "within 0.02: other sequences"),
-            Line("one-parent predictor: loss (nats)", known["one-parent"], None, ONE_PARENT, code, abs(known["one-parent"] - ONE_PARENT) < 0.02, "within 0.02; here the best slot's"),
+            Line("known-graph predictor: loss (nats)", known["known-graph"], error, KNOWN, code, None, theirs_are_few),
+            Line("one-parent predictor: loss (nats)", known["one-parent"], None, ONE_PARENT, code, None, "the best slot's"),
         ]  # fmt: skip
     content = {
         "loss": loss,
@@ -182,8 +186,6 @@ def _draw(figure: str, task: InContextMarkov, found: dict[str, Trained], measure
     return viz.blocks(matrices, columns=2)
 
 
-def _split(batch: Any) -> Any:
-    from causal_probe.tasks import Batch
-
-    for tokens, target in zip(batch.tokens.split(1024), batch.target.split(1024), strict=True):
+def _split(batch: Batch) -> Iterator[Batch]:
+    for tokens, target in zip(torch.split(batch.tokens, 1024), torch.split(batch.target, 1024), strict=True):
         yield Batch(tokens, target, {})
