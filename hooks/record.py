@@ -112,8 +112,10 @@ def _record(
 ) -> dict[int, Moments]:
     """The moments over sequences of what passes the hook point of each layer."""
     total: dict[int, Moments] = {}
+    before: dict[int, Moments] = {}
 
     def visitor(tokens: Tensor) -> Visit:
+        nonlocal before
         before = dict(total)
 
         def add(layer: int, value: Tensor) -> None:
@@ -123,5 +125,9 @@ def _record(
 
         return add
 
-    visit_values(model, batches, visitor, names, check=check, batch_size=batch_size)
+    def undo() -> None:
+        total.clear()
+        total.update(before)
+
+    visit_values(model, batches, visitor, names, check=check, batch_size=batch_size, undo=undo)
     return total

@@ -30,6 +30,7 @@ def visit_patterns(
     *,
     layers: Iterable[int] | None = None,
     batch_size: int | None = None,
+    undo: Callable[[], None] | None = None,
 ) -> None:
     """Show every layer's attention pattern to a visitor, micro-batch by micro-batch.
 
@@ -49,6 +50,8 @@ def visit_patterns(
         Which layers; all by default.
     batch_size
         Run larger batches in pieces of this size.
+    undo
+        See :func:`visit_values`.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def visit_patterns(
     """
     layers = tuple(range(model.cfg.n_layers) if layers is None else layers)
     names = {layer: attention_hook(layer, "pattern") for layer in layers}
-    visit_values(model, batches, visitor, names, check=check_pattern, batch_size=batch_size)
+    visit_values(model, batches, visitor, names, check=check_pattern, batch_size=batch_size, undo=undo)
 
 
 def visit_values(
@@ -69,6 +72,7 @@ def visit_values(
     *,
     check: Callable[[str, Tensor], None],
     batch_size: int | None = None,
+    undo: Callable[[], None] | None = None,
 ) -> None:
     """Show what passes a hook point of each layer to a visitor, micro-batch by micro-batch: :func:`visit_patterns` for any value.
 
@@ -78,6 +82,9 @@ def visit_values(
         By layer, the name of a hook point whose values are [batch, ...].
     check
         ``check(name, value)`` raises if a value is not what it should be.
+    undo
+        Takes back the last call of the visitor, and all that its visit has left. With it, a micro-batch for which the memory of a
+        device does not suffice is run again in halves, as is then everything after it; once.
     model, batches, visitor, batch_size
         As for :func:`visit_patterns`.
 
@@ -100,21 +107,48 @@ def visit_values(
 
         return look
 
+    def run(tokens: Tensor) -> None:
+        nonlocal visit, sequences
+        visited.clear()
+        sequences = len(tokens)
+        visit = visitor(tokens)
+        run_layers(model, tokens, max(names) + 1)
+        if silent := [name for layer, name in names.items() if layer not in visited]:
+            raise CausalProbeError(
+                f"{', '.join(silent)} did not fire for every sequence. A Hugging Face model must be loaded with "
+                'attn_implementation="eager".'
+            )
+
     any_batch = False
+    limit: int | None = None
     with undisturbed(model), model.hooks(fwd_hooks=[(name, at_hook(layer, name)) for layer, name in names.items()]):
-        for tokens in token_batches(batches, batch_size):
-            visited.clear()
-            sequences = len(tokens)
-            visit = visitor(tokens)
-            run_layers(model, tokens, max(names) + 1)
-            if silent := [name for layer, name in names.items() if layer not in visited]:
-                raise CausalProbeError(
-                    f"{', '.join(silent)} did not fire for every sequence. A Hugging Face model must be loaded with "
-                    'attn_implementation="eager".'
-                )
+        for batch in token_batches(batches, batch_size):
             any_batch = True
+            for tokens in torch.split(batch, limit or len(batch)):
+                try:
+                    run(tokens)
+                    continue
+                except torch.OutOfMemoryError as error:
+                    if undo is None or limit is not None or len(tokens) == 1:
+                        raise CausalProbeError(_out_of_memory(tokens)) from error
+                # Outside of the handler, whose traceback would keep what the forward has allocated.
+                undo()
+                limit = (len(tokens) + 1) // 2
+                torch.cuda.empty_cache()
+                for half in torch.split(tokens, limit):
+                    try:
+                        run(half)
+                    except torch.OutOfMemoryError as error:
+                        raise CausalProbeError(_out_of_memory(half)) from error
     if not any_batch:
         raise CausalProbeError("There are no sequences to run. Give tokens [batch, pos], or batches of them.")
+
+
+def _out_of_memory(tokens: Tensor) -> str:
+    return (
+        f"The memory of {tokens.device} does not suffice for {len(tokens)} sequences of {tokens.shape[1]} tokens. Give a smaller "
+        "batch_size, shorter sequences, or a model of a smaller dtype."
+    )
 
 
 def run_layers(model: HookedModel, tokens: Tensor, n_layers: int) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, each_batch
+from causal_probe.hooks import HookedModel, describe, each_batch
 from causal_probe.hooks.stream import Rows, Visit, visit_patterns
 from causal_probe.probes.head_scores import Evidence, HeadScores
 from causal_probe.probes.targets import compile_targets
@@ -55,16 +55,22 @@ def score_batches(
     """Run a model over batches of tokens, once, and score every head's patterns at their hooks."""
     sums = _Sums(templates, queries)
     pieces = micro_batches(model, batches) if batch_size is None else batches
-    visit_patterns(model, pieces, sums.add, batch_size=batch_size)
+    visit_patterns(model, pieces, sums.add, batch_size=batch_size, undo=sums.undo)
     return sums.scored()
 
 
 def micro_batch_size(model: HookedModel, pos: int) -> int:
-    """How many sequences of ``pos`` tokens a forward pass takes by default, at least 1."""
+    """How many sequences of ``pos`` tokens a forward pass takes by default, at least 1.
+
+    The rule: float32 patterns of all layers, and logits, fit into 256 MiB on a CPU, where more is no faster (and results are the same
+    on every machine), and into a quarter of the free memory of a GPU, the rest being for the forward pass itself.
+    """
     cfg = model.cfg
     per_layer = int(getattr(cfg, "n_heads", 1)) * pos * pos
     numbers = max(int(cfg.n_layers) * per_layer, pos * int(getattr(cfg, "d_vocab", 1)))
-    return max(1, MICRO_BATCH // (4 * numbers))
+    device = torch.device(describe(model)["device"] or "cpu")
+    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else MICRO_BATCH
+    return max(1, room // (4 * numbers))
 
 
 def score_patterns(
@@ -139,6 +145,7 @@ class _Sums:
     def add(self, tokens: Tensor) -> Visit:
         """Add the targets of a batch; returns what adds a layer's pattern on it."""
         groups = compile_targets(self._templates, tokens, queries=self._queries)
+        self._before = self._sequences, self._shared.copy()
         start = self._sequences
         self._sequences += len(tokens)
         self._rows.write(start, _joined([targets.rows for targets in groups]))
@@ -153,6 +160,10 @@ class _Sums:
             self._sink[layer].write(start, _joined([targets.sink(part).float() for targets, part in pairs]))
 
         return add_pattern
+
+    def undo(self) -> None:
+        """Take back the last batch; the next ones are written over what is left of it."""
+        self._sequences, self._shared = self._before
 
     def scored(self) -> Scored:
         """What was added, by template."""

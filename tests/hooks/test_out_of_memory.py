@@ -1,0 +1,63 @@
+"""Memory that does not suffice: a micro-batch is run again in halves, once, and counts once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from causal_probe import CausalProbeError, probes
+from causal_probe.probes.scoring import micro_batch_size
+from tests.tiny_models import disentangled, random_tokens
+
+
+def limited(most):
+    """A model whose second layer has memory for so many sequences; and the sizes of the batches that it was given."""
+    model, seen = disentangled(), []
+
+    def refuse(module, given):
+        seen.append(len(given[0]))
+        if len(given[0]) > most:
+            raise torch.OutOfMemoryError("out of memory")
+
+    model.blocks[1].register_forward_pre_hook(refuse)  # the first layer's patterns have been counted by then
+    return model, seen
+
+
+@pytest.mark.parametrize("most", [4, 5, 7])
+def test_a_batch_that_is_too_large_is_halved_and_counts_once(most):
+    tokens = random_tokens(20)
+    model, seen = limited(most)
+    found = probes.scan(model, tokens, templates=["previous-token", "induction"], batch_size=8)
+    wanted = probes.scan(disentangled(), tokens, templates=["previous-token", "induction"], batch_size=8)
+    assert seen[-6:] == [8, 4, 4, 4, 4, 4]
+    assert found.shared == wanted.shared
+    for one, other in zip(found, wanted, strict=True):
+        assert one.rows == other.rows
+        assert one.score == pytest.approx(other.score, abs=1e-7)
+    model, _ = limited(most)
+    graphs, once = (probes.head_graphs(m, tokens, batch_size=8) for m in (model, disentangled()))
+    assert graphs.sequences == once.sequences == 20
+    for one, other in zip(graphs.weights, once.weights, strict=True):
+        assert abs(one - other).max() < 1e-12
+
+
+def test_it_is_tried_once():
+    model, _ = limited(3)
+    with pytest.raises(CausalProbeError, match="does not suffice for 4 sequences of 7 tokens"):
+        probes.scan(model, random_tokens(20), templates=["previous-token"], batch_size=8)
+
+
+def test_the_rule_on_a_cpu():
+    model = disentangled((2, 2))
+    assert micro_batch_size(model, 7) == 2**28 // (4 * 2 * 2 * 7 * 7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_the_rule_on_a_gpu():
+    model = disentangled((2, 2)).cuda()
+    free = torch.cuda.mem_get_info()[0]
+    assert micro_batch_size(model, 7) == pytest.approx(free / 4 / (4 * 2 * 2 * 7 * 7), rel=0.05)
+    on_gpu = probes.scan(model, random_tokens(20).cuda(), templates=["previous-token"])
+    on_cpu = probes.scan(disentangled((2, 2)), random_tokens(20), templates=["previous-token"])
+    for one, other in zip(on_gpu, on_cpu, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
