@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -75,8 +76,7 @@ def test_batches_may_be_cut_anywhere() -> None:
     whole = sample(forest(1), 700)
     cuts = [0, 3, 100, 101, 640, 700]
     parts = [
-        Batch(whole.tokens[a:b], whole.target[a:b], {1: whole.tables[1][a:b]})
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        Batch(whole.tokens[a:b], whole.target[a:b], {1: whole.tables[1][a:b]}) for a, b in itertools.pairwise(cuts)
     ]
     one, several = gradient_graph(whole), gradient_graph(iter(parts))
     assert one.sequences == several.sequences == 700
