@@ -204,7 +204,8 @@ def leaderboard(
         for model in models:
             if isinstance(model, (str, os.PathLike)):
                 hooked, loaded = open_model(model, dtype=dtype, device=device)
-                name = loaded.name
+                # causal-probe recover writes its model into a folder of that name: the folder above says which
+                name = Path(model).resolve().parent.name if loaded.name == "model" else loaded.name
             else:
                 hooked = to_hooked(model)
                 name = str(describe(hooked)["model"])

@@ -144,9 +144,11 @@ def test_a_leaderboard(chain_model, tmp_path: Path):
 
 
 def test_a_saved_model_by_its_folder(chain_model, tmp_path: Path):
-    save(chain_model, tmp_path / "chain")
-    found = experiments.leaderboard([tmp_path / "chain"], ["chain"], positions=POSITIONS, states=STATES, sequences=8)
-    assert found.table("excess").shape == (1, 1)
+    for name in ("mine", "yours/model"):
+        save(chain_model, tmp_path / name)
+    folders = [tmp_path / "mine", tmp_path / "yours" / "model"]
+    found = experiments.leaderboard(folders, ["chain"], positions=POSITIONS, states=STATES, sequences=8)
+    assert found.table("excess").index.tolist() == ["mine", "yours"]
     with pytest.raises(CausalProbeError, match=r"There is no figure 'accuracy'; there are excess"):
         found.table("accuracy")
 
