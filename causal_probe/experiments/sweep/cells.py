@@ -68,7 +68,7 @@ def run_cell(cell: Cell, function: Callable[..., Outcome]) -> Done:
             with threadpool_limits(cell.threads):
                 found = function(seed=cell.derived_seed, **cell.options)
             return Done(cell.key, encode(cell, found.rows, found.metrics, found.provenance))
-        except Exception as error:
+        except Exception as error:  # whatever a cell raises, the others go on, and the error is kept
             text = " ".join(str(error).split())
             message = text if isinstance(error, CausalProbeError) else f"{type(error).__name__}: {text}"
             return Done(cell.key, None, message, traceback.format_exc())
