@@ -41,11 +41,13 @@ from causal_probe.probes import (
     HeadScore,
     HeadScores,
     Measured,
+    Rule,
     Verification,
     scan,
     successor_of_parent,
     verify,
 )
+from causal_probe.probes.head_scores import CALLED
 from causal_probe.probes.p_values import t_p_value
 from causal_probe.results import Citation, check_results_folder, cite, results_folder, to_jsonable, versions, write_json
 from causal_probe.tasks import InContextMarkov, generator, predictors
@@ -57,6 +59,11 @@ __all__ = ["InContextGraph", "WordBatch", "in_context_graph", "word_batches"]
 
 #: The answer uses the context if it beats the in-context unigram by a one-sided paired t-test at this level.
 LEVEL = 0.001
+#: Heads are verified if their excess is surely above this: half of what a head is called by, since one row of a sequence says less
+#: than many.
+FLAGGED = CALLED / 2
+#: Unflagged heads and random sets are ablated on so many sequences, one batch.
+RANKED_ON = 4
 #: Tokens in a forward pass.
 TOKENS = 4096
 RESULT = "result.json"
@@ -283,7 +290,7 @@ def in_context_graph(
     bos
         Whether a BOS token comes first: ``"yes"``, ``"no"``, or ``"auto"``, what the tokenizer does by itself.
     verify
-        Ablate the heads that see the graph: does the loss rise? It costs some hundred forward passes.
+        Ablate the heads whose excess is surely above 0.25: does the loss rise? It costs some hundred forward passes.
     dtype, device
         Of a model that is loaded here.
     out, overwrite
@@ -347,7 +354,16 @@ def in_context_graph(
     verification = None
     if verify and scores.called():
         fresh = list(
-            word_batches(hooked, task, chosen, sequences=min(sequences, 16), start=start, seed=seed, stream="verify")
+            word_batches(
+                hooked,
+                task,
+                chosen,
+                sequences=min(sequences, 16),
+                start=start,
+                seed=seed,
+                stream="verify",
+                batch_size=RANKED_ON,
+            )
         )
         verification = _verify(scores, hooked, fresh, progress)
     ended = time.perf_counter()
@@ -376,15 +392,16 @@ def word_batches(
     start: Sequence[int] = (),
     seed: int = 0,
     stream: str = "read",
+    batch_size: int | None = None,
 ) -> list[WordBatch]:
-    """Sequences of a task in a model's words, in batches that fit into a forward pass."""
+    """Sequences of a task in a model's words, in batches that fit into a forward pass, or of ``batch_size``."""
     source = generator(seed, f"{stream} in context")
     drawn = task.sample(sequences, source)
     names = words.draw(sequences, task.d_vocab, source)
     first = torch.tensor(list(start), dtype=torch.long).expand(sequences, -1)
     tokens = torch.cat([first, names.gather(1, drawn.tokens)], 1)
     device = describe(model)["device"] or "cpu"
-    size = max(2, TOKENS // tokens.shape[1])
+    size = batch_size or max(2, TOKENS // tokens.shape[1])
     return [
         WordBatch(*(values[at : at + size].to(device) for values in (tokens, drawn.tokens, drawn.target, names)))
         for at in range(0, sequences, size)
@@ -435,7 +452,8 @@ def _verify(scores: HeadScores, model: HookedModel, batches: Sequence[WordBatch]
         logit = (batch.target.float() * chosen).sum(-1) - chosen.mean(-1)
         return Measured(own, logit)
 
-    return verify(scores, model, batches, templates=scores.names, measure=measure, progress=progress)
+    rule = Rule(minimum_excess=FLAGGED)
+    return verify(scores, model, batches, templates=scores.names, measure=measure, rule=rule, progress=progress)
 
 
 def _estimate(values: Float[Tensor, " sequence"]) -> Estimate:

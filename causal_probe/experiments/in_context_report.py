@@ -81,7 +81,7 @@ def _answer(result: InContextGraph) -> Iterator[Block]:
     yield viz.Paragraph(WHAT_IS_ASKED)
     yield viz.Table(
         ["predictor", "loss (nats)", "standard error"],
-        [(name, each.value, each.stderr) for name, each in result.losses.items()],
+        [(name, each.value, round(each.stderr, 6)) for name, each in result.losses.items()],
         f"Cross-entropy with the true distribution of the next word, mean over {result.settings['sequences']} sequences. model: over the "
         "states' words alone, renormalized.",
     )
@@ -108,7 +108,7 @@ def _heads(result: InContextGraph) -> Iterator[Block]:
     yield viz.Table(
         ["head", "score", "standard error", "chance", "excess", "sink", "verdict", "effect (nats)"],
         rows,
-        "The ten heads with the largest score. Verdicts are given, where they were asked for, to those that see the graph.",
+        "The ten heads with the largest score. Verdicts are given, where they were asked for, to those whose excess is surely above 0.25.",
     )
     if result.verification is not None:
         for joint in result.verification.joint.values():
