@@ -150,26 +150,45 @@ def _maps(result: Leaderboard) -> Iterator[Block]:
 
 
 def _tables(result: Leaderboard) -> Iterator[viz.Table]:
-    readings = list(zip(result.names, result.readings, strict=True))
+    readings = [
+        (name, each.settings["graph"], each, each.best)
+        for name, each in zip(result.names, result.readings, strict=True)
+    ]
     yield viz.Table(
-        ["model", "graph", "best head", "score", "chance", "excess", "standard error", "heads that see it"],
+        ["model", "graph", "best head", "chance", "excess", "heads"],
         [
-            (name, each.settings["graph"], f"L{best.layer}H{best.head}", best.score, best.chance, best.excess, best.excess_stderr,
-             len(each.carriers))
-            for name, each in readings
-            for best in [each.best]
+            (
+                name,
+                graph,
+                f"L{best.layer}H{best.head}",
+                best.chance,
+                _show(best.excess, best.excess_stderr),
+                len(each.carriers),
+            )
+            for name, graph, each, best in readings
         ],
-        "What the heads see: attention of the last word on the successors of nodes that carry it.",
+        "What the heads see: attention of the last word on the successors of nodes that carry it, above chance ± one standard error; heads: "
+        "how many see the graph.",
+    )
+    yield viz.Table(
+        ["model", "graph", "loss", "frequencies", "known graph", "skill"],
+        [
+            (name, graph, _show(each.losses["model"].value, each.losses["model"].stderr),
+             each.losses["in-context unigram"].value, each.losses["known-graph"].value, each.skill)
+            for name, graph, each, _ in readings
+        ],
+        "What the answer uses: losses in nats, beside those of the words' frequencies in the context and of a predictor that knows the graph.",
     )  # fmt: skip
     yield viz.Table(
-        ["model", "graph", "loss", "standard error", "in-context unigram", "known-graph", "skill", "verdict"],
-        [
-            (name, each.settings["graph"], each.losses["model"].value, each.losses["model"].stderr,
-             each.losses["in-context unigram"].value, each.losses["known-graph"].value, each.skill, each.verdict)
-            for name, each in readings
-        ],
-        "What the answer uses: losses in nats.",
-    )  # fmt: skip
+        ["model", "graph", "verdict"], [(name, graph, each.verdict) for name, graph, each, _ in readings], "In words."
+    )
+
+
+def _show(value: float | None, stderr: float | None) -> str | None:
+    if value is None:
+        return None
+    spread = "" if stderr is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{stderr:.3f}"
+    return f"{value:.3f}{spread}".replace("-", "\N{MINUS SIGN}")
 
 
 def _summary(result: Leaderboard) -> str:
