@@ -210,8 +210,8 @@ class _Summed:
         self, what: str, found: Mapping[str, Tensor], inverse: Tensor
     ) -> Float[Tensor, "source batch pos d_head"]:
         W = self.W[what]
-        hooked = found[attention_hook(self.layer, what)]
-        hooked = hooked[:, :, self.head * hooked.shape[2] // self.n_heads].to(W)  # queries of a group share a key
+        carried = found[attention_hook(self.layer, what)]
+        hooked = carried[:, :, self.head * carried.shape[2] // self.n_heads].to(W)  # queries of a group share a key
         terms = torch.empty(len(self.sources), *hooked.shape, dtype=W.dtype, device=W.device)
         for number, source in enumerate(self.sources[:-1]):
             if place := head_of(source):
@@ -228,7 +228,7 @@ class _Summed:
         _require_small(
             float(misfit.abs().max()),
             of=float(hooked.abs().max()),
-            like=hooked,
+            like=carried,  # as precise as the model is, not as what it is converted to
             what="queries" if what == "q" else "keys",
         )
         return terms

@@ -152,6 +152,16 @@ def test_a_pair_alone_by_hand():
     assert found.top(2)["query"].tolist() == [pair.query for pair in found.pairs]
 
 
+def test_half_precision_is_judged_by_its_own_rounding():
+    tokens = tiny_huggingface.tokens(4)
+    exact, rounded = (
+        probes.blocks(to_hooked(model), tokens, 1, 0, edges="previous-token")
+        for model in (tiny_huggingface.llama(), tiny_huggingface.llama().bfloat16())
+    )
+    assert 1e-3 < rounded.error < 0.1
+    assert rounded.total == pytest.approx(exact.total, abs=0.05)
+
+
 def test_the_first_layer_has_only_embeddings():
     found = probes.blocks(to_hooked(tiny_huggingface.neox()), tiny_huggingface.tokens(), 0, 0, edges="previous-token")
     assert found.sources == ("embed", "bias")
