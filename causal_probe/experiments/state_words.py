@@ -99,4 +99,4 @@ class StateWords:
 
 
 def _tokens_of(tokenizer: object, word: str) -> list[int]:
-    return list(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])  # type: ignore[operator]
+    return list(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])  # type: ignore[operator]  # tokenizers share no type

@@ -109,7 +109,7 @@ def test_an_ablation_is_what_an_edit_of_the_hook_does(side: str, hook: str):
 def test_an_arrow_is_confirmed_only_beyond_its_controls(planted, tokens: torch.Tensor):
     found = probes.upstream(planted, tokens, 1, 1, edges="induction", depth=1)
     for arrow in found.arrows:
-        assert arrow.controls == 1 or arrow.source == "L0H2" or not arrow.confirmed
+        assert arrow.confirmed == (arrow.source == "L0H2" and arrow.side == "key")
         if arrow.confirmed:
             assert arrow.drop >= LEAST
             assert arrow.p_value <= 0.001

@@ -39,7 +39,7 @@ def mesa(run: Run) -> Reproduction:
     references: dict[str, dict[str, float]] = {}
     distances: dict[str, list[float]] = {}
     for start, scale in laws:
-        process = AutoregressiveProcess(5, length, start=start, scale=scale)  # type: ignore[arg-type]
+        process = AutoregressiveProcess(5, length, start=start, scale=scale)  # type: ignore[arg-type]  # the start is one of the names that it takes
         rows = []
         for number, (a, b) in enumerate(_begins(process)):
 
@@ -181,7 +181,7 @@ def mesa_moments(run: Run) -> Reproduction:
     curves: dict[str, viz.Curve] = {}
     products: dict[str, viz.Curve] = {}
     for start, scale in (("sparse", 1.0), ("ones", 1.0), ("normal", 1.0)):
-        processes = [AutoregressiveProcess(5, length, start=start, scale=scale) for length in lengths]  # type: ignore[arg-type]
+        processes = [AutoregressiveProcess(5, length, start=start, scale=scale) for length in lengths]  # type: ignore[arg-type]  # the start is one of the names that it takes
 
         def measure(processes: list[AutoregressiveProcess] = processes) -> dict[str, Any]:
             found = [mesa_recovery(process, sequences=sequences, seed=run.seed) for process in processes]
@@ -210,7 +210,7 @@ def mesa_moments(run: Run) -> Reproduction:
             )
         )
     for start, scale in LAWS:
-        process = AutoregressiveProcess(5, 30, start=start, scale=scale)  # type: ignore[arg-type]
+        process = AutoregressiveProcess(5, 30, start=start, scale=scale)  # type: ignore[arg-type]  # the start is one of the names that it takes
         ends = [float(process.flow(a, b).product[-1]) for a, b in _begins(process)]
         far = max(abs(end / process.limit - 1) for end in ends)
         lines.append(
