@@ -118,6 +118,7 @@ def test_a_spec_that_makes_no_sense(spec, message):
     ("options", "message"),
     [
         ({"jobs": 0}, "1 or more"),
+        ({"backend": "ray"}, "loky or dask; it is 'ray'. Ray's backend for joblib gives results when all are there"),
         ({"scheduler": "tcp://127.0.0.1:1"}, "say backend dask"),
     ],
 )

@@ -209,7 +209,7 @@ def scan(
     """
     hooked, _ = open_model(model, revision=revision, dtype=dtype, device=device, device_map=device_map)
     wanted = None if templates is None else choose_templates(templates)
-    options = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
+    options: dict[str, Any] = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
     text = _text(hooked, corpus, length, separator, field, shard, options)
     made = options if text is None else {}
     found = probes.scan(hooked, text, templates=wanted, batch_size=batch_size, **made)
@@ -283,7 +283,7 @@ def head_graphs(
     does.
     """
     hooked, _ = open_model(model, revision=revision, dtype=dtype, device=device, device_map=device_map)
-    options = {"sequences": sequences, "period": period, "bos": bos}
+    options: dict[str, Any] = {"sequences": sequences, "period": period, "bos": bos}
     text = _text(hooked, corpus, length, separator, field, "0/1", options)
     batches: Any = probes.repeated_tokens(hooked, seed=seed, **options).tokens if text is None else text
     found = probes.head_graphs(hooked, batches, sink=sink, batch_size=batch_size)
