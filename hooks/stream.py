@@ -15,7 +15,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import token_batches
-from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, attention_hook, describe, require_hooks, undisturbed
 
 __all__ = ["Rows", "Visit", "check_heads", "check_pattern", "run_layers", "visit_patterns", "visit_values"]
 
@@ -41,9 +41,9 @@ def visit_patterns(
         gradients, with the caller's own hooks, no further than the last of ``layers`` where it can be stopped, and is
         left as it was.
     batches
-        Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length.
+        Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length; on any device.
     visitor
-        Called with the tokens of each micro-batch before it is run; returns what is to be done with its patterns. A pattern
+        Called with the tokens of each micro-batch, on the model's device, before it is run; returns what is to be done with its patterns. A pattern
         belongs to the model and must not be kept or written to. A hook may fire twice in one forward (a bridge calls it
         once for each of a point's names): what a layer's later visit leaves must replace what the earlier one left.
     layers
@@ -94,6 +94,7 @@ def visit_values(
         If a hook point is missing or never fires, there are no sequences, their lengths differ, or ``check`` says so.
     """
     require_hooks(model, names.values())
+    device = describe(model)["device"] or "cpu"
     visited: set[int] = set()
     visit: Visit
     sequences = 0
@@ -109,6 +110,7 @@ def visit_values(
 
     def run(tokens: Tensor) -> None:
         nonlocal visit, sequences
+        tokens = tokens.to(device)
         visited.clear()
         sequences = len(tokens)
         visit = visitor(tokens)

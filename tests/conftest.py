@@ -50,6 +50,16 @@ def _no_global_hooks() -> Iterator[None]:
     assert "hooks" not in sys.modules, "something imported hooks/ as a module of its own, not as causal_probe.hooks"
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device on which a test is to give the same answer; without a GPU, its half is skipped."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Any:
     """SmolLM2-135M-Instruct in 4 bits, hooked, loaded as a user loads a local model: about 20 seconds and 1.3 GB."""

@@ -63,13 +63,17 @@ def micro_batch_size(model: HookedModel, pos: int) -> int:
     """How many sequences of ``pos`` tokens a forward pass takes by default, at least 1.
 
     The rule: float32 patterns of all layers, and logits, fit into 256 MiB on a CPU, where more is no faster (and results are the same
-    on every machine), and into a quarter of the free memory of a GPU, the rest being for the forward pass itself.
+    on every machine), and into a quarter of the free memory of a GPU (what torch holds and doesn't use counts as free), the rest
+    being for the forward pass itself.
     """
     cfg = model.cfg
     per_layer = int(getattr(cfg, "n_heads", 1)) * pos * pos
     numbers = max(int(cfg.n_layers) * per_layer, pos * int(getattr(cfg, "d_vocab", 1)))
     device = torch.device(describe(model)["device"] or "cpu")
-    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else MICRO_BATCH
+    room = MICRO_BATCH
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        room = (torch.cuda.mem_get_info(device)[0] + unused) // 4
     return max(1, room // (4 * numbers))
 
 

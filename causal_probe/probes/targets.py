@@ -55,16 +55,18 @@ class Targets:
         """Sum over the scored rows of the attention on the targets."""
         n_heads, flat = pattern.shape[1], pattern.flatten(2)
         exact = _exact(pattern)
-        total = torch.zeros(len(pattern), n_heads, self.members.shape[-1], dtype=exact, device=pattern.device)
-        for part in _slices(self.members, width=n_heads):
-            found = flat.gather(2, self.pairs[:, None, part].expand(-1, n_heads, -1))
-            total += found.to(exact) @ self.members[:, part].to(exact)
+        # A model that is spread over several devices has patterns on more than one.
+        pairs, members = self.pairs.to(pattern.device), self.members.to(pattern.device)
+        total = torch.zeros(len(pattern), n_heads, members.shape[-1], dtype=exact, device=pattern.device)
+        for part in _slices(members, width=n_heads):
+            found = flat.gather(2, pairs[:, None, part].expand(-1, n_heads, -1))
+            total += found.to(exact) @ members[:, part].to(exact)
         return total
 
     def sink(self, pattern: Float[Tensor, "batch _head query key"]) -> Float[Tensor, "batch _head template"]:
         """Sum over the scored rows of the attention on position 0."""
         exact = _exact(pattern)
-        return pattern[..., 0].to(exact) @ self.scored.to(exact)
+        return pattern[..., 0].to(exact) @ self.scored.to(pattern.device, exact)
 
 
 def compile_targets(
