@@ -16,7 +16,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from causal_probe import CausalProbeError, experiments, hooks, models, probes
+from causal_probe import CausalProbeError, experiments, graphs, hooks, models, probes, tasks, training
 from causal_probe.experiments.sweep import PROBES, Cell, Outcome, plan
 from causal_probe.experiments.sweep.cells import step_of
 from causal_probe.experiments.sweep.store import COLUMNS, METADATA, Store, encode
@@ -437,6 +437,74 @@ def test_checkpoints_give_scores_against_training_step(tmp_path):
     assert over_time.series["L0H0"][4] == pytest.approx(np.mean([one.excess for one in direct]), abs=1e-12)
     with pytest.raises(CausalProbeError, match="four checkpoints or more"):
         found.dynamics("induction")
+
+
+def test_revisions_from_the_hub(tmp_path, monkeypatch):
+    """Two revisions in a cache of the hub's layout, as a download leaves it, and no network."""
+    import huggingface_hub.constants
+
+    cache = tmp_path / "cache" / "models--somebody--tiny"
+    (cache / "refs").mkdir(parents=True)
+    made = {}
+    for number, step in enumerate((1000, 2000, 3000, 4000)):
+        revision, commit = f"step{step}", f"{number}" * 40
+        (cache / "refs" / revision).write_text(commit)
+        made[revision] = tiny_huggingface.llama(rope_theta=10.0 * (number + 1))  # so that each attends differently
+        made[revision].save_pretrained(cache / "snapshots" / commit)
+        tiny_huggingface.tokenizer(bos=True).save_pretrained(cache / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache.parent))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    spec = {
+        "probes": "scan",
+        "grid": {"revision": list(made)},
+        "settings": {"model": "somebody/tiny", "templates": ["previous-token"], "sequences": 4, "period": 8},
+    }
+    found = experiments.sweep(spec, out="out")
+    assert not found.failed, found
+    table = found.to_pandas()
+    assert table["step"].unique().tolist() == [1000, 2000, 3000, 4000]
+    assert table["revision"].unique().tolist() == list(made)
+    for cell, (revision, model) in zip(found.cells, made.items(), strict=True):
+        hooked = hooks.to_hooked(model, tiny_huggingface.tokenizer(bos=True))
+        direct = probes.scan(hooked, templates="previous-token", sequences=4, period=8, seed=cell.derived_seed)
+        rows = table[table["revision"] == revision]
+        assert rows["score"].tolist() == pytest.approx([one.score for one in direct], abs=1e-6)
+    assert found.dynamics("previous-token").steps == (1000, 2000, 3000, 4000)
+    nowhere = {**spec, "grid": {"revision": ["step9"]}}
+    (error,) = experiments.sweep(nowhere, out="other").failed.values()
+    assert "hub can't be reached" in error
+
+
+def test_a_training_run_in_which_an_induction_head_forms(tmp_path):
+    """The first layer learns to look one back; the second compares what that has copied, and so becomes an induction head with it."""
+    task = tasks.InContextMarkov(graphs.chain(11), d_vocab=10, alpha=0.1)
+    model = models.DisentangledTransformer(10, task.n_positions)
+    training.give_matcher(model)
+    folder = tmp_path / "run"
+
+    def keep(step, its):
+        models.save(its, folder / f"step{step}")
+
+    stages = training.staged(n_positions=task.n_positions, graph_batch_size=2048, steps=40, batch_size=256)
+    source = tasks.generator(0, "training")
+    training.fit(model, task, stages, generator=source, probe=keep, probe_every=6)
+    spec = {
+        "probes": {"scan": {"templates": ["previous-token", "induction"]}},
+        "grid": {"model": sorted(map(str, folder.iterdir())), "seed": [0, 1]},
+        "settings": {"sequences": 16, "period": 5},
+    }
+    found = experiments.sweep(spec, out=tmp_path / "out")
+    assert not found.failed, found
+    previous, induction = (found.dynamics(template) for template in ("previous-token", "induction"))
+    assert previous.series["L0H0"][0] == pytest.approx(0, abs=1e-6)
+    assert previous.series["L0H0"][-1] > 0.5
+    assert induction.series["L1H0"][-1] > induction.series["L1H0"][0] + 0.3
+    looks_back, copies = previous.changes["L0H0"], induction.changes["L1H0"]
+    assert looks_back is not None
+    assert copies is not None
+    assert looks_back.step <= copies.high
+    assert abs(induction.series["L0H0"]).max() < 0.3  # the other head is no induction head at any time
 
 
 def test_a_checkpoint_with_a_pickle_is_refused_with_the_reason(tmp_path):
