@@ -17,7 +17,7 @@ import transformers
 from causal_probe import experiments
 
 VOCAB, LENGTH, BATCH = 64, 40, 64
-STEPS = [0, 100, 200, 300, 400, 500, 600, 700, 800, 1000, 1200, 1400]
+STEPS = [0, 50, 100, 125, 150, 175, 200, 225, 250, 300, 350, 400, 500]
 
 
 def main(folder: str) -> None:
@@ -39,6 +39,8 @@ def main(folder: str) -> None:
 
 def train(folder: Path) -> None:
     """Train on the prediction of repeated tokens; keep the weights at each of STEPS."""
+    if (folder / f"step{STEPS[-1]}").exists():
+        return
     torch.manual_seed(0)
     shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128}
     config = transformers.LlamaConfig(

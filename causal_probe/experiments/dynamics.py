@@ -33,6 +33,9 @@ from causal_probe.viz.palette import MUTED
 
 __all__ = ["ChangePoint", "Dynamics", "Watch", "change_point"]
 
+#: So many series have names and colours in a picture.
+NAMED = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class ChangePoint:
@@ -213,22 +216,32 @@ class Dynamics:
         return pd.DataFrame(rows)
 
     def figure(self, *, title: str | None = None) -> Figure:
-        """Attention over the training steps: of each edge, in grey, and of the series that are no edge's, with their change-points."""
-        named = {name: Curve(self.steps, its) for name, its in self.series.items() if not name.startswith("edge ")}
+        """The series over the training steps: those that change most, with their change-points, and the others in grey.
+
+        Of a watched training, edges are among the others.
+        """
+
+        def change(name: str) -> float:
+            found = self.changes[name]
+            return 0 if found is None else abs(found.after - found.before)
+
+        plain = [name for name in self.series if not name.startswith("edge ")] or list(self.series)
+        most = sorted(plain, key=change, reverse=True)[:NAMED]
+        named = {name: Curve(self.steps, self.series[name]) for name in plain if name in most}
         figure = curves(
-            {"attention": named or {name: Curve(self.steps, its) for name, its in self.series.items()}},
+            {"attention": named},
             x_name="training step",
             y_name="mean attention",
             title=title,
         )
         axes = figure.axes[0]
         for name, its in self.series.items():
-            change = self.changes[name]
+            found = self.changes[name]
             if name not in named:
                 axes.plot(self.steps, its, color=MUTED, linewidth=0.7, alpha=0.5, zorder=1)
-            elif change is not None:
-                axes.axvspan(change.low, change.high, color=MUTED, alpha=0.2, linewidth=0, gid="interval")
-                axes.axvline(change.step, color=MUTED, linestyle="dashed", linewidth=1.0, gid="change")
+            elif found is not None:
+                axes.axvspan(found.low, found.high, color=MUTED, alpha=0.2, linewidth=0, gid="interval")
+                axes.axvline(found.step, color=MUTED, linestyle="dashed", linewidth=1.0, gid="change")
         return figure
 
     def to_dict(self) -> dict[str, Any]:

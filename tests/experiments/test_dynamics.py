@@ -128,3 +128,14 @@ def test_a_probe_needs_its_rhythm() -> None:
             generator=torch.Generator(),
             probe=lambda step, model: None,
         )
+
+
+def test_more_series_than_colours() -> None:
+    steps = list(range(8))
+    series = {f"L0H{head}": [0.0] * 4 + [0.1 * head] * 4 for head in range(9)}
+    figure = dynamics(steps, series).figure()
+    legend = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+    assert legend == {f"L0H{head}" for head in (4, 5, 6, 7, 8)}  # those that change most
+    assert (
+        len([line for line in figure.axes[0].lines if line.get_gid() != "change" and len(line.get_xdata()) == 8]) == 9
+    )

@@ -93,11 +93,24 @@ def test_a_changed_file_is_another_cell(tmp_path):
     ("spec", "message"),
     [
         ({"probe": "p"}, "also says probe"),
-        ({"probes": "nothing", "grid": {"a": [1]}}, "There is no probe nothing for a sweep; there are p"),
+        ({"probes": "nothing", "grid": {"a": [1]}}, "There is no probe nothing for a sweep. There are p"),
         ({"probes": [], "grid": {"a": [1]}}, "needs probes"),
         ({"probes": "p"}, "needs points"),
         ({"probes": "p", "grid": {"a": []}}, "no values for a"),
-        ({"probes": "p", "grid": {"c": [1]}}, "The probe p has no option c; its options are a, b and seed"),
+        ({"probes": "p", "grid": {"c": [1]}}, "The probe p has no option c. Its options are a, b and seed"),
+        ({"probes": "p", "grid": {"a": [1]}, "setings": {}}, "did you mean settings"),
+        ({"probes": "scna", "grid": {"model": ["m"]}}, "There is no probe scna for a sweep; did you mean scan"),
+        ({"probes": "scan", "grid": {"modle": ["m"]}}, "has no option modle; did you mean model"),
+        ({"probes": "scan", "grid": {"model": ["m"], "period": ["6"]}}, r"takes period as int \| None; found '6'"),
+        (
+            {"probes": "scan", "grid": {"model": ["m"], "seed": [0]}, "settings": {"bos": True}},
+            "takes bos as str; found True",
+        ),
+        (
+            {"probes": "p", "grid": {"a": [1], "b": [2]}, "settings": {"b": 1}},
+            "b is said both by the grid and by settings",
+        ),
+        ({"probes": {"p": {"b": 1}}, "grid": {"b": [2]}}, "by the grid and by the settings of p"),
         ({"probes": "p", "grid": {"a": [1, 1]}}, "holds a cell twice"),
         ({"probes": "p", "grid": {"a": [1]}, "cells": [{"a": 2}]}, "both by the grid and by a cell"),
         ({"probes": "p", "grid": {"seed": [-1]}}, "at least 0, not -1"),
@@ -111,14 +124,13 @@ def test_a_changed_file_is_another_cell(tmp_path):
 )
 def test_a_spec_that_makes_no_sense(spec, message):
     with pytest.raises(CausalProbeError, match=message):
-        plan(spec, {"p": probe} if spec.get("probes") != "scan" else PROBES)
+        plan(spec, PROBES if spec.get("probes") in ("scan", "scna") else {"p": probe})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"jobs": 0}, "1 or more"),
-        ({"backend": "ray"}, "loky or dask; it is 'ray'. Ray's backend for joblib gives results when all are there"),
         ({"scheduler": "tcp://127.0.0.1:1"}, "say backend dask"),
     ],
 )

@@ -156,3 +156,10 @@ def test_no_scheduler_there(tmp_path, monkeypatch, address):
     with pytest.raises(CausalProbeError, match="There is no Dask scheduler at") as refused:
         experiments.sweep(SPEC, out=tmp_path / "out", backend="dask", scheduler=address.format(free=free))
     assert "\n" not in str(refused.value)
+
+
+def test_ray_is_refused_with_the_reason():
+    with pytest.raises(
+        CausalProbeError, match="loky or dask; it is 'ray'. Ray's backend for joblib gives results when all are there"
+    ):
+        RUN._check(1, "ray", None)

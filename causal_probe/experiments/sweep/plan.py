@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import inspect
 import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -68,7 +71,7 @@ class Cell:
         """The cell as canonical JSON: keys sorted, no spaces."""
         return _canonical(to_jsonable(self))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The name of the cell and of its file: the first 128 bits of the SHA-256 of :attr:`text`, in hexadecimal digits."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:32]
@@ -95,7 +98,9 @@ def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise CausalProbeError(f"Can't read {path}: {error.strerror or error}.") from error
+    except (ValueError, yaml.YAMLError) as error:
         raise CausalProbeError(f"{path} can't be read as a YAML file: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise CausalProbeError(f"{path} must hold a mapping with {', '.join(KEYS)}; it holds {content!r:.100}.")
@@ -116,7 +121,8 @@ def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> t
     Raises
     ------
     CausalProbeError
-        If the spec can't be understood, names a probe, an option or a model that there is not, or holds a cell twice.
+        If the spec can't be understood, names a probe or an option that there is not, gives an option a value of another type, says
+        something twice, or holds a cell twice.
 
     Examples
     --------
@@ -127,14 +133,18 @@ def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> t
     """
     if unknown := sorted(map(str, set(spec) - set(KEYS))):
         raise CausalProbeError(
-            f"A sweep's spec says {', '.join(KEYS)}; this one also says {', '.join(unknown)}. Options of a probe go into grid, cells "
-            "or settings."
+            f"A sweep's spec says {', '.join(KEYS)}; this one also says {', '.join(unknown)}{_near(unknown[0], KEYS)} Options of a probe "
+            "go into grid, cells or settings."
         )
     threads = spec.get("threads", 1)
     if not _is_whole(threads) or threads < 1:
         raise CausalProbeError(f"threads is the number of threads of each cell, 1 or more; it is {threads!r}.")
     wanted = _probes_of(spec.get("probes"), probes)
     common = _mapping(spec.get("settings"), "settings")
+    grid = _mapping(spec.get("grid"), "grid")
+    for what, its in {"settings": common, **{f"the settings of {name}": own for name, own in wanted.items()}}.items():
+        if both := sorted(set(its) & set(grid)):
+            raise CausalProbeError(f"{', '.join(both)} is said both by the grid and by {what}; say it in one of them.")
     fingerprints: dict[str, str] = {}
     cells = [
         _cell(probes[name], name, {**common, **own, **point}, threads, fingerprints)
@@ -156,7 +166,9 @@ def _probes_of(asked: Any, probes: Mapping[str, Callable[..., Any]]) -> dict[str
     if not isinstance(asked, Mapping) or not asked:
         raise CausalProbeError(f"A sweep needs probes, one or more of {', '.join(probes)}; found {asked!r}.")
     if unknown := sorted(map(str, set(asked) - set(probes))):
-        raise CausalProbeError(f"There is no probe {', '.join(unknown)} for a sweep; there are {', '.join(probes)}.")
+        raise CausalProbeError(
+            f"There is no probe {', '.join(unknown)} for a sweep{_near(unknown[0], probes)} There are {', '.join(probes)}."
+        )
     return {str(name): _mapping(own, f"the settings of {name}") for name, own in asked.items()}
 
 
@@ -183,6 +195,7 @@ def _points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _cell(
     function: Callable[..., Any], name: str, options: Mapping[str, Any], threads: int, fingerprints: dict[str, str]
 ) -> Cell:
+    hints = _hints(function)
     seed = options.get("seed", 0)
     if not _is_whole(seed) or seed < 0:
         raise CausalProbeError(f"A seed must be a whole number of at least 0, not {seed!r}.")
@@ -191,13 +204,19 @@ def _cell(
     free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
     if not free and (unknown := sorted(set(given) - set(takes))):
         raise CausalProbeError(
-            f"The probe {name} has no option {', '.join(unknown)}; its options are {', '.join(takes)} and seed. Options of one "
-            f"probe alone go into its own settings: probes: {{{name}: {{...}}}}."
+            f"The probe {name} has no option {', '.join(unknown)}{_near(unknown[0], takes)} Its options are {', '.join(takes)} and seed. "
+            f"Options of one probe alone go into its own settings: probes: {{{name}: {{...}}}}."
         )
     required = [key for key, p in takes.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
     if missing := sorted(set(required) - set(given)):
         raise CausalProbeError(f"The probe {name} needs {', '.join(missing)}.")
     plain = dict(to_jsonable(given))
+    for option, value in plain.items():
+        if option in hints and not _fits(value, hints[option]):
+            wanted = (
+                hints[option].__name__ if isinstance(hints[option], type) else str(hints[option]).replace("typing.", "")
+            )
+            raise CausalProbeError(f"The probe {name} takes {option} as {wanted}; found {value!r:.100}.")
     inputs = {}
     for option in PATHS:
         value = plain.get(option)
@@ -206,6 +225,36 @@ def _cell(
                 fingerprints[value] = fingerprint(value)
             inputs[option] = fingerprints[value]
     return Cell(name, seed, plain, threads, inputs)
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a probe's options, as far as they can be found out."""
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError):  # a name that only a type checker knows; something that carries no annotations
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value can be of a type. What is neither a plain type, a choice of such, nor Literal values fits anything."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint in (int, str, bool):
+        return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    return True
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that there is not."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else "."
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
