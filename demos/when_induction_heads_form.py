@@ -34,7 +34,7 @@ def main(folder: str) -> None:
     for template in ("previous-token", "induction"):
         over_time = found.dynamics(template)
         print(f"\n{template}\n{over_time}")
-        over_time.figure(title=f"{template}, head by head").savefig(top / f"{template}.png")
+        over_time.figure(title=f"{template}, head by head", value="excess").savefig(top / f"{template}.png")
 
 
 def train(folder: Path) -> None:

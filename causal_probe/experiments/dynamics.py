@@ -215,10 +215,10 @@ class Dynamics:
             rows.append({"series": name} | ({} if change is None else dataclasses.asdict(change)))
         return pd.DataFrame(rows)
 
-    def figure(self, *, title: str | None = None) -> Figure:
+    def figure(self, *, title: str | None = None, value: str = "mean attention") -> Figure:
         """The series over the training steps: those that change most, with their change-points, and the others in grey.
 
-        Of a watched training, edges are among the others.
+        Of a watched training, edges are among the others. ``value`` is what the series are, for the axis.
         """
 
         def change(name: str) -> float:
@@ -229,9 +229,9 @@ class Dynamics:
         most = sorted(plain, key=change, reverse=True)[:NAMED]
         named = {name: Curve(self.steps, self.series[name]) for name in plain if name in most}
         figure = curves(
-            {"attention": named},
+            {"": named},
             x_name="training step",
-            y_name="mean attention",
+            y_name=value,
             title=title,
         )
         axes = figure.axes[0]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import HookedModel, Moments, describe
+from causal_probe.hooks import HookedModel, Moments, context_length, describe
 from causal_probe.hooks.batches import token_batches
 from causal_probe.probes.score_terms import TermReader, head_of, term_reader
 from causal_probe.probes.templates import Template, find_templates, from_graph
@@ -305,7 +305,7 @@ def blocks(
         )
     reader = term_reader(model, layer, head)
     names, members = _groups(reader.sources, group)
-    batches = micro_batches(reader, tokens, batch_size)
+    batches = micro_batches(model, reader, tokens, batch_size)
 
     found: dict[str, Moments] = {}
     rows = sequences = 0
@@ -369,20 +369,29 @@ def blocks(
 # ------------------------------------------------------------------------------------------------------------------ the parts
 
 
-def micro_batches(reader: TermReader, tokens: Any, batch_size: int | None) -> list[Int[Tensor, "batch pos"]]:
-    """The sequences in pieces that can be taken apart at once.
+def micro_batches(
+    model: HookedModel, reader: TermReader, tokens: Any, batch_size: int | None
+) -> list[Int[Tensor, "batch pos"]]:
+    """The sequences, on the model's device, in pieces that can be taken apart at once.
 
     Raises
     ------
     CausalProbeError
-        If there are none, or they are not tokens of one length.
+        If there are none, they are not tokens of one length, or longer than the model's context: one with rotary positions would run
+        on them all the same.
     """
-    batches = list(token_batches(tokens, batch_size))
+    device = describe(model)["device"] or "cpu"
+    batches = [batch.to(device) for batch in token_batches(tokens, batch_size)]
     if not sum(map(len, batches)):
         raise CausalProbeError("There are no sequences. Give tokens [batch, pos], or batches of them.")
     if lengths := {batch.shape[1] for batch in batches} - {batches[0].shape[1]}:
         raise CausalProbeError(
             f"Sequences must be of one length; theirs are {sorted({batches[0].shape[1], *lengths})}."
+        )
+    longest = context_length(model)
+    if longest is not None and batches[0].shape[1] > longest:
+        raise CausalProbeError(
+            f"The sequences have {batches[0].shape[1]} tokens, and the model's context holds {longest}: shorten them."
         )
     if batch_size is not None:
         return batches

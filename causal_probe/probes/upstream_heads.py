@@ -242,7 +242,7 @@ def upstream(
             place = head_of(name)
             assert place is not None
             reader = term_reader(model, *place)
-            batches = micro_batches(reader, tokens, batch_size)
+            batches = micro_batches(model, reader, tokens, batch_size)
             sequences = sum(map(len, batches))
             if sequences < 2:
                 raise CausalProbeError("An arrow is tested over sequences: give two or more.")

@@ -160,6 +160,6 @@ def test_no_scheduler_there(tmp_path, monkeypatch, address):
 
 def test_ray_is_refused_with_the_reason():
     with pytest.raises(
-        CausalProbeError, match="loky or dask; it is 'ray'. Ray's backend for joblib gives results when all are there"
+        CausalProbeError, match=r"loky or dask; it is 'ray'\. Ray's backend for joblib gives results when all are there"
     ):
         RUN._check(1, "ray", None)

@@ -205,3 +205,12 @@ def test_bad_input():
         found.of("L9H9", "embed")
     with pytest.raises(CausalProbeError, match=r"two sides, 'query' and 'key'; found 'value'"):
         found.margin("value")
+
+
+@pytest.mark.parametrize("probe", [probes.blocks, probes.upstream])
+def test_sequences_beyond_the_context_of_a_rotary_model(probe):
+    model = to_hooked(tiny_huggingface.llama())
+    long = tiny_huggingface.tokens(2, tiny_huggingface.N_CTX + 1)
+    with pytest.raises(CausalProbeError, match="have 33 tokens, and the model's context holds 32"):
+        probe(model, long, 1, 0, edges="previous-token")
+    probe(model, long[:, :-1], 1, 0, edges="previous-token")  # the longest that there is
