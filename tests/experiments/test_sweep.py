@@ -368,6 +368,8 @@ def test_shards_of_corpora_are_cells_and_merge_to_the_whole(texts, tmp_path):
     assert found.summary()["sequences"].notna().all()
     merged = found.merged()
     assert merged["shards"].tolist() == [3] * len(merged)
+    written = pd.read_csv(found.folder / "merged.csv")
+    assert written["score"].tolist() == pytest.approx(merged["score"].tolist(), abs=1e-12)
     model = hooks.to_hooked(*models.load_model(texts / "model"))
     for name in corpora:
         made = hooks.corpus(model, name, length=8, separator="--")
@@ -384,6 +386,7 @@ def test_shards_of_corpora_are_cells_and_merge_to_the_whole(texts, tmp_path):
     one_less = {**spec, "grid": {"corpus": corpora, "shard": shards[:2]}, "settings": settings}
     with pytest.raises(CausalProbeError, match=r"one\.txt, the shards 3/4 failed or are not in the sweep"):
         experiments.sweep(one_less, out=tmp_path / "less").merged()
+    assert not (tmp_path / "less" / "merged.csv").exists()
 
 
 def test_head_graphs_of_corpora(texts, tmp_path):

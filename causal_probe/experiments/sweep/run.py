@@ -60,7 +60,9 @@ def sweep(
         - ``probes``: a name, a list of names, or a mapping from names to settings of their own. There are ``recover`` and
           ``gradient`` (tasks of known graph), ``scan`` and ``head_graphs`` (models and checkpoints).
         - ``grid``: by option, a list of values; every combination is a point. ``seed`` is an option of every probe; ``model`` is
-          what :func:`~causal_probe.models.load_model` takes, ``revision`` one on the hub.
+          what :func:`~causal_probe.models.load_model` takes, ``revision`` one on the hub; ``corpus``, with ``length``, ``separator`` and
+          ``field``, is text (:func:`~causal_probe.hooks.corpus`), and ``shard: [0/4, 1/4, 2/4, 3/4]`` makes a cell of each shard for
+          ``scan`` (:meth:`~causal_probe.experiments.Sweep.merged` and ``merged.csv`` put them together).
         - ``cells``: points as a list of mappings, instead of the grid or combined with it.
         - ``settings``: options that all points share.
         - ``threads``: of each cell; 1 by default.
@@ -108,6 +110,11 @@ def sweep(
         failed = _run(store, cells, functions, jobs=jobs, backend=backend, scheduler=scheduler, progress=progress)
         found = Sweep(Path(out), cells, failed, to_jsonable(content))
         write_text(store.folder / "summary.csv", found.summary().to_csv(index=False))
+        merged = store.folder / "merged.csv"
+        if any("shard" in cell.options for cell in cells):
+            merged.unlink(missing_ok=True)
+            with contextlib.suppress(CausalProbeError):  # a shard is missing or has failed: it is said by merged()
+                write_text(merged, found.merged().to_csv(index=False))
     return found
 
 
