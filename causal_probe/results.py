@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -208,7 +209,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` to ``path`` atomically, as :func:`write_text` does."""
     path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.partial"
+    temporary = path.parent / f".{secrets.token_hex(8)}.partial"  # as _PARTIAL has it
     try:
         try:
             with open(temporary, "xb") as file:
@@ -261,10 +262,18 @@ def _reason(error: Exception) -> str:
 
 # --------------------------------------------------------------------------------------------------------------- folders
 
+#: What a kill in the middle of writing a file leaves beside it.
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+
 
 @contextlib.contextmanager
 def results_folder(
-    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False, result: str = "result.json"
+    folder: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, Any],
+    overwrite: bool = False,
+    result: str = "result.json",
+    unfinished: str | None = None,
 ) -> Iterator[Path]:
     """A folder of results that appears whole or not at all.
 
@@ -281,6 +290,8 @@ def results_folder(
         Replace earlier results whatever their settings. A folder that holds anything but results is never replaced.
     result
         The JSON file by which a folder of results is known: its ``settings``, and under ``files`` the names of all that is in it.
+    unfinished
+        A file that a run which was interrupted may have left there, alone or beside earlier results. It goes when the results come.
 
     Raises
     ------
@@ -289,7 +300,7 @@ def results_folder(
         something that is not a result, or holds results of other settings and ``overwrite`` is false.
         :func:`check_results_folder` tells all this before any work is done.
     """
-    check_results_folder(folder, settings=settings, overwrite=overwrite, result=result)
+    check_results_folder(folder, settings=settings, overwrite=overwrite, result=result, unfinished=unfinished)
     target = _resolve(folder)
     staging = _make_staging(target)
     try:
@@ -308,7 +319,12 @@ def list_files(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def check_results_folder(
-    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False, result: str = "result.json"
+    folder: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, Any],
+    overwrite: bool = False,
+    result: str = "result.json",
+    unfinished: str | None = None,
 ) -> None:
     """Raise what :func:`results_folder` would raise; create no more than the missing parents of ``folder``."""
     target = _resolve(folder)
@@ -321,7 +337,10 @@ def check_results_folder(
             )
         _restore(target)
         if target.is_dir():
-            _check_replaceable(folder, target, settings=settings, overwrite=overwrite, result=result)
+            left = {
+                name for name in os.listdir(target) if name == unfinished or (unfinished and _PARTIAL.fullmatch(name))
+            }
+            _check_replaceable(folder, target, settings=settings, overwrite=overwrite, result=result, left=left)
         target.parent.mkdir(parents=True, exist_ok=True)
         # A folder can be made here if one has just been made: on a read-only or special file system, rights are not enough.
         _make_staging(target).rmdir()
@@ -332,11 +351,17 @@ def check_results_folder(
 
 
 def _check_replaceable(
-    folder: str | os.PathLike[str], target: Path, *, settings: Mapping[str, Any], overwrite: bool, result: str
+    folder: str | os.PathLike[str],
+    target: Path,
+    *,
+    settings: Mapping[str, Any],
+    overwrite: bool,
+    result: str,
+    left: set[str],
 ) -> None:
     if not os.access(target, os.W_OK | os.X_OK):
         raise CausalProbeError(f"The folder {folder} can't be written. Name another one with --out.")
-    if not any(target.iterdir()):
+    if set(os.listdir(target)) <= left:
         return
     earlier = target / result
     if not earlier.is_file():
@@ -344,7 +369,7 @@ def _check_replaceable(
     content = read_json(earlier)
     files = content.get("files") if isinstance(content, dict) else None
     # A folder that a person has added files to is not ours to replace.
-    foreign = sorted(set(list_files(target)) - set(map(str, files if isinstance(files, list) else ())))
+    foreign = sorted(set(list_files(target)) - left - set(map(str, files if isinstance(files, list) else ())))
     if foreign:
         raise CausalProbeError(
             f"{folder} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."

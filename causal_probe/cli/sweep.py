@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from causal_probe.cli.options import AsJson, show
+from causal_probe.cli.options import AsJson, resumable, show
 
 __all__ = ["sweep"]
 
@@ -39,11 +39,8 @@ def sweep(
     # torch and TransformerLens take seconds to import: --help needs neither.
     from causal_probe import experiments
 
-    try:
+    with resumable(lambda: "Finished cells are kept"):
         found = experiments.sweep(spec, out=out, jobs=jobs, backend=backend, scheduler=scheduler, progress=True)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. Finished cells are kept; the same command goes on from there.", err=True)
-        raise SystemExit(130) from None
     show(found, as_json=as_json, out=None)
     if found.failed:
         raise SystemExit(1)

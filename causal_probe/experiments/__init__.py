@@ -22,8 +22,8 @@ from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
 from causal_probe.experiments.leaderboard import Leaderboard, leaderboard
 from causal_probe.experiments.mesa import MesaOptimizer, MesaTraining, mesa_optimizer, mesa_recovery, train_mesa
-from causal_probe.experiments.recover import Recovery, Training, recover
-from causal_probe.experiments.reproductions import REPRODUCTIONS, Reproduction, reproduce
+from causal_probe.experiments.recover import CHECKPOINT_FILE, Recovery, Training, recover
+from causal_probe.experiments.reproductions import PARTS, REPRODUCTIONS, Reproduction, reproduce
 from causal_probe.experiments.scan import ModelScan, scan
 from causal_probe.experiments.sweep import Sweep, sweep
 from causal_probe.experiments.template_choice import choose_templates
@@ -38,7 +38,9 @@ __all__ = [
     "BlockGraph",
     "Algorithm",
     "DescentAlignment",
+    "CHECKPOINT_FILE",
     "FAMILIES",
+    "PARTS",
     "REPRODUCTIONS",
     "GradientGraph",
     "GradientRecovery",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.reproductions.base import Line, Reproduction, Run
+from causal_probe.experiments.reproductions.base import PARTS, Line, Reproduction, Run
 from causal_probe.experiments.reproductions.copying import copy
 from causal_probe.experiments.reproductions.descent import gradient_descent, gradient_descent_layers, sine
 from causal_probe.experiments.reproductions.forests import figure_9
@@ -24,7 +24,7 @@ from causal_probe.experiments.reproductions.sequences_needed import sample_compl
 from causal_probe.experiments.reproductions.trees import figure_2, figure_6
 from causal_probe.experiments.reproductions.two_parents import figure_5, figure_7
 
-__all__ = ["REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
+__all__ = ["PARTS", "REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
 
 #: Every reproduction by the name by which it is asked for, in the order in which they are listed.
 REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {

@@ -42,7 +42,7 @@ from causal_probe.results import (
 )
 from causal_probe.training import Checkpoint
 
-__all__ = ["Line", "Reproduction", "Run"]
+__all__ = ["PARTS", "Line", "Reproduction", "Run"]
 
 #: The result's file, which is written last: a folder that has it holds a whole reproduction.
 RESULT = "result.json"
@@ -366,6 +366,8 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
                     )
                 _clear(target)
         (target / PARTS).mkdir(parents=True, exist_ok=True)
+        for cut_short in (target / PARTS).glob(".*.partial"):  # a kill in the middle of writing leaves one
+            cut_short.unlink()
     except OSError as error:
         raise CausalProbeError(
             f"Can't make the folder {folder}: {error.strerror}. Name another one with --out."
