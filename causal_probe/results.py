@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from causal_probe.errors import CausalProbeError
@@ -33,6 +34,7 @@ __all__ = [
     "Citation",
     "cite",
     "list_files",
+    "read_arrays",
     "read_json",
     "results_folder",
     "to_jsonable",
@@ -42,6 +44,9 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+#: Where the header of a file of arrays says what they are.
+ABOUT = "causal_probe"
 
 #: The packages whose versions every result records.
 RECORDED_PACKAGES = (
@@ -230,10 +235,40 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(to_jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write named arrays to ``path`` as safetensors, atomically."""
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], *, about: Any = None) -> None:
+    """Write named arrays to ``path`` as safetensors, atomically; ``about``, in plain JSON types, goes into the file's header."""
     # Not ascontiguousarray, which gives an array without axes one axis.
-    write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+    header = None if about is None else {ABOUT: json.dumps(to_jsonable(about), allow_nan=False)}
+    write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}, header))
+
+
+def read_arrays(
+    path: str | os.PathLike[str], *, kind: str, newest: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The arrays of a file, and what it says about them: a mapping with the ``kind`` and a ``format`` up to ``newest``.
+
+    Raises
+    ------
+    CausalProbeError
+        If the file is missing, damaged, of another kind, or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except OSError as error:
+        raise CausalProbeError(f"Can't read {path}: {_reason(error)}.") from error
+    except (SafetensorError, ValueError) as error:
+        raise CausalProbeError(f"{path} was expected to be a safetensors file and isn't: {error}.") from error
+    if not isinstance(about, dict) or about.get("kind") != kind or not isinstance(about.get("format"), int):
+        raise CausalProbeError(f"{path} was expected to hold {kind} of causal-probe, and holds something else.")
+    if about["format"] > newest:
+        by = (about.get("versions") or {}).get("causal-probe", "a newer version")
+        raise CausalProbeError(
+            f"{path} is of format {about['format']}, written by causal-probe {by}; this version reads formats up to {newest}. Upgrade "
+            "causal-probe."
+        )
+    return arrays, about
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -10,7 +10,16 @@ from causal_probe.hooks.adapt import to_hooked
 from causal_probe.hooks.batches import each_batch
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
 from causal_probe.hooks.continuous import OnSequences, on_residual_stream
-from causal_probe.hooks.corpus import Corpus, CorpusCounts, corpus, read_documents
+from causal_probe.hooks.corpus import (
+    Corpus,
+    CorpusCounts,
+    CorpusPass,
+    corpus,
+    merge_readings,
+    missing_shards,
+    read_documents,
+    read_shard,
+)
 from causal_probe.hooks.edit import (
     Edit,
     edited,
@@ -31,6 +40,7 @@ __all__ = [
     "Answer",
     "Corpus",
     "CorpusCounts",
+    "CorpusPass",
     "Edit",
     "Finding",
     "HookedModel",
@@ -50,10 +60,13 @@ __all__ = [
     "mean_ablate",
     "mean_heads",
     "mean_patterns",
+    "merge_readings",
+    "missing_shards",
     "on_residual_stream",
     "one_hot_row",
     "preflight",
     "read_documents",
+    "read_shard",
     "replace_row",
     "require_hooks",
     "resample_ablate",

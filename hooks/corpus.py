@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -17,10 +23,23 @@ from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.tokens import text_start
 
-__all__ = ["Corpus", "CorpusCounts", "corpus", "read_documents"]
+__all__ = [
+    "Corpus",
+    "CorpusCounts",
+    "CorpusPass",
+    "corpus",
+    "merge_readings",
+    "missing_shards",
+    "read_documents",
+    "read_shard",
+]
 
 #: Sequences that are handed on together; the probes cut them further.
 BATCH = 64
+#: How the source of documents that are no files is called; two of one name may hold different documents.
+IN_MEMORY = "in memory: "
+#: Of a folder, the files that hold documents.
+DOCUMENTS = (".txt", ".jsonl", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,29 +110,32 @@ class Corpus:
 
     def sequences(self) -> Iterator[Int[Tensor, " pos"]]:
         """The sequences, one by one."""
-        for pieces, _ in self._documents():
+        for pieces, _ in self.documents():
             yield from pieces
 
     def counts(self) -> CorpusCounts:
         """What is left in and left out, in a pass that runs no model."""
         total = CorpusCounts()
-        for _, its in self._documents():
+        for _, its in self.documents():
             total += its
         return total
 
+    def first(self, n: int) -> Int[Tensor, "sequence pos"]:
+        """The first n sequences, or all where there are fewer."""
+        found = list(itertools.islice(self.sequences(), n))
+        return torch.stack(found).to(self.device) if found else torch.empty(0, self.length, dtype=torch.long)
+
+    @property
+    def device(self) -> str:
+        """Where the model is, and the batches are put."""
+        return describe(self.model)["device"] or "cpu"
+
     def __iter__(self) -> Iterator[Int[Tensor, "batch pos"]]:
         """The sequences in batches."""
-        device = describe(self.model)["device"] or "cpu"
-        batch: list[Tensor] = []
-        for sequence in self.sequences():
-            batch.append(sequence)
-            if len(batch) == BATCH:
-                yield torch.stack(batch).to(device)
-                batch = []
-        if batch:
-            yield torch.stack(batch).to(device)
+        return iter(CorpusPass(self))
 
-    def _documents(self) -> Iterator[tuple[list[Tensor], CorpusCounts]]:
+    def documents(self) -> Iterator[tuple[list[Tensor], CorpusCounts]]:
+        """Of each document the sequences, and what it adds to the counts."""
         tokenizer: Any = getattr(self.model, "tokenizer", None)
         start = torch.tensor(text_start(self.model, self.bos), dtype=torch.long)
         room = self.length - len(start)
@@ -127,6 +149,138 @@ class Corpus:
             yield pieces, CorpusCounts(1, full, len(tokens), len(tokens) - full * room)
 
 
+class CorpusPass:
+    """One pass over a corpus: its batches, and once they have all been seen, what was read.
+
+    Parameters
+    ----------
+    corpus
+        What is read.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self.counts = CorpusCounts()
+
+    def __iter__(self) -> Iterator[Int[Tensor, "batch pos"]]:
+        """The sequences in batches, counted as they pass."""
+        self.counts = CorpusCounts()
+        batch: list[Tensor] = []
+        for pieces, its in self.corpus.documents():
+            self.counts += its
+            for sequence in pieces:
+                batch.append(sequence)
+                if len(batch) == BATCH:
+                    yield torch.stack(batch).to(self.corpus.device)
+                    batch = []
+        if batch:
+            yield torch.stack(batch).to(self.corpus.device)
+        if not self.counts.sequences and self.corpus.shard[1] == 1:
+            raise CausalProbeError(
+                f"No document of this corpus fills a sequence of {self.corpus.length} tokens: there are {self.counts.documents} "
+                f"documents of {self.counts.tokens} tokens in all. Ask for a smaller length."
+            )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What was read, in plain JSON types: where from, how it was cut, which shards, and the :class:`CorpusCounts`."""
+        its = self.corpus
+        named = isinstance(its.source, (str, os.PathLike))
+        return {
+            "kind": "corpus",
+            "source": os.fspath(its.source) if named else f"{IN_MEMORY}{type(its.source).__name__}",
+            "length": its.length,
+            "bos": its.bos,
+            "start": list(text_start(its.model, its.bos)),
+            "separator": its.separator,
+            "field": its.field,
+            "shards": [list(its.shard)],
+            **dataclasses.asdict(self.counts),
+        }
+
+
+def merge_readings(*readings: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read by several passes (:attr:`CorpusPass.reading`) together: counts are added up, shards stand side by side.
+
+    Raises
+    ------
+    CausalProbeError
+        If they cut documents in different ways, or some documents were read twice: shards of one source that overlap.
+
+    Examples
+    --------
+    >>> halves = [{"source": "a.txt", "shards": [[i, 2]], "sequences": 3} for i in (0, 1)]
+    >>> merge_readings(*halves)
+    {'source': 'a.txt', 'shards': [[0, 2], [1, 2]], 'sequences': 6}
+    """
+    counted = [field.name for field in dataclasses.fields(CorpusCounts)]
+    first = readings[0]
+    for name in first:
+        values = [reading.get(name) for reading in readings]
+        if name not in (*counted, "shards", "source") and any(value != values[0] for value in values):
+            different = next(value for value in values if value != values[0])
+            raise CausalProbeError(
+                f"Readings of a corpus can't be merged: their {name} differs, {values[0]!r} and {different!r}."
+            )
+    total = {name: sum(reading[name] for reading in readings) if name in counted else first[name] for name in first}
+    sources = list(dict.fromkeys(source for reading in readings for source in _listed(reading["source"])))
+    if len(sources) == 1:
+        shards = [tuple(shard) for reading in readings for shard in reading["shards"]]
+        for (i, n), (j, m) in itertools.combinations(shards, 2):
+            if (i - j) % math.gcd(n, m) == 0 and not sources[0].startswith(IN_MEMORY):
+                raise CausalProbeError(
+                    f"The shards {i}/{n} and {j}/{m} of {sources[0]} share documents, which would count twice: merge each shard once."
+                )
+        return total | {"shards": [list(shard) for shard in shards]}
+    # Of several corpora each has its own shards, by source.
+    by_source: dict[str, list[Mapping[str, Any]]] = {}
+    for reading in readings:
+        for source in _listed(reading["source"]):
+            mine = reading["shards"][source] if isinstance(reading["shards"], Mapping) else reading["shards"]
+            by_source.setdefault(source, []).append({"source": source, "shards": mine})
+    return total | {
+        "source": sources,
+        "shards": {source: merge_readings(*its)["shards"] for source, its in by_source.items()},
+    }
+
+
+def missing_shards(reading: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is missing of the corpora that were read: shards such as ``"2/4"``, after their source where there are several.
+
+    >>> missing_shards({"source": "a.txt", "shards": [[0, 2], [1, 4]]})
+    ('3/4',)
+    """
+    if isinstance(reading["shards"], Mapping):
+        each = ((source, {"source": source, "shards": shards}) for source, shards in reading["shards"].items())
+        return tuple(f"{source} {shard}" for source, its in each for shard in missing_shards(its))
+    shards = reading["shards"]
+    n = math.lcm(*(m for _, m in shards))
+    return tuple(f"{i}/{n}" for i in range(n) if all(i % m != j for j, m in shards))
+
+
+def read_shard(shard: str | Sequence[int]) -> tuple[int, int]:
+    """(i, n) from ``"i/n"``, or from two numbers.
+
+    Raises
+    ------
+    CausalProbeError
+        If it is no such thing, or i is not one of 0 ... n - 1.
+
+    Examples
+    --------
+    >>> read_shard("2/4")
+    (2, 4)
+    """
+    if isinstance(shard, str):
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
+        numbers = [] if match is None else [int(match[1]), int(match[2])]
+    else:
+        numbers = list(shard)
+    if len(numbers) != 2 or not all(isinstance(number, int) for number in numbers) or not 0 <= numbers[0] < numbers[1]:
+        raise CausalProbeError(f"A shard is i/n, number i of n, counted from 0: 0/4, 1/4, 2/4, 3/4. Found {shard!r}.")
+    return numbers[0], numbers[1]
+
+
 def corpus(
     model: HookedModel,
     source: Any,
@@ -135,6 +289,7 @@ def corpus(
     bos: str = "auto",
     separator: str | None = None,
     field: str = "text",
+    shard: str | Sequence[int] = (0, 1),
 ) -> Corpus:
     """Text as batches for a probe: ``probes.scan(model, hooks.corpus(model, "texts", length=128))``.
 
@@ -148,11 +303,14 @@ def corpus(
         Tokens in a sequence, its start included; at most the model's context.
     bos
         Whether a BOS token comes first; see :func:`~causal_probe.hooks.text_start`.
+    shard
+        ``"i/n"`` or (i, n): only the documents whose number, counted from 0, is i modulo n. What is measured on all n merges to what
+        would have been measured on the whole (``HeadScores.merge``, ``HeadGraphs.merge``).
 
     Raises
     ------
     CausalProbeError
-        If the model has no tokenizer, or the length does not fit.
+        If the model has no tokenizer, the length does not fit, or the source can be read once only.
     """
     if getattr(model, "tokenizer", None) is None:
         raise CausalProbeError("Text was given, and the model has no tokenizer. Give tokens [batch, pos].")
@@ -161,7 +319,12 @@ def corpus(
         raise CausalProbeError(
             f"Sequences of {length} tokens were asked for; from {shortest} (with the start of a text) to {longest} are possible."
         )
-    return Corpus(model, source, length, bos, separator, field)
+    if isinstance(source, Iterator):
+        raise CausalProbeError(
+            f"A corpus is read anew at every pass, and a {type(source).__name__} can be read once. Give a list, a path, or a "
+            "datasets object."
+        )
+    return Corpus(model, source, length, bos, separator, field, read_shard(shard))
 
 
 def read_documents(source: Any, *, separator: str | None = None, field: str = "text") -> Iterator[str]:
@@ -170,18 +333,19 @@ def read_documents(source: Any, *, separator: str | None = None, field: str = "t
     Parameters
     ----------
     source
-        A text file; a folder, whose ``.txt`` files are read in the order of their names; or an iterable of documents: texts,
-        paths (``pathlib.Path``) or mappings with ``field``, such as a ``datasets.Dataset`` or ``IterableDataset``.
+        A file; a folder, whose ``.txt``, ``.jsonl`` and ``.parquet`` files are read in the order of their names; or an iterable of
+        documents: texts, paths (``pathlib.Path``) or mappings with ``field``, such as a ``datasets.Dataset`` or ``IterableDataset``. A
+        ``.jsonl`` file holds a document in each line, a ``.parquet`` file one in each row; other files are text.
     separator
-        A line that stands between two documents of a file, such as ``"<|endoftext|>"``; ``""`` is an empty line. By default a file
-        is a document. With it, files are read line by line.
+        A line that stands between two documents of a text file, such as ``"<|endoftext|>"``; ``""`` is an empty line. By default a
+        file is a document. With it, files are read line by line.
     field
-        Of a mapping: where its text is.
+        Of a mapping, a line of JSON or a row: where its text is.
 
     Raises
     ------
     CausalProbeError
-        If a file can't be read as UTF-8, a folder has no text, or a document is something else.
+        If a file can't be read, a folder has no such files, or a document is something else.
 
     Examples
     --------
@@ -190,39 +354,76 @@ def read_documents(source: Any, *, separator: str | None = None, field: str = "t
     """
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+        files = sorted(each for each in path.iterdir() if each.suffix in DOCUMENTS) if path.is_dir() else [path]
         if not files:
-            raise CausalProbeError(f"The folder {path} holds no .txt file.")
+            raise CausalProbeError(f"The folder {path} holds no {', '.join(DOCUMENTS[:-1])} or {DOCUMENTS[-1]} file.")
         source = files
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise CausalProbeError(
-            f"A corpus is a text file, a folder of them, or an iterable of documents; found {type(source).__name__}. Of a "
+            f"A corpus is a file, a folder of them, or an iterable of documents; found {type(source).__name__}. Of a "
             "datasets.DatasetDict, give one split."
         )
     for number, document in enumerate(source):
-        text = document.get(field) if isinstance(document, Mapping) else document
-        if isinstance(text, os.PathLike):
-            yield from _read_file(Path(text), separator)
-        elif isinstance(text, str):
-            yield text
+        if isinstance(document, os.PathLike):
+            yield from _read_file(Path(document), separator, field)
         else:
-            raise CausalProbeError(f"Document {number} has no text: its {field!r} is of type {type(text).__name__}.")
+            yield _text(document, field, f"Document {number}")
 
 
-def _read_file(path: Path, separator: str | None) -> Iterator[str]:
+def _text(document: Any, field: str, name: str) -> str:
+    text = document.get(field) if isinstance(document, Mapping) else document
+    if isinstance(text, str):
+        return text
+    has = f" It has {', '.join(map(repr, document))}: name the field." if isinstance(document, Mapping) else ""
+    raise CausalProbeError(f"{name} has no text: its {field!r} is of type {type(text).__name__}.{has}")
+
+
+def _read_file(path: Path, separator: str | None, field: str) -> Iterator[str]:
     try:
-        if separator is None:
+        if path.suffix == ".parquet":
+            yield from _read_parquet(path, field)
+        elif path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        document = json.loads(line)
+                        document = document if isinstance(document, Mapping) else {}
+                        yield _text(document, field, f"Line {number} of {path}")
+        elif separator is None:
             yield path.read_text(encoding="utf-8")
-            return
-        lines: list[str] = []
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if line.rstrip("\n") != separator:
-                    lines.append(line)
-                elif lines:
-                    yield "".join(lines)
-                    lines = []
-        if lines:
-            yield "".join(lines)
-    except (OSError, UnicodeError) as error:
-        raise CausalProbeError(f"{path} can't be read as text in UTF-8: {error}.") from error
+        else:
+            yield from _read_parts(path, separator)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, CausalProbeError):
+            raise
+        kind = {".parquet": "Parquet", ".jsonl": "JSON lines"}.get(path.suffix, "text in UTF-8")
+        raise CausalProbeError(f"{path} can't be read as {kind}: {error}.") from error
+
+
+def _read_parquet(path: Path, field: str) -> Iterator[str]:
+    with pq.ParquetFile(path) as file:
+        if field not in file.schema_arrow.names:
+            raise CausalProbeError(
+                f"{path} has no column {field!r}; it has {', '.join(map(repr, file.schema_arrow.names))}: name the field."
+            )
+        rows = itertools.chain.from_iterable(part.column(0) for part in file.iter_batches(BATCH, columns=[field]))
+        for number, value in enumerate(rows):
+            yield _text({field: value.as_py()}, field, f"Row {number} of {path}")
+
+
+def _read_parts(path: Path, separator: str) -> Iterator[str]:
+    """The parts of a text file between lines that are the separator."""
+    lines: list[str] = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.rstrip("\n") != separator:
+                lines.append(line)
+            elif lines:
+                yield "".join(lines)
+                lines = []
+    if lines:
+        yield "".join(lines)
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

@@ -14,6 +14,7 @@ from causal_probe import __version__
 from causal_probe.cli.check import check
 from causal_probe.cli.discover import discover
 from causal_probe.cli.leaderboard import leaderboard
+from causal_probe.cli.merge import merge
 from causal_probe.cli.options import INTERRUPTED
 from causal_probe.cli.recover import recover
 from causal_probe.cli.reproduce import reproduce
@@ -50,6 +51,7 @@ def _root(
 app.command()(recover)
 app.command()(check)
 app.command()(scan)
+app.command()(merge)
 app.command()(leaderboard)
 app.command()(discover)
 app.command()(reproduce)

@@ -35,6 +35,26 @@ def scan(
     batch_size: Annotated[
         int | None, typer.Option(help="Sequences in a forward pass. [default: what 256 MiB hold]")
     ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="Scan text instead of random tokens: a text file, .jsonl, .parquet, or a folder of them. Intervals by bootstrap."
+        ),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Of the corpus: tokens in a sequence. [default: 128, or what the model can take]")
+    ] = None,
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the corpus: the line between two documents of a text file. [default: a file is one document]"
+        ),
+    ] = None,
+    field: Annotated[str, typer.Option(help="Of the corpus: where a line of JSON, or a row, has its text.")] = "text",
+    shard: Annotated[
+        str,
+        typer.Option(help="Of the corpus: i/n, every n-th document from i. `causal-probe merge` puts them together."),
+    ] = "0/1",
     dtype: Dtype = None,
     device: Device = "auto",
     verify: Annotated[
@@ -62,6 +82,11 @@ def scan(
         bos=bos,
         seed=seed,
         batch_size=batch_size,
+        corpus=corpus,
+        length=length,
+        separator=separator,
+        field=field,
+        shard=shard,
         dtype=dtype,
         device=device,
         verify=verify,

@@ -21,6 +21,7 @@ from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slot
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
 from causal_probe.experiments.leaderboard import Leaderboard, leaderboard
+from causal_probe.experiments.merge_scans import merge_scans
 from causal_probe.experiments.mesa import MesaOptimizer, MesaTraining, mesa_optimizer, mesa_recovery, train_mesa
 from causal_probe.experiments.recover import CHECKPOINT_FILE, Recovery, Training, recover
 from causal_probe.experiments.reproductions import PARTS, REPRODUCTIONS, Reproduction, reproduce
@@ -82,6 +83,7 @@ __all__ = [
     "recover_from_tokens",
     "reference_algorithms",
     "reproduce",
+    "merge_scans",
     "scan",
     "sweep",
     "train_mesa",

@@ -21,8 +21,25 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.recover import choose_device
 from causal_probe.experiments.scan_report import scan_report
+from causal_probe.experiments.scan_sequences import (
+    MadeSequences,
+    ScannedSequences,
+    TextSequences,
+    of_a_corpus,
+    sequence_length,
+)
 from causal_probe.experiments.template_choice import choose_templates
-from causal_probe.hooks import HookedModel, context_length, describe, preflight, to_hooked
+from causal_probe.hooks import (
+    Corpus,
+    HookedModel,
+    context_length,
+    describe,
+    missing_shards,
+    preflight,
+    to_hooked,
+)
+from causal_probe.hooks import corpus as open_corpus
+from causal_probe.hooks.corpus import IN_MEMORY
 from causal_probe.hooks.stream import Visit, visit_patterns
 from causal_probe.probes import (
     Blocks,
@@ -30,18 +47,17 @@ from causal_probe.probes import (
     HeadScores,
     SequenceComparison,
     SequenceGraphs,
-    Sequences,
     Template,
     Upstream,
+    bootstrap_intervals,
     head_graphs,
-    ngram_tokens,
-    repeated_tokens,
 )
 from causal_probe.probes.verify import NOT_BY_DEFAULT, HeadVerdict, Verification
 from causal_probe.probes.verify import verify as verify_heads
 from causal_probe.results import (
     Citation,
     check_results_folder,
+    list_files,
     results_folder,
     to_jsonable,
     versions,
@@ -57,14 +73,14 @@ TEXT = (
     "The old keeper of the lighthouse wrote a letter to his sister. The letter said that the lighthouse was cold, that the sea "
     "was grey, and that the old keeper missed his sister."
 )
-#: What is shown of patterns and graphs: a sequence of a period of at most so many tokens, ...
-SHOWN_PERIOD = 20
-#: ... so many heads of a template, ...
+#: What is shown of patterns and graphs: so many heads of a template, ...
 SHOWN_HEADS = 3
 #: ... and so many in all.
 SHOWN_IN_ALL = 12
 #: Graphs are compared with their templates' on so many sequences.
 GRAPH_SEQUENCES = 8
+#: The model is looked at on so many.
+CHECKED = 32
 #: Heads are taken apart on so many sequences.
 CIRCUIT_SEQUENCES = 8
 
@@ -166,6 +182,9 @@ class ModelScan:
         Of each template's best head, if a template describes it and circuits were asked for: what makes it attend there.
     no_circuits
         Why there are none although they were asked for; None otherwise.
+    intervals
+        Of a corpus: the bootstrap interval of each head's score and excess (:func:`~causal_probe.probes.bootstrap_intervals`, 95%, in
+        the order of ``scores``). None for sequences that were made.
     settings
         All that was asked for. What sequences were made of it: ``scores.settings["tokens"]``.
     timings
@@ -179,6 +198,7 @@ class ModelScan:
     graphs: tuple[HeadGraph, ...]
     circuits: tuple[HeadCircuit, ...]
     no_circuits: str | None
+    intervals: pd.DataFrame | None
     settings: Mapping[str, Any]
     timings: Mapping[str, float]
 
@@ -200,9 +220,15 @@ class ModelScan:
         return called - sum(row.called for row in self.rows(template))
 
     @property
+    def readings(self) -> tuple[Mapping[str, Any], ...]:
+        """Of a corpus: what was read (:attr:`causal_probe.hooks.CorpusPass.reading`)."""
+        return tuple(made for made in self.scores.settings["tokens"] if made["kind"] == "corpus")
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be known beside the table: templates that coincide, scores that are undefined, joint effects."""
-        notes = [
+        """What is to be known beside the table: what was read of a corpus, templates that coincide, scores that are undefined, joint effects."""
+        notes = [_read(reading) for reading in self.readings]
+        notes += [
             f"{' and '.join(group)} coincide: the same targets on these sequences, so no score can tell them apart."
             for group in self.scores.coinciding
         ]
@@ -221,8 +247,15 @@ class ModelScan:
         """The Python that gives this result."""
         defaults = {"templates": None, "bos": "auto", "seed": 0, "verify": False, "blocks": False, "top": 10}
         s = self.settings
-        names = ("templates", "sequences", "period", "bos", "seed", "batch_size", "dtype", "verify", "blocks", "top")
-        arguments = "".join(f", {name}={s[name]!r}" for name in names if s[name] != defaults.get(name))
+        if s["source"] == "merged":
+            return f"from causal_probe import experiments\n\nexperiments.merge_scans({s['merged']!r})"
+        names = ["templates", "sequences", "period", "bos", "seed", "batch_size", "dtype", "verify", "blocks", "top"]
+        names += [name for name in OF_A_CORPUS if name in s]
+        values = {name: s[name] for name in names if s[name] != defaults.get(name)}
+        shown = {name: repr(value) for name, value in values.items()}
+        if "corpus" in shown and values["corpus"].startswith(IN_MEMORY):
+            shown["corpus"] = "corpus"
+        arguments = "".join(f", {name}={value}" for name, value in shown.items())
         model = repr(s["model"]) if s["source"] == "loaded" else "model"
         return f"from causal_probe import experiments\n\nexperiments.scan({model}{arguments})"
 
@@ -236,6 +269,8 @@ class ModelScan:
             table["verdict"] = [None if found is None else found.verdict for found in verdicts]
             table["effect"] = [np.nan if found is None else found.effect.value for found in verdicts]
             table["effect_stderr"] = [np.nan if found is None else found.effect.stderr for found in verdicts]
+        if self.intervals is not None:
+            table[list(LIMITS)] = self.intervals[list(LIMITS)]
         provenance = self.scores.provenance
         for name in ("model", "dtype", "device"):
             table[name] = provenance[name]
@@ -253,11 +288,15 @@ class ModelScan:
         scores = self.scores.to_dict()
         called = {found[:3] for found in self.scores.called()}
         heads = []
-        for found, entry in zip(self.scores, scores["heads"], strict=True):
+        limits: list[dict[str, Any]] = [{}] * len(scores["heads"])
+        if self.intervals is not None:
+            each = self.intervals[list(LIMITS)].to_dict("records")
+            limits = [{name: None if pd.isna(value) else value for name, value in one.items()} for one in each]
+        for found, entry, low_high in zip(self.scores, scores["heads"], limits, strict=True):
             verdict = self._verdict(found)
-            checked = {}
+            checked: dict[str, Any] = dict(low_high)
             if verdict is not None:
-                checked = {
+                checked |= {
                     "effect": verdict.effect.value,
                     "effect_stderr": verdict.effect.stderr,
                     "verdict": verdict.verdict,
@@ -307,6 +346,8 @@ class ModelScan:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write ``scan.json``, ``scan.csv`` and ``report.html`` into ``folder``, whole or not at all; return the report's path.
 
+        Of a corpus also ``scores.safetensors``, the sums of each sequence, with which other shards are merged (:func:`merge_scans`).
+
         Raises
         ------
         CausalProbeError
@@ -315,7 +356,9 @@ class ModelScan:
         with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
             write_text(staging / "scan.csv", self.to_pandas().to_csv(index=False))
             self.report().write(staging / "report.html")
-            write_json(staging / RESULT, {**self.to_dict(), "files": sorted(["report.html", "scan.csv", RESULT])})
+            if self.readings:
+                self.scores.save(staging / SCORES)
+            write_json(staging / RESULT, {**self.to_dict(), "files": sorted([*list_files(staging), RESULT])})
         return Path(folder) / "report.html"
 
     def cite(self) -> Citation:
@@ -328,8 +371,8 @@ class ModelScan:
         return Citation("\n\n".join(entries), f"{citation.methods} {verified.methods}")
 
     def __repr__(self) -> str:
-        cells = [HEADER, *self._cells()]
-        widths = [max(len(row[column]) for row in cells if len(row) > 1) for column in range(len(HEADER))]
+        cells = [self._header, *self._cells()]
+        widths = [max(len(row[column]) for row in cells if len(row) > 1) for column in range(len(self._header))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in cells
         ]
@@ -341,7 +384,7 @@ class ModelScan:
 
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in (*self.notes, *self._legend()))
         return (
-            f"<table><caption>{html.escape(self._title())}</caption><thead>{line(HEADER, 'th')}</thead>"
+            f"<table><caption>{html.escape(self._title())}</caption><thead>{line(self._header, 'th')}</thead>"
             f"<tbody>{''.join(line(cells, 'td') for cells in self._cells())}</tbody></table>{notes}"
         )
 
@@ -349,11 +392,23 @@ class ModelScan:
         heads = self.scores.heads
         return f"Scan of {self.scores.provenance['model']}: {sum(heads)} heads in {len(heads)} layers"
 
+    def interval(self, score: HeadScore) -> str:
+        """The bootstrap interval of a head's excess as it is shown: ``"0.31 to 0.35"``, empty where there is none."""
+        if self.intervals is None:
+            return ""
+        place = self.intervals[list(score._fields[:3])].eq(list(score[:3])).all(axis=1)
+        low, high = self.intervals.loc[place, ["excess_low", "excess_high"]].iloc[0]
+        return "" if pd.isna(low) else f"{low:.3f} to {high:.3f}"
+
+    @property
+    def _header(self) -> tuple[str, ...]:
+        return HEADER if self.intervals is None else (*HEADER[:5], "95% interval", *HEADER[5:])
+
     def _cells(self) -> Iterator[tuple[str, ...]]:
         for template in self.scores.names:
             rows = self.rows(template)
             if not rows:
-                yield (template, "-", *[""] * (len(HEADER) - 2))
+                yield (template, "-", *[""] * (len(self._header) - 2))
             for row in rows:
                 score, verdict = row.score, row.verdict
                 error = "" if score.excess_stderr is None else f" ± {score.excess_stderr:.3f}"
@@ -363,6 +418,7 @@ class ModelScan:
                     f"{score.score:.3f}",
                     f"{score.chance:.3f}",
                     f"{score.excess:.3f}{error}",
+                    *([] if self.intervals is None else [self.interval(score)]),
                     f"{score.sink:.3f}",
                     "yes" if row.called else "no",
                     "" if verdict is None else verdict.verdict,
@@ -375,6 +431,8 @@ class ModelScan:
         legend = [
             "called: an excess above 0.5 by three standard errors. It says where a head attends, not that the model uses it."
         ]
+        if self.intervals is not None:
+            legend.append("95% interval: of the excess, by the bootstrap over sequences.")
         if self.verification is not None:
             legend.append("effect: rise of the loss in nats when the head's output is replaced by its mean.")
         return legend
@@ -387,6 +445,11 @@ HEADER = ("template", "head", "score", "chance", "excess", "sink", "called", "ve
 
 #: The file by which a folder of this study's results is known.
 RESULT = "scan.json"
+#: The sums of each sequence of a corpus.
+SCORES = "scores.safetensors"
+#: What a scan of a corpus is told about it, and of each head its intervals.
+OF_A_CORPUS = ("corpus", "length", "separator", "field", "shard")
+LIMITS = ("score_low", "score_high", "excess_low", "excess_high")
 
 
 def scan(
@@ -398,6 +461,11 @@ def scan(
     bos: str = "auto",
     seed: int = 0,
     batch_size: int | None = None,
+    corpus: Any = None,
+    length: int | None = None,
+    separator: str | None = None,
+    field: str = "text",
+    shard: str | Sequence[int] = (0, 1),
     dtype: str | None = None,
     device: str = "auto",
     verify: bool = False,
@@ -423,10 +491,16 @@ def scan(
         Of the sequences; see :func:`~causal_probe.probes.repeated_tokens`.
     batch_size
         Sequences in a forward pass. By default as many as memory allows.
+    corpus
+        Scan text instead of sequences that are made: a file, a folder, or documents (:func:`~causal_probe.hooks.read_documents`).
+        Intervals are then given by the bootstrap over sequences.
+    length, separator, field, shard
+        Of the corpus; see :func:`~causal_probe.hooks.corpus`. The length is 128 by default, or what the model can take. Shards that
+        other processes have saved are put together by :func:`~causal_probe.experiments.merge_scans`.
     dtype, device
         Of a model that is loaded here; a model that is given stays as and where it is.
     verify
-        Verify what was flagged (:func:`causal_probe.probes.verify.verify`).
+        Verify what was flagged (:func:`causal_probe.probes.verify.verify`), on repeated random tokens.
     blocks
         Take the scores of each template's best head apart, and find the earlier heads that it needs
         (:func:`~causal_probe.probes.blocks`, :func:`~causal_probe.probes.upstream`).
@@ -447,6 +521,7 @@ def scan(
     if top < 1:
         raise CausalProbeError(f"One head of each template, or more, can be shown; top is {top}.")
     wanted = None if templates is None else choose_templates(templates)
+    its_corpus = of_a_corpus(corpus, length, separator, field, shard, sequences=sequences, period=period)
     is_named = isinstance(model, (str, os.PathLike))
     if not is_named:
         hooked: HookedModel = to_hooked(model)
@@ -465,6 +540,7 @@ def scan(
         "verify": verify,
         "blocks": blocks,
         "top": top,
+        **its_corpus,
     }
     if out is not None:
         check_results_folder(out, settings=settings, overwrite=overwrite, result=RESULT)
@@ -472,9 +548,21 @@ def scan(
         hooked, _ = open_model(model, dtype=dtype, device=device)
     loaded = time.perf_counter()
 
-    make = _Maker(hooked, {"sequences": sequences, "period": period, "bos": bos, "seed": seed})
-    preflight(hooked, make.scanned(_kind(wanted)), hooks=("pattern", "z") if verify else ("pattern",))
-    scores = probes.scan(hooked, templates=wanted, batch_size=batch_size, **make.options)
+    checked = ("pattern", "z") if verify else ("pattern",)
+    text: Corpus | None = None
+    make: ScannedSequences
+    if corpus is None:
+        options: dict[str, Any] = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
+        make = MadeSequences(hooked, options)
+        preflight(hooked, make.scanned(_kind(wanted), CHECKED), hooks=checked)
+        scores = probes.scan(hooked, templates=wanted, batch_size=batch_size, **options)
+    else:
+        fits = sequence_length(hooked, length)
+        text = open_corpus(hooked, corpus, length=fits, bos=bos, separator=separator, field=field, shard=shard)
+        make = TextSequences(text)
+        if len(first := text.first(CHECKED)):
+            preflight(hooked, first, hooks=checked)
+        scores = probes.scan(hooked, text, templates=wanted, batch_size=batch_size)
     leading = _leading(scores)
     result = ModelScan(
         scores=scores,
@@ -484,6 +572,7 @@ def scan(
         graphs=tuple(_graphs(hooked, scores, make, leading, batch_size)),
         circuits=(),
         no_circuits=None,
+        intervals=None if text is None else bootstrap_intervals(scores),
         settings=settings,
         timings={},
     )
@@ -511,6 +600,19 @@ def scan(
     return result
 
 
+def _read(reading: Mapping[str, Any]) -> str:
+    """What was read of a corpus, in a sentence."""
+    missing = missing_shards(reading)
+    sources = reading["source"] if isinstance(reading["source"], str) else ", ".join(reading["source"])
+    left = reading["left_over"] / reading["tokens"] if reading["tokens"] else 0
+    part = f" Not read: {', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}." if missing else ""
+    return (
+        f"Read of {sources}: {reading['documents']:,} documents, {reading['sequences']:,} sequences of {reading['length']} tokens; "
+        f"{reading['left_over']:,} of {reading['tokens']:,} tokens ({left:.1%}), the ends of documents that fill no sequence, are left "
+        f"out.{part}"
+    )
+
+
 def _texts(templates: str | Template | Iterable[str | Template] | None) -> list[str]:
     listed = [templates] if isinstance(templates, (str, Template)) else list(templates or ())
     return [each.name if isinstance(each, Template) else each for each in listed]
@@ -523,37 +625,6 @@ def _kind(templates: tuple[Template, ...] | None) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- what is shown
-
-
-class _Maker:
-    """Makes a scan's sequences again, and shorter ones like them that can be looked at."""
-
-    def __init__(self, model: HookedModel, options: Mapping[str, Any]) -> None:
-        self.model = model
-        self.options = options
-
-    def scanned(self, kind: str) -> Int[Tensor, "sequence pos"]:
-        """The sequences of a kind, as :func:`causal_probe.probes.scan` makes them."""
-        return self._make(kind).tokens
-
-    def shown(self, kind: str) -> Int[Tensor, "one pos"]:
-        """One sequence of a kind, of about ``2 SHOWN_PERIOD`` tokens or fewer."""
-        found = self._make(kind, sequences=1).tokens
-        return (
-            found
-            if found.shape[1] <= 2 * SHOWN_PERIOD + 2
-            else self._make(kind, sequences=1, period=SHOWN_PERIOD).tokens
-        )
-
-    def start(self, kind: str) -> list[int]:
-        """The tokens that each sequence begins with."""
-        return list(self._make(kind, sequences=1).settings["start"])
-
-    def _make(self, kind: str, **changes: Any) -> Sequences:
-        options = {**self.options, **changes}
-        if kind == "repeated":
-            return repeated_tokens(self.model, **options)
-        return ngram_tokens(self.model, n=int(kind.removesuffix("-gram")), **options)
 
 
 def _leading(scores: HeadScores) -> list[tuple[int, int, str]]:
@@ -573,7 +644,7 @@ def _leading(scores: HeadScores) -> list[tuple[int, int, str]]:
 def _graphs(
     model: HookedModel,
     scores: HeadScores,
-    make: _Maker,
+    make: ScannedSequences,
     leading: Sequence[tuple[int, int, str]],
     batch_size: int | None,
 ) -> Iterator[HeadGraph]:
@@ -582,7 +653,7 @@ def _graphs(
         its = [found for found in leading if found[2] in made["templates"]]
         if not its:
             continue
-        scanned, short = make.scanned(made["kind"])[:GRAPH_SEQUENCES], make.shown(made["kind"])
+        scanned, short = make.scanned(made["kind"], GRAPH_SEQUENCES), make.shown(made["kind"])
         graphs = head_graphs(model, scanned, per="sequence", batch_size=batch_size)
         shown = head_graphs(model, short, per="sequence")
         for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
@@ -590,12 +661,14 @@ def _graphs(
             yield HeadGraph(layer, head, templates[name], comparison, shown, _words(model, short[0]))
 
 
-def _circuits(model: HookedModel, scores: HeadScores, make: _Maker) -> tuple[tuple[HeadCircuit, ...], str | None]:
+def _circuits(
+    model: HookedModel, scores: HeadScores, make: ScannedSequences
+) -> tuple[tuple[HeadCircuit, ...], str | None]:
     """Of each template's best head, if it describes it; or none, and why."""
     called = {found[:3] for found in scores.called()}
     circuits = []
     for made in scores.settings["tokens"]:
-        tokens = make.scanned(made["kind"])[:CIRCUIT_SEQUENCES]
+        tokens = make.scanned(made["kind"], CIRCUIT_SEQUENCES)
         for template in (each for each in scores.templates if each.name in made["templates"]):
             best = next(iter(scores.top(template.name, 1)), None)
             if best is None or best[:3] not in called or template.name in NOT_BY_DEFAULT:
@@ -610,11 +683,13 @@ def _circuits(model: HookedModel, scores: HeadScores, make: _Maker) -> tuple[tup
     return tuple(circuits), None
 
 
-def _examples(model: HookedModel, make: _Maker, kind: str, leading: Sequence[tuple[int, int]]) -> Iterator[Example]:
+def _examples(
+    model: HookedModel, make: ScannedSequences, kind: str, leading: Sequence[tuple[int, int]]
+) -> Iterator[Example]:
     if not leading:
         return
     tokens = make.shown(kind)[0]
-    yield Example("Repeated random tokens", _words(model, tokens), _patterns(model, tokens, leading))
+    yield Example(make.title, _words(model, tokens), _patterns(model, tokens, leading))
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None:
         start = make.start(kind)

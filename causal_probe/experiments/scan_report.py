@@ -65,8 +65,7 @@ def scan_report(result: ModelScan) -> viz.Report:
                 else []
             ),
             viz.Section("Every head, template by template", list(_heat_maps(result))),
-            viz.Section("Graphs of the leading heads", list(_graphs(result))),
-            viz.Section("Attention of the leading heads", list(_patterns(result))),
+            *([] if result.settings["source"] == "merged" else _shown(result)),
             viz.Section("What it was measured on", [_sequences(result)]),
         ],
         settings=result.settings,
@@ -74,6 +73,14 @@ def scan_report(result: ModelScan) -> viz.Report:
         call=result.call,
         citation=result.cite(),
     )
+
+
+def _shown(result: ModelScan) -> list[viz.Section]:
+    """What takes the model: results of several processes that are merged have none."""
+    return [
+        viz.Section("Graphs of the leading heads", list(_graphs(result))),
+        viz.Section("Attention of the leading heads", list(_patterns(result))),
+    ]
 
 
 def _count_causal(verification: Verification) -> str:
@@ -102,6 +109,7 @@ def _tables(result: ModelScan) -> Iterator[Block]:
     if result.notes:
         yield viz.Paragraph("\n\n".join(result.notes).replace(" -", " \N{MINUS SIGN}"))
     verified = result.verification is not None
+    has_intervals = result.intervals is not None
     rows = []
     for template in result.scores.names:
         for row in result.rows(template):
@@ -111,15 +119,17 @@ def _tables(result: ModelScan) -> Iterator[Block]:
             checked = (_unbroken(verdict), effect or "") if verified else ()
             error = "" if score.excess_stderr is None else f" ± {score.excess_stderr:.3f}"
             excess = _unbroken(f"{score.excess:.3f}{error}".replace("-", "\N{MINUS SIGN}"))
-            cells = (f"{score.score:.3f}", f"{score.chance:.3f}", excess, f"{score.sink:.3f}")
+            interval = (_unbroken(result.interval(score).replace("-", "\N{MINUS SIGN}")),) if has_intervals else ()
+            cells = (f"{score.score:.3f}", f"{score.chance:.3f}", excess, *interval, f"{score.sink:.3f}")
             rows.append((template, row.name, *cells, row.called, *checked))
-    columns = ["template", "head", "score", "chance", "excess", "sink", "called"]
+    columns = ["template", "head", "score", "chance", "excess", *["95% interval"] * has_intervals, "sink", "called"]
+    by_bootstrap = " 95% interval: of the excess, by the bootstrap over sequences." if has_intervals else ""
     left_out = [f"{more} more for {name}" for name in result.scores.names if (more := result.left_out(name))]
     yield viz.Table(
         [*columns, *(["verdict", "effect (nats)"] if verified else [])],
         rows,
         f"The heads that a template describes, at most {result.settings['top']}, and the best one that it does not. "
-        f"{'Left out: ' + ', '.join(left_out) + '. ' if left_out else ''}Excess ± one standard error over sequences.",
+        f"{'Left out: ' + ', '.join(left_out) + '. ' if left_out else ''}Excess ± one standard error over sequences.{by_bootstrap}",
     )
 
 
@@ -324,6 +334,19 @@ def _patterns(result: ModelScan) -> Iterator[Block]:
 
 
 def _sequences(result: ModelScan) -> viz.Table:
+    if result.readings:
+        counted = ("documents", "sequences", "length", "tokens", "left_over", "bos", "separator")
+        return viz.Table(
+            ["text", "documents", "sequences", "tokens in each", "tokens", "left out", "BOS", "separator"],
+            [
+                (
+                    reading["source"] if isinstance(reading["source"], str) else ", ".join(reading["source"]),
+                    *(reading[name] if name != "separator" else repr(reading[name]) for name in counted),
+                )
+                for reading in result.readings
+            ],
+            "No sequence holds text of two documents. The end of a document that fills no sequence is left out.",
+        )
     return viz.Table(
         ["templates", "sequences of", "number", "period", "copies", "BOS", "first tokens"],
         [

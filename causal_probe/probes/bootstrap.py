@@ -53,6 +53,7 @@ def bootstrap_intervals(
         # [sequence, head]: all layers side by side, and the chance last
         each = np.concatenate([layer[used] for layer in evidence.attention], axis=1) / evidence.rows[used, None]
         values = np.concatenate([each, (evidence.chance[used] / evidence.rows[used])[:, None]], axis=1)
+        values = values[np.lexsort(values.T)]  # the order of the sequences, or how shards were merged, decides nothing
         source = np.random.default_rng(seed)
         drawn = []
         for start in range(0, resamples, step := max(1, HELD // n)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,14 +18,16 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import HookedModel, Moments, describe, mean_patterns
+from causal_probe.hooks import Corpus, CorpusPass, HookedModel, Moments, describe, mean_patterns, merge_readings
 from causal_probe.hooks.stream import Rows, Visit, visit_patterns
 from causal_probe.probes.scoring import micro_batches
 from causal_probe.probes.sequence_graphs import REST, SINKS, SequenceGraphs, largest_parents
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, read_arrays, to_jsonable, versions, write_arrays
 
 __all__ = ["Candidate", "HeadGraphs", "compared_children", "head_graphs"]
 
+#: What a file of :meth:`HeadGraphs.save` says that it is.
+KIND, FORMAT = "head graphs", 1
 #: A repr shows this many heads at most.
 SHOWN = 24
 
@@ -244,16 +247,20 @@ class HeadGraphs:
         Raises
         ------
         CausalProbeError
-            If the models, their heads, the lengths of the sequences or the rules of the sink differ.
+            If the models, their heads, the lengths of the sequences or the rules of the sink differ, or shards of a corpus share documents.
         """
         shapes = [[list(layer.shape) for layer in one.weights] for one in (self, other)]
         for what, mine, theirs in (
             ("models", self.provenance["model"], other.provenance["model"]),
             ("patterns", *shapes),
             ("sinks", self.sink, other.sink),
+            ("sequences (one is text)", "corpus" in self.provenance, "corpus" in other.provenance),
         ):
             if mine != theirs:
                 raise CausalProbeError(f"Head graphs can't be merged: their {what} differ, {mine} and {theirs}.")
+        provenance = dict(self.provenance)
+        if "corpus" in provenance:
+            provenance["corpus"] = merge_readings(provenance["corpus"], other.provenance["corpus"])
         merged = [
             one.merge(two) for one, two in zip(_moments(self), _moments(other), strict=True)
         ]  # two sequences or more: there is a standard error
@@ -262,7 +269,30 @@ class HeadGraphs:
             weights=tuple(moments.mean.numpy() for moments in merged),
             stderr=tuple(moments.stderr.numpy() for moments in merged if moments.stderr is not None),
             sequences=self.sequences + other.sequences,
+            provenance=provenance,
         )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything into one safetensors file, which :meth:`load` reads."""
+        arrays = {f"weights.{layer}": values for layer, values in enumerate(self.weights)}
+        arrays |= {f"stderr.{layer}": values for layer, values in enumerate(self.stderr or ())}
+        about = {"sequences": self.sequences, "sink": self.sink, "provenance": self.provenance, "versions": versions()}
+        write_arrays(path, arrays, about={"kind": KIND, "format": FORMAT, **about})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HeadGraphs:
+        """What :meth:`save` has written.
+
+        Raises
+        ------
+        CausalProbeError
+            If the file is missing, damaged, something else, or of a newer format.
+        """
+        arrays, about = read_arrays(path, kind=KIND, newest=FORMAT)
+        layers = range(sum(name.startswith("weights.") for name in arrays))
+        stderr = tuple(arrays[f"stderr.{layer}"] for layer in layers) if "stderr.0" in arrays else None
+        weights = tuple(arrays[f"weights.{layer}"] for layer in layers)
+        return cls(weights, stderr, about["sequences"], about["provenance"], about["sink"])
 
     def cite(self) -> Citation:
         """The paper whose heads hold a causal graph, and one sentence for a methods section."""
@@ -381,7 +411,8 @@ def head_graphs(
         A TransformerLens model, or any HookedRootModule with hook points ``blocks.{layer}.attn.hook_pattern``. It is run in
         evaluation mode without gradients, with the caller's own hooks, and is left as it was.
     batches
-        Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length.
+        Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length. Text, as a
+        :func:`~causal_probe.hooks.corpus`: what was read of it is in ``provenance["corpus"]``.
     per
         ``"mean"`` for one graph for each head, from the mean over sequences; ``"sequence"`` for one on each sequence.
     sink
@@ -389,7 +420,7 @@ def head_graphs(
         parent. By default ``"keep"`` for the mean and ``"root"`` for each sequence. The rules: :attr:`HeadGraphs.sink`
         and :class:`~causal_probe.probes.SequenceGraphs`.
     batch_size
-        Run larger batches in pieces of this size.
+        Sequences in a forward pass; by default as many as :func:`~causal_probe.probes.scan` takes.
 
     Returns
     -------
@@ -425,10 +456,17 @@ def head_graphs(
     if sink not in SINKS:
         raise CausalProbeError(f"sink is one of {', '.join(map(repr, SINKS))}; it is {sink!r}.")
     provenance = {**describe(model), "versions": versions()}
+    reading = CorpusPass(batches) if isinstance(batches, Corpus) else None
+    if reading is not None:
+        batches = reading
+    if batch_size is None:
+        batches = micro_batches(model, batches)
     if per == "sequence":
-        return _sequence_graphs(model, batches, sink, batch_size, provenance)
+        return _sequence_graphs(model, batches, sink, batch_size, provenance, reading)
     means = mean_patterns(model, batches, batch_size=batch_size)
     mean, stderr = means.mean, means.stderr
+    if reading is not None:
+        provenance["corpus"] = reading.reading
     return HeadGraphs(
         weights=tuple(mean[layer].cpu().numpy() for layer in sorted(mean)),
         stderr=None if stderr is None else tuple(stderr[layer].cpu().numpy() for layer in sorted(stderr)),
@@ -439,7 +477,12 @@ def head_graphs(
 
 
 def _sequence_graphs(
-    model: HookedModel, batches: Any, sink: str, batch_size: int | None, provenance: Mapping[str, Any]
+    model: HookedModel,
+    batches: Any,
+    sink: str,
+    batch_size: int | None,
+    provenance: Mapping[str, Any],
+    reading: CorpusPass | None,
 ) -> SequenceGraphs:
     seen = Rows()
     found: defaultdict[int, tuple[Rows, ...]] = defaultdict(lambda: (Rows(), Rows(), Rows()))
@@ -456,8 +499,9 @@ def _sequence_graphs(
 
         return visit
 
-    pieces = micro_batches(model, batches) if batch_size is None else batches
-    visit_patterns(model, pieces, visitor, batch_size=batch_size)
+    visit_patterns(model, batches, visitor, batch_size=batch_size)
+    if reading is not None:
+        provenance = {**provenance, "corpus": reading.reading}
     candidates, weights, sinks = (tuple(found[layer][what].array for layer in sorted(found)) for what in range(3))
     return SequenceGraphs(candidates, weights, sinks, seen.array, sink, provenance)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,8 +15,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.probes.templates import Template
-from causal_probe.results import Citation, cite, to_jsonable
+from causal_probe.hooks import merge_readings
+from causal_probe.probes.templates import Template, recall_template
+from causal_probe.results import Citation, cite, read_arrays, to_jsonable, versions, write_arrays
 
 __all__ = ["CALLED", "Evidence", "HeadScore", "HeadScores"]
 
@@ -24,6 +26,9 @@ __all__ = ["CALLED", "Evidence", "HeadScore", "HeadScores"]
 CALLED = 0.5
 #: "Surely": by so many standard errors.
 SURELY = 3.0
+#: What a file of :meth:`HeadScores.save` says that it is, and what it says of a template.
+KIND, FORMAT = "head scores", 1
+SAID = ("name", "description", "ngram")
 
 
 class HeadScore(NamedTuple):
@@ -87,13 +92,35 @@ class Evidence:
     rows: Int[np.ndarray, " sequence"]
     chance: Float[np.ndarray, " sequence"]
 
-    def merge(self, other: Evidence) -> Evidence:
-        """The evidence of the sequences of both, in order."""
+    def merge(self, *others: Evidence) -> Evidence:
+        """The evidence of the sequences of all, in order."""
+        all_of = (self, *others)
         return Evidence(
-            attention=_joined(self.attention, other.attention),
-            sink=_joined(self.sink, other.sink),
-            rows=np.concatenate([self.rows, other.rows]),
-            chance=np.concatenate([self.chance, other.chance]),
+            attention=tuple(map(np.concatenate, zip(*(one.attention for one in all_of), strict=True))),
+            sink=tuple(map(np.concatenate, zip(*(one.sink for one in all_of), strict=True))),
+            rows=np.concatenate([one.rows for one in all_of]),
+            chance=np.concatenate([one.chance for one in all_of]),
+        )
+
+    def first(self, n: int) -> Evidence:
+        """The evidence of the first ``n`` sequences."""
+        attention, sink = (tuple(layer[:n] for layer in layers) for layers in (self.attention, self.sink))
+        return Evidence(attention, sink, self.rows[:n], self.chance[:n])
+
+    @property
+    def covariance(self) -> tuple[float, tuple[Float[np.ndarray, " _head"], ...]] | None:
+        """The sampling variance of the chance, and by layer the covariance of each head's score with it; None below two sequences.
+
+        With them, the counts, scores and standard errors of several parts give those of the whole.
+        """
+        used = self.rows > 0
+        n = int(used.sum())
+        if n < 2:
+            return None
+        chances = self.chance[used] / self.rows[used]
+        off = (chances - chances.mean()) / (n * (n - 1))
+        return float(off @ (chances - chances.mean())), tuple(
+            off @ (layer[used] / self.rows[used, None]) for layer in self.attention
         )
 
     @cached_property
@@ -273,36 +300,33 @@ class HeadScores:
 
     # --------------------------------------------------------------------------------------------------------------- merging
 
-    def merge(self, other: HeadScores) -> HeadScores:
-        """The result of one run over the sequences of both: the raw sums stand side by side, nothing is rounded.
+    def merge(self, *others: HeadScores) -> HeadScores:
+        """The result of one run over the sequences of all: the raw sums stand side by side, nothing is rounded.
 
-        Settings that differ are kept as a pair.
+        What was read of a corpus is added up. Other settings that differ are kept, one for each result.
 
         Raises
         ------
         CausalProbeError
-            If the models, their heads, the templates, or the scored queries differ.
+            If the models, their heads, the templates, or the scored queries differ, or shards of a corpus share documents.
         """
-        for what, mine, theirs in (
-            ("models", self.provenance["model"], other.provenance["model"]),
-            ("templates", self.names, other.names),
-            ("heads", self.heads, other.heads),
-            ("queries", self.settings.get("queries"), other.settings.get("queries")),
-            ("pairs of templates on the same sequences", self.shared.keys(), other.shared.keys()),
-        ):
-            if mine != theirs:
-                raise CausalProbeError(f"Scores can't be merged: their {what} differ, {mine} and {theirs}.")
-        settings = {
-            key: self.settings.get(key)
-            if self.settings.get(key) == other.settings.get(key)
-            else (self.settings.get(key), other.settings.get(key))
-            for key in (*self.settings, *(key for key in other.settings if key not in self.settings))
-        }
+        for other in others:
+            for what, mine, theirs in (
+                ("models", self.provenance["model"], other.provenance["model"]),
+                ("templates", self.names, other.names),
+                ("heads", self.heads, other.heads),
+                ("queries", self.settings.get("queries"), other.settings.get("queries")),
+                ("pairs of templates on the same sequences", self.shared.keys(), other.shared.keys()),
+            ):
+                if mine != theirs:
+                    raise CausalProbeError(f"Scores can't be merged: their {what} differ, {mine} and {theirs}.")
         return HeadScores(
             templates=self.templates,
-            evidence={name: found.merge(other.evidence[name]) for name, found in self.evidence.items()},
-            shared={pair: count + other.shared[pair] for pair, count in self.shared.items()},
-            settings=settings,
+            evidence={
+                name: found.merge(*(other.evidence[name] for other in others)) for name, found in self.evidence.items()
+            },
+            shared={pair: count + sum(other.shared[pair] for other in others) for pair, count in self.shared.items()},
+            settings=_merged([self.settings, *(other.settings for other in others)]),
             provenance=self.provenance,
         )
 
@@ -341,6 +365,55 @@ class HeadScores:
                 }
             )
         )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything into one safetensors file, which :meth:`load` reads: the raw sums of each sequence.
+
+        It takes 8 bytes for each sequence, template and head.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        for number, found in enumerate(self.evidence[name] for name in self.names):
+            arrays |= {f"{number}.rows": found.rows, f"{number}.chance": found.chance}
+            for layer, (attention, sink) in enumerate(zip(found.attention, found.sink, strict=True)):
+                arrays |= {f"{number}.attention.{layer}": attention, f"{number}.sink.{layer}": sink}
+        about = {
+            "kind": KIND,
+            "format": FORMAT,
+            "templates": [{name: getattr(each, name) for name in SAID} for each in self.templates],
+            "shared": [[*pair, count] for pair, count in self.shared.items()],
+            "settings": self.settings,
+            "provenance": self.provenance,
+            "versions": versions(),
+        }
+        write_arrays(path, arrays, about=about)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HeadScores:
+        """What :meth:`save` has written. Of a template that is not a shipped one, the function is not in the file.
+
+        Raises
+        ------
+        CausalProbeError
+            If the file is missing, damaged, something else, or of a newer format.
+        """
+        arrays, about = read_arrays(path, kind=KIND, newest=FORMAT)
+        templates = tuple(recall_template(**each) for each in about["templates"])
+        n_layers = sum(name.startswith("0.sink.") for name in arrays)
+
+        def layers(number: int, what: str) -> tuple[np.ndarray, ...]:
+            return tuple(arrays[f"{number}.{what}.{layer}"] for layer in range(n_layers))
+
+        evidence = {
+            each.name: Evidence(
+                attention=layers(number, "attention"),
+                sink=layers(number, "sink"),
+                rows=arrays[f"{number}.rows"],
+                chance=arrays[f"{number}.chance"],
+            )
+            for number, each in enumerate(templates)
+        }
+        shared = {(one, other): int(count) for one, other, count in about["shared"]}
+        return cls(templates, evidence, shared, about["settings"], about["provenance"])
 
     def cite(self) -> Citation:
         """The papers behind the shipped templates, and one sentence for a methods section."""
@@ -408,10 +481,17 @@ class HeadScores:
         return self.evidence[template]
 
 
-def _joined(
-    one: tuple[Float[np.ndarray, "_sequence _head"], ...], other: tuple[Float[np.ndarray, "_sequence _head"], ...]
-) -> tuple[Float[np.ndarray, "_sequence _head"], ...]:
-    return tuple(np.concatenate(layers) for layers in zip(one, other, strict=True))
+def _merged(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of several results as those of one."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in settings for key in one):
+        values = [one.get(key) for one in settings]
+        parts: list[Any] = [] if key != "tokens" else [its or [] for its in values]
+        if any(parts) and all(part["kind"] == "corpus" for its in parts for part in its):
+            merged[key] = [merge_readings(*same) for same in zip(*parts, strict=True)]
+        else:
+            merged[key] = values[0] if all(value == values[0] for value in values) else tuple(values)
+    return merged
 
 
 def _stderr(values: Float[np.ndarray, "sequence _head"]) -> Float[np.ndarray, " _head"]:

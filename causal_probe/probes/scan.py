@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, describe, each_batch, preflight, require_hooks
+from causal_probe.hooks import (
+    Corpus,
+    CorpusPass,
+    HookedModel,
+    content_tokens,
+    describe,
+    each_batch,
+    preflight,
+    require_hooks,
+)
 from causal_probe.probes.head_scores import Evidence, HeadScores
 from causal_probe.probes.scoring import Part, score_batches, settings_of
 from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
@@ -51,7 +61,7 @@ def scan(
         evaluation mode without gradients, with the caller's own hooks, and is left as it was.
     tokens
         Tokens [batch, pos] without padding, or an iterable of such tensors (or of anything with ``.tokens``), all of one length;
-        they are taken as they are. By default :func:`~causal_probe.probes.repeated_tokens`, and for n-gram templates
+        they are taken as they are. Text, as a :func:`~causal_probe.hooks.corpus`: what was read of it is in ``settings``. By default :func:`~causal_probe.probes.repeated_tokens`, and for n-gram templates
         :func:`~causal_probe.probes.ngram_tokens`, on which they differ from plain induction.
     templates
         Templates or their names. By default those of :data:`~causal_probe.probes.SHIPPED`, without the n-gram templates where
@@ -97,7 +107,10 @@ def scan(
         first = parts[0].tokens
     else:
         _refuse(made)
-        first, batches = _peek(tokens)
+        reading = CorpusPass(tokens) if isinstance(tokens, Corpus) else None
+        first, batches = _peek(tokens if reading is None else reading)
+        if first is None and reading is not None:  # a shard in which no document fills a sequence
+            return _nothing(model, wanted, queries, reading)
         parts = [Part(wanted, batches, {"kind": "given"})]
     # A few tokens tell whether the model uses the patterns that it shows. What is wrong with others is seen where they are run.
     preflight(model, first[:1, :CHECKED] if isinstance(first, Tensor) and first.ndim == 2 else first)
@@ -107,6 +120,8 @@ def scan(
         scored = score_batches(model, part.templates, part.tokens, queries, batch_size)
         evidence |= scored.evidence
         shared |= scored.shared
+    if tokens is not None and reading is not None:
+        parts = [replace(parts[0], settings=reading.reading)]
     kept = tuple(template for template in wanted if template.name in evidence)
     return HeadScores(
         templates=kept,
@@ -140,9 +155,24 @@ def _peek(batches: Any) -> tuple[Any, Iterator[Any]]:
     """The tokens of the first batch, and all batches."""
     rest = each_batch(batches)
     first = next(rest, None)
-    if first is None:
+    if first is None and not isinstance(batches, CorpusPass):
         raise CausalProbeError("There are no sequences to scan. Give tokens [batch, pos], or batches of them.")
     return getattr(first, "tokens", first), itertools.chain([first], rest)
+
+
+def _nothing(
+    model: HookedModel, templates: tuple[Template, ...], queries: Sequence[int] | None, reading: CorpusPass
+) -> HeadScores:
+    """The scores on no sequences, which can be merged with those of other shards."""
+    one = content_tokens(model)[:1].expand(1, reading.corpus.length).to(reading.corpus.device)
+    scored = score_batches(model, templates, one, queries, 1)
+    return HeadScores(
+        templates=templates,
+        evidence={name: found.first(0) for name, found in scored.evidence.items()},
+        shared=dict.fromkeys(scored.shared, 0),
+        settings=settings_of([Part(templates, None, reading.reading)], queries),
+        provenance={**describe(model), "versions": versions()},
+    )
 
 
 def _part(templates: tuple[Template, ...], made: Sequences) -> Part:

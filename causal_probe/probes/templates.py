@@ -17,6 +17,7 @@ tensor([[0, 0, 0],
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Callable
@@ -213,6 +214,21 @@ def find_templates(templates: Any) -> tuple[Template, ...]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CausalProbeError(f"Several templates have the name {', '.join(twice)}. Give each its own.")
     return found
+
+
+def recall_template(name: str, description: str, ngram: int) -> Template:
+    """A template that was written down: the shipped one, if it is that; otherwise its function is not known, and is not called."""
+    with contextlib.suppress(CausalProbeError):
+        shipped = template(name)
+        if (shipped.description, shipped.ngram) == (description, ngram):
+            return shipped
+
+    def unknown(tokens: Tensor) -> Tensor:
+        raise CausalProbeError(
+            f"The template {name!r} was read from a file, which holds its name and not its function: give the template itself."
+        )
+
+    return Template(name, unknown, description, ngram)
 
 
 # ----------------------------------------------------------------------------------------------------------------- graphs

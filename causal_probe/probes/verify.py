@@ -779,7 +779,7 @@ def _make(
 ) -> tuple[Tensor, Tensor, int, dict[str, Any]]:
     """Tokens, spare tokens for the heads' means, the first query whose next token is known, and what made them."""
     scanned: Mapping[str, Any] = next(
-        (made for made in scores.settings.get("tokens", []) if made.get("kind") == "repeated"), {}
+        (made for made in scores.settings.get("tokens", []) if made.get("kind") in ("repeated", "corpus")), {}
     )
     bos, seed = scanned.get("bos", "auto"), int(scanned.get("seed", 0)) + 1 if seed is None else seed
     count = sequences + max(16, sequences)

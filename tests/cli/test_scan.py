@@ -74,13 +74,13 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(experiments, "scan", record)
     options = (
-        "some/model --sequences 16 --period 20 --bos yes --batch-size 3 --dtype bfloat16 --device cpu --verify --blocks --top 4 --seed 7 "
+        "some/model --sequences 16 --period 20 --bos yes --batch-size 3 --corpus texts --length 9 --separator -- --field body --shard 1/4 --dtype bfloat16 --device cpu --verify --blocks --top 4 --seed 7 "
         "--out x --overwrite"
     )
     assert run("scan", *options.split(), "--templates", "induction, offset-3") == 0
     assert seen == {
         "model": "some/model", "templates": ["induction", "offset-3"], "sequences": 16, "period": 20, "bos": "yes",
-        "batch_size": 3, "dtype": "bfloat16", "device": "cpu", "verify": True, "blocks": True, "top": 4, "seed": 7, "out": Path("x"),
+        "batch_size": 3, "corpus": Path("texts"), "length": 9, "separator": "--", "field": "body", "shard": "1/4", "dtype": "bfloat16", "device": "cpu", "verify": True, "blocks": True, "top": 4, "seed": 7, "out": Path("x"),
         "overwrite": True, "progress": True,
     }  # fmt: skip
 
@@ -101,6 +101,8 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--top 0", "One head of each template, or more"),
         ("--dtype float12", "float12"),
         ("--device tpu9", "can't be used here"),
+        ("--length 8", "length is about a corpus, and none was given"),
+        ("--corpus nowhere", "the model has no tokenizer"),
         ("--no-such-option", "No such option"),
     ],
 )
@@ -133,6 +135,12 @@ def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_no_model_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("scan") == 2
     assert "Missing argument" in capsys.readouterr().err
+
+
+def test_merging_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("merge", str(tmp_path)) == 2
+    assert "scores.safetensors" in capsys.readouterr().err
+    assert run("merge") == 2
 
 
 def test_help_does_not_wait_for_torch() -> None:

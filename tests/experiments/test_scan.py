@@ -17,6 +17,7 @@ import transformers
 from causal_probe import experiments, graphs, probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import ModelScan, choose_templates, scan
+from causal_probe.hooks import corpus, to_hooked
 from causal_probe.models import DisentangledTransformer, fit_scales, hand_set, save
 from causal_probe.probes import SHIPPED, successor_of_parent
 from causal_probe.probes.scoring import score_patterns
@@ -101,8 +102,6 @@ def test_patterns_are_the_models_own() -> None:
 
 
 def test_real_text_where_there_is_a_tokenizer() -> None:
-    from causal_probe.hooks import to_hooked
-
     model = to_hooked(tiny_huggingface.llama(), tiny_huggingface.tokenizer(bos=True), name="tiny")
     found = scan(model, sequences=4)
     repeated, text = found.examples
@@ -423,3 +422,76 @@ def test_why_there_are_no_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
     found = scan(induction_model(), sequences=8, templates=["induction"], blocks=True)
     assert found.circuits == ()
     assert "the scores are capped" in found.report().to_html()
+
+
+# --------------------------------------------------------------------------------------------------------------- corpora
+
+
+def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
+    model = to_hooked(tiny_huggingface.llama().double(), tiny_huggingface.tokenizer(bos=True), name="tiny")
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        words = (f"t{token}" for token in draw.integers(3, 8, 40 + number))
+        (tmp_path / f"{number}.txt").write_text(" ".join(words))
+    options: dict[str, Any] = {"corpus": tmp_path, "length": 12, "templates": ["previous-token", "duplicate-token"]}
+    whole = scan(model, **options, verify=True, out=tmp_path / "whole")
+    direct = probes.scan(model, corpus(model, tmp_path, length=12), templates=options["templates"])
+    assert list(whole.scores) == list(direct)
+    assert whole.intervals is not None
+    pd.testing.assert_frame_equal(whole.intervals, probes.bootstrap_intervals(direct))
+    read = "6 documents, 20 sequences of 12 tokens; 35 of 255 tokens (13.7%)"
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert read in repr(whole)
+    assert read in page
+    assert "95% interval" in page
+    assert "The first sequence of the corpus" in page
+    saved = json.loads((tmp_path / "whole" / "scan.json").read_text())
+    assert "scores.safetensors" in saved["files"]
+    assert saved["heads"][0]["excess_low"] == whole.intervals["excess_low"][0]
+    assert list(pd.read_csv(tmp_path / "whole" / "scan.csv").score_high) == pytest.approx(
+        list(whole.intervals["score_high"])
+    )
+    again: dict[str, Any] = {"model": model}
+    exec(whole.call.replace("experiments.scan(", "again = experiments.scan("), again)
+    assert list(again["again"].scores) == list(whole.scores)
+
+    folders = [tmp_path / "shard0", *(tmp_path / f"shard{i}.safetensors" for i in range(1, 4))]
+    scan(model, **options, shard="0/4", out=folders[0])
+    for i, file in enumerate(folders[1:], 1):
+        scan(model, **options, shard=f"{i}/4").scores.save(file)
+    merged = experiments.merge_scans(folders, out=tmp_path / "merged")
+    assert (
+        merged.scores.settings["tokens"][0]["sequences"] == 20
+    )  # 3 of each document, 4 of the last two: 11 tokens and a BOS each
+    for one, other in zip(merged.scores, whole.scores, strict=True):
+        assert (*one[:3], one.rows, one.sequences) == (*other[:3], other.rows, other.sequences)
+        assert one[3:9] == pytest.approx(other[3:9], abs=1e-9)
+    assert read in repr(merged)
+    assert read in (tmp_path / "merged" / "report.html").read_text()
+    half = experiments.merge_scans(folders[:2], partial=True)
+    assert "Not read: 2/4, 3/4" in repr(half)
+    half.scores.save(tmp_path / "half")
+    assert list(experiments.merge_scans([tmp_path / "half", *folders[2:]]).scores) == list(merged.scores)
+    for saved_ones, message in (
+        (folders[:3], "1 of its shards are missing: 3/4"),
+        ([*folders, folders[1]], "share documents, which would count twice"),
+        ([tmp_path], "Can't read"),
+        ([], "nothing to merge"),
+    ):
+        with pytest.raises(CausalProbeError, match=message):
+            experiments.merge_scans(saved_ones)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 5}, "length is about a corpus, and none was given"),
+        ({"shard": "0/2"}, "shard is about a corpus"),
+        ({"corpus": ["t3 t4"], "sequences": 3}, "sequences=3 is about sequences that are made"),
+        ({"corpus": ["t3 t4"], "shard": "3/2"}, "A shard is i/n"),
+        ({"corpus": ["t3 t4"]}, "the model has no tokenizer"),
+    ],
+)
+def test_what_does_not_go_with_a_corpus(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CausalProbeError, match=message):
+        scan(induction_model(), **options)

@@ -20,6 +20,7 @@ from causal_probe import CausalProbeError, experiments, hooks, models, probes
 from causal_probe.experiments.sweep import PROBES, Cell, Outcome, plan
 from causal_probe.experiments.sweep.cells import step_of
 from causal_probe.experiments.sweep.store import COLUMNS, METADATA, Store, encode
+from tests import tiny_huggingface
 
 SPEC = {
     "probes": "gradient",
@@ -117,6 +118,7 @@ def test_a_spec_that_makes_no_sense(spec, message):
     ("options", "message"),
     [
         ({"jobs": 0}, "1 or more"),
+        ({"backend": "ray"}, "loky or dask; it is 'ray'. Ray's backend for joblib gives results when all are there"),
         ({"scheduler": "tcp://127.0.0.1:1"}, "say backend dask"),
     ],
 )
@@ -324,6 +326,72 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     with pytest.raises(CausalProbeError, match="holds no sweep"):
         experiments.sweep(SPEC, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- corpora
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A model with a tokenizer, and two corpora, saved."""
+    folder = tmp_path_factory.mktemp("texts")
+    tiny_huggingface.llama().save_pretrained(folder / "model")
+    tiny_huggingface.tokenizer(bos=True).save_pretrained(folder / "model")
+    draw = np.random.default_rng(0)
+    for name in ("one.txt", "two.txt"):
+        documents = [" ".join(f"t{token}" for token in draw.integers(3, 9, draw.integers(4, 30))) for _ in range(9)]
+        (folder / name).write_text("\n--\n".join(documents))
+    return folder
+
+
+def test_shards_of_corpora_are_cells_and_merge_to_the_whole(texts, tmp_path):
+    corpora = [str(texts / "one.txt"), str(texts / "two.txt")]
+    templates = ["previous-token", "duplicate-token"]
+    settings = {"model": str(texts / "model"), "length": 8, "separator": "--"}
+    shards = ["0/2", "1/4", "3/4"]
+    spec = {"probes": {"scan": {"templates": templates}}, "grid": {"corpus": corpora, "shard": shards}}
+    found = experiments.sweep({**spec, "settings": settings}, out=tmp_path / "out")
+    assert not found.failed, found
+    assert found.to_pandas()["shard"].unique().tolist() == shards
+    assert found.summary()["sequences"].notna().all()
+    merged = found.merged()
+    assert merged["shards"].tolist() == [3] * len(merged)
+    model = hooks.to_hooked(*models.load_model(texts / "model"))
+    for name in corpora:
+        made = hooks.corpus(model, name, length=8, separator="--")
+        whole = probes.scan(model, made, templates=templates)
+        rows = merged[merged["corpus"] == name].set_index(["layer", "head", "template"])
+        assert len(rows) == len(list(whole)) == 2 * 4 * 2
+        for one in whole:
+            row = rows.loc[one[:3]]
+            assert (row["sequences"], row["measured_rows"]) == (one.sequences, one.rows)
+            for value in ("score", "chance", "excess", "sink", "stderr", "excess_stderr"):
+                assert row[value] == pytest.approx(getattr(one, value), abs=1e-6), value  # float32, other micro-batches
+            assert row["found"] == (one[:3] in {called[:3] for called in whole.called()})
+
+    one_less = {**spec, "grid": {"corpus": corpora, "shard": shards[:2]}, "settings": settings}
+    with pytest.raises(CausalProbeError, match=r"one\.txt, the shards 3/4 failed or are not in the sweep"):
+        experiments.sweep(one_less, out=tmp_path / "less").merged()
+
+
+def test_head_graphs_of_corpora(texts, tmp_path):
+    spec = {
+        "probes": "head_graphs",
+        "grid": {"corpus": [str(texts / "one.txt"), str(texts / "two.txt")]},
+        "settings": {"model": str(texts / "model"), "length": 8, "separator": "--"},
+    }
+    found = experiments.sweep(spec, out=tmp_path / "out")
+    assert not found.failed
+    model = hooks.to_hooked(*models.load_model(texts / "model"))
+    for name, rows in found.to_pandas().groupby("corpus"):
+        direct = probes.head_graphs(model, hooks.corpus(model, name, length=8, separator="--"))
+        wanted = [c.weight for layer in range(2) for head in range(4) for c in direct.parents(layer, head)]
+        assert rows["attention"].tolist() == pytest.approx(wanted, abs=1e-9)
+        assert set(rows["sequences"]) == {direct.provenance["corpus"]["sequences"]}
+    with pytest.raises(CausalProbeError, match="has no option shard"):
+        experiments.sweep({**spec, "grid": {**spec["grid"], "shard": ["0/2"]}}, out=tmp_path / "shards")
+    with pytest.raises(CausalProbeError, match="no scan of a corpus"):
+        found.merged()
 
 
 # ------------------------------------------------------------------------------------------------------------- checkpoints

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import datasets
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_probe import CausalProbeError, hooks, probes
+from causal_probe import CausalProbeError, hooks, probes, results
 from tests import tiny_huggingface
 
 TEMPLATES = ("previous-token", "duplicate-token")
@@ -41,18 +43,26 @@ def test_sequences_end_where_documents_do(model):
 
 def test_files_folders_and_datasets_hold_the_same_documents(model, tmp_path):
     texts = ["t3 t4 t5\nt6\n", "t7 t8\n"]
+    (tmp_path / "folder").mkdir()
     for name, text in zip("ab", texts, strict=True):
         (tmp_path / f"{name}.txt").write_text(text)
+        (tmp_path / "folder" / f"{name}.txt").write_text(text)
+    (tmp_path / "folder" / "readme.md").write_text("no document")
     (tmp_path / "all").write_text("--\n".join(texts))
     rows = datasets.Dataset.from_dict({"text": texts})
     sources = [
         (texts, {}),
-        (tmp_path, {}),
+        (tmp_path / "folder", {}),
         ([Path(tmp_path / "a.txt"), Path(tmp_path / "b.txt")], {}),
         (tmp_path / "all", {"separator": "--"}),
         (rows, {}),
         (rows.to_iterable_dataset(), {}),
+        (rows.to_iterable_dataset().rename_column("text", "body"), {"field": "body"}),
+        (tmp_path / "rows.parquet", {}),
+        (tmp_path / "lines.jsonl", {"field": "body"}),
     ]
+    rows.to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "lines.jsonl").write_text("\n\n".join(json.dumps({"body": text}) for text in texts))
     for source, options in sources:
         assert list(hooks.read_documents(source, **options)) == texts
     assert list(hooks.read_documents(tmp_path / "all")) == ["--\n".join(texts)]
@@ -74,10 +84,15 @@ def test_any_split_into_shards_gives_the_whole(model, texts, splits, order):
     filled = [shard for shard in shards if shard.counts().sequences]
     once = probes.scan(model, whole, templates=TEMPLATES)
     graphs_once = probes.head_graphs(model, whole)
-    merged, *rest = [probes.scan(model, shard, templates=TEMPLATES) for shard in filled]
+    merged, *rest = [probes.scan(model, shard, templates=TEMPLATES) for shard in shards]  # some of them empty
     graphs, *graphs_rest = [probes.head_graphs(model, shard) for shard in filled]
-    for other, other_graphs in zip(rest, graphs_rest, strict=True):
-        merged, graphs = merged.merge(other), graphs.merge(other_graphs)
+    merged = merged.merge(*rest)
+    for other_graphs in graphs_rest:
+        graphs = graphs.merge(other_graphs)
+    (read,), (read_once,) = (scores.settings["tokens"] for scores in (merged, once))
+    assert {**read, "shards": None} == {**read_once, "shards": None}
+    assert hooks.missing_shards(read) == ()
+    assert {name: read[name] for name in dataclasses.asdict(counts)} == dataclasses.asdict(counts)
     assert merged.shared == once.shared
     for one, other in zip(merged, once, strict=True):
         assert one[:3] == other[:3]
@@ -90,14 +105,89 @@ def test_any_split_into_shards_gives_the_whole(model, texts, splits, order):
         np.testing.assert_allclose(graphs.stderr[layer], graphs_once.stderr[layer], rtol=0, atol=1e-7)
 
 
+def test_saved_shards_merge_as_they_would_have(model, texts, tmp_path):
+    shards = hooks.corpus(model, texts, length=5).shards(3)
+    for i, shard in enumerate(shards):
+        probes.scan(model, shard, templates=TEMPLATES).save(tmp_path / f"{i}.scores")
+        probes.head_graphs(model, shard).save(tmp_path / f"{i}.graphs")
+    scores = [probes.HeadScores.load(tmp_path / f"{i}.scores") for i in range(3)]
+    direct = [probes.scan(model, shard, templates=TEMPLATES) for shard in shards]
+    for one, other in zip(scores, direct, strict=True):
+        assert list(one) == list(other)
+        assert one.to_dict() == other.to_dict()
+        assert one.templates == other.templates
+    together = scores[0].merge(*scores[1:])
+    assert list(together) == list(direct[0].merge(*direct[1:]))
+    whole = probes.scan(model, hooks.corpus(model, texts, length=5), templates=TEMPLATES)
+    columns = ["score_low", "score_high", "excess_low", "excess_high"]
+    intervals = [probes.bootstrap_intervals(each, resamples=100)[columns] for each in (together, whole)]
+    np.testing.assert_allclose(*intervals, rtol=0, atol=1e-7)  # the order of the sequences decides nothing
+    graphs = [probes.HeadGraphs.load(tmp_path / f"{i}.graphs") for i in range(3)]
+    merged, once = graphs[0].merge(graphs[1]).merge(graphs[2]), probes.head_graphs(model, whole_of(shards))
+    for layer in range(2):
+        np.testing.assert_allclose(merged.weights[layer], once.weights[layer], rtol=0, atol=1e-12)
+    assert {**merged.provenance["corpus"], "shards": None} == {**once.provenance["corpus"], "shards": None}
+
+
+def whole_of(shards):
+    return dataclasses.replace(shards[0], shard=(0, 1))
+
+
+def test_what_can_not_be_merged(model, texts, tmp_path):
+    (tmp_path / "a").write_text("t3 t4 t5 t6\n--\nt7 t8 t9 t10\n")
+    (tmp_path / "b").write_text("t3 t4 t5 t6\n")
+
+    def scan(name, **options):
+        made = hooks.corpus(model, tmp_path / name, **{"length": 3, "separator": "--", **options})
+        return probes.scan(model, made, templates=TEMPLATES)
+
+    with pytest.raises(CausalProbeError, match=r"shards 0/2 and 0/1 of .* share documents, which would count twice"):
+        scan("a", shard="0/2").merge(scan("a"))
+    with pytest.raises(CausalProbeError, match="their length differs, 3 and 4"):
+        scan("a", shard="0/2").merge(scan("a", shard="1/2", length=4))
+    both = scan("a", shard="1/2").merge(scan("b"))  # two corpora make a larger one
+    (read,) = both.settings["tokens"]
+    assert read["source"] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert read["sequences"] == 2 + 2
+    assert hooks.missing_shards(read) == (f"{tmp_path / 'a'} 0/2",)
+    assert hooks.missing_shards(both.merge(scan("a", shard="0/2")).settings["tokens"][0]) == ()
+    own = probes.Template("own", lambda tokens: tokens[:, :, None] == tokens[:, None], "mine")
+    probes.scan(model, hooks.corpus(model, texts, length=5), templates=[own]).save(tmp_path / "own")
+    loaded = probes.HeadScores.load(tmp_path / "own")
+    with pytest.raises(CausalProbeError, match="holds its name and not its function"):
+        loaded.templates[0](torch.tensor([[1, 2]]))
+    probes.head_graphs(model, hooks.corpus(model, texts, length=5)).save(tmp_path / "graphs")
+    for path, message in (
+        (tmp_path / "nothing", "Can't read .*nothing"),
+        (tmp_path / "a", "was expected to be a safetensors file"),
+        (tmp_path / "graphs", "was expected to hold head scores of causal-probe"),
+    ):
+        with pytest.raises(CausalProbeError, match=message):
+            probes.HeadScores.load(path)
+    arrays, about = results.read_arrays(tmp_path / "own", kind="head scores", newest=1)
+    results.write_arrays(tmp_path / "own", arrays, about={**about, "format": 2, "versions": {"causal-probe": "9.0"}})
+    with pytest.raises(CausalProbeError, match=r"format 2, written by causal-probe 9\.0; .* Upgrade"):
+        probes.HeadScores.load(tmp_path / "own")
+
+
 def test_what_is_no_corpus(model, tmp_path):
     bare = tiny_huggingface.llama()
+    (tmp_path / "empty").mkdir()
+    for name in ("bad.jsonl", "bad.parquet"):
+        (tmp_path / name).write_text("neither")
+    datasets.Dataset.from_dict({"body": ["t3"]}).to_parquet(tmp_path / "other.parquet")
     for source, options, message in (
-        (tmp_path, {"length": 4}, "holds no .txt file"),
+        (tmp_path / "empty", {"length": 4}, "holds no .txt, .jsonl or .parquet file"),
         (tmp_path / "nothing.txt", {"length": 4}, "can't be read as text"),
         (3, {"length": 4}, "found int"),
         ({"train": []}, {"length": 4}, "give one split"),
         ([{"content": "t3"}], {"length": 4}, "Document 0 has no text: its 'text' is of type NoneType"),
+        (iter(["t3"]), {"length": 4}, "list_iterator can be read once"),
+        (["t3"], {"length": 4, "shard": "2/2"}, "A shard is i/n, .* Found '2/2'"),
+        (["t3"], {"length": 4, "shard": "one"}, "A shard is i/n"),
+        (tmp_path / "bad.jsonl", {"length": 4}, "can't be read as JSON lines"),
+        (tmp_path / "bad.parquet", {"length": 4}, "can't be read as Parquet"),
+        (tmp_path / "other.parquet", {"length": 4}, "has no column 'text'; it has 'body'"),
         (["t3"], {"length": 1}, "from 2 .* to 32 are possible"),
         (["t3"], {"length": 33}, "from 2 .* to 32 are possible"),
     ):
@@ -105,7 +195,7 @@ def test_what_is_no_corpus(model, tmp_path):
             list(hooks.corpus(model, source, **options))
     with pytest.raises(CausalProbeError, match="no tokenizer"):
         hooks.corpus(hooks.to_hooked(bare), ["t3"], length=4)
-    with pytest.raises(CausalProbeError, match="no sequences"):
+    with pytest.raises(CausalProbeError, match="fills a sequence of 9 tokens: there are 1 documents of 1 tokens"):
         probes.scan(model, hooks.corpus(model, ["t3"], length=9), templates=TEMPLATES)
     with pytest.raises(CausalProbeError, match="one shard or more"):
         hooks.corpus(model, ["t3"], length=4).shards(0)

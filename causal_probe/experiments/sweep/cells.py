@@ -18,9 +18,12 @@ from causal_probe.experiments.gradient_graph import gradient_graph
 from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.recover import Training, _batches
 from causal_probe.experiments.recover import recover as recover_graph
+from causal_probe.experiments.scan_sequences import of_a_corpus, sequence_length
 from causal_probe.experiments.sweep.plan import Cell
 from causal_probe.experiments.sweep.store import encode
 from causal_probe.experiments.template_choice import choose_templates
+from causal_probe.hooks import Corpus, HookedModel
+from causal_probe.hooks import corpus as open_corpus
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import Optimizer
 
@@ -189,6 +192,11 @@ def scan(
     sequences: int | None = None,
     period: int | None = None,
     bos: str = "auto",
+    corpus: str | None = None,
+    length: int | None = None,
+    separator: str | None = None,
+    field: str = "text",
+    shard: str = "0/1",
     batch_size: int | None = None,
     dtype: str | None = None,
     device: str = "cpu",
@@ -196,19 +204,58 @@ def scan(
 ) -> Outcome:
     """:func:`causal_probe.probes.scan` of a model or a checkpoint: one row for each head and template.
 
-    ``step`` says at which training step a checkpoint was taken, if its name doesn't (:func:`step_of`).
+    ``step`` says at which training step a checkpoint was taken, if its name doesn't (:func:`step_of`). With a ``corpus``, of its text
+    (:func:`causal_probe.hooks.corpus`), or one shard of it; :meth:`Sweep.merged` puts shards together.
     """
     hooked, _ = open_model(model, revision=revision, dtype=dtype, device=device, device_map=device_map)
     wanted = None if templates is None else choose_templates(templates)
-    found = probes.scan(
-        hooked, templates=wanted, sequences=sequences, period=period, bos=bos, seed=seed, batch_size=batch_size
-    )
+    options: dict[str, Any] = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
+    text = _text(hooked, corpus, length, separator, field, shard, options)
+    made = options if text is None else {}
+    found = probes.scan(hooked, text, templates=wanted, batch_size=batch_size, **made)
     called = {one[:3] for one in found.called()}
     rows = [
-        {**one._asdict(), "measured_rows": one.rows, "found": one[:3] in called, "step": _step(model, revision, step)}
+        {
+            **one._asdict(),
+            **_spread(found, *one[:3]),
+            "measured_rows": one.rows,
+            "found": one[:3] in called,
+            "step": _step(model, revision, step),
+        }
         for one in found
     ]
-    return Outcome(rows, {"heads": sum(found.heads), "called": len(called)}, found.provenance)
+    metrics = {"heads": sum(found.heads), "called": len(called)}
+    return Outcome(rows, metrics | _counts(found.settings["tokens"][0]), found.provenance)
+
+
+def _spread(scores: probes.HeadScores, layer: int, head: int, template: str) -> dict[str, float]:
+    """What merging needs beside a score and its standard error; empty where there is none."""
+    found = scores.evidence[template].covariance
+    return {} if found is None else {"chance_variance": found[0], "covariance": float(found[1][layer][head])}
+
+
+def _text(
+    model: HookedModel,
+    corpus: str | None,
+    length: int | None,
+    separator: str | None,
+    field: str,
+    shard: str,
+    made: Mapping[str, Any],
+) -> Corpus | None:
+    """The text of a cell, if it is about one."""
+    # Refuses what does not go together.
+    of_a_corpus(corpus, length, separator, field, shard, sequences=made["sequences"], period=made["period"])
+    if corpus is None:
+        return None
+    fits = sequence_length(model, length)
+    return open_corpus(model, corpus, length=fits, bos=made["bos"], separator=separator, field=field, shard=shard)
+
+
+def _counts(read: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a corpus: what was read, as metrics of the cell."""
+    names = ("documents", "sequences", "tokens", "left_over")
+    return {name: read[name] for name in names} if read["kind"] == "corpus" else {}
 
 
 def head_graphs(
@@ -220,16 +267,26 @@ def head_graphs(
     sequences: int | None = None,
     period: int | None = None,
     bos: str = "auto",
+    corpus: str | None = None,
+    length: int | None = None,
+    separator: str | None = None,
+    field: str = "text",
     sink: Literal["exclude", "root", "keep"] | None = None,
     batch_size: int | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     device_map: Any = None,
 ) -> Outcome:
-    """:func:`causal_probe.probes.head_graphs` on repeated tokens: one row for each head's node, with its candidate parent."""
+    """:func:`causal_probe.probes.head_graphs` on repeated tokens or a corpus: a row for each head's node, with its candidate parent.
+
+    There is no shard: candidates of parts do not add up to that of the whole. :meth:`~causal_probe.probes.HeadGraphs.save` keeps what
+    does.
+    """
     hooked, _ = open_model(model, revision=revision, dtype=dtype, device=device, device_map=device_map)
-    made = probes.repeated_tokens(hooked, sequences=sequences, period=period, bos=bos, seed=seed)
-    found = probes.head_graphs(hooked, made.tokens, sink=sink, batch_size=batch_size)
+    options: dict[str, Any] = {"sequences": sequences, "period": period, "bos": bos}
+    text = _text(hooked, corpus, length, separator, field, "0/1", options)
+    batches: Any = probes.repeated_tokens(hooked, seed=seed, **options).tokens if text is None else text
+    found = probes.head_graphs(hooked, batches, sink=sink, batch_size=batch_size)
     rows = [
         {
             "layer": layer,
@@ -246,7 +303,8 @@ def head_graphs(
         for head in range(len(heads))
         for child, parent, weight, _ in found.parents(layer, head)
     ]
-    return Outcome(rows, {"heads": sum(map(len, found.weights))}, found.provenance)
+    read = found.provenance.get("corpus", {"kind": "made"})
+    return Outcome(rows, {"heads": sum(map(len, found.weights))} | _counts(read), found.provenance)
 
 
 def _step(model: str, revision: str | None, step: int | None) -> int | None:

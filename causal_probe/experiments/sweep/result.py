@@ -12,6 +12,7 @@ import pandas as pd
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.dynamics import Dynamics, dynamics
+from causal_probe.experiments.sweep.merging import merge_shards
 from causal_probe.experiments.sweep.plan import Cell
 from causal_probe.experiments.sweep.store import Store
 from causal_probe.results import Citation, cite, to_jsonable, versions
@@ -71,6 +72,19 @@ class Sweep:
                 row |= {"status": "finished", "rows": about["rows"], **about["metrics"]}
             rows.append({name: str(v) if isinstance(v, (list, dict)) else v for name, v in row.items()})
         return pd.DataFrame(rows)
+
+    def merged(self) -> pd.DataFrame:
+        """The scans of corpora, all shards of each put together: one row for each corpus, model, seed, head and template.
+
+        Sums are added up, not means averaged; so scores, standard errors and all else are those of one pass over the whole, to
+        rounding. (Bootstrap intervals take every sequence: :func:`~causal_probe.experiments.merge_scans`.)
+
+        Raises
+        ------
+        CausalProbeError
+            If there are no scans of corpora, or a shard is missing or failed.
+        """
+        return merge_shards(self.cells, self.failed, self.to_pandas())
 
     def dynamics(self, template: str, *, value: str = "excess", models: str | None = None) -> Dynamics:
         """Each head's score against training step, and its change-point: the scans of checkpoints of one training run.

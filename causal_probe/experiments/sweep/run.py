@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,8 @@ __all__ = ["Backend", "sweep"]
 
 Backend = Literal["loky", "dask"]
 
+#: So many seconds are waited for a scheduler, and for its first worker.
+PATIENCE = 15
 #: So often may the workers die, one time after the other, without a cell being finished in between.
 TRIES = 3
 
@@ -67,7 +70,8 @@ def sweep(
     jobs
         Number of worker processes; 1: this process. With a scheduler the cluster decides.
     backend
-        ``"loky"``: processes on this machine. ``"dask"``: a Dask cluster, of ``jobs`` local processes unless a scheduler is named.
+        ``"loky"``: processes on this machine. ``"dask"``: a Dask cluster, of ``jobs`` local processes unless a scheduler is named. (Not
+        Ray: its backend for joblib, looked at in Ray 2.60, does not give results as they come, and so none that could be kept.)
     scheduler
         Address of a running Dask scheduler, such as ``"tcp://host:8786"``. The cells read their files on the workers.
     probes
@@ -138,6 +142,11 @@ def _run(
                         else:
                             store.put(done.key, done.content)
                         bar.update()
+            except CancelledError as error:  # by Dask, when it can no longer be reached
+                raise CausalProbeError(
+                    f"The Dask scheduler at {scheduler!r} was lost; {len(left)} cells are left. What is finished is kept: the same sweep, "
+                    "started again, goes on from there."
+                ) from error
             except _worker_deaths() as error:
                 deaths = 1 if len(left) < before else deaths + 1
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -168,13 +177,30 @@ def _workers(jobs: int, backend: Backend, scheduler: str | None, *, threads: int
                 )
             else:
                 address = scheduler
-            client = stack.enter_context(Client(address, set_as_default=False))
-        except (OSError, RuntimeError, ValueError) as error:
+            client = stack.enter_context(Client(address, set_as_default=False, timeout=PATIENCE))
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            where = "a cluster on this machine" if scheduler is None else repr(scheduler)
+            raise CausalProbeError(f"There is no Dask scheduler at {where}: {' '.join(str(error).split())}.") from error
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as error:
             raise CausalProbeError(
-                f"There is no Dask scheduler at {scheduler!r}: {' '.join(str(error).split())}."
+                f"The Dask scheduler at {scheduler!r} has no workers, and got none in {PATIENCE} seconds: start some with `dask worker "
+                f"{scheduler}`, on machines that have causal-probe and the files."
             ) from error
-        with joblib.parallel_config("dask", client=client):
+        with joblib.parallel_config(_cluster(client)):
             yield {"n_jobs": -1}
+
+
+def _cluster(client: Any) -> Any:
+    """Joblib's backend for a Dask cluster, also for one of a single thread: joblib itself would run the cells here then."""
+    from joblib._dask import DaskDistributedBackend
+
+    class Cluster(DaskDistributedBackend):  # type: ignore[misc] # joblib carries no types
+        def effective_n_jobs(self, n_jobs: int) -> int:
+            return max(2, int(super().effective_n_jobs(n_jobs)))
+
+    return Cluster(client=client)
 
 
 def _worker_deaths() -> tuple[type[Exception], ...]:
@@ -190,7 +216,11 @@ def _check(jobs: int, backend: str, scheduler: str | None) -> None:
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise CausalProbeError(f"jobs is the number of worker processes, 1 or more; it is {jobs!r}.")
     if backend not in ("loky", "dask"):
-        raise CausalProbeError(f"The backend is loky or dask; it is {backend!r}.")
+        raise CausalProbeError(
+            f"The backend is loky or dask; it is {backend!r}."
+            + " Ray's backend for joblib gives results when all are there, so an interruption would lose them."
+            * (backend == "ray")
+        )
     if scheduler is not None and backend != "dask":
         raise CausalProbeError(f"A scheduler, {scheduler!r}, is Dask's: say backend dask.")
     if backend == "dask":

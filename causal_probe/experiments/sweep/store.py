@@ -44,6 +44,8 @@ COLUMNS = pa.schema(
         ("model", pa.string()),  # the option; without one, the model that the probe makes
         ("revision", pa.string()),
         ("step", pa.int64()),  # the training step of a checkpoint
+        ("corpus", pa.string()),
+        ("shard", pa.string()),
         ("graph", pa.string()),
         ("graph_seed", pa.int64()),
         ("seed", pa.int64()),
@@ -64,6 +66,8 @@ COLUMNS = pa.schema(
         ("score", pa.float64()),  # of a head, or the gradient's evidence for an edge
         ("chance", pa.float64()),
         ("stderr", pa.float64()),  # of score, attention or gain, whichever the probe decides by
+        ("chance_variance", pa.float64()),  # of the chance as a mean over sequences, and
+        ("covariance", pa.float64()),  # of score and chance: what merging shards needs
         ("excess", pa.float64()),
         ("excess_stderr", pa.float64()),
         ("sink", pa.float64()),
@@ -110,7 +114,11 @@ def encode(
         "device": provenance.get("device"),
         "versions": _json(installed),
     }
-    origin |= {name: cell.options[name] for name in ("revision", "graph", "graph_seed") if name in cell.options}
+    origin |= {
+        name: cell.options[name]
+        for name in ("revision", "corpus", "shard", "graph", "graph_seed")
+        if name in cell.options
+    }
     table = pa.Table.from_pylist(
         [{name: _defined(value) for name, value in {**row, **origin}.items() if name in names} for row in rows], COLUMNS
     )

@@ -1,0 +1,120 @@
+"""The sequences of a scan, again: those that were scored, and a short one like them that can be looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from jaxtyping import Int
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import Corpus, HookedModel, context_length, read_shard, text_start
+from causal_probe.hooks.corpus import IN_MEMORY
+from causal_probe.probes import Sequences, ngram_tokens, repeated_tokens
+
+__all__ = ["MadeSequences", "ScannedSequences", "TextSequences", "of_a_corpus", "sequence_length"]
+
+#: What is shown of patterns and graphs: a sequence of a period of at most so many tokens.
+SHOWN_PERIOD = 20
+#: Tokens in a sequence of a corpus, where the model can take as many.
+LENGTH = 128
+
+
+class MadeSequences:
+    """Sequences that a scan makes, made again.
+
+    Parameters
+    ----------
+    model
+        The model that is scanned.
+    options
+        ``sequences``, ``period``, ``bos`` and ``seed`` of the scan.
+    """
+
+    title = "Repeated random tokens"
+
+    def __init__(self, model: HookedModel, options: Mapping[str, Any]) -> None:
+        self.model = model
+        self.options = options
+
+    def scanned(self, kind: str, n: int) -> Int[Tensor, "sequence pos"]:
+        """The first ``n``, as :func:`causal_probe.probes.scan` makes them."""
+        return self._make(kind).tokens[:n]
+
+    def shown(self, kind: str) -> Int[Tensor, "one pos"]:
+        """One of the kind, of a shorter period if need be."""
+        found = self._make(kind, sequences=1).tokens
+        return (
+            found
+            if found.shape[1] <= 2 * SHOWN_PERIOD + 2
+            else self._make(kind, sequences=1, period=SHOWN_PERIOD).tokens
+        )
+
+    def start(self, kind: str) -> list[int]:
+        """The tokens that each sequence begins with."""
+        return list(self._make(kind, sequences=1).settings["start"])
+
+    def _make(self, kind: str, **changes: Any) -> Sequences:
+        options = {**self.options, **changes}
+        if kind == "repeated":
+            return repeated_tokens(self.model, **options)
+        return ngram_tokens(self.model, n=int(kind.removesuffix("-gram")), **options)
+
+
+class TextSequences:
+    """Sequences of a corpus; there is one kind."""
+
+    title = "The first sequence of the corpus"
+
+    def __init__(self, text: Corpus) -> None:
+        self.text = text
+
+    def scanned(self, kind: str, n: int) -> Int[Tensor, "sequence pos"]:
+        """The first ``n``."""
+        return self.text.first(n)
+
+    def shown(self, kind: str) -> Int[Tensor, "one pos"]:
+        """The beginning of the first one."""
+        return self.text.first(1)[:, : 2 * SHOWN_PERIOD + 2]
+
+    def start(self, kind: str) -> list[int]:
+        """The tokens that each sequence begins with."""
+        return list(text_start(self.text.model, self.text.bos))
+
+
+#: Both answer the same questions.
+ScannedSequences: TypeAlias = MadeSequences | TextSequences
+
+
+def of_a_corpus(
+    corpus: Any,
+    length: int | None,
+    separator: str | None,
+    field: str,
+    shard: str | Sequence[int],
+    *,
+    sequences: int | None,
+    period: int | None,
+) -> dict[str, Any]:
+    """The settings of a scan that concern a corpus; none without one."""
+    i, n = read_shard(shard)
+    given = {"length": length, "separator": separator, "field": field, "shard": f"{i}/{n}"}
+    if corpus is None:
+        default = {"length": None, "separator": None, "field": "text", "shard": "0/1"}
+        if strays := [name for name, value in given.items() if value != default[name]]:
+            raise CausalProbeError(f"{', '.join(strays)} is about a corpus, and none was given.")
+        return {}
+    if strays := [f"{k}={v}" for k, v in (("sequences", sequences), ("period", period)) if v is not None]:
+        raise CausalProbeError(
+            f"{', '.join(strays)} is about sequences that are made, and a corpus was given. To read a part of it, say a shard: 0/10 is a "
+            "tenth of its documents."
+        )
+    named = isinstance(corpus, (str, os.PathLike))
+    return {"corpus": os.fspath(corpus) if named else f"{IN_MEMORY}{type(corpus).__name__}", **given}
+
+
+def sequence_length(model: HookedModel, asked: int | None) -> int:
+    """How many tokens a sequence of a corpus has, if none were asked for."""
+    return min(LENGTH, context_length(model) or LENGTH) if asked is None else asked
