@@ -161,7 +161,7 @@ def learn(
     max_tests: int = 5_000_000,
 ) -> Learned:
     """Run one learner on correlations: ``"pc"``, ``"icd"``, ``"ordered-icd"`` or ``"fci"``."""
-    test = FisherZ(correlation.matrix, samples=samples, alpha=alpha, tolerance=correlation.tolerance)
+    test = FisherZ(correlation.matrix, samples=samples, alpha=alpha, tolerance=correlation.tolerance, remember=False)
     if algorithm == "fci":
         return fci(test, max_order=max_order)
     return LEARNERS[algorithm](test, stable=stable, max_order=max_order, max_tests=max_tests)
