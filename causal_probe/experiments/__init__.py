@@ -11,6 +11,8 @@ from causal_probe.experiments.descent import (
 )
 from causal_probe.experiments.discover import TextDiscovery, discover
 from causal_probe.experiments.dynamics import ChangePoint, Dynamics, Watch, change_point
+from causal_probe.experiments.evidence import compare_evidence, measure_evidence
+from causal_probe.experiments.evidence_result import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
 from causal_probe.experiments.gradient_lemma import measure_lemma
@@ -37,7 +39,10 @@ __all__ = [
     "Watch",
     "change_point",
     "BlockGraph",
+    "Agreement",
     "Algorithm",
+    "EvidenceRow",
+    "EvidenceTable",
     "DescentAlignment",
     "CHECKPOINT_FILE",
     "FAMILIES",
@@ -60,6 +65,7 @@ __all__ = [
     "check_model",
     "choose_graph",
     "choose_templates",
+    "compare_evidence",
     "ExplanationStudy",
     "TextDiscovery",
     "descent_alignment",
@@ -77,6 +83,7 @@ __all__ = [
     "mesa_optimizer",
     "mesa_recovery",
     "open_model",
+    "measure_evidence",
     "measure_lemma",
     "recover",
     "recover_by_gradient",

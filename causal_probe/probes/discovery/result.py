@@ -182,7 +182,7 @@ class Discovery:
             *keys,
             methods=(
                 f"The attention of layer {s['layer']} on one input of {len(self.texts)} tokens was read as a structural equation model "
-                f"(ABCD), and a graph learned for each head from {'A A^T' if s['source'] == 'attention' else 'its outputs'} by "
+                f"(ABCD), and a graph learned for each head from {_from(s)} by "
                 f"{s['algorithm']} with Fisher's z-test (alpha {s['alpha']}, {s['samples']} samples)."
             ),
         )
@@ -209,6 +209,14 @@ class Discovery:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def _from(settings: Mapping[str, Any]) -> str:
+    """What the correlations come from, in words."""
+    if settings["source"] != "attention":
+        return "its outputs"
+    r = settings["residual"]
+    return f"A A^T with A the attention and {r:g} of each token's own value" if r else "A A^T"
 
 
 def _kind(graph: nx.DiGraph, u: int, v: int) -> str:
