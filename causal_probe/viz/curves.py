@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style, set_title, style_axes
+from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, set_title, style_axes
 from causal_probe.viz.palette import BLUE, EXTRA, INK, MUTED, VERMILLION
-from causal_probe.viz.text import clean
+from causal_probe.viz.text import shorten
 
 __all__ = ["Curve", "curves"]
 
@@ -101,7 +101,7 @@ def curves(
                 x = np.asarray(curve.x, dtype=np.float64)
                 y = np.asarray([np.nan if value is None else value for value in curve.y], dtype=np.float64)
                 few: dict[str, Any] = {"marker": marker, "markersize": 3.5} if len(x) <= 40 else {}
-                axes.plot(x, y, color=colour, linestyle=line, linewidth=1.5, label=clean(name), **few)
+                axes.plot(x, y, color=colour, linestyle=line, linewidth=1.5, label=shorten(name, 60), **few)
                 if curve.error is not None:
                     error = 2 * np.asarray(curve.error, dtype=np.float64)
                     axes.fill_between(x, y - error, y + error, color=colour, alpha=0.15, linewidth=0)
@@ -110,12 +110,12 @@ def curves(
             for index, (name, value) in enumerate((references or {}).get(heading, {}).items()):
                 axes.axhline(value, color=MUTED, linewidth=1, linestyle=("dashed", "dotted", "dashdot")[index % 3])
                 axes.annotate(
-                    clean(name), (1, value), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED,
+                    shorten(name, 60), (1, value), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED,
                     ha="right", va="bottom", parse_math=False,
                 )  # fmt: skip
-            axes.set_xlabel(clean(x_label), parse_math=False)
-            axes.set_ylabel(clean(y_label), parse_math=False)
-            axes.set_title(clean(heading), parse_math=False)
+            axes.set_xlabel(shorten(x_label, 100), parse_math=False)
+            axes.set_ylabel(shorten(y_label, 60), parse_math=False)
+            axes.set_title(fit_lines(heading, inches=4.2, fontsize=9.5), parse_math=False)
             axes.legend(fontsize=8)
         set_title(figure, title)
     return figure

@@ -9,14 +9,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style, set_title
+from causal_probe.viz.figure import Drawing, drawing_style, label_bar, set_title
 from causal_probe.viz.palette import DIVERGING, INK, PAPER, SEQUENTIAL
-from causal_probe.viz.text import clean
+from causal_probe.viz.text import shorten
 
 __all__ = ["table_map"]
 
 #: Tables of more cells than this are no longer readable.
 MOST = 1600
+_LONGEST_NAME = 40
 
 
 def table_map(
@@ -64,7 +65,7 @@ def table_map(
     largest = limit if limit is not None else float(np.nanmax(np.abs(values))) or 1.0
     signed = bool(np.nanmin(values) < 0)
     colours = (DIVERGING if signed else SEQUENTIAL).with_extremes(bad=PAPER)
-    rows, columns = [clean(str(name)) for name in table.index], [clean(str(name)) for name in table.columns]
+    rows, columns = ([shorten(str(name), _LONGEST_NAME) for name in names] for names in (table.index, table.columns))
     decimals = 2 if largest < 10 else 1
     with drawing_style():
         longest = max(map(len, rows))
@@ -77,7 +78,8 @@ def table_map(
         axes.set_xticks(
             range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 6 else 0, parse_math=False
         )
-        axes.set(xlabel=column_name, ylabel=row_name)
+        axes.set_xlabel(shorten(column_name, 80), parse_math=False)
+        axes.set_ylabel(shorten(row_name, 80), parse_math=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         for (row, column), value in np.ndenumerate(values):
@@ -87,7 +89,6 @@ def table_map(
                 ink = "white" if abs(value) > 0.55 * largest else INK
                 axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
         bar = figure.colorbar(image, ax=axes, pad=0.02)
-        bar.set_label(clean(value_name), parse_math=False)
-        bar.outline.set_visible(False)
+        label_bar(bar, value_name, inches=0.34 * len(rows) + 0.6)
         set_title(figure, title)
     return figure

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["clean", "show_token", "token_list"]
+__all__ = ["clean", "show_token", "shorten", "token_list"]
 
 # Controls, formats (among them the marks that reorder text), surrogates, unassigned, line and paragraph separators.
 _UNSHOWABLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
@@ -28,6 +28,19 @@ def clean(text: str) -> str:
     return "".join(
         character if character in "\n\t" or _is_showable(character) else _escape(character) for character in text
     )
+
+
+def shorten(text: str, limit: int) -> str:
+    """:func:`clean` text of at most ``limit`` characters; what is left out is marked by an ellipsis.
+
+    Examples
+    --------
+    >>> shorten("the excess", 20), shorten("the excess of every head", 12)
+    ('the excess', 'the excess …')
+    """
+    # Whatever the text, an escape lengthens it: its first characters are enough to fill the space.
+    shown = clean(text[: limit + 1])
+    return shown if len(text) <= limit and len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def show_token(token: str, *, limit: int = 24) -> str:

@@ -13,8 +13,10 @@ import pandas as pd
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.dynamics import Dynamics, dynamics
 from causal_probe.experiments.sweep.plan import Cell
+from causal_probe.experiments.sweep.report import sweep_report
 from causal_probe.experiments.sweep.store import Store
 from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.viz import Report
 
 __all__ = ["Sweep"]
 
@@ -134,6 +136,10 @@ class Sweep:
                 }
             )
         )
+
+    def report(self) -> Report:
+        """The report on this sweep, to be written as one offline HTML file."""
+        return sweep_report(self)
 
     def cite(self) -> Citation:
         """The papers behind the probes, and one sentence for a methods section."""
