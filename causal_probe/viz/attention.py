@@ -143,12 +143,12 @@ def _by_score(heads: Iterable[int], scores: Sequence[float | None] | None) -> li
 
 def _edges(
     graph: nx.Graph, edges: Iterable[tuple[int, int]], shown: Sequence[str], decimals: int
-) -> tuple[tuple[str, str, str], ...]:
+) -> tuple[tuple[int, str, int, str, str], ...]:
     def weight(parent: int, child: int) -> str:
         value = graph.edges[parent, child].get("weight")
         return "" if value is None else _number(value, decimals)
 
-    return tuple((f"{p} {shown[p]}", f"{c} {shown[c]}", weight(p, c)) for p, c in edges)
+    return tuple((p, shown[p], c, shown[c], weight(p, c)) for p, c in edges)
 
 
 def _name(name: str) -> str:

@@ -13,6 +13,9 @@ from causal_probe.viz.text import clean
 
 __all__ = ["environment", "show_value"]
 
+#: Characters of one cell of a table.
+LONGEST_CELL = 500
+
 
 @cache
 def environment() -> Environment:
@@ -31,7 +34,7 @@ def environment() -> Environment:
 
 
 def show_value(value: object) -> str | Markup:
-    """A value as it is shown in a table: floats with four significant digits, None as "undefined"."""
+    """A value as it is shown in a table: floats with four significant digits, None as "undefined", long texts cut with a note."""
     if value is None:
         return Markup('<span class="undefined">undefined</span>')
     if isinstance(value, bool):
@@ -42,7 +45,9 @@ def show_value(value: object) -> str | Markup:
         return text.replace("-", "\N{MINUS SIGN}")
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}".replace("-", "\N{MINUS SIGN}")
-    return str(value)
+    text = str(value)
+    # A token or an error can be as long as a book; what is left out of it is said.
+    return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}… ({len(text):,} characters)"
 
 
 def _finalize(value: object) -> object:

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style, label_bar, set_title
+from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, label_bar, set_title
 from causal_probe.viz.palette import DIVERGING, INK, PAPER, SEQUENTIAL
 from causal_probe.viz.text import shorten
 
@@ -69,17 +69,18 @@ def table_map(
     decimals = 2 if largest < 10 else 1
     with drawing_style():
         longest = max(map(len, rows))
-        size = (0.62 * len(columns) + 0.085 * longest + 1.7, 0.34 * len(rows) + 0.06 * max(map(len, columns)) + 0.9)
+        turned = max(map(len, columns)) > 6
+        below = 0.075 * max(map(len, columns)) if turned else 0.2
+        above = 0.0 if title is None else 0.6
+        size = (0.62 * len(columns) + 0.085 * longest + 1.7, 0.34 * len(rows) + below + above + 0.8)
         figure = Drawing(figsize=size, layout="constrained")
         axes = figure.subplots()
         scale = Normalize(-largest if signed else 0.0, largest)
         image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
         axes.set_yticks(range(len(rows)), rows, parse_math=False)
-        axes.set_xticks(
-            range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 6 else 0, parse_math=False
-        )
-        axes.set_xlabel(shorten(column_name, 80), parse_math=False)
-        axes.set_ylabel(shorten(row_name, 80), parse_math=False)
+        axes.set_xticks(range(len(columns)), columns, rotation=90 if turned else 0, parse_math=False)
+        axes.set_xlabel(fit_lines(column_name, inches=0.62 * len(columns) + 0.8, fontsize=9), parse_math=False)
+        axes.set_ylabel(fit_lines(row_name, inches=0.34 * len(rows) + 0.6, fontsize=9), parse_math=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         for (row, column), value in np.ndenumerate(values):

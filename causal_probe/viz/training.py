@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style, set_title, style_axes
+from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, set_title, style_axes
 from causal_probe.viz.palette import BLUE, MUTED, PAPER
 from causal_probe.viz.text import shorten
 
@@ -83,7 +83,7 @@ def training(
             steps[measured], np.where(finite, curve, np.nan), color=BLUE, linewidth=1.6, marker=marker, markersize=2.5
         )
         axes.set_xlabel("training step")
-        axes.set_ylabel(shorten(loss_name, 60), parse_math=False)
+        axes.set_ylabel(fit_lines(loss_name, inches=3.0, fontsize=9), parse_math=False)
         if steps[-1] > _MANY_STEPS:
             axes.set_xscale("symlog", linthresh=1.0, linscale=0.3)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))

@@ -72,12 +72,12 @@ def bundle() -> Markup:
 class HeadNotes:
     """What stands beside the picture for one head: its name, its ``scores`` (name, text), and its ``edges``.
 
-    An edge is (parent, child, weight), all as texts; ``edges`` is None where no graph came with the head.
+    An edge is (parent, its token, child, its token, weight); ``edges`` is None where no graph came with the head.
     """
 
     name: str
     scores: tuple[tuple[str, str], ...] = ()
-    edges: tuple[tuple[str, str, str], ...] | None = None
+    edges: tuple[tuple[int, str, int, str, str], ...] | None = None
 
 
 class Widget(RenderedHTML):  # type: ignore[misc]  # circuitsvis ships no types

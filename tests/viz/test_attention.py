@@ -68,8 +68,8 @@ def test_heads_are_sorted_and_carry_their_edges_and_scores() -> None:
     assert made.props["attentionHeadNames"] == ["H2", "H0", "H1"]
     np.testing.assert_array_equal(made.props["attention"], np.round(patterns[[2, 0, 1]], 3))
     assert [(head.name, head.scores, head.edges) for head in made.heads] == [
-        ("H2", (("induction", "0.500"), ("sink", "1.000")), (("0 a", "2 c", "0.000"), ("1 b", "3 d", "0.912"))),
-        ("H0", (("induction", "0.250"), ("sink", "3.000")), (("0 a", "1 b", ""),)),
+        ("H2", (("induction", "0.500"), ("sink", "1.000")), ((0, "a", 2, "c", "0.000"), (1, "b", 3, "d", "0.912"))),
+        ("H0", (("induction", "0.250"), ("sink", "3.000")), ((0, "a", 1, "b", ""),)),
         ("H1", (("induction", "undefined"), ("sink", "2.000")), ()),
     ]
     assert made.scores == {"induction": [0.5, 0.25, None], "sink": [1, 3, 2]}
