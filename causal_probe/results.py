@@ -42,6 +42,11 @@ __all__ = [
     "write_text",
 ]
 
+
+def __dir__() -> list[str]:
+    return [*__all__]
+
+
 #: The packages whose versions every result records.
 RECORDED_PACKAGES = (
     "causal-probe",

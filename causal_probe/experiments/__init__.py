@@ -85,3 +85,7 @@ __all__ = [
     "train_mesa",
     "weight_graphs",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

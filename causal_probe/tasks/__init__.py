@@ -62,3 +62,7 @@ __all__ = [
     "stationary_distribution",
     "uniform",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

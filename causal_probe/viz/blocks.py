@@ -93,11 +93,17 @@ def blocks(
             figsize=(_PANEL * n_columns + 0.9, _PANEL * n_rows + (0.4 if title else 0.0)), layout="constrained"
         )
         panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-        for axes, (name, block) in zip(panels, arrays.items(), strict=False):
+        for place, (axes, (name, block)) in enumerate(zip(panels, arrays.items(), strict=False)):
             _draw_block(axes, name, block, limit)
             for row, column in outlined.get(name, ()):
                 outline = Rectangle(
-                    (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=0.9, gid="mark"
+                    (column - 0.5, row - 0.5),
+                    1,
+                    1,
+                    fill=False,
+                    edgecolor=INK,
+                    linewidth=0.9,
+                    gid=f"mark-{place}-{row}-{column}",
                 )
                 axes.add_patch(outline)
         for axes in panels[len(arrays) :]:

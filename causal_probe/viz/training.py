@@ -130,7 +130,7 @@ def _draw_references(axes: Axes, levels: Mapping[str, float]) -> None:
             color=MUTED,
             linestyle=_REFERENCE_LINES[index % len(_REFERENCE_LINES)],
             linewidth=1.1,
-            gid="reference",
+            gid=f"reference-{index}",
         )
         axes.annotate(
             f"{shorten(name, 40)}  {level:.3f}",
@@ -176,7 +176,7 @@ def _draw_stages(axes: Axes, steps: NDArray[np.float64], stages: Sequence[str]) 
     edges = [taken[0] for _, taken in runs] + [axes.get_xlim()[1]]
     for index, ((name, _), start, end) in enumerate(zip(runs, edges[:-1], edges[1:], strict=True)):
         if index % 2 == 0:
-            axes.axvspan(start, end, color=PAPER, zorder=0, linewidth=0, gid="stage")
+            axes.axvspan(start, end, color=PAPER, zorder=0, linewidth=0, gid=f"stage-{index}")
         if index:
             axes.axvline(start, color=MUTED, linewidth=0.7, zorder=1)
         # The middle of the stage as it is seen, on whatever scale the steps are.
