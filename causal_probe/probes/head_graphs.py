@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +20,7 @@ from causal_probe.hooks import HookedModel, Moments, describe, mean_patterns
 from causal_probe.hooks.stream import Rows, Visit, visit_patterns
 from causal_probe.probes.scoring import micro_batches
 from causal_probe.probes.sequence_graphs import REST, SINKS, SequenceGraphs, largest_parents
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["Candidate", "HeadGraphs", "compared_children", "head_graphs"]
 
@@ -294,7 +293,7 @@ class HeadGraphs:
             f"<tr><th>{name}</th><td>{edges}</td><td>{mean:.3f}</td></tr>" for name, edges, mean in self._rows()
         )
         return (
-            f"<table><caption>Head graphs of {html.escape(self._title())}</caption>"
+            f"<table><caption>Head graphs of {escape(self._title())}</caption>"
             "<thead><tr><th>head</th><th>edges</th><th>mean largest attention</th></tr></thead>"
             f"<tbody>{rows}</tbody></table><p>{self._legend()}</p>"
         )

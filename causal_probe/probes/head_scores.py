@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from jaxtyping import Float, Int
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.probes.templates import Template
-from causal_probe.results import Citation, cite, to_jsonable
+from causal_probe.results import Citation, cite, escape, to_jsonable
 
 __all__ = ["CALLED", "Evidence", "HeadScore", "HeadScores"]
 
@@ -375,8 +374,8 @@ class HeadScores:
             for name, cells in self._rows()
         )
         return (
-            f"<table><caption>Head scores of {html.escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table>{''.join(f'<p>{html.escape(note)}</p>' for note in self._notes())}"
+            f"<table><caption>Head scores of {escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table>{''.join(f'<p>{escape(note)}</p>' for note in self._notes())}"
         )
 
     def _title(self) -> str:
