@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import importlib.metadata
 import json
 import math
@@ -17,7 +18,8 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +35,9 @@ __all__ = [
     "BIBLIOGRAPHY",
     "Citation",
     "cite",
+    "clean",
+    "escape",
+    "html_table",
     "list_files",
     "read_arrays",
     "read_json",
@@ -44,6 +49,11 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]
+
 
 #: Where the header of a file of arrays says what they are.
 ABOUT = "causal_probe"
@@ -157,6 +167,83 @@ def cite(*keys: str, methods: str) -> Citation:
         If a key is not in the bibliography: that is a mistake of ours, not of the user's.
     """
     return Citation("\n\n".join(BIBLIOGRAPHY[key] for key in keys), methods)
+
+
+# -------------------------------------------------------------------------------------------------------------- showing
+
+# Controls, formats (among them the marks that reorder text), surrogates, unassigned, line and paragraph separators.
+_UNSHOWABLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+_ZERO_WIDTH_JOINER = "\u200d"  # of category Cf, but it is what joins an emoji's parts
+
+
+def clean(text: str) -> str:
+    r"""``text`` with every unshowable character as its escape, but for newlines and tabs.
+
+    Examples
+    --------
+    >>> clean("a lone surrogate: \ud800, a mark that reorders: \u202e")
+    'a lone surrogate: \\ud800, a mark that reorders: \\u202e'
+    """
+    return "".join(
+        character if character in "\n\t" or is_showable(character) else escape_character(character)
+        for character in text
+    )
+
+
+def is_showable(character: str) -> bool:
+    """Whether a character can be seen, leaves the order of others alone, and can be written."""
+    return character == _ZERO_WIDTH_JOINER or unicodedata.category(character) not in _UNSHOWABLE
+
+
+def escape_character(character: str) -> str:
+    """A character as Python writes it in ASCII."""
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def escape(text: object) -> str:
+    r"""Text that may stand in HTML: markup is escaped, and so is what can't be shown.
+
+    Examples
+    --------
+    >>> escape("</table>\ud800")
+    '&lt;/table&gt;\\ud800'
+    """
+    return html.escape(clean(str(text)))
+
+
+def html_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", notes: Sequence[str] = ()
+) -> str:
+    """A table for a notebook: what results return from ``_repr_html_``.
+
+    Parameters
+    ----------
+    columns
+        The head of the table.
+    rows
+        Their values; a float is shown with four significant digits, None as an empty cell.
+    caption, notes
+        What stands above and below.
+
+    Examples
+    --------
+    >>> html_table(["head", "score"], [("L0H0", 0.5)])
+    '<table><thead><tr><th>head</th><th>score</th></tr></thead><tbody><tr><td>L0H0</td><td>0.5</td></tr></tbody></table>'
+    """
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{_cell(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "".join(line(row, "td") for row in rows)
+    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<table>{above}<thead>{line(columns, 'th')}</thead><tbody>{body}</tbody></table>{below}"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return escape(f"{value:.4g}" if isinstance(value, (float, np.floating)) else value)
 
 
 # --------------------------------------------------------------------------------------------------------------- writing

@@ -23,7 +23,7 @@ def sweep(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for cells/ (Parquet), failed/ and summary.csv. What is finished there is not run again."
+            help="Folder for cells/ (Parquet), failed/, summary.csv and report.html. What is finished there is not run again."
         ),
     ],
     jobs: Annotated[int, typer.Option(help="Worker processes.")] = 1,
@@ -41,6 +41,6 @@ def sweep(
 
     with resumable(lambda: "Finished cells are kept"):
         found = experiments.sweep(spec, out=out, jobs=jobs, backend=backend, scheduler=scheduler, progress=True)
-    show(found, as_json=as_json, out=None)
+    show(found, as_json=as_json, out=out)
     if found.failed:
         raise SystemExit(1)

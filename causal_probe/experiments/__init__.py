@@ -96,3 +96,7 @@ __all__ = [
     "train_mesa",
     "weight_graphs",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

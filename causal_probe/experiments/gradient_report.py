@@ -42,7 +42,11 @@ def gradient_report(result: GradientRecovery) -> viz.Report:
                         "An arc runs from parent to child."
                         + ("" if truth is None else " The true graph above the line, the found one below it."),
                     ),
-                    viz.Table(["what", "value"], result.rows()),
+                    viz.Table(
+                        ["what", "value"],
+                        result.rows(),
+                        "What was found, and the losses of exact predictors beside it (nats).",
+                    ),
                 ],
             ),
             viz.Section("Evidence", [*_heat_maps(result), *_tables(result)]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from causal_probe import graphs
 from causal_probe.graphs import GraphComparison
-from causal_probe.results import Citation, cite, results_folder, to_jsonable, versions, write_arrays, write_json
+from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
 from causal_probe.tasks import surprise
 
 __all__ = ["GradientGraph", "Status"]
@@ -278,7 +277,7 @@ class GradientGraph:
 
     def _repr_html_(self) -> str:
         table = self.to_pandas().to_html(index=False, float_format="{:.4g}".format, na_rep="", max_rows=SHOWN)
-        return f"<p>{html.escape(self._title())}</p>{table}"
+        return f"<p>{escape(self._title())}</p>{table}"
 
     def _title(self) -> str:
         edges = self.graph.number_of_edges()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -27,6 +26,7 @@ from causal_probe.results import (
     Citation,
     check_results_folder,
     cite,
+    escape,
     list_files,
     results_folder,
     to_jsonable,
@@ -254,10 +254,10 @@ class Recovery:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
             for name, value in self._rows()
         )
-        return f"<table><caption>{html.escape(self._title())}</caption><tbody>{rows}</tbody></table>"
+        return f"<table><caption>{escape(self._title())}</caption><tbody>{rows}</tbody></table>"
 
     def _title(self) -> str:
         return f"Recovery of {self.settings['graph']}: {'exact' if self.exact else f'SHD {self.comparison.shd}'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.results import Citation, cite, results_folder, to_jsonable, versions, write_arrays, write_json
+from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
 
 __all__ = ["BlockGraph", "Circuit", "Direction", "WeightGraphs"]
 
@@ -308,7 +307,7 @@ class WeightGraphs:
 
     def _repr_html_(self) -> str:
         table = self._table().to_html(index=False, border=0)
-        return f"<p>{html.escape(self._title())}</p>{table}<p>{html.escape(self._found())}</p>"
+        return f"<p>{escape(self._title())}</p>{table}<p>{escape(self._found())}</p>"
 
     def _title(self) -> str:
         return (

@@ -63,3 +63,7 @@ __all__ = [
     "stationary_distribution",
     "uniform",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

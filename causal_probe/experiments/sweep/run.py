@@ -65,7 +65,8 @@ def sweep(
         - ``settings``: options that all points share.
         - ``threads``: of each cell; 1 by default.
     out
-        The folder of results: a Parquet file for each cell in ``cells/``, errors in ``failed/``, ``summary.csv``. A sweep that
+        The folder of results: a Parquet file for each cell in ``cells/``, errors in ``failed/``, ``summary.csv`` and
+        ``report.html``. A sweep that
         has grown goes on in the same folder.
     jobs
         Number of worker processes; 1: this process. With a scheduler the cluster decides.
@@ -108,6 +109,7 @@ def sweep(
         failed = _run(store, cells, functions, jobs=jobs, backend=backend, scheduler=scheduler, progress=progress)
         found = Sweep(Path(out), cells, failed, to_jsonable(content))
         write_text(store.folder / "summary.csv", found.summary().to_csv(index=False))
+        found.report().write(store.folder / "report.html")
     return found
 
 

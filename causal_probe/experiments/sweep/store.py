@@ -4,6 +4,7 @@
     cells/          <key>.parquet, one for each finished cell: pandas.read_parquet reads them all
     failed/         <key>.json, one for each cell that failed, with its error
     summary.csv     one row for each cell
+    report.html     the points with their metrics, and what failed
     .lock           held while somebody writes
 
 A file appears whole or not at all, and is never changed. All have the same columns, so they are one table; a row says all that

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from causal_probe.graphs import GraphComparison, compare, mixed_edges, show_mixe
 from causal_probe.probes.discovery.correlation import Correlation
 from causal_probe.probes.discovery.independence import OrderCount
 from causal_probe.probes.discovery.search import Evidence, Learned
-from causal_probe.results import Citation, cite, to_jsonable, write_json
+from causal_probe.results import Citation, cite, escape, to_jsonable, write_json
 
 __all__ = ["AttentionGraph", "Discovery"]
 
@@ -208,7 +207,7 @@ class Discovery:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return f"<pre>{escape(repr(self))}</pre>"
 
 
 def _from(settings: Mapping[str, Any]) -> str:
