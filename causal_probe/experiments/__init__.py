@@ -20,6 +20,7 @@ from causal_probe.experiments.gradient_sample_complexity import gradient_sample_
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
+from causal_probe.experiments.layer_features import LayerFeatures, function_cosine, layer_features
 from causal_probe.experiments.leaderboard import Leaderboard, leaderboard
 from causal_probe.experiments.mesa import MesaOptimizer, MesaTraining, mesa_optimizer, mesa_recovery, train_mesa
 from causal_probe.experiments.recover import Recovery, Training, recover
@@ -44,6 +45,7 @@ __all__ = [
     "GradientRecovery",
     "GradientSlots",
     "InContextGraph",
+    "LayerFeatures",
     "Leaderboard",
     "MesaOptimizer",
     "MesaTraining",
@@ -64,12 +66,14 @@ __all__ = [
     "explain_sentiment",
     "explain_sessions",
     "feature_descent",
+    "function_cosine",
     "gradient_graph",
     "gradient_graphs",
     "gradient_sample_complexity",
     "gradient_slots",
     "in_context_graph",
     "interpolate",
+    "layer_features",
     "leaderboard",
     "mesa_optimizer",
     "mesa_recovery",
