@@ -22,6 +22,7 @@ from causal_probe.experiments.gradient_sample_complexity import gradient_sample_
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
+from causal_probe.experiments.layer_features import LayerFeatures, function_cosine, layer_features
 from causal_probe.experiments.leaderboard import Leaderboard, leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
 from causal_probe.experiments.mesa import MesaOptimizer, MesaTraining, mesa_optimizer, mesa_recovery, train_mesa
@@ -52,6 +53,7 @@ __all__ = [
     "GradientRecovery",
     "GradientSlots",
     "InContextGraph",
+    "LayerFeatures",
     "Leaderboard",
     "MesaOptimizer",
     "MesaTraining",
@@ -73,12 +75,14 @@ __all__ = [
     "explain_sentiment",
     "explain_sessions",
     "feature_descent",
+    "function_cosine",
     "gradient_graph",
     "gradient_graphs",
     "gradient_sample_complexity",
     "gradient_slots",
     "in_context_graph",
     "interpolate",
+    "layer_features",
     "leaderboard",
     "mesa_optimizer",
     "mesa_recovery",
