@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import importlib.metadata
 import json
 import math
 import os
 import platform
+import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +35,9 @@ __all__ = [
     "BIBLIOGRAPHY",
     "Citation",
     "cite",
+    "clean",
+    "escape",
+    "html_table",
     "list_files",
     "read_arrays",
     "read_json",
@@ -43,6 +49,11 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]
+
 
 #: Where the header of a file of arrays says what they are.
 ABOUT = "causal_probe"
@@ -158,6 +169,83 @@ def cite(*keys: str, methods: str) -> Citation:
     return Citation("\n\n".join(BIBLIOGRAPHY[key] for key in keys), methods)
 
 
+# -------------------------------------------------------------------------------------------------------------- showing
+
+# Controls, formats (among them the marks that reorder text), surrogates, unassigned, line and paragraph separators.
+_UNSHOWABLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+_ZERO_WIDTH_JOINER = "\u200d"  # of category Cf, but it is what joins an emoji's parts
+
+
+def clean(text: str) -> str:
+    r"""``text`` with every unshowable character as its escape, but for newlines and tabs.
+
+    Examples
+    --------
+    >>> clean("a lone surrogate: \ud800, a mark that reorders: \u202e")
+    'a lone surrogate: \\ud800, a mark that reorders: \\u202e'
+    """
+    return "".join(
+        character if character in "\n\t" or is_showable(character) else escape_character(character)
+        for character in text
+    )
+
+
+def is_showable(character: str) -> bool:
+    """Whether a character can be seen, leaves the order of others alone, and can be written."""
+    return character == _ZERO_WIDTH_JOINER or unicodedata.category(character) not in _UNSHOWABLE
+
+
+def escape_character(character: str) -> str:
+    """A character as Python writes it in ASCII."""
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def escape(text: object) -> str:
+    r"""Text that may stand in HTML: markup is escaped, and so is what can't be shown.
+
+    Examples
+    --------
+    >>> escape("</table>\ud800")
+    '&lt;/table&gt;\\ud800'
+    """
+    return html.escape(clean(str(text)))
+
+
+def html_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", notes: Sequence[str] = ()
+) -> str:
+    """A table for a notebook: what results return from ``_repr_html_``.
+
+    Parameters
+    ----------
+    columns
+        The head of the table.
+    rows
+        Their values; a float is shown with four significant digits, None as an empty cell.
+    caption, notes
+        What stands above and below.
+
+    Examples
+    --------
+    >>> html_table(["head", "score"], [("L0H0", 0.5)])
+    '<table><thead><tr><th>head</th><th>score</th></tr></thead><tbody><tr><td>L0H0</td><td>0.5</td></tr></tbody></table>'
+    """
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{_cell(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "".join(line(row, "td") for row in rows)
+    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<table>{above}<thead>{line(columns, 'th')}</thead><tbody>{body}</tbody></table>{below}"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return escape(f"{value:.4g}" if isinstance(value, (float, np.floating)) else value)
+
+
 # --------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -213,7 +301,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` to ``path`` atomically, as :func:`write_text` does."""
     path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.partial"
+    temporary = path.parent / f".{secrets.token_hex(8)}.partial"  # as _PARTIAL has it
     try:
         try:
             with open(temporary, "xb") as file:
@@ -296,10 +384,18 @@ def _reason(error: Exception) -> str:
 
 # --------------------------------------------------------------------------------------------------------------- folders
 
+#: What a kill in the middle of writing a file leaves beside it.
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+
 
 @contextlib.contextmanager
 def results_folder(
-    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False, result: str = "result.json"
+    folder: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, Any],
+    overwrite: bool = False,
+    result: str = "result.json",
+    unfinished: str | None = None,
 ) -> Iterator[Path]:
     """A folder of results that appears whole or not at all.
 
@@ -316,6 +412,8 @@ def results_folder(
         Replace earlier results whatever their settings. A folder that holds anything but results is never replaced.
     result
         The JSON file by which a folder of results is known: its ``settings``, and under ``files`` the names of all that is in it.
+    unfinished
+        A file that a run which was interrupted may have left there, alone or beside earlier results. It goes when the results come.
 
     Raises
     ------
@@ -324,7 +422,7 @@ def results_folder(
         something that is not a result, or holds results of other settings and ``overwrite`` is false.
         :func:`check_results_folder` tells all this before any work is done.
     """
-    check_results_folder(folder, settings=settings, overwrite=overwrite, result=result)
+    check_results_folder(folder, settings=settings, overwrite=overwrite, result=result, unfinished=unfinished)
     target = _resolve(folder)
     staging = _make_staging(target)
     try:
@@ -343,7 +441,12 @@ def list_files(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def check_results_folder(
-    folder: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False, result: str = "result.json"
+    folder: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, Any],
+    overwrite: bool = False,
+    result: str = "result.json",
+    unfinished: str | None = None,
 ) -> None:
     """Raise what :func:`results_folder` would raise; create no more than the missing parents of ``folder``."""
     target = _resolve(folder)
@@ -356,7 +459,10 @@ def check_results_folder(
             )
         _restore(target)
         if target.is_dir():
-            _check_replaceable(folder, target, settings=settings, overwrite=overwrite, result=result)
+            left = {
+                name for name in os.listdir(target) if name == unfinished or (unfinished and _PARTIAL.fullmatch(name))
+            }
+            _check_replaceable(folder, target, settings=settings, overwrite=overwrite, result=result, left=left)
         target.parent.mkdir(parents=True, exist_ok=True)
         # A folder can be made here if one has just been made: on a read-only or special file system, rights are not enough.
         _make_staging(target).rmdir()
@@ -367,11 +473,17 @@ def check_results_folder(
 
 
 def _check_replaceable(
-    folder: str | os.PathLike[str], target: Path, *, settings: Mapping[str, Any], overwrite: bool, result: str
+    folder: str | os.PathLike[str],
+    target: Path,
+    *,
+    settings: Mapping[str, Any],
+    overwrite: bool,
+    result: str,
+    left: set[str],
 ) -> None:
     if not os.access(target, os.W_OK | os.X_OK):
         raise CausalProbeError(f"The folder {folder} can't be written. Name another one with --out.")
-    if not any(target.iterdir()):
+    if set(os.listdir(target)) <= left:
         return
     earlier = target / result
     if not earlier.is_file():
@@ -379,7 +491,7 @@ def _check_replaceable(
     content = read_json(earlier)
     files = content.get("files") if isinstance(content, dict) else None
     # A folder that a person has added files to is not ours to replace.
-    foreign = sorted(set(list_files(target)) - set(map(str, files if isinstance(files, list) else ())))
+    foreign = sorted(set(list_files(target)) - left - set(map(str, files if isinstance(files, list) else ())))
     if foreign:
         raise CausalProbeError(
             f"{folder} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."

@@ -1,17 +1,21 @@
 """Make again what the tool has made for a reader who has not run it yet: README's picture and the outputs in the notebooks.
 
-``make pictures`` runs ``causal-probe recover --out out/demo`` and then this file.
+``make pictures`` runs ``causal-probe recover --out out/demo`` and then this file. With names (``demos/pictures.py 2 7``) only the
+notebooks that begin with them are run; with ``--install-cells`` none is, and each gets its first cell of code, the same in all.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import sys
 from pathlib import Path
 
 import nbformat
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from causal_probe import graphs, models, viz
 from causal_probe.results import read_json
@@ -22,9 +26,25 @@ RESULT = DEMOS.parent / "out" / "demo"
 #: A longer output is a script, such as circuitsvis' 1.3 MB. Git hosts don't run scripts: their readers would see nothing.
 LONGEST_OUTPUT = 300_000
 
+#: The name under which a picture carries what it was made from.
+EMBEDDED = "causal-probe"
 
-def draw_recovery() -> Image.Image:
-    """What the command found, from the files that it wrote: the graphs; below them the learnt block and the loss curve."""
+#: Colab has a torch of its own, built for its GPUs: it must stay.
+INSTALL = """\
+# On Colab this installs causal-probe beside the torch that is there; anywhere else it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    !pip list --format=freeze | grep -E "^(torch|torchvision|torchaudio|numpy|pandas)==" > installed.txt
+    !pip install --quiet --constraint installed.txt "causal-probe[notebooks]"\
+"""
+
+
+def draw_recovery() -> tuple[Image.Image, dict[str, object]]:
+    """What the command found, from the files that it wrote: the graphs; below them the learnt block and the loss curve.
+
+    Beside the picture, what it was made from: the command, its settings, the graphs and the loss.
+    """
     result = read_json(RESULT / "result.json")
     truth, found = (graphs.read_graph(RESULT / name) for name in ("graph.json", "recovered.json"))
     name = (0, 0, "position", "position")
@@ -38,7 +58,13 @@ def draw_recovery() -> Image.Image:
     picture.paste(above, ((width - above.width) // 2, 0))
     picture.paste(left, (0, above.height))
     picture.paste(right, (width - right.width, above.height))
-    return picture
+    made_from = {
+        "command": "causal-probe recover",
+        "settings": result["settings"],
+        "recovered": sorted(list(edge) for edge in found.edges),
+        "loss": result["loss"],
+    }
+    return picture, made_from
 
 
 def _image(figure: Figure, *, size: tuple[float, float] | None = None) -> Image.Image:
@@ -47,10 +73,30 @@ def _image(figure: Figure, *, size: tuple[float, float] | None = None) -> Image.
     return Image.open(io.BytesIO(figure._repr_png_()))
 
 
+def save_with(picture: Image.Image, made_from: dict[str, object], path: Path) -> None:
+    """Write a PNG file that says what it was made from."""
+    text = PngInfo()
+    text.add_text(EMBEDDED, json.dumps(made_from, sort_keys=True))
+    picture.save(path, optimize=True, pnginfo=text)
+
+
+def put_install_cell(notebook: nbformat.NotebookNode) -> None:
+    """Make the install cell the first one of code, right after the question; stored outputs stay as they are."""
+    cells = [cell for cell in notebook.cells if cell.get("id") != "install"]
+    install = nbformat.v4.new_code_cell(INSTALL, id="install", execution_count=1)
+    notebook.cells = [*cells[:1], install, *cells[1:]]
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+
+
 def run_notebook(path: Path) -> None:
     """Run a notebook in a clean kernel and store its outputs, without what can't be shown where scripts don't run."""
     notebook = nbformat.read(path, as_version=4)
     metadata = notebook.metadata.copy()
+    put_install_cell(notebook)
     NotebookClient(notebook, timeout=300, record_timing=False, resources={"metadata": {"path": DEMOS}}).execute()
     notebook.metadata = metadata  # not the Python of whoever ran it last
     for cell in notebook.cells:
@@ -60,7 +106,20 @@ def run_notebook(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-if __name__ == "__main__":
-    draw_recovery().save(DEMOS / "images" / "recovered.png", optimize=True)
+def main(arguments: list[str]) -> None:
+    if not arguments:
+        save_with(*draw_recovery(), DEMOS / "images" / "recovered.png")
+    names = [name for name in arguments if not name.startswith("--")]
     for path in sorted(DEMOS.glob("*.ipynb")):
-        run_notebook(path)
+        if names and not path.name.startswith(tuple(names)):
+            continue
+        if "--install-cells" in arguments:
+            notebook = nbformat.read(path, as_version=4)
+            put_install_cell(notebook)
+            nbformat.write(notebook, path)
+        else:
+            run_notebook(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

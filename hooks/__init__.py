@@ -78,3 +78,7 @@ __all__ = [
     "uniform_row",
     "zero_ablate",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

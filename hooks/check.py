@@ -95,10 +95,10 @@ def is_live(model: HookedModel, name: str, run: Callable[[], Tensor]) -> bool:
 
 
 def live_hooks(model: HookedModel, names: Iterable[str], run: Callable[[], Tensor]) -> set[str]:
-    """Which of several hook points are live, in one run: see :func:`is_live`.
+    """Which of several hook points are live: see :func:`is_live`. One run, where all of them are.
 
-    None may be upstream of another without a way around it (a replaced ``hook_z`` cuts off the pattern before it). The same
-    point in different layers is fine: the residual stream goes around every layer.
+    A leaf cuts off what lies before it, unless there is a way around, as the residual stream is around every layer. So a point that
+    seems dead beside others is asked again by itself: models without a residual stream (the reduced transformer) have none.
     """
     names = tuple(names)
     require_hooks(model, names)
@@ -125,7 +125,9 @@ def live_hooks(model: HookedModel, names: Iterable[str], run: Callable[[], Tenso
             return set()
         if output.requires_grad:
             gradients = torch.autograd.grad(output, [leaf for _, leaf in fired], allow_unused=True)
-            return {name for (name, _), gradient in zip(fired, gradients, strict=True) if gradient is not None}
+            live = {name for (name, _), gradient in zip(fired, gradients, strict=True) if gradient is not None}
+            alone = {name for name, _ in fired} - live if len(names) > 1 else set()
+            return live | {name for name in alone if is_live(model, name, run)}
         live = set()
         for name in {name for name, _ in fired}:
             with model.hooks(fwd_hooks=[(name, to_nan)]):

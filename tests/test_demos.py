@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 DEMOS = ROOT / "demos"
@@ -140,6 +146,62 @@ def test_the_eighth_notebook_finds_the_planted_circuit(run: NotebookNode, stored
     assert "L16H0 -> key of L18H6" in kept["smol-upstream"]  # the stored one shows the pretrained model
 
 
+def test_one_family(stored: NotebookNode) -> None:
+    """Each asks a question first, then installs itself on Colab; and ends with what was learnt and what to try next."""
+    first, install = stored.cells[:2]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert "?" in first.source
+    assert (install.id, install.source, install.outputs) == ("install", demos_pictures().INSTALL, [])
+    headings = [
+        line
+        for cell in stored.cells
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if line.startswith("## ")
+    ]
+    assert headings[-2:] == ["## What was learnt", "## What to try next"]
+    assert stored.cells[-1].cell_type == "markdown"
+    titled = [cell.source for cell in stored.cells if cell.cell_type == "markdown" and cell.source.startswith("# ")]
+    assert titled == [first.source]
+
+
+@functools.cache
+def demos_pictures() -> Any:
+    """demos/pictures.py, which is no module of the package."""
+    spec = importlib.util.spec_from_file_location("demos_pictures", DEMOS / "pictures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_install_cell_keeps_the_torch_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Colab, played by a module of its name and a pip that writes down what it is asked; elsewhere it does nothing."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    pip = tmp_path / "pip"
+    frozen = "torch==2.8.0+cu126\ntorchvision==0.23.0\nnumpy==2.0.2\ntorchmetrics==1.0\nrequests==2.32.4\n"
+    pip.write_text(f'#!/bin/sh\n[ "$1" = list ] && printf "{frozen}" || echo "$@" >> asked\n'.replace('\n"', '\\n"'))
+    pip.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    code = TransformerManager().transform_cell(demos_pictures().INSTALL)
+
+    class Shell:
+        def system(self, command: str) -> None:
+            subprocess.run(command, shell=True, check=True)
+
+    exec(code, {"get_ipython": Shell})
+    assert not (tmp_path / "installed.txt").exists()
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    exec(code, {"get_ipython": Shell})
+    kept = (tmp_path / "installed.txt").read_text().split()
+    assert kept == ["torch==2.8.0+cu126", "torchvision==0.23.0", "numpy==2.0.2"]
+    assert (tmp_path / "asked").read_text() == "install --quiet --constraint installed.txt causal-probe[notebooks]\n"
+
+
 def test_stored_as_run_once_from_top_to_bottom(stored: NotebookNode) -> None:
     counts = [cell.execution_count for cell in stored.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
@@ -165,9 +227,18 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     """All blocks, in their order, as one program in an empty folder."""
     blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     assert blocks
-    program = "\n".join(blocks) + "\nassert result.exact\n"
+    told = "import json; from causal_probe.results import to_jsonable; print('TOLD' + json.dumps(to_jsonable([result.settings, sorted(result.recovered.edges), result.loss])))"
+    program = "\n".join([*blocks, "assert result.exact", told])
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    # README says that its picture is of the same recovery: what is embedded in the picture must be what the code gives now.
+    made_from = json.loads(Image.open(DEMOS / "images" / "recovered.png").text["causal-probe"])
+    settings, edges, loss = json.loads(done.stdout.rpartition("TOLD")[2])
+    stale = "the picture is of another recovery: run `make pictures`"
+    assert made_from["command"] == re.search(r"`(causal-probe recover)` made this", README).group(1), stale
+    assert made_from["settings"] == settings, stale
+    assert made_from["recovered"] == edges, stale
+    assert made_from["loss"] == pytest.approx(loss, abs=2e-3), stale
 
 
 def test_the_files_that_the_readme_names_are_there() -> None:

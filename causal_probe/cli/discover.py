@@ -34,6 +34,12 @@ def discover(
         Literal["attention", "values"],
         typer.Option(help="Correlations from attention alone, or from the heads' outputs."),
     ] = "attention",
+    residual: Annotated[
+        float,
+        typer.Option(
+            help="Share of each token's own value that is counted beside attention; below 1. 0: the paper's reading."
+        ),
+    ] = 0.0,
     words: Annotated[bool, typer.Option("--words", help="Merge tokens into words.")] = False,
     explain: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="Explain the decision at this token: its text, or its number.")
@@ -61,6 +67,7 @@ def discover(
         alpha=alpha,
         samples="auto" if samples == "auto" else _number("--samples", samples),
         source=source,
+        residual=residual,
         words=words,
         explain=explain,
         max_size=max_size,

@@ -15,6 +15,7 @@ from causal_probe.cli.check import check
 from causal_probe.cli.discover import discover
 from causal_probe.cli.leaderboard import leaderboard
 from causal_probe.cli.merge import merge
+from causal_probe.cli.options import INTERRUPTED
 from causal_probe.cli.recover import recover
 from causal_probe.cli.reproduce import reproduce
 from causal_probe.cli.scan import scan
@@ -22,9 +23,6 @@ from causal_probe.cli.sweep import sweep
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["app", "main"]
-
-#: What a shell reports of a command that Ctrl-C has ended.
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="causal-probe",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AsJson", "Device", "Dtype", "Model", "Overwrite", "show"]
+__all__ = ["INTERRUPTED", "AsJson", "Device", "Dtype", "Model", "Overwrite", "resumable", "show"]
+
+#: What a shell reports of a command that Ctrl-C has ended.
+INTERRUPTED = 130
 
 Model = Annotated[
     str,
@@ -30,3 +35,22 @@ def show(result: Any, *, as_json: bool, out: Path | None) -> None:
     typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else repr(result))
     if out is not None:
         typer.echo(f"Report: {out / 'report.html'}", err=as_json)
+
+
+@contextlib.contextmanager
+def resumable(kept: Callable[[], str | None]) -> Iterator[None]:
+    """Where the same command goes on after Ctrl-C: leave with 130 and one line.
+
+    Parameters
+    ----------
+    kept
+        Says what is kept, and where; None if there is nothing yet.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        found = kept()
+        if found is None:
+            raise
+        typer.echo(f"Interrupted. {found}; the same command goes on from there.", err=True)
+        raise SystemExit(INTERRUPTED) from None

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from causal_probe.cli.by_gradient import by_gradient
-from causal_probe.cli.options import AsJson, Device, Dtype, Overwrite, show
+from causal_probe.cli.options import AsJson, Device, Dtype, Overwrite, resumable, show
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["recover"]
@@ -93,7 +93,11 @@ def recover(
     ] = None,
     device: Device = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for result.json, graph.json, recovered.json, the model and report.html.")
+        Path | None,
+        typer.Option(
+            help="Folder for result.json, graph.json, recovered.json, the model and report.html. While a model trains, a checkpoint "
+            "is kept there: the same command goes on where it was interrupted."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -155,24 +159,29 @@ def recover(
     if named := [f"--{name}" for name in ABOUT_READING if name in given]:
         raise CausalProbeError(f"{', '.join(named)} is about reading a model that is named with --model, and none was.")
 
-    result = experiments.recover(
-        graph,
-        positions=positions,
-        vocab=vocab,
-        alpha=alpha,
-        root_probability=root_probability,
-        heads=_numbers(heads),
-        seed=seed,
-        training=training,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch_size=batch_size,
-        device=device,
-        out=out,
-        overwrite=overwrite,
-        progress=True,
-    )
+    def kept() -> str | None:
+        checkpoint = out and out / experiments.CHECKPOINT_FILE
+        return f"The training so far is kept in {checkpoint}" if checkpoint and checkpoint.is_file() else None
+
+    with resumable(kept):
+        result = experiments.recover(
+            graph,
+            positions=positions,
+            vocab=vocab,
+            alpha=alpha,
+            root_probability=root_probability,
+            heads=_numbers(heads),
+            seed=seed,
+            training=training,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            steps=steps,
+            batch_size=batch_size,
+            device=device,
+            out=out,
+            overwrite=overwrite,
+            progress=True,
+        )
     show(result, as_json=as_json, out=out)
 
 

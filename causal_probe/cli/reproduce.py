@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from causal_probe.cli.options import AsJson, Overwrite, resumable, show
 
 __all__ = ["reproduce"]
 
@@ -23,10 +24,8 @@ def reproduce(
             help="Folder for result.json, the figures and report.html. The same command goes on where it stopped."
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a result of other settings in that folder.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print result.json alone on standard output.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Do a paper's experiment again: its figures, and our numbers beside the paper's."""
     # torch and TransformerLens take seconds to import: --help needs neither.
@@ -35,7 +34,11 @@ def reproduce(
     if name is None:
         typer.echo("\n".join(experiments.REPRODUCTIONS))
         return
-    result = experiments.reproduce(name, quick=quick, seed=seed, out=out, overwrite=overwrite, progress=True)
-    typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else repr(result))
-    if out is not None:
-        typer.echo(f"Report: {out / 'report.html'}", err=as_json)
+
+    def kept() -> str | None:
+        parts = out and out / experiments.PARTS
+        return f"Finished parts and the training so far are kept in {parts}" if parts and parts.is_dir() else None
+
+    with resumable(kept):
+        result = experiments.reproduce(name, quick=quick, seed=seed, out=out, overwrite=overwrite, progress=True)
+    show(result, as_json=as_json, out=out)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from causal_probe.cli.options import AsJson, show
+from causal_probe.cli.options import AsJson, resumable, show
 
 __all__ = ["sweep"]
 
@@ -23,7 +23,7 @@ def sweep(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for cells/ (Parquet), failed/ and summary.csv. What is finished there is not run again."
+            help="Folder for cells/ (Parquet), failed/, summary.csv and report.html. What is finished there is not run again."
         ),
     ],
     jobs: Annotated[int, typer.Option(help="Worker processes.")] = 1,
@@ -39,11 +39,8 @@ def sweep(
     # torch and TransformerLens take seconds to import: --help needs neither.
     from causal_probe import experiments
 
-    try:
+    with resumable(lambda: "Finished cells are kept"):
         found = experiments.sweep(spec, out=out, jobs=jobs, backend=backend, scheduler=scheduler, progress=True)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. Finished cells are kept; the same command goes on from there.", err=True)
-        raise SystemExit(130) from None
-    show(found, as_json=as_json, out=None)
+    show(found, as_json=as_json, out=out)
     if found.failed:
         raise SystemExit(1)

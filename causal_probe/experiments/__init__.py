@@ -11,6 +11,8 @@ from causal_probe.experiments.descent import (
 )
 from causal_probe.experiments.discover import TextDiscovery, discover
 from causal_probe.experiments.dynamics import ChangePoint, Dynamics, Watch, change_point
+from causal_probe.experiments.evidence import compare_evidence, measure_evidence
+from causal_probe.experiments.evidence_result import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
 from causal_probe.experiments.gradient_graph import gradient_graph, gradient_graphs
 from causal_probe.experiments.gradient_lemma import measure_lemma
@@ -20,11 +22,12 @@ from causal_probe.experiments.gradient_sample_complexity import gradient_sample_
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
 from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
+from causal_probe.experiments.layer_features import LayerFeatures, function_cosine, layer_features
 from causal_probe.experiments.leaderboard import Leaderboard, leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
 from causal_probe.experiments.mesa import MesaOptimizer, MesaTraining, mesa_optimizer, mesa_recovery, train_mesa
-from causal_probe.experiments.recover import Recovery, Training, recover
-from causal_probe.experiments.reproductions import REPRODUCTIONS, Reproduction, reproduce
+from causal_probe.experiments.recover import CHECKPOINT_FILE, Recovery, Training, recover
+from causal_probe.experiments.reproductions import PARTS, REPRODUCTIONS, Reproduction, reproduce
 from causal_probe.experiments.scan import ModelScan, scan
 from causal_probe.experiments.sweep import Sweep, sweep
 from causal_probe.experiments.template_choice import choose_templates
@@ -37,14 +40,20 @@ __all__ = [
     "Watch",
     "change_point",
     "BlockGraph",
+    "Agreement",
     "Algorithm",
+    "EvidenceRow",
+    "EvidenceTable",
     "DescentAlignment",
+    "CHECKPOINT_FILE",
     "FAMILIES",
+    "PARTS",
     "REPRODUCTIONS",
     "GradientGraph",
     "GradientRecovery",
     "GradientSlots",
     "InContextGraph",
+    "LayerFeatures",
     "Leaderboard",
     "MesaOptimizer",
     "MesaTraining",
@@ -58,6 +67,7 @@ __all__ = [
     "check_model",
     "choose_graph",
     "choose_templates",
+    "compare_evidence",
     "ExplanationStudy",
     "TextDiscovery",
     "descent_alignment",
@@ -65,16 +75,19 @@ __all__ = [
     "explain_sentiment",
     "explain_sessions",
     "feature_descent",
+    "function_cosine",
     "gradient_graph",
     "gradient_graphs",
     "gradient_sample_complexity",
     "gradient_slots",
     "in_context_graph",
     "interpolate",
+    "layer_features",
     "leaderboard",
     "mesa_optimizer",
     "mesa_recovery",
     "open_model",
+    "measure_evidence",
     "measure_lemma",
     "recover",
     "recover_by_gradient",
@@ -87,3 +100,7 @@ __all__ = [
     "train_mesa",
     "weight_graphs",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -101,6 +101,7 @@ def discover(
     alpha: float = 0.01,
     samples: int | Literal["auto"] = "auto",
     source: str = "attention",
+    residual: float = 0.0,
     words: bool = False,
     explain: str | int | None = None,
     max_size: int = 3,
@@ -118,7 +119,7 @@ def discover(
         What :func:`~causal_probe.models.load_model` takes (encoders and classifiers too), or a model.
     text
         The text.
-    layer, head, algorithm, alpha, samples, source
+    layer, head, algorithm, alpha, samples, source, residual
         See :func:`~causal_probe.probes.discover`.
     words
         Merge tokens into words.
@@ -152,6 +153,7 @@ def discover(
         "alpha": alpha,
         "samples": samples,
         "source": source,
+        "residual": residual,
         "words": words,
         "explain": explain,
         "max_size": max_size,
@@ -183,6 +185,7 @@ def discover(
         alpha=alpha,
         samples=samples,
         source=source,
+        residual=residual,
         groups=nodes,
         texts=[tokenizer.decode([token]) for token in tokens[0].tolist()],
     )

@@ -10,9 +10,10 @@ which at the parent of i is the chi-square information, elsewhere no larger, and
 entry. In short sequences a root's entries are not 0 (the loss divides by how often a state occurred, not by mu), and no
 threshold on the gradient is derived from anything; whether i has a parent at all is therefore asked of the data, where the
 transitions are known: an exact, anytime-valid test (:mod:`causal_probe.tasks.root_test`), in which every sequence is a bet on the
-parent that led in the sequences before it. Where transitions are not known, nothing is decided.
+parent that led in the sequences before it. By the same bets every other node that could be the parent is given up or not: an edge is
+claimed where nothing but the leading candidate is left. Where transitions are not known, nothing is decided.
 
-Everything streams: one pass, and memory of 32 T^2 numbers.
+Everything streams: one pass, and memory of 34 T^2 numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.gradient_stream import FIRST_BLOCK, GradientStream, blocks_stderr
 from causal_probe.hooks import each_batch
 from causal_probe.models import first_gradient
-from causal_probe.tasks import Batch, InContextMarkov, Targets, evidence_per_edge, log_bets, surprise
+from causal_probe.tasks import (
+    Batch,
+    InContextMarkov,
+    Targets,
+    evidence_per_edge,
+    log_bets,
+    log_bets_against_rivals,
+    surprise,
+)
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = ["LEVEL", "gradient_graph", "gradient_graphs"]
@@ -59,7 +68,7 @@ def gradient_graph(
     beta
         Scale of A2.
     level
-        Probability that any root is taken for a child.
+        Probability that any root is taken for a child, or any node for the parent of a child that has another.
 
     Raises
     ------
@@ -157,6 +166,9 @@ class _Study:
         #: Only nodes after node 0 are asked about, and the query is no node.
         self.limit = surprise(level, n_positions - 2)
         self.log_e = torch.zeros(graphs, n_positions, dtype=torch.float64)
+        #: [graph, child, rival]
+        self.log_e_rivals = torch.zeros(graphs, n_positions, n_positions, dtype=torch.float64)
+        self._earlier = torch.ones(n_positions, n_positions, dtype=torch.bool).tril(-1)
         self.edge_evidence = torch.zeros(graphs, dtype=torch.float64)
         self.edge_chi2 = torch.zeros(graphs, dtype=torch.float64)
         self.candidates = self.stream.leading()
@@ -182,18 +194,28 @@ class _Study:
                 # The bet on these sequences is the parent that led in those before.
                 bet = self.candidates[:, None].expand(-1, piece.stop - piece.start, -1)
                 self.log_e += log_bets(tokens[:, piece], pi[:, piece], bet).sum(1)
+                against = log_bets_against_rivals(tokens[:, piece], pi[:, piece], bet)
+                states = one_hot(tokens[:, piece], self.d_vocab).to(against.dtype)
+                for state in range(self.d_vocab):
+                    self.log_e_rivals += against[..., state].mT @ states[..., state]
             self.stream.add(u[:, piece], m[:, piece])
             self.candidates = self.stream.leading()
-            parents = self.candidates.masked_fill(self.log_e <= self.limit, -1) if self.known else self.candidates
+            parents = self.candidates.masked_fill(~self._shown(), -1) if self.known else self.candidates
             changed = (parents != self.parents)[:, :-1].any(1)
             self.stable_after[changed] = self.stream.seen
             self.parents = parents
+
+    def _shown(self) -> Tensor:
+        """[graph, child]: nothing but the candidate is left, neither "it is a root" nor another earlier node."""
+        left = (self.log_e_rivals <= self.limit) & self._earlier
+        candidate = torch.arange(self.n_positions) == self.candidates[..., None]
+        return (self.log_e > self.limit) & (left == candidate).all(-1)
 
     def results(self) -> list[GradientGraph]:
         n = self.n_positions - 1
         evidence, stderr = self.stream.mean[:, :n, :n], self.stream.stderr()
         margin, margin_stderr = self._margins(evidence)
-        # What the largest of as many entries that are 0 would not exceed.
+        # What none of as many entries that are 0 would exceed.
         blocks = len(self.stream.block_means()[1])
         quantile = float(stats.t.isf(self.level / (n * (n - 1) / 2), df=max(1, blocks - 1)))
         bet_on = max(0.0, 1 - FIRST_BLOCK / self.stream.seen)  # there is no candidate yet in the first block
@@ -205,9 +227,12 @@ class _Study:
                 margin=margin[i],
                 margin_stderr=margin_stderr[i],
                 log_e_values=self.log_e[i, :n].numpy() if self.known else None,
+                log_e_rivals=(self.log_e_rivals[i] * self._earlier)[:n, :n].numpy() if self.known else None,
                 edge_value=float(self.edge_chi2[i] / self.stream.seen) if self.known else None,
                 edge_evidence=bet_on * float(self.edge_evidence[i]) if self.known else None,
-                gradient_limit=None if stderr is None else quantile * float(stderr[i, :n, :n].max()),
+                gradient_limits=None
+                if stderr is None
+                else quantile * (stderr[i] * self._earlier)[:n, :n].amax(1).numpy(),
                 sequences=self.stream.seen,
                 stable_after=int(self.stable_after[i]),
                 settings={

@@ -1,14 +1,32 @@
-"""The lemma, measured: is the gradient the information that the theory says?"""
+"""The lemma, measured: is the gradient the information that the theory says?
+
+To first order in beta, for one sequence of T tokens with the frequencies f_s (the share of its positions that hold s), minus the
+gradient with respect to layer 1's pattern, times S T / beta, has the expectation ::
+
+    h_ij = E [ pi(s_i | s_j) / f(s_i) - sum over the states s that occur of pi(s | s_j) ]
+
+(u_i m_j of :func:`causal_probe.models.first_gradient` with p even; the last token is uniform and independent of all others). This is
+exact at every T and on every tree. The lemma's g_ij (:mod:`causal_probe.tasks.information`) has the stationary mu in the place of f, and 1
+in the place of the sum. So the lemma asks that f be mu: that *one* sequence holds many independent draws. On the chain that is so for T
+far above the mixing time of pi; in a forest of bounded trees, for many trees. On a star (one root, on which all other nodes depend) it
+is never so: f tends to pi(. | s_0), and with it in the place of mu every h_ij tends to 0, the edges' as well, as T grows. There the
+gradient shows a graph only because T is finite.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import first_gradient
-from causal_probe.tasks import InContextMarkov, generator, predicted_information
+from causal_probe.tasks import Batch, InContextMarkov, generator, predicted_information
 
 __all__ = ["measure_lemma"]
 
@@ -26,11 +44,10 @@ def measure_lemma(
     Parameters
     ----------
     task
-        A tree task. The lemma is about sequences so long that the states of *one* sequence occur in the shares of its stationary
-        distribution. A star has one root, on which all else depends: its sequences never get there, however long, and the lemma fails.
-        So do chains whose rows are nearly deterministic (alpha well below 1), or only at a very large T.
+        A tree task. The lemma is for sequences that hold many independent draws (see the module); what the gradient is at the T at hand is
+        predicted as well.
     sequences
-        How many the gradient is averaged over.
+        How many the gradient is averaged over, and as many others the prediction at this T.
     draws
         How many transition matrices the prediction is averaged over; they are not those of the sequences.
     seed
@@ -43,7 +60,9 @@ def measure_lemma(
     pandas.DataFrame
         One row per pair: ``child``, ``parent``, ``edge`` (whether it is one), ``measured`` and ``measured_stderr``
         (as :attr:`GradientGraph.evidence`; the error is over sequences), ``predicted`` and ``predicted_stderr`` (g), ``z`` (their difference over the error of both),
-        ``ratio`` (None where g is exactly 0, between different trees), ``chi2``, ``shannon``, ``bound`` (see :class:`causal_probe.tasks.Information`), and
+        ``ratio`` (None where g is exactly 0, between different trees), ``at_this_length``, ``at_this_length_stderr`` and
+        ``z_at_this_length`` (h of the module, averaged over other sequences, and the measured value's distance from it),
+        ``chi2``, ``shannon``, ``bound`` (see :class:`causal_probe.tasks.Information`), and
         ``over_bound``: by how many standard errors the size of the measured value exceeds the bound, negative where it does not.
 
     Raises
@@ -55,21 +74,16 @@ def measure_lemma(
         raise CausalProbeError(f"{sequences} sequences give no standard error. Take at least 2.")
     predicted = predicted_information(task, draws=draws, generator=generator(seed, "prediction"))
     predicted_error = predicted.stderr or {}  # always there: at least two matrices are drawn
-    source = generator(seed, "gradient")
-    n = task.n_positions
-    sums, squares = torch.zeros(2, n, n, dtype=torch.float64)
-    at_once = max(1, AT_ONCE // n)
-    for start in range(0, sequences, at_once):
-        batch = task.sample(min(at_once, sequences - start), source)
-        u, m = first_gradient(batch.tokens, batch.target, beta=beta)
-        sums += u.mT @ m
-        squares += u.square().mT @ m  # m is 0 or 1
-    mean = sums / sequences
-    variance = (squares / sequences - mean.square()) / (sequences - 1)
-    scale = task.d_vocab * n / beta
-    child, parent = np.tril_indices(n - 1, -1)
+
+    def gradient(batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        return [first_gradient(batch.tokens, batch.target, beta=beta)]
+
+    scale = task.d_vocab * task.n_positions / beta
+    mean, stderr = (scale * its for its in _mean(task, gradient, sequences, generator(seed, "gradient")))
+    finite, finite_stderr = _mean(task, _finite, sequences, generator(seed, "at this length"))
+    child, parent = np.tril_indices(task.n_positions - 1, -1)
     at = (child, parent)
-    measured, error = (scale * mean).numpy()[at], (scale * variance.clamp(min=0).sqrt()).numpy()[at]
+    measured, error, h, h_error = (its.numpy()[at] for its in (mean, stderr, finite, finite_stderr))
     g, g_error, bound = predicted.g[at], predicted_error["g"][at], predicted.bound[at]
     both = np.hypot(error, g_error)
     bound_error = np.hypot(error, predicted_error["bound"][at])
@@ -84,9 +98,41 @@ def measure_lemma(
             "predicted_stderr": g_error,
             "z": (measured - g) / both,
             "ratio": [m / p if p else None for m, p in zip(measured.tolist(), g.tolist(), strict=True)],
+            "at_this_length": h,
+            "at_this_length_stderr": h_error,
+            "z_at_this_length": (measured - h) / np.hypot(error, h_error),
             "chi2": predicted.chi2[at],
             "shannon": predicted.shannon[at],
             "bound": bound,
             "over_bound": (np.abs(measured) - bound) / bound_error,
         }
     )
+
+
+def _finite(batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """h_ij of the module for each sequence: a sum over the states s of (s_i's part) 1[s_j = s]."""
+    tokens, pi = batch.tokens, batch.tables[1]
+    states = one_hot(tokens, pi.shape[-1]).to(pi.dtype)
+    share = states.mean(1)
+    into = pi.mT.gather(1, tokens[..., None].expand_as(states))  # [batch, i, s]: pi(s_i | s)
+    occurring = pi @ (share > 0).to(pi.dtype)[..., None]  # [batch, s, 1]
+    parts = into / share.gather(1, tokens)[..., None] - occurring.mT
+    return list(zip(parts.unbind(-1), states.unbind(-1), strict=True))
+
+
+def _mean(
+    task: InContextMarkov,
+    products: Callable[[Batch], list[tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch pos"]]]],
+    sequences: int,
+    source: torch.Generator,
+) -> tuple[Float[Tensor, "pos pos"], Float[Tensor, "pos pos"]]:
+    """Mean over fresh sequences of a sum of products u_i m_j, of which one is not 0 and its m is 1, and its standard error."""
+    n = task.n_positions
+    sums, squares = torch.zeros(2, n, n, dtype=torch.float64)
+    at_once = max(1, AT_ONCE // n)
+    for start in range(0, sequences, at_once):
+        for u, m in products(task.sample(min(at_once, sequences - start), source)):
+            sums += u.mT @ m
+            squares += u.square().mT @ m
+    mean = sums / sequences
+    return mean, ((squares / sequences - mean.square()) / (sequences - 1)).clamp(min=0).sqrt()

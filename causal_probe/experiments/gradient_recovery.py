@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from causal_probe.models import DisentangledTransformer, save
 from causal_probe.results import (
     Citation,
     check_results_folder,
+    escape,
     list_files,
     results_folder,
     to_jsonable,
@@ -172,10 +172,10 @@ class GradientRecovery:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>"
             for name, value in self.rows()
         )
-        return f"<table><caption>{html.escape(self._title())}</caption><tbody>{rows}</tbody></table>"
+        return f"<table><caption>{escape(self._title())}</caption><tbody>{rows}</tbody></table>"
 
     def _title(self) -> str:
         source = self.settings.get("data") or self.settings["graph"]

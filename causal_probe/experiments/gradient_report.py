@@ -42,7 +42,11 @@ def gradient_report(result: GradientRecovery) -> viz.Report:
                         "An arc runs from parent to child."
                         + ("" if truth is None else " The true graph above the line, the found one below it."),
                     ),
-                    viz.Table(["what", "value"], result.rows()),
+                    viz.Table(
+                        ["what", "value"],
+                        result.rows(),
+                        "What was found, and the losses of exact predictors beside it (nats).",
+                    ),
                 ],
             ),
             viz.Section("Evidence", [*_heat_maps(result), *_tables(result)]),
@@ -83,17 +87,19 @@ def _tables(result: GradientRecovery) -> list[viz.Table]:
                 _with_error(row.evidence, row.stderr),
                 _with_error(found.margin[row.child], found.margin_stderr[row.child]),
                 None if found.log_e_values is None else float(found.log_e_values[row.child]),
+                row.left,
                 row.decision,
             )
             for row in found.to_pandas().itertuples()
         ]
         return [
             viz.Table(
-                ["child", "leading", "evidence", "margin", "nats against a root", "decision"],
+                ["child", "leading", "evidence", "margin", "nats against a root", "may be", "decision"],
                 rows,
                 "Each with one standard error. Margin: the largest entry minus the second-largest, undefined where there is no second."
                 + (
-                    f" A node has a parent where the evidence against a root exceeds {found.limit:.1f} nats."
+                    f" Root or parent, what has more than {found.limit:.1f} nats against it is given up; what is left is a confidence set, and an edge where "
+                    "the leading node is all of it."
                     if found.decided
                     else ""
                 ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from causal_probe import graphs
 from causal_probe.graphs import GraphComparison
-from causal_probe.results import Citation, cite, results_folder, to_jsonable, versions, write_arrays, write_json
+from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
 from causal_probe.tasks import surprise
 
 __all__ = ["GradientGraph", "Status"]
@@ -48,13 +47,16 @@ class GradientGraph:
     log_e_values : NDArray, by child, or None
         Evidence against "this node is a root", in nats: the log of an e-value (:mod:`causal_probe.tasks.root_test`), at most
         log(1 / p) with probability 1 - p if it is a root. None where transitions are not known.
+    log_e_rivals : NDArray, [child, rival], or None
+        In the same way, evidence against "this earlier node is the parent of the child". With probability 1 - ``level`` the truth about
+        no node, root or parent, has evidence above :attr:`limit` against it, however long one looks.
     edge_value : float or None
         What ``evidence`` would be at a parent: the exact chi-square information of an edge, averaged over the sequences' transitions.
     edge_evidence : float or None
         What ``log_e_values`` would be on average at a node with a parent, from the same transitions.
-    gradient_limit : float or None
-        What the largest of all entries would not exceed if all were 0 in expectation, at ``level``: Student's quantile times the
-        largest standard error.
+    gradient_limits : NDArray, by child, or None
+        What none of the child's entries would exceed if all were 0 in expectation, at ``level`` over all children: Student's quantile
+        times the largest standard error in the row; 0 for node 0.
     sequences
         How many were seen.
     stable_after
@@ -69,9 +71,10 @@ class GradientGraph:
     margin: tuple[float | None, ...]
     margin_stderr: tuple[float | None, ...]
     log_e_values: NDArray[np.float64] | None
+    log_e_rivals: NDArray[np.float64] | None
     edge_value: float | None
     edge_evidence: float | None
-    gradient_limit: float | None
+    gradient_limits: NDArray[np.float64] | None
     sequences: int
     stable_after: int
     settings: Mapping[str, Any]
@@ -83,16 +86,37 @@ class GradientGraph:
 
     @property
     def limit(self) -> float:
-        """The nats that ``log_e_values`` must exceed for an edge: log(nodes after node 0 / level)."""
+        """The nats beyond which "it is a root", or a rival, is given up: log(nodes after node 0 / level)."""
         return surprise(self.settings["level"], len(self.evidence) - 1)
 
     @property
+    def left(self) -> tuple[tuple[int | None, ...], ...] | None:
+        """By node: what it may be, a root (None) or a child of these earlier nodes, because nothing speaks against it.
+
+        A confidence set for each node: with probability 1 - ``level`` all of them hold the truth. None where nothing was decided.
+        """
+        if self.log_e_values is None or self.log_e_rivals is None:
+            return None
+        return tuple(
+            (
+                *([None] if root <= self.limit else []),
+                *(rival for rival in range(child) if self.log_e_rivals[child, rival] <= self.limit),
+            )
+            for child, root in enumerate(self.log_e_values.tolist())
+        )
+
+    @property
     def parents(self) -> tuple[int | None, ...]:
-        """The parent of every node, None for a root; the candidates where nothing was decided."""
-        if self.log_e_values is None:
+        """The parent of every node that was shown to have it: the candidate, where it is all that is :attr:`left`; else None.
+
+        The candidates where nothing was decided.
+        """
+        if (left := self.left) is None:
             return self.candidates
-        found = zip(self.candidates, self.log_e_values.tolist(), strict=True)
-        return tuple(parent if evidence > self.limit else None for parent, evidence in found)
+        return tuple(
+            candidate if may_be == (candidate,) else None
+            for candidate, may_be in zip(self.candidates, left, strict=True)
+        )
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -106,33 +130,45 @@ class GradientGraph:
         return found
 
     @property
-    def detection_limit(self) -> float | None:
-        """The smallest edge value that these sequences can show: the larger of what the gradient needs and what the test needs.
+    def detection_limits(self) -> NDArray[np.float64] | None:
+        """By child, the smallest edge value that these sequences can show: the larger of what the gradient needs and what the test needs.
 
         The test's is the edge value, scaled by the nats needed over the nats expected. None where it is unknown.
         """
-        if self.edge_value is None or self.edge_evidence is None or self.gradient_limit is None:
+        if self.edge_value is None or self.edge_evidence is None or self.gradient_limits is None:
             return None
-        if self.edge_evidence <= 0:
-            return float("inf") if self.edge_value == 0 else max(self.gradient_limit, 2 * self.edge_value)
-        return max(self.gradient_limit, self.edge_value * self.limit / self.edge_evidence)
+        if self.edge_evidence > 0:
+            return np.maximum(self.gradient_limits, self.edge_value * self.limit / self.edge_evidence)
+        return (
+            np.maximum(self.gradient_limits, 2 * self.edge_value) if self.edge_value else self.gradient_limits + np.inf
+        )
+
+    @property
+    def detection_limit(self) -> float | None:
+        """The smallest edge value that these sequences can show at every node: the largest of :attr:`detection_limits`."""
+        return None if self.detection_limits is None else float(self.detection_limits.max())
 
     @property
     def status(self) -> Status:
         """What was found.
 
-        ``"edges"``; ``"no edges"``: every node is a root, and an edge would have been seen; ``"insufficient"``: no node was shown to
-        have a parent, and an edge's value lies below the detection limit at this number of sequences, so that there may be
-        edges; ``"undecided"``: the transitions are not known, every node has a candidate, and which of them are parents is not
+        ``"edges"``; ``"no edges"``: every node is a root, and an edge would have been seen; ``"insufficient"``: some node is not decided.
+        Either nothing was shown of it, and the value of an edge by the task's exact information lies below its detection limit at this number
+        of sequences, so that there may be one; or it was shown to be a child, but not whose. Edges that are shown are shown all the
+        same. ``"undecided"``: the transitions are not known, every node has a candidate, and which of them are parents is not
         decided.
         """
         if not self.decided:
             return "undecided"
-        if any(parent is not None for parent in self.parents):
-            return "edges"
-        if self.detection_limit is None or self.edge_value is None or self.edge_value < self.detection_limit:
+        if self.undecided:
             return "insufficient"
-        return "no edges"
+        return "edges" if any(parent is not None for parent in self.parents) else "no edges"
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """The nodes after node 0 of which it is not decided whether they have a parent, or which."""
+        nodes = range(1, len(self.candidates))
+        return tuple(child for child in nodes if self._decision(child) not in ("edge", "root"))
 
     def compare(self, truth: nx.DiGraph) -> GraphComparison:
         """:func:`causal_probe.graphs.compare` of :attr:`graph` with the truth, ranked by the evidence."""
@@ -152,16 +188,26 @@ class GradientGraph:
                 "margin": [self.margin[child] for child in nodes],
                 "margin_stderr": [self.margin_stderr[child] for child in nodes],
                 "log_e_value": [None if log_e is None else float(log_e[child]) for child in nodes],
+                "left": [self._left(child) for child in nodes],
                 "decision": [self._decision(child) for child in nodes],
             }
         )
 
+    def _left(self, child: int) -> str | None:
+        """What the node may be, in words; None where nothing was decided."""
+        left = self.left
+        return None if left is None else ", ".join("root" if its is None else str(its) for its in left[child])
+
     def _decision(self, child: int) -> str:
+        """``edge``; ``child``: no root, but several nodes may be its parent; ``root``; ``not shown``: too few sequences to tell."""
         if not self.decided:
             return "undecided"
         if self.parents[child] is not None:
             return "edge"
-        return "not shown" if self.status == "insufficient" else "root"
+        if self.log_e_values is not None and self.log_e_values[child] > self.limit:
+            return "child"
+        limits, value = self.detection_limits, self.edge_value
+        return "root" if limits is not None and value is not None and value >= limits[child] else "not shown"
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, in plain JSON types."""
@@ -181,6 +227,8 @@ class GradientGraph:
                     "margin": self.margin,
                     "margin_stderr": self.margin_stderr,
                     "log_e_values": self.log_e_values,
+                    "log_e_rivals": self.log_e_rivals,
+                    "left": self.left,
                     "limit": self.limit,
                     "edge_value": self.edge_value,
                     "edge_evidence": self.edge_evidence,
@@ -206,8 +254,8 @@ class GradientGraph:
     def cite(self) -> Citation:
         """The paper, and one sentence for a methods section."""
         decision = (
-            f"a node is no root where a product of bets on that parent exceeds {1 / self.settings['level']:g} per node "
-            "(e-values; Ville's inequality, Bonferroni)"
+            "an edge is claimed where products of bets on that parent against the node's being a root, and against each other earlier node's being its "
+            f"parent, exceed {1 / self.settings['level']:g} times the number of nodes (e-values; Ville's inequality)"
             if self.decided
             else "whether a node has a parent was not decided"
         )
@@ -229,14 +277,14 @@ class GradientGraph:
 
     def _repr_html_(self) -> str:
         table = self.to_pandas().to_html(index=False, float_format="{:.4g}".format, na_rep="", max_rows=SHOWN)
-        return f"<p>{html.escape(self._title())}</p>{table}"
+        return f"<p>{escape(self._title())}</p>{table}"
 
     def _title(self) -> str:
         edges = self.graph.number_of_edges()
         found = {
             "edges": f"{edges} edges",
             "no edges": "no edges",
-            "insufficient": f"insufficient: no edge shown, and {self.sequences:,} sequences would not show one",
+            "insufficient": f"insufficient: {edges} edges shown, {len(self.undecided)} nodes not decided by {self.sequences:,} sequences",
             "undecided": f"{edges} candidate parents; transitions unknown, so roots are not decided",
         }[self.status]
         return (

@@ -9,7 +9,6 @@ better than what the words' frequencies give?
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -49,7 +48,16 @@ from causal_probe.probes import (
 )
 from causal_probe.probes.head_scores import CALLED
 from causal_probe.probes.p_values import t_p_value
-from causal_probe.results import Citation, check_results_folder, cite, results_folder, to_jsonable, versions, write_json
+from causal_probe.results import (
+    Citation,
+    check_results_folder,
+    cite,
+    escape,
+    results_folder,
+    to_jsonable,
+    versions,
+    write_json,
+)
 from causal_probe.tasks import InContextMarkov, generator, predictors
 
 if TYPE_CHECKING:
@@ -251,7 +259,7 @@ class InContextGraph:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return f"<pre>{escape(repr(self))}</pre>"
 
 
 def in_context_graph(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from causal_probe.results import (
     Citation,
     check_results_folder,
     cite,
+    escape,
     list_files,
     results_folder,
     to_jsonable,
@@ -36,6 +36,7 @@ from causal_probe.results import (
 )
 from causal_probe.tasks import Batch, InContextMarkov, generator, reference_losses
 from causal_probe.training import (
+    Checkpoint,
     History,
     Optimizer,
     Stage,
@@ -50,7 +51,7 @@ from causal_probe.training import (
 )
 from causal_probe.viz import Report
 
-__all__ = ["Recovery", "Training", "recover"]
+__all__ = ["CHECKPOINT_FILE", "Recovery", "Training", "recover"]
 
 Training = Literal["staged", "joint"]
 
@@ -63,6 +64,9 @@ WATCHING_SEQUENCES = 1024
 WATCH_EVERY: Mapping[str, int] = {"staged": 1, "joint": 16}
 #: Sequences per forward pass when probing.
 MICRO_BATCH = 1024
+#: What an interrupted run leaves in its folder, and how many steps it can lose.
+CHECKPOINT_FILE = "training.checkpoint.safetensors"
+CHECKPOINT_EVERY = 50
 #: How the settings name a graph that was given as an object.
 GIVEN = "given"
 #: What can be chosen about the training; what is left out is the training's own default.
@@ -98,6 +102,10 @@ class Recovery:
         Layer 0's mean attention; the edge effects, one per head; the assignment of heads to parent slots.
     last_row
         Several parents only: what row T - 1 of each head attends to (as a key it stands for node T - 1, as a query for T).
+    timings
+        Seconds; of a run that went on from a checkpoint, those since then.
+    threads
+        CPU threads that the training ran with: sums differ in the last digits between one number and another.
     """
 
     truth: nx.DiGraph
@@ -118,6 +126,7 @@ class Recovery:
     given: tuple[str, ...]
     settings: Mapping[str, Any]
     timings: Mapping[str, float]
+    threads: int
 
     @property
     def exact(self) -> bool:
@@ -182,6 +191,7 @@ class Recovery:
                     "reference_losses": self.reference_losses,
                     "seconds": self.timings["total"],
                     "timings": self.timings,
+                    "threads": self.threads,
                     "sequences": self.history.sequences,
                     "probe_sequences": self.settings["probe_sequences"],
                     "steps": len(self.history.step),
@@ -214,7 +224,7 @@ class Recovery:
         arrays = {"layer0.mean": self.head_graphs.weights[0]}
         if self.head_graphs.stderr is not None:
             arrays["layer0.stderr"] = self.head_graphs.stderr[0]
-        with results_folder(folder, settings=self.settings, overwrite=overwrite) as staging:
+        with results_folder(folder, settings=self.settings, overwrite=overwrite, unfinished=CHECKPOINT_FILE) as staging:
             graphs.write_graph(self.truth, staging / "graph.json")
             graphs.write_graph(self.recovered, staging / "recovered.json")
             save(self.model, staging / "model")
@@ -244,10 +254,10 @@ class Recovery:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
             for name, value in self._rows()
         )
-        return f"<table><caption>{html.escape(self._title())}</caption><tbody>{rows}</tbody></table>"
+        return f"<table><caption>{escape(self._title())}</caption><tbody>{rows}</tbody></table>"
 
     def _title(self) -> str:
         return f"Recovery of {self.settings['graph']}: {'exact' if self.exact else f'SHD {self.comparison.shd}'}"
@@ -321,7 +331,11 @@ def recover(
     device
         ``"cpu"``, ``"cuda"``, ..., or ``"auto"``: a GPU if there is one.
     out, overwrite
-        Write the result into this folder (see :meth:`Recovery.save`). Whether that is possible is checked before any work.
+        Write the result into this folder (see :meth:`Recovery.save`). Whether that is possible is checked before any work. While the
+        model trains, a checkpoint is kept there: after an interruption, a kill included, the same call goes on from it and
+        ends with the same weights to the last bit (same machine; the number of threads is taken up again). It is gone when the result is
+        there. A result of the same settings is made anew and replaced as a whole; a result or a checkpoint of other settings is refused,
+        or replaced with ``overwrite``.
     progress
         Show progress bars on standard error.
 
@@ -361,13 +375,21 @@ def recover(
         "device": str(place),
     }
 
+    checkpoint = None
     if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite)
+        check_results_folder(out, settings=settings, overwrite=overwrite, unfinished=CHECKPOINT_FILE)
+        checkpoint = Checkpoint(Path(out) / CHECKPOINT_FILE, settings, every=CHECKPOINT_EVERY, overwrite=overwrite)
     given = _initialise(model, task, training, seed=seed)
     watching = _batches(task, WATCHING_SEQUENCES, generator(seed, "watching", device=place))
-    watch = _Watch(task, watching, every=WATCH_EVERY[training])
+    watch = _Watch(task, watching, every=WATCH_EVERY[training], notes={} if checkpoint is None else checkpoint.notes)
     history = fit(
-        model, task, stages, generator=generator(seed, "training", device=place), callback=watch, progress=progress
+        model,
+        task,
+        stages,
+        generator=generator(seed, "training", device=place),
+        callback=watch,
+        checkpoint=checkpoint,
+        progress=progress,
     )
     trained = time.perf_counter()
 
@@ -419,6 +441,7 @@ def recover(
         given=given,
         settings=settings,
         timings={"training": trained - started, "probing": ended - trained, "total": ended - started},
+        threads=watch.threads,
     )
     if out is not None:
         result.save(out, overwrite=overwrite)
@@ -482,19 +505,31 @@ def _joined(batches: Sequence[Batch]) -> Batch:
 
 
 class _Watch:
-    """At some steps of training, asks whether every true parent has the largest mean attention in its child's past."""
+    """At some steps of training, asks whether every true parent has the largest mean attention in its child's past.
 
-    def __init__(self, task: InContextMarkov, batches: Iterable[Batch], *, every: int) -> None:
+    What it found is kept in ``notes``, which a checkpoint carries.
+    """
+
+    def __init__(
+        self, task: InContextMarkov, batches: Iterable[Batch], *, every: int, notes: MutableMapping[str, Any]
+    ) -> None:
         self.truth = nx.freeze(task.graph.subgraph(task.children))
         self.tokens = torch.cat([batch.tokens for batch in batches])
         self.every = every
-        self.first: int | None = None
+        self.notes = notes
+        self.threads = torch.get_num_threads()
+
+    @property
+    def first(self) -> int | None:
+        """The first step at which it was so."""
+        return self.notes.get("first")
 
     def __call__(self, step: int, model: DisentangledTransformer) -> None:
+        self.threads = torch.get_num_threads()  # fit takes up those of a checkpoint
         if self.first is not None or step % self.every or not self.truth.number_of_edges():
             return
         if _argmax_accuracy(head_graphs(model, self.tokens, batch_size=MICRO_BATCH), self.truth) == 1:
-            self.first = step
+            self.notes["first"] = step
 
 
 def _argmax_accuracy(attention: HeadGraphs, truth: nx.DiGraph) -> float:

@@ -90,8 +90,9 @@ def recovery_report(result: Recovery) -> viz.Report:
                 "What was given, what was learnt",
                 [
                     viz.Table(
-                        ["set before training; all else is zero or small noise"],
+                        ["given"],
                         [(what,) for what in result.given or ("nothing",)],
+                        "What was set before training; all else is zero or small noise.",
                     ),
                     viz.Table(
                         ["stage", "moves", "steps", "sequences per step", "optimiser", "learning rate", "schedule"],
@@ -258,13 +259,16 @@ def _attention(result: Recovery) -> list[viz.Attention]:
     )
     _, cache = result.model.run_with_cache(batch.tokens, return_type=None)
     names = [f"L{layer}H{head}" for layer, n in enumerate(result.model.heads) for head in range(n)]
+    read = [result.head_graphs.graph(layer, head) for layer, n in enumerate(result.model.heads) for head in range(n)]
     shown = []
     for i, tokens in enumerate(result.model.to_str_tokens(batch.tokens)):
         patterns = [cache["pattern", layer][i] for layer in range(len(result.model.heads))]
         stacked = [head for pattern in patterns for head in pattern.tolist()]
         shown.append(
             viz.Attention(
-                viz.attention(tokens, stacked, head_names=names), f"Sequence {i + 1}: rows are queries, columns keys."
+                viz.attention(tokens, stacked, head_names=names, graphs=read),
+                f"Sequence {i + 1}: rows are queries, columns keys. Beside it the graph of each head's attention, averaged over "
+                f"{result.head_graphs.sequences:,} sequences.",
             )
         )
     return shown

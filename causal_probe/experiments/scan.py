@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,6 +56,7 @@ from causal_probe.probes.verify import verify as verify_heads
 from causal_probe.results import (
     Citation,
     check_results_folder,
+    escape,
     list_files,
     results_folder,
     to_jsonable,
@@ -380,11 +380,11 @@ class ModelScan:
 
     def _repr_html_(self) -> str:
         def line(cells: Sequence[str], tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+            return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in (*self.notes, *self._legend()))
+        notes = "".join(f"<p>{escape(note)}</p>" for note in (*self.notes, *self._legend()))
         return (
-            f"<table><caption>{html.escape(self._title())}</caption><thead>{line(self._header, 'th')}</thead>"
+            f"<table><caption>{escape(self._title())}</caption><thead>{line(self._header, 'th')}</thead>"
             f"<tbody>{''.join(line(cells, 'td') for cells in self._cells())}</tbody></table>{notes}"
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from causal_probe import viz
+from causal_probe.probes import HeadGraphs
 from causal_probe.probes.verify import Estimate, Verification
 from causal_probe.results import versions
 from causal_probe.viz.report import Block
@@ -325,10 +326,26 @@ def _patterns(result: ModelScan) -> Iterator[Block]:
         yield viz.Paragraph("No head stands out for any template other than current-token and first-token.")
         return
     names = [f"L{layer}H{head}" for layer, head in result.leading]
-    yield viz.Paragraph("Rows are queries, columns keys. Hover over a head to see it large, click to keep it.")
+    yield viz.Paragraph(
+        "Rows are queries, columns keys. Hover over a head to see it large, click to keep it. Beside the picture: each head's excess by "
+        "template, and its edges in this sequence (the earlier position with at least half of the attention; attention on position 0 "
+        "that exceeds it says that there is none)."
+    )
+    excess = {
+        template: [float(result.scores.heatmap(template)[layer][head]) for layer, head in result.leading]
+        for template in result.scores.names
+        if template not in result.scores.undefined
+    }
     for example in result.examples:
+        read = HeadGraphs((example.patterns,), None, 1, result.scores.provenance, sink="root")
         yield viz.Attention(
-            viz.attention(example.tokens, example.patterns, head_names=names),
+            viz.attention(
+                example.tokens,
+                example.patterns,
+                head_names=names,
+                graphs=[read.graph(0, place) for place in range(len(names))],
+                scores=excess,
+            ),
             f"{example.title}: the leading heads of each template.",
         )
 

@@ -15,9 +15,12 @@ position lies before the key position are masked, so blocks whose query part is 
 What a block is *worth* is what the loss rises by when it is set to zero, as a share of the in-context skill: the loss of the
 in-context unigram predictor minus the model's. That asks whether the block is *needed*. Shares of blocks that work together don't
 add up, because a circuit of two blocks is lost with either, and a share may exceed 1: what is left of the model was made to go
-with the block. Nor is a hole without content: with the graph's block at zero every node copies the average of its past, in which its
-parent is one of few. So the opposite is asked as well, whether the block is *enough* for its layer: how much of the skill is left
-when all other blocks of the layer are set to zero (``alone``).
+with the block. Nor is a hole without content: with the graph's block at zero every node copies the average of its past, which the rest
+of the model may be helped by (its parent is one of few) or misled by (a chain's past holds everything else as well). So two more
+questions are asked. **Does it matter which?** (``scrambled``): every row's entries are permuted at random over the keys that the row can
+see, so that the block keeps its values, and its softmax its sharpness, and only what it says about *which* key is lost; for the graph's
+block that is another graph, drawn at random. A share above 1 then says that a wrong graph is worse than the unigram predictor's none.
+And is the block **enough** for its layer: how much of the skill is left when all other blocks of the layer are set to zero (``alone``)?
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
@@ -42,6 +45,8 @@ __all__ = ["weight_graphs"]
 #: Fresh sequences on which ablations are measured, and how many at once.
 SEQUENCES = 2**14
 MICRO_BATCH = 2048
+#: How often a block is scrambled, each time on as large a part of the sequences.
+SCRAMBLES = 32
 #: Family-wise level at which a block is said to hold the graph.
 LEVEL = 1e-3
 
@@ -88,13 +93,20 @@ def weight_graphs(
         [cross_entropy(in_context_unigram(task, b.tokens), b.target).double().cpu().numpy() for b in batches]
     )
     skill -= losses
+    parts = np.array_split(np.arange(len(losses)), min(SCRAMBLES, len(losses)))
+    skill_of_parts = np.array([skill[part].mean() for part in parts])
 
     ablated = copy.deepcopy(model)
     blocks = []
     for (layer, head, query, key), block in model.named_blocks().items():
         hole = ablated.block(layer, head, query=query, key=key)
         costs = np.zeros_like(losses)
+        scrambled = np.zeros(len(parts))
         if bool(block.any()):
+            source = generator(seed, f"scrambling {layer} {head} {query} {key}", device=device)
+            for number, part in enumerate(parts):
+                hole.copy_(_scramble(block, query, key, source))
+                scrambled[number] = (_losses(ablated, [_rows(batches, part)]) - losses[part]).mean()
             hole.zero_()
             costs = _losses(ablated, batches) - losses
         ablated.A[layer].data.zero_()
@@ -103,6 +115,7 @@ def weight_graphs(
         ablated.A[layer].data.copy_(model.A[layer])
         matrix = block.detach().double().cpu().numpy()
         share, share_stderr = _share(costs, skill)
+        scrambled_share, scrambled_stderr = (None, None) if share is None else _share(scrambled, skill_of_parts)
         blocks.append(
             BlockGraph(
                 layer=layer,
@@ -117,6 +130,8 @@ def weight_graphs(
                 stderr=float(costs.std(ddof=1) / np.sqrt(len(costs))),
                 share=share,
                 share_stderr=share_stderr,
+                scrambled=scrambled_share,
+                scrambled_stderr=scrambled_stderr,
                 alone=None if lost is None else 1 - lost,
                 alone_stderr=alone_stderr,
             )
@@ -199,6 +214,22 @@ def _identity(matrix: Float[np.ndarray, "query key"], query: str, key: str) -> f
     eye = np.eye(len(matrix)) - 1 / len(matrix)
     norm = np.linalg.norm(centred)
     return float((centred * eye).sum() / norm / np.linalg.norm(eye)) if norm > 0 else None
+
+
+def _scramble(
+    block: Float[Tensor, "query key"], query: str, key: str, source: torch.Generator
+) -> Float[Tensor, "query key"]:
+    """The block with each row's entries permuted at random over the keys that it can see: position i sees positions up to i, all else everything."""
+    order = torch.rand(block.shape, generator=source, device=block.device)
+    if query == key == "position":
+        order += torch.ones_like(order).triu(1)  # masked entries stay behind the others
+    return block.gather(1, order.argsort(1))
+
+
+def _rows(batches: Sequence[Batch], rows: Int[np.ndarray, " row"]) -> Batch:
+    """Some of the sequences, counted across batches."""
+    at = torch.as_tensor(rows, device=batches[0].tokens.device)
+    return Batch(torch.cat([b.tokens for b in batches])[at], torch.cat([b.target for b in batches])[at], {})
 
 
 def _share(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.results import Citation, cite, results_folder, to_jsonable, versions, write_arrays, write_json
+from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
 
 __all__ = ["BlockGraph", "Circuit", "Direction", "WeightGraphs"]
 
@@ -78,6 +77,10 @@ class BlockGraph:
         What the loss rises by when the block is set to zero, in nats, and its standard error over sequences, paired.
     share, share_stderr
         The cost over the in-context skill, and its standard error to first order. None without skill.
+    scrambled, scrambled_stderr
+        The same share, but of what the loss rises by when the block's rows are scrambled (:mod:`causal_probe.experiments.weight_graphs`), on
+        average over 32 scrambles; the standard error is over these, each with sequences of its own. Above 1 where a wrong block
+        is worse than in-context unigram. None without skill.
     alone, alone_stderr
         The share of the skill that is left when all other blocks of the layer, in all its heads, are set to zero. Chance level is
         that of a layer that is all zero: see the rows of blocks that are zero. None without skill.
@@ -95,6 +98,8 @@ class BlockGraph:
     stderr: float
     share: float | None
     share_stderr: float | None
+    scrambled: float | None
+    scrambled_stderr: float | None
     alone: float | None
     alone_stderr: float | None
 
@@ -227,6 +232,8 @@ class WeightGraphs:
                     "block": b.name,
                     "share": b.share,
                     "share_stderr": b.share_stderr,
+                    "scrambled": b.scrambled,
+                    "scrambled_stderr": b.scrambled_stderr,
                     "alone": b.alone,
                     "alone_stderr": b.alone_stderr,
                     "cost": b.cost,
@@ -245,7 +252,7 @@ class WeightGraphs:
     def to_dict(self) -> dict[str, Any]:
         """All numbers in plain JSON types; the matrices are left to :meth:`save`."""
         no_skill = dict.fromkeys(
-            ("share", "share_stderr", "alone", "alone_stderr"),
+            ("share", "share_stderr", "scrambled", "scrambled_stderr", "alone", "alone_stderr"),
             "the model's loss is not surely below that of the in-context unigram",
         )
         rows = [
@@ -300,7 +307,7 @@ class WeightGraphs:
 
     def _repr_html_(self) -> str:
         table = self._table().to_html(index=False, border=0)
-        return f"<p>{html.escape(self._title())}</p>{table}<p>{html.escape(self._found())}</p>"
+        return f"<p>{escape(self._title())}</p>{table}<p>{escape(self._found())}</p>"
 
     def _title(self) -> str:
         return (
@@ -312,11 +319,13 @@ class WeightGraphs:
         rows = []
         for b in self.blocks[:SHOWN]:
             share = "" if b.share is None else f"{b.share:.1%} +- {b.share_stderr:.1%}"
+            scrambled = "" if b.scrambled is None else f"{b.scrambled:.1%} +- {b.scrambled_stderr:.1%}"
             alone = "" if b.alone is None else f"{b.alone:.1%}"
             rows.append(
                 {
                     "block": b.name,
                     "share of skill": share,
+                    "scrambled": scrambled,
                     "alone": alone,
                     "cost": f"{b.cost:.4f} +- {b.stderr:.4f}",
                     "edges": "" if b.as_it_stands is None else str(b.as_it_stands),

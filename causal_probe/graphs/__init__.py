@@ -83,3 +83,7 @@ __all__ = [
     "two_parent_tree",
     "write_graph",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

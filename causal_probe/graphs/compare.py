@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import is_integer, listing, show_edge, show_node
 from causal_probe.graphs.mixed import arrowheads, is_mixed
-from causal_probe.results import Citation, to_jsonable, versions
+from causal_probe.results import Citation, escape, to_jsonable, versions
 
 __all__ = ["GraphComparison", "compare"]
 
@@ -131,8 +130,8 @@ class GraphComparison:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td>{html.escape(value)}</td><td style='text-align:left'>{html.escape(note)}</td></tr>"
+            f"<tr><th style='text-align:left'>{escape(name)}</th>"
+            f"<td>{escape(value)}</td><td style='text-align:left'>{escape(note)}</td></tr>"
             for name, value, note in self._rows()
         )
         caption = f"Graph comparison over {len(self.children)} nodes: SHD {self.shd}"

@@ -28,3 +28,7 @@ __all__ = [
     "subspaces",
     "to_transformer_lens",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

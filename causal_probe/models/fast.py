@@ -2,8 +2,8 @@
 
 It computes what the hooked forward computes at the last position, by three observations:
 
-1. **Embeddings are one-hot**, so layer 0's scores are entries of A picked by token and position; nothing is multiplied by a
-   one-hot.
+1. **Embeddings are one-hot**, so layer 0's scores are entries of A picked by token and position; nothing is multiplied by the
+   one-hots of positions.
 2. **Every part of the stream is a pattern product.** The part ``L1H0.L0H0.token`` is P_1 P_0 X, with X the one-hot tokens, and
    ``L1H0.L0H0.position`` is P_1 P_0 itself. So the stream is kept as a list of products M (None: the identity), each of which
    stands for the two parts M X and M, and no wide stream is ever built for a two-layer model.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding, one_hot
+from torch.nn.functional import one_hot
 
 __all__ = ["last_logits"]
 
@@ -65,8 +65,10 @@ def last_logits(
             elif position_only:
                 scores = head[None, d_vocab : d_vocab + n, d_vocab : d_vocab + n]
             else:
-                q = embedding(tokens, head[:d_vocab]) + head[d_vocab : d_vocab + n]  # [batch, query, part of the key]
-                scores = q[..., d_vocab : d_vocab + n] + q[..., :d_vocab] @ X.mT
+                # Products with one-hots, for the gradient's sake: that of an indexing adds up one sequence after the other.
+                to_token, to_position = head[: d_vocab + n, : d_vocab + n].split([d_vocab, n], dim=1)
+                of_token = X @ to_token[:d_vocab] + to_token[d_vocab:]  # [batch, query, token of the key]
+                scores = X @ to_position[:d_vocab] + to_position[d_vocab:] + of_token @ X.mT
             patterns.append(scores + future)
         if edit_scores is not None:
             patterns = list(edit_scores(layer, torch.stack([s.expand(batch, n, n) for s in patterns], 1)).unbind(1))

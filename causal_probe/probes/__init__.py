@@ -96,3 +96,7 @@ __all__ = [
     "upstream",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -18,7 +18,6 @@ The children are redrawn from the last to the first, so that what descends from 
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -50,7 +49,7 @@ from causal_probe.hooks import (
     uniform_row,
 )
 from causal_probe.probes.p_values import holm
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["EdgeEffects", "Redraw", "edge_effects"]
 
@@ -356,7 +355,7 @@ class EdgeEffects:
 
     def _repr_html_(self) -> str:
         table = self.to_pandas().to_html(index=False, float_format="{:.3g}".format, max_rows=40, border=0)
-        return f"<p>Edge effects of {html.escape(self._title())}</p>{table}"
+        return f"<p>Edge effects of {escape(self._title())}</p>{table}"
 
     def _title(self) -> str:
         return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import os
 from collections import defaultdict
@@ -22,7 +21,7 @@ from causal_probe.hooks import Corpus, CorpusPass, HookedModel, Moments, describ
 from causal_probe.hooks.stream import Rows, Visit, visit_patterns
 from causal_probe.probes.scoring import micro_batches
 from causal_probe.probes.sequence_graphs import REST, SINKS, SequenceGraphs, largest_parents
-from causal_probe.results import Citation, cite, read_arrays, to_jsonable, versions, write_arrays
+from causal_probe.results import Citation, cite, escape, read_arrays, to_jsonable, versions, write_arrays
 
 __all__ = ["Candidate", "HeadGraphs", "compared_children", "head_graphs"]
 
@@ -324,7 +323,7 @@ class HeadGraphs:
             f"<tr><th>{name}</th><td>{edges}</td><td>{mean:.3f}</td></tr>" for name, edges, mean in self._rows()
         )
         return (
-            f"<table><caption>Head graphs of {html.escape(self._title())}</caption>"
+            f"<table><caption>Head graphs of {escape(self._title())}</caption>"
             "<thead><tr><th>head</th><th>edges</th><th>mean largest attention</th></tr></thead>"
             f"<tbody>{rows}</tbody></table><p>{self._legend()}</p>"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import merge_readings
 from causal_probe.probes.templates import Template, recall_template
-from causal_probe.results import Citation, cite, read_arrays, to_jsonable, versions, write_arrays
+from causal_probe.results import Citation, cite, escape, read_arrays, to_jsonable, versions, write_arrays
 
 __all__ = ["CALLED", "Evidence", "HeadScore", "HeadScores"]
 
@@ -448,8 +447,8 @@ class HeadScores:
             for name, cells in self._rows()
         )
         return (
-            f"<table><caption>Head scores of {html.escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table>{''.join(f'<p>{html.escape(note)}</p>' for note in self._notes())}"
+            f"<table><caption>Head scores of {escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table>{''.join(f'<p>{escape(note)}</p>' for note in self._notes())}"
         )
 
     def _title(self) -> str:

@@ -6,7 +6,6 @@ position 0 has none. Numbers are means over sequences with standard errors over 
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, Moments, describe, each_batch, require_hooks, undisturbed
 from causal_probe.probes.scoring import micro_batch_size
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["CopyLosses", "InContextScore", "copy_losses", "in_context_score", "token_losses"]
 
@@ -126,7 +125,7 @@ class InContextScore:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>"
+        return f"<p>{escape(repr(self))}</p>"
 
 
 def in_context_score(
@@ -297,7 +296,7 @@ class CopyLosses:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>"
+        return f"<p>{escape(repr(self))}</p>"
 
 
 def copy_losses(

@@ -7,7 +7,6 @@ the other visible keys.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from causal_probe.hooks import HookedModel, Moments, context_length, describe
 from causal_probe.hooks.batches import token_batches
 from causal_probe.probes.score_terms import TermReader, head_of, term_reader
 from causal_probe.probes.templates import Template, find_templates, from_graph
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["Blocks", "PairGraph", "blocks", "contrast", "micro_batches"]
 
@@ -218,7 +217,7 @@ class Blocks:
 
     def _repr_html_(self) -> str:
         table = self.top(SHOWN).to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0)
-        return f"<p>{html.escape(self._title())}</p>{table}"
+        return f"<p>{escape(self._title())}</p>{table}"
 
     def _title(self) -> str:
         spread = "" if self.total_stderr is None else f" ± {self.total_stderr:.2f}"

@@ -7,7 +7,6 @@ when the score grows. Rows sum to zero, because a softmax does not see a shift o
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, describe
 from causal_probe.hooks.gradients import Route, record_score_gradients
 from causal_probe.probes.ablation import next_token
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["ScoreGradients", "score_gradients"]
 
@@ -112,7 +111,7 @@ class ScoreGradients:
         return f"{self._title()}\n{self._shown().to_string(index=False, float_format='{:.3g}'.format)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self._title())}</p>{self._shown().to_html(index=False, float_format='{:.3g}'.format)}"
+        return f"<p>{escape(self._title())}</p>{self._shown().to_html(index=False, float_format='{:.3g}'.format)}"
 
     def _shown(self) -> pd.DataFrame:
         return self.to_pandas().sort_values("norm", ascending=False, kind="stable").head(SHOWN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
 from causal_probe.probes.templates import Template, from_graph
-from causal_probe.results import Citation, cite, to_jsonable
+from causal_probe.results import Citation, cite, escape, to_jsonable
 
 __all__ = ["REST", "SINKS", "SequenceComparison", "SequenceGraphs", "largest_parents"]
 
@@ -239,9 +238,9 @@ class SequenceGraphs:
             for name, edges, sink, offset in self._rows()
         )
         return (
-            f"<table><caption>Head graphs of {html.escape(self._title())}</caption>"
+            f"<table><caption>Head graphs of {escape(self._title())}</caption>"
             "<thead><tr><th>head</th><th>edges</th><th>sink</th><th>offset</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table><p>{html.escape(self._legend())}</p>"
+            f"<tbody>{rows}</tbody></table><p>{escape(self._legend())}</p>"
         )
 
     def _title(self) -> str:

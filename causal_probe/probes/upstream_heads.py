@@ -8,7 +8,6 @@ taken again. That tells a use from a coincidence: a source whose part is large b
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from causal_probe.probes.templates import (
     from_graph,
     induction,
 )
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["Arrow", "Upstream", "upstream"]
 
@@ -177,7 +176,7 @@ class Upstream:
     def _repr_html_(self) -> str:
         title, *_ = repr(self).split("\n", 1)
         table = self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0)
-        return f"<p>{html.escape(title)}</p>{table}"
+        return f"<p>{escape(title)}</p>{table}"
 
 
 def upstream(

@@ -22,7 +22,6 @@ The effects are measured on sequences of their own, not on those on which the he
 
 from __future__ import annotations
 
-import html
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,7 +46,7 @@ from causal_probe.probes.p_values import holm, t_interval, t_p_value
 from causal_probe.probes.sequences import repeated_tokens
 from causal_probe.probes.targets import compile_targets
 from causal_probe.probes.templates import Template
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["Estimate", "HeadVerdict", "JointEffect", "Measured", "Rule", "Verification", "next_token", "verify"]
 
@@ -297,9 +296,9 @@ class Verification:
     def _repr_html_(self) -> str:
         shown = ["layer", "head", "template", "verdict", "excess", "low", "high", "effect", "effect_stderr", "exceeds"]
         table = self.to_pandas()[[*shown, "direct_effect", "restored"]]
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
         return (
-            f"<p>{html.escape(self._title())}</p>"
+            f"<p>{escape(self._title())}</p>"
             f"{table.to_html(index=False, float_format='{:.3f}'.format, na_rep='', border=0)}{notes}"
         )
 

@@ -15,7 +15,6 @@ on the tokens, the division by the norm, is left out: it scales and does not tur
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, attention_hook, describe, require_hooks, undisturbed
 from causal_probe.probes.circuit_weights import CircuitWeights, standard_form
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["Composition", "HeadWeights", "composition", "head_weights"]
 
@@ -102,7 +101,7 @@ class HeadWeights:
 
     def _repr_html_(self) -> str:
         table = self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", max_rows=40, border=0)
-        return f"<p>{html.escape(self._title())}</p>{table}<p>{html.escape(self._notes().strip())}</p>"
+        return f"<p>{escape(self._title())}</p>{table}<p>{escape(self._notes().strip())}</p>"
 
     def _title(self) -> str:
         chance = self.previous_token_chance
@@ -323,7 +322,7 @@ class Composition:
 
     def _repr_html_(self) -> str:
         table = self.to_pandas().head(20).to_html(index=False, float_format="{:.3f}".format, border=0)
-        return f"<p>{html.escape(self._title())}</p>{table}"
+        return f"<p>{escape(self._title())}</p>{table}"
 
     def _title(self) -> str:
         return f"Composition of {len(self.heads)} heads of {self.provenance['model']}: baseline {self.baseline:.3f}"

@@ -23,7 +23,7 @@ from causal_probe.tasks.predictors import (
 )
 from causal_probe.tasks.randomness import generator, numpy_generator
 from causal_probe.tasks.regression import LinearRegression, RegressionBatch, SineRegression, regression_tokens
-from causal_probe.tasks.root_test import evidence_per_edge, log_bets, surprise
+from causal_probe.tasks.root_test import evidence_per_edge, log_bets, log_bets_against_rivals, surprise
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "information",
     "joint_law",
     "log_bets",
+    "log_bets_against_rivals",
     "predicted_information",
     "surprise",
     "numpy_generator",
@@ -62,3 +63,7 @@ __all__ = [
     "stationary_distribution",
     "uniform",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -216,8 +216,13 @@ class LinearRegression:
 class SineRegression:
     """In-context regression of sine waves, of scalar x (von Oswald et al. 2022).
 
-    In each sequence ``y = a sin(x + p)`` with a ~ U(0.1, 0.5), p ~ U(0, pi), and x ~ U(-input_scale, input_scale). Tokens are
+    In each sequence ``y = a sin(x + p)`` with a ~ U(0.1, 0.5), p ~ U(0, phases), and x ~ U(-input_scale, input_scale). Tokens are
     joint, (x, y). The attributes are those of :class:`LinearRegression` that a model's shape depends on.
+
+    In terms of its features, y = c_1 sin x + c_2 cos x with c = a (cos p, sin p). Over half a turn, the authors' law, c_2 is never
+    negative: its mean is 0.19, so that zero is no good start for gradient descent, and the sum of y^2 tells something about it. Over
+    a whole turn c and -c are equally likely, c_1 and c_2 have one variance, and no predictor that is linear in the examples' y is much
+    better than one gradient step on (sin x, cos x).
 
     Parameters
     ----------
@@ -225,6 +230,8 @@ class SineRegression:
         Number N of examples, >= 1.
     input_scale
         Half-width of the inputs, > 0. The authors' is 5.
+    phases
+        Upper end of the phases, > 0. The authors' is pi.
 
     Raises
     ------
@@ -238,13 +245,14 @@ class SineRegression:
     d_out = 1
     d_token = 2
 
-    def __init__(self, n_examples: int = 10, *, input_scale: float = 5.0) -> None:
-        _check(n_examples=n_examples, positive={"input_scale": input_scale})
-        self.n_examples, self.input_scale = n_examples, float(input_scale)
+    def __init__(self, n_examples: int = 10, *, input_scale: float = 5.0, phases: float = math.pi) -> None:
+        _check(n_examples=n_examples, positive={"input_scale": input_scale, "phases": phases})
+        self.n_examples, self.input_scale, self.phases = n_examples, float(input_scale), float(phases)
         self.n_positions = n_examples + 1
 
     def __repr__(self) -> str:
-        return f"SineRegression({self.n_examples} examples, x ~ U(-{self.input_scale:g}, {self.input_scale:g}))"
+        law = f"x ~ U(-{self.input_scale:g}, {self.input_scale:g}), phases in (0, {self.phases / math.pi:g} pi)"
+        return f"SineRegression({self.n_examples} examples, {law})"
 
     def sample(
         self, batch_size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
@@ -256,7 +264,7 @@ class SineRegression:
             drawn = torch.empty(batch_size, n, 1, dtype=dtype, device=generator.device)
             return drawn.uniform_(low, high, generator=generator)
 
-        amplitude, phase = uniform(0.1, 0.5, 1), uniform(0.0, math.pi, 1)
+        amplitude, phase = uniform(0.1, 0.5, 1), uniform(0.0, self.phases, 1)
         inputs = uniform(-self.input_scale, self.input_scale, self.n_examples + 1)
         outputs = amplitude * torch.sin(inputs + phase)
         x, y, x_query = inputs[:, :-1], outputs[:, :-1], inputs[:, -1]

@@ -1,4 +1,4 @@
-"""Is a node a root? An exact test on sequences whose transitions are known.
+"""Is a node a root, and which node is its parent? Exact tests on sequences whose transitions are known.
 
 If node i is a root, its token is drawn from mu, independently of all earlier tokens given pi. Then for *any* earlier node j,
 chosen in whatever way before the sequence is looked at, the ratio ::
@@ -14,6 +14,17 @@ needs no normal approximation (x is heavy-tailed: mu may be tiny), no constant, 
 The half is a bet on an even mixture of "j is the parent" and "i is a root". Betting everything on j (the likelihood ratio) would
 grow faster if j is the parent, and be ruined by one token that j can't give if it is not. In Shannon's terms, an edge gains
 E log(1 + x / 2) nats per sequence, between 3/8 of its chi-square information (small ones) and I - log 2.
+
+That i is no root does not say which node is its parent: dependence on an ancestor or a sibling wins bets as well. So every *rival*
+k < i of the candidate j is a hypothesis of its own, "k is the parent", under which s_i is drawn from pi(. | s_k) whatever else came
+before; then ::
+
+    pi(s_i | s_j) / pi(s_i | s_k)
+
+has an expectation of at most 1, and the product of the means of it and 1 is an e-value against k. Of all these hypotheses about
+i (root, or one of the earlier nodes) exactly one is true. So if each is given up when its e-value exceeds nodes / level, then with probability
+1 - level the true one of *no* node is ever given up, without a correction for the number of rivals: what is left is a confidence set for
+each node's parent, and an edge may be claimed where one candidate is all that is left.
 """
 
 from __future__ import annotations
@@ -26,7 +37,10 @@ from torch import Tensor
 
 from causal_probe.tasks.stationary import stationary_distribution
 
-__all__ = ["evidence_per_edge", "log_bets", "surprise"]
+__all__ = ["evidence_per_edge", "log_bets", "log_bets_against_rivals", "surprise"]
+
+#: A rival is not given up for a state that it makes rarer than this: random numbers of 24 bits can't tell such states from impossible ones.
+RAREST = 2.0**-20
 
 
 def surprise(level: float, nodes: int) -> float:
@@ -62,6 +76,26 @@ def log_bets(
     # A root never takes a state of probability 0, so what is bet on that is no matter; nothing is bet.
     ratio = torch.where((alone > 0) & (candidates >= 0), given / alone, 1.0)
     return ((1 + ratio) / 2).log()
+
+
+def log_bets_against_rivals(
+    tokens: Int[Tensor, "*batch pos"],
+    transition: Float[Tensor, "*batch state state"],
+    candidates: Int[Tensor, "*batch pos"],
+) -> Float[Tensor, "*batch pos state"]:
+    """log((1 + pi(s_i | s_j) / pi(s_i | s)) / 2) for every sequence, node i and state s that a rival of the candidate j may have.
+
+    The entry at the state that position k of the sequence has is the sequence's evidence against "k is the parent of i", in nats; for
+    the candidate itself it is never above 0. Summed over sequences it is the log of an e-value (the denominator is never below
+    :data:`RAREST`, which only makes it smaller). Parameters are those of :func:`log_bets`; where nothing is bet, the result is 0.
+    """
+    d_vocab = transition.shape[-1]
+    # into[..., i, s]: the probability of i's state after s.
+    into = transition.mT.gather(-2, tokens[..., None].expand(*tokens.shape, d_vocab))
+    of_candidate = tokens.gather(-1, candidates.clamp(min=0))
+    given = into.gather(-1, of_candidate[..., None])
+    bets = ((1 + given / into.clamp(min=RAREST)) / 2).log()
+    return bets.masked_fill((candidates < 0)[..., None], 0.0)
 
 
 def evidence_per_edge(transition: Float[Tensor, "batch state state"]) -> Float[Tensor, " batch"]:

@@ -29,3 +29,7 @@ __all__ = [
     "staged_slots",
     "task_loss",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

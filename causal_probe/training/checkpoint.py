@@ -31,6 +31,7 @@ __all__ = ["Checkpoint", "Progress"]
 
 KIND = "causal-probe checkpoint"
 FORMAT = 1
+START_ANEW = "delete it, or pass --overwrite"
 
 
 @dataclasses.dataclass
@@ -60,19 +61,22 @@ class Checkpoint:
     Attributes
     ----------
     path
-        The file. Its folder must exist.
+        The file. Its folder is made when there is something to keep.
     settings
         What identifies the run, in plain JSON types: a checkpoint of other settings is refused.
     every
         A checkpoint is written after so many steps, at the end of a stage, and at the end.
     notes
         What a callback has to remember, in plain JSON types; it is saved and comes back.
+    overwrite
+        A file that this run can't go on from is not refused: the run starts anew and replaces it.
     """
 
     path: Path
     settings: Mapping[str, Any]
     every: int = 50
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    overwrite: bool = False
 
     def save(self, model: nn.Module, generator: torch.Generator, progress: Progress) -> None:
         """Write the state between two steps; a reader, or a kill, sees the old file or the new one."""
@@ -92,6 +96,8 @@ class Checkpoint:
         arrays["generator"] = _array(generator.get_state())
         arrays["losses"] = np.asarray(progress.losses, dtype=np.float64)
         arrays["json"] = np.frombuffer(json.dumps(head, allow_nan=False).encode(), dtype=np.uint8)
+        with contextlib.suppress(OSError):  # what stands in the way is said when the file is written
+            self.path.parent.mkdir(exist_ok=True)
         write_arrays(self.path, arrays)
 
     def load(self, model: nn.Module, generator: torch.Generator) -> Progress | None:
@@ -100,34 +106,42 @@ class Checkpoint:
         Raises
         ------
         CausalProbeError
-            If the file is broken, or of another kind, version of torch, settings or shape, or the number of threads can't be had.
-            Nothing is changed then.
+            If the file is broken, or of another kind, version of torch, settings or shape, or the number of threads can't be had,
+            and it is not to be overwritten. Nothing is changed then.
         """
         if not self.path.exists():
             return None
+        try:
+            return self._load(model, generator)
+        except CausalProbeError:
+            if not self.overwrite:
+                raise
+            return None
+
+    def _load(self, model: nn.Module, generator: torch.Generator) -> Progress:
         head, arrays = self._read()
         if head["settings"] != to_jsonable(self.settings):
             raise CausalProbeError(
-                f"{self.path} is the checkpoint of a run with other settings. Delete it to start anew, or run with its settings."
+                f"{self.path} is the checkpoint of a run with other settings. Run with its settings to go on, or {START_ANEW}."
             )
         if head["torch"] != torch.__version__:
             raise CausalProbeError(
                 f"{self.path} was written with torch {head['torch']}; this is {torch.__version__}, which may round in another way. "
-                "Delete it to start anew."
+                f"To start anew, {START_ANEW}."
             )
         weights = {
             name.removeprefix("weights."): torch.from_numpy(a) for name, a in arrays.items() if name[:8] == "weights."
         }
         own = model.state_dict()
         if {n: (w.shape, w.dtype) for n, w in weights.items()} != {n: (w.shape, w.dtype) for n, w in own.items()}:
-            raise CausalProbeError(f"The weights in {self.path} don't fit the model. Delete it to start anew.")
+            raise CausalProbeError(f"The weights in {self.path} don't fit the model. To start anew, {START_ANEW}.")
         before = torch.get_num_threads()
         torch.set_num_threads(int(head["threads"]))
         if torch.get_num_threads() != head["threads"]:
             torch.set_num_threads(before)
             raise CausalProbeError(
                 f"{self.path} was written with {head['threads']} threads, which can't be had here: sums would differ in the last "
-                "digits. Delete it to start anew."
+                f"digits. To start anew, {START_ANEW}."
             )
         optimizer: dict[int, dict[str, torch.Tensor]] = {}
         for name, array in arrays.items():
@@ -141,9 +155,11 @@ class Checkpoint:
         return Progress(head["stage"], head["step"], arrays["losses"].tolist(), optimizer)
 
     def delete(self) -> None:
-        """Remove the file, if there is one."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove the file, if there is one, and its folder if nothing else is in it."""
+        if self.path.exists():
             os.unlink(self.path)
+            with contextlib.suppress(OSError):  # it is not empty
+                self.path.parent.rmdir()
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
@@ -155,7 +171,7 @@ class Checkpoint:
                 raise ValueError("its numbers are damaged")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CausalProbeError(
-                f"{self.path} is no checkpoint that can be read ({error}). Delete it to start anew."
+                f"{self.path} is no checkpoint that can be read ({error}). To start anew, {START_ANEW}."
             ) from error
         return head, arrays
 

@@ -83,7 +83,8 @@ def fit(
         A second callback that is called at step 0, every ``probe_every`` steps, and once after the last.
     checkpoint
         Where the run is kept. If the file is there, the run goes on from it, and ends as if it had never been interrupted
-        (callbacks are not called again for the steps that were made). The file is left when the run ends.
+        (callbacks are not called again for the steps that were made). The file is left when the run ends, and deleted when the
+        training fails: it would fail again.
     progress
         Show a tqdm bar, on standard error.
 
@@ -176,6 +177,10 @@ def fit(
                 )
             keep(index + 1, 0, None)
         look()
+    except CausalProbeError:
+        if checkpoint is not None:
+            checkpoint.delete()
+        raise
     finally:
         bar.close()
         torch.set_num_threads(threads)

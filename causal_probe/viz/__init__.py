@@ -46,3 +46,7 @@ __all__ = [
     "training",
     "write_svg",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
-from causal_probe.viz.figure import Drawing, drawing_style, set_title
+from causal_probe.viz.figure import Drawing, drawing_style, label_bar, set_title
 from causal_probe.viz.palette import DIVERGING, INK
-from causal_probe.viz.text import clean
+from causal_probe.viz.text import shorten
 
 __all__ = ["blocks"]
 
 _PANEL = 2.35  # inches
+_LONGEST_NAME = 44
 _SPACED_NAME = re.compile(r"(?:(?P<head>.*)[\s:,]\s*)?(?P<query>\S+)\s+[x×]\s+(?P<key>\S+)")
 
 
@@ -92,11 +93,17 @@ def blocks(
             figsize=(_PANEL * n_columns + 0.9, _PANEL * n_rows + (0.4 if title else 0.0)), layout="constrained"
         )
         panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-        for axes, (name, block) in zip(panels, arrays.items(), strict=False):
+        for place, (axes, (name, block)) in enumerate(zip(panels, arrays.items(), strict=False)):
             _draw_block(axes, name, block, limit)
             for row, column in outlined.get(name, ()):
                 outline = Rectangle(
-                    (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=0.9, gid="mark"
+                    (column - 0.5, row - 0.5),
+                    1,
+                    1,
+                    fill=False,
+                    edgecolor=INK,
+                    linewidth=0.9,
+                    gid=f"mark-{place}-{row}-{column}",
                 )
                 axes.add_patch(outline)
         for axes in panels[len(arrays) :]:
@@ -107,8 +114,8 @@ def blocks(
             shrink=min(1, 1.6 / n_rows),
             pad=0.02,
         )
-        bar.set_label(f"{clean(value_name)} (one scale for all, ±{limit:.3g})")
-        bar.outline.set_visible(False)
+        scale = "" if len(arrays) == 1 else "one scale for all, "
+        label_bar(bar, f"{value_name} ({scale}±{limit:.3g})", inches=_PANEL * min(n_rows, 1.6) - 0.5)
         set_title(figure, title)
     return figure
 
@@ -135,7 +142,9 @@ def _draw_block(axes: Axes, name: Any, block: NDArray[np.float64], limit: float)
     axes.imshow(block, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.set_box_aspect(1)  # whatever the shape of the block, so that the panels stand in line
     query, key = _subspaces_of(name)
-    axes.set_title(_title_of(name), parse_math=False)
+    title = _title_of(name)
+    # A title that is wider than its panel would run into the next one.
+    axes.set_title(title, fontsize=min(9.5, 72 * _PANEL / (0.62 * max(len(title), 1))), parse_math=False)
     axes.set_xlabel(f"key: {key}" if key else "key", fontsize=8, parse_math=False)
     axes.set_ylabel(f"query: {query}" if query else "query", fontsize=8, parse_math=False)
     axes.tick_params(length=2, labelsize=7)
@@ -147,10 +156,10 @@ def _draw_block(axes: Axes, name: Any, block: NDArray[np.float64], limit: float)
 def _title_of(name: Any) -> str:
     if isinstance(name, tuple) and len(name) == 4:
         layer, head, query, key = name
-        return clean(f"L{layer}H{head}: {query} × {key}")
+        return shorten(f"L{layer}H{head}: {query} × {key}", _LONGEST_NAME)
     if isinstance(name, tuple) and len(name) == 2:
-        return clean(f"{name[0]} × {name[1]}")
-    return clean(str(name))
+        return shorten(f"{name[0]} × {name[1]}", _LONGEST_NAME)
+    return shorten(str(name), _LONGEST_NAME)
 
 
 def _subspaces_of(name: Any) -> tuple[str, str]:

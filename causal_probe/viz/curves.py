@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style, set_title, style_axes
+from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, set_title, style_axes
 from causal_probe.viz.palette import BLUE, EXTRA, INK, MUTED, VERMILLION
-from causal_probe.viz.text import clean
+from causal_probe.viz.text import shorten
 
 __all__ = ["Curve", "curves"]
 
@@ -97,11 +97,11 @@ def curves(
             figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), x_names, y_names, strict=True
         ):
             style_axes(axes, grid=True)
-            for (name, curve), (colour, line, marker) in zip(panel.items(), _LOOKS, strict=False):
+            for curve, (colour, line, marker) in zip(panel.values(), _LOOKS, strict=False):
                 x = np.asarray(curve.x, dtype=np.float64)
                 y = np.asarray([np.nan if value is None else value for value in curve.y], dtype=np.float64)
                 few: dict[str, Any] = {"marker": marker, "markersize": 3.5} if len(x) <= 40 else {}
-                axes.plot(x, y, color=colour, linestyle=line, linewidth=1.5, label=clean(name), **few)
+                axes.plot(x, y, color=colour, linestyle=line, linewidth=1.5, **few)
                 if curve.error is not None:
                     error = 2 * np.asarray(curve.error, dtype=np.float64)
                     axes.fill_between(x, y - error, y + error, color=colour, alpha=0.15, linewidth=0)
@@ -110,12 +110,16 @@ def curves(
             for index, (name, value) in enumerate((references or {}).get(heading, {}).items()):
                 axes.axhline(value, color=MUTED, linewidth=1, linestyle=("dashed", "dotted", "dashdot")[index % 3])
                 axes.annotate(
-                    clean(name), (1, value), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED,
+                    shorten(name, 60), (1, value), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED,
                     ha="right", va="bottom", parse_math=False,
                 )  # fmt: skip
-            axes.set_xlabel(clean(x_label), parse_math=False)
-            axes.set_ylabel(clean(y_label), parse_math=False)
-            axes.set_title(clean(heading), parse_math=False)
-            axes.legend(fontsize=8)
+            axes.set_xlabel(fit_lines(x_label, inches=3.6, fontsize=9), parse_math=False)
+            axes.set_ylabel(fit_lines(y_label, inches=2.8, fontsize=9), parse_math=False)
+            axes.set_title(fit_lines(heading, inches=4.2, fontsize=9.5), parse_math=False)
+            # As texts: matplotlib leaves out what begins with an underscore, and reads dollar signs as mathematics.
+            legend = axes.legend(axes.lines[: len(panel)], [str(place) for place in range(len(panel))], fontsize=8)
+            for text, name in zip(legend.get_texts(), panel, strict=True):
+                text.set_text(shorten(name, 60))
+                text.set_parse_math(False)
         set_title(figure, title)
     return figure

@@ -7,19 +7,21 @@ import html
 import io
 import os
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 
 from causal_probe.results import write_text
 from causal_probe.viz.palette import GRID, INK, MUTED
-from causal_probe.viz.text import clean
+from causal_probe.viz.text import clean, shorten
 
-__all__ = ["Drawing", "drawing_style", "set_title", "style_axes", "to_svg", "write_svg"]
+__all__ = ["Drawing", "drawing_style", "fit_lines", "label_bar", "set_title", "style_axes", "to_svg", "write_svg"]
 
 _STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
@@ -69,7 +71,24 @@ def drawing_style() -> Iterator[None]:
 def set_title(figure: Figure, title: str | None) -> None:
     """Set the figure's title, if there is one. Dollar signs mean themselves."""
     if title is not None:
-        figure.suptitle(clean(title), fontsize=11, fontweight="bold", parse_math=False)
+        text = fit_lines(title, inches=figure.get_figwidth(), fontsize=11)
+        figure.suptitle(text, fontsize=11, fontweight="bold", parse_math=False)
+
+
+def fit_lines(text: str, *, inches: float, fontsize: float, lines: int = 3) -> str:
+    """``text`` in as many lines as it needs at that width, ``lines`` at most; the rest is an ellipsis."""
+    # A sans-serif letter is some 0.6 of the font size wide.
+    width = max(8, int(72 * inches / (0.6 * fontsize)))
+    wrapped = textwrap.wrap(shorten(text, width * lines + 1), width) or [""]
+    return "\n".join(
+        wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], shorten(wrapped[lines - 1] + " ", width) + "…"]
+    )
+
+
+def label_bar(bar: Colorbar, text: str, *, inches: float) -> None:
+    """Name what a colour bar of that height shows, in lines that aren't longer than it."""
+    bar.set_label(fit_lines(text, inches=inches, fontsize=9), parse_math=False)
+    bar.outline.set_visible(False)
 
 
 def style_axes(axes: Axes, *, grid: bool = False) -> None:
@@ -109,9 +128,10 @@ def to_svg(figure: Figure, *, prefix: str, description: str = "") -> str:
     # This rule would hold for the whole page; as attributes of the drawing both properties are inherited within it alone.
     svg = re.sub(r"\s*<defs>\s*<style type=\"text/css\">.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     # matplotlib escapes < and > in text and in attributes, so that this matches tags and nothing else.
-    svg = re.sub(r"<[^>]*>", lambda tag: _prefix_ids(tag.group(), prefix), svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: _tidy(tag.group(), prefix), re.sub(r">\s+<", "><", svg))
     label = html.escape(clean(description))
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" stroke-linejoin="round" ', 1).strip()
+    root = f'<svg role="img" aria-label="{label}" stroke-linejoin="round" style="{_FAMILY.removesuffix("; ")}" '
+    return svg.replace("<svg ", root, 1).strip()
 
 
 def write_svg(figure: Figure, path: str | os.PathLike[str], *, description: str = "") -> None:
@@ -125,6 +145,12 @@ def write_svg(figure: Figure, path: str | os.PathLike[str], *, description: str 
     write_text(path, to_svg(figure, prefix="", description=description) + "\n")
 
 
-def _prefix_ids(tag: str, prefix: str) -> str:
+#: The fonts of every text, as matplotlib writes them: stated once for the whole drawing.
+_FAMILY = "font-family: 'DejaVu Sans', 'Verdana', 'Arial', 'Helvetica', sans-serif; "
+
+
+def _tidy(tag: str, prefix: str) -> str:
+    """A tag with its ids prefixed, and without what goes without saying: a third of a heat map's text."""
+    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag.replace(_FAMILY, "").replace(" \n", " "))
     tag = re.sub(r'(\sid=")', rf"\g<1>{prefix}", tag)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", tag)

@@ -21,9 +21,9 @@ from matplotlib.path import Path
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style
+from causal_probe.viz.figure import Drawing, drawing_style, fit_lines
 from causal_probe.viz.palette import EXTRA, INK, MISSING, MUTED, PAPER, PLAIN, RIGHT, EdgeStyle
-from causal_probe.viz.text import clean, show_token
+from causal_probe.viz.text import show_token
 
 __all__ = ["graph"]
 
@@ -151,7 +151,8 @@ def _draw(names: list[str], edges: Mapping[str, set[Edge]], title: str | None) -
     arc_height = _ArcHeight(longest)
     reach = row.half_height + arc_height(longest) + 0.2
     up, down = reach, reach if len(edges) == 2 else row.half_height + 0.1
-    title_height, legend_height = 0.45 if title is not None else 0.05, 0.4
+    heading = None if title is None else fit_lines(title, inches=width, fontsize=11)
+    title_height, legend_height = 0.05 if heading is None else 0.28 + 0.17 * len(heading.splitlines()), 0.4
     height = title_height + up + down + legend_height
 
     figure = Drawing(figsize=(width, height))
@@ -184,9 +185,9 @@ def _draw(names: list[str], edges: Mapping[str, set[Edge]], title: str | None) -
     if len(edges) == 2:
         for side, y, align in (("truth", up - 0.05, "top"), ("found", 0.05 - down, "bottom")):
             axes.text(0.15, y, side, va=align, color=MUTED, fontsize=11, fontstyle="italic", parse_math=False)
-    if title is not None:
+    if heading is not None:
         y = 1 - 0.1 / height
-        figure.text(0.5, y, clean(title), ha="center", va="top", fontsize=11, fontweight="bold", parse_math=False)
+        figure.text(0.5, y, heading, ha="center", va="top", fontsize=11, fontweight="bold", parse_math=False)
     _draw_legend(figure, kinds)
     return figure
 

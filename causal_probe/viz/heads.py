@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
-from causal_probe.viz.figure import Drawing, drawing_style, set_title
+from causal_probe.viz.figure import Drawing, drawing_style, label_bar, set_title
 from causal_probe.viz.palette import DIVERGING, INK, PAPER, SEQUENTIAL
-from causal_probe.viz.text import clean
 
 __all__ = ["heads"]
 
@@ -91,8 +90,7 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
                     ink = "white" if abs(score) > 0.55 * largest else INK
                     axes.text(head, layer, _number(score), ha="center", va="center", fontsize=7.5, color=ink)
         bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=size[1] / 0.17)
-        bar.set_label(clean(score_name), parse_math=False)
-        bar.outline.set_visible(False)
+        label_bar(bar, score_name, inches=size[1] - 0.7)
         set_title(figure, title)
     return figure
 

@@ -12,9 +12,9 @@ from matplotlib.path import Path
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import mixed_edges
-from causal_probe.viz.figure import Drawing, drawing_style
+from causal_probe.viz.figure import Drawing, drawing_style, fit_lines
 from causal_probe.viz.palette import EXTRA, INK, MISSING, MUTED, PAPER, RIGHT
-from causal_probe.viz.text import clean, show_token
+from causal_probe.viz.text import show_token
 
 __all__ = ["mixed"]
 
@@ -78,7 +78,8 @@ def _draw(graph: nx.DiGraph, names: list[str], highlight: set[int], target: int 
     two_arrows = {(u, v) for u, v in edges if graph.edges[u, v]["mark"] == graph.edges[v, u]["mark"] == "arrow"}
     spans = [[v - u for u, v in edges if ((u, v) in two_arrows) == below] for below in (False, True)]
     up, down = (half + 0.25 + (_rise(max(side), n) if side else 0) for side in spans)
-    top, bottom = (0.4 if title else 0.1), 0.45
+    heading = fit_lines(title, inches=width, fontsize=11) if title else ""
+    top, bottom = 0.1 + (0.13 + 0.17 * len(heading.splitlines()) if heading else 0.0), 0.45
     figure = Drawing(figsize=(width, up + down + top + bottom))
     axes = figure.add_axes((0, bottom / (up + down + top + bottom), 1, (up + down) / (up + down + top + bottom)))
     axes.set(xlim=(0, width), ylim=(-down, up))
@@ -126,19 +127,19 @@ def _draw(graph: nx.DiGraph, names: list[str], highlight: set[int], target: int 
         axes.text(
             x[node], 0, name, rotation=90, ha="center", va="center", fontsize=9, color=ink, parse_math=False, zorder=6
         )
-    if title:
+    if heading:
         height = up + down + top + bottom
         figure.text(
             0.5,
             1 - 0.08 / height,
-            clean(title),
+            heading,
             ha="center",
             va="top",
             fontsize=11,
             fontweight="bold",
             parse_math=False,
         )
-    note = "triangle: arrow (not a cause)   ring: circle (undecided)   bare: tail (a cause)   below the line: <-> (a latent common cause)"
+    note = "triangle: arrow (not a cause) · ring: circle (undecided) · bare: tail (a cause) · below the line: <-> (a latent common cause)"
     figure.text(
         0.5, 0.1 / (up + down + top + bottom), note, ha="center", va="bottom", fontsize=8, color=MUTED, parse_math=False
     )

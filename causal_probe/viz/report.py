@@ -13,33 +13,31 @@ import hashlib
 import json
 import numbers
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from circuitsvis.utils.render import RenderedHTML
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.results import Citation, to_jsonable, write_text
 from causal_probe.viz.figure import to_svg
-from causal_probe.viz.text import clean
-from causal_probe.viz.widget import Widget, bundle
+from causal_probe.viz.page import environment
+from causal_probe.viz.widget import PLAYER, Widget, bundle
 
 __all__ = ["Attention", "Block", "Code", "Headline", "Paragraph", "Picture", "Report", "Section", "Table"]
 
 # Draws every widget of the page; one that fails leaves the others as they are.
-_STARTER = """\
+_STARTER = PLAYER + Markup("""\
 for (const data of document.querySelectorAll("script[data-component]")) {
   try {
-    CircuitsVis.render(data.dataset.target, CircuitsVis[data.dataset.component], JSON.parse(data.textContent));
+    causalProbeDraw(CircuitsVis, data.dataset.target, data.dataset.component, JSON.parse(data.textContent));
   } catch (error) {
     document.getElementById(data.dataset.target).textContent = "This picture could not be drawn: " + error;
   }
 }
-"""
+""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,9 +188,9 @@ class Report:
             If a setting has no plain form.
         """
         interactive = any(block.kind == "attention" for section in self.sections for block in section.blocks)
-        scripts = [bundle(), Markup("\n" + _STARTER)] if interactive else []
+        scripts = [bundle(), "\n" + _STARTER] if interactive else []
         return (
-            _environment()
+            environment()
             .get_template("report.html.jinja")
             .render(
                 report=self,
@@ -200,6 +198,7 @@ class Report:
                 scripts=scripts,
                 policy=_policy(scripts),
                 number=_Numbers(),
+                svg=_svg,
             )
         )
 
@@ -236,41 +235,6 @@ def _policy(scripts: Sequence[str]) -> str:
         "base-uri 'none'",
     )
     return "; ".join((*rules, "form-action 'none'"))
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("causal_probe.viz", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    filters: dict[str, Callable[..., object]] = {"cell": _cell, "svg": _svg}
-    environment.filters.update(filters)
-    return environment
-
-
-def _finalize(value: object) -> object:
-    """Every text that is put into the page, but for markup of our own, is made showable before it is escaped."""
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _cell(value: object) -> str | Markup:
-    """A value as it is shown in a table."""
-    if value is None:
-        return Markup('<span class="undefined">undefined</span>')
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-        number = float(value)
-        text = f"{number:,.1f}" if 1000 <= abs(number) < 1e9 else f"{number:#.4g}" if number else "0"
-        return text.replace("-", "\N{MINUS SIGN}")
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}".replace("-", "\N{MINUS SIGN}")
-    return str(value)
 
 
 def _setting(value: Any) -> str:

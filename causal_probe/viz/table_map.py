@@ -9,14 +9,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style, set_title
+from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, label_bar, set_title
 from causal_probe.viz.palette import DIVERGING, INK, PAPER, SEQUENTIAL
-from causal_probe.viz.text import clean
+from causal_probe.viz.text import shorten
 
 __all__ = ["table_map"]
 
 #: Tables of more cells than this are no longer readable.
 MOST = 1600
+_LONGEST_NAME = 40
 
 
 def table_map(
@@ -64,20 +65,22 @@ def table_map(
     largest = limit if limit is not None else float(np.nanmax(np.abs(values))) or 1.0
     signed = bool(np.nanmin(values) < 0)
     colours = (DIVERGING if signed else SEQUENTIAL).with_extremes(bad=PAPER)
-    rows, columns = [clean(str(name)) for name in table.index], [clean(str(name)) for name in table.columns]
+    rows, columns = ([shorten(str(name), _LONGEST_NAME) for name in names] for names in (table.index, table.columns))
     decimals = 2 if largest < 10 else 1
     with drawing_style():
         longest = max(map(len, rows))
-        size = (0.62 * len(columns) + 0.085 * longest + 1.7, 0.34 * len(rows) + 0.06 * max(map(len, columns)) + 0.9)
+        turned = max(map(len, columns)) > 6
+        below = 0.075 * max(map(len, columns)) if turned else 0.2
+        above = 0.0 if title is None else 0.6
+        size = (0.62 * len(columns) + 0.085 * longest + 1.7, 0.34 * len(rows) + below + above + 0.8)
         figure = Drawing(figsize=size, layout="constrained")
         axes = figure.subplots()
         scale = Normalize(-largest if signed else 0.0, largest)
         image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
         axes.set_yticks(range(len(rows)), rows, parse_math=False)
-        axes.set_xticks(
-            range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 6 else 0, parse_math=False
-        )
-        axes.set(xlabel=column_name, ylabel=row_name)
+        axes.set_xticks(range(len(columns)), columns, rotation=90 if turned else 0, parse_math=False)
+        axes.set_xlabel(fit_lines(column_name, inches=0.62 * len(columns) + 0.8, fontsize=9), parse_math=False)
+        axes.set_ylabel(fit_lines(row_name, inches=0.34 * len(rows) + 0.6, fontsize=9), parse_math=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         for (row, column), value in np.ndenumerate(values):
@@ -87,7 +90,6 @@ def table_map(
                 ink = "white" if abs(value) > 0.55 * largest else INK
                 axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
         bar = figure.colorbar(image, ax=axes, pad=0.02)
-        bar.set_label(clean(value_name), parse_math=False)
-        bar.outline.set_visible(False)
+        label_bar(bar, value_name, inches=0.34 * len(rows) + 0.6)
         set_title(figure, title)
     return figure

@@ -5,29 +5,25 @@ Escaping for HTML is not done here: the template engine does it for every value.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.results import clean, escape_character, is_showable
 
-__all__ = ["clean", "show_token", "token_list"]
-
-# Controls, formats (among them the marks that reorder text), surrogates, unassigned, line and paragraph separators.
-_UNSHOWABLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
-_ZERO_WIDTH_JOINER = "\u200d"  # of category Cf, but it is what joins an emoji's parts
+__all__ = ["clean", "show_token", "shorten", "token_list"]
 
 
-def clean(text: str) -> str:
-    r"""``text`` with every unshowable character as its escape, but for newlines and tabs.
+def shorten(text: str, limit: int) -> str:
+    """:func:`clean` text of at most ``limit`` characters; what is left out is marked by an ellipsis.
 
     Examples
     --------
-    >>> clean("a lone surrogate: \ud800, a mark that reorders: \u202e")
-    'a lone surrogate: \\ud800, a mark that reorders: \\u202e'
+    >>> shorten("the excess", 20), shorten("the excess of every head", 12)
+    ('the excess', 'the excess …')
     """
-    return "".join(
-        character if character in "\n\t" or _is_showable(character) else _escape(character) for character in text
-    )
+    # Whatever the text, an escape lengthens it: its first characters are enough to fill the space.
+    shown = clean(text[: limit + 1])
+    return shown if len(text) <= limit and len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def show_token(token: str, *, limit: int = 24) -> str:
@@ -67,15 +63,7 @@ def token_list(tokens: Iterable[object]) -> list[str]:
     return [str(token) for token in plain]
 
 
-def _is_showable(character: str) -> bool:
-    return character == _ZERO_WIDTH_JOINER or unicodedata.category(character) not in _UNSHOWABLE
-
-
 def _show_character(character: str) -> str:
     if character == " ":
         return "␣"
-    return _escape(character) if character.isspace() or not _is_showable(character) else character
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return escape_character(character) if character.isspace() or not is_showable(character) else character

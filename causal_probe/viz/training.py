@@ -13,9 +13,9 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style, set_title, style_axes
+from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, set_title, style_axes
 from causal_probe.viz.palette import BLUE, MUTED, PAPER
-from causal_probe.viz.text import clean
+from causal_probe.viz.text import shorten
 
 __all__ = ["training"]
 
@@ -83,7 +83,7 @@ def training(
             steps[measured], np.where(finite, curve, np.nan), color=BLUE, linewidth=1.6, marker=marker, markersize=2.5
         )
         axes.set_xlabel("training step")
-        axes.set_ylabel(clean(loss_name), parse_math=False)
+        axes.set_ylabel(fit_lines(loss_name, inches=3.0, fontsize=9), parse_math=False)
         if steps[-1] > _MANY_STEPS:
             axes.set_xscale("symlog", linthresh=1.0, linscale=0.3)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
@@ -115,7 +115,7 @@ def _checked(history: Mapping[str, Any]) -> tuple[NDArray[np.float64], list[floa
         raise CausalProbeError(f"The steps and losses of a history must be numbers: {error}.") from error
     if not np.isfinite(steps).all() or (np.diff(steps) <= 0).any():
         raise CausalProbeError("The steps of a history must ascend, each larger than the one before.")
-    return steps, losses, [clean(str(stage)) for stage in history.get("stage", ())]
+    return steps, losses, [shorten(str(stage), 24) for stage in history.get("stage", ())]
 
 
 def _draw_references(axes: Axes, levels: Mapping[str, float]) -> None:
@@ -130,10 +130,10 @@ def _draw_references(axes: Axes, levels: Mapping[str, float]) -> None:
             color=MUTED,
             linestyle=_REFERENCE_LINES[index % len(_REFERENCE_LINES)],
             linewidth=1.1,
-            gid="reference",
+            gid=f"reference-{index}",
         )
         axes.annotate(
-            f"{clean(name)}  {level:.3f}",
+            f"{shorten(name, 40)}  {level:.3f}",
             xy=(1.0, level),
             xytext=(1.025, height),
             xycoords=("axes fraction", "data"),
@@ -176,7 +176,7 @@ def _draw_stages(axes: Axes, steps: NDArray[np.float64], stages: Sequence[str]) 
     edges = [taken[0] for _, taken in runs] + [axes.get_xlim()[1]]
     for index, ((name, _), start, end) in enumerate(zip(runs, edges[:-1], edges[1:], strict=True)):
         if index % 2 == 0:
-            axes.axvspan(start, end, color=PAPER, zorder=0, linewidth=0, gid="stage")
+            axes.axvspan(start, end, color=PAPER, zorder=0, linewidth=0, gid=f"stage-{index}")
         if index:
             axes.axvline(start, color=MUTED, linewidth=0.7, zorder=1)
         # The middle of the stage as it is seen, on whatever scale the steps are.

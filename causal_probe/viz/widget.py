@@ -7,8 +7,9 @@ swallows what follows. Here the component's name and its properties are kept apa
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -18,8 +19,31 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.viz.page import environment
 
-__all__ = ["Widget", "bundle"]
+__all__ = ["PLAYER", "HeadNotes", "Widget", "bundle"]
+
+#: Draws one widget, and draws it anew when another order of the heads is chosen. Whatever the data hold is set as text.
+PLAYER = Markup("""\
+function causalProbeDraw(CircuitsVis, id, component, data) {
+  const place = document.getElementById(id), picture = place.closest(".cp-picture");
+  const heads = [...picture.querySelectorAll(".cp-beside section")];
+  const order = (by) => (data.props.attentionHeadNames ?? []).map((_, head) => head).sort(
+    (a, b) => by === null ? a - b : (by[b] ?? -Infinity) - (by[a] ?? -Infinity) || a - b);
+  const draw = (heads_in_order) => {
+    const fresh = document.createElement("div"), props = { ...data.props };
+    fresh.id = id + "-drawn";
+    place.replaceChildren(fresh);
+    for (const key of ["attention", "attentionHeadNames"])
+      if (key in props) props[key] = heads_in_order.map((head) => data.props[key][head]);
+    CircuitsVis.render(fresh.id, CircuitsVis[component], props);
+    for (const head of heads_in_order) if (heads[head]) heads[head].parentNode.append(heads[head]);
+  };
+  picture.querySelector("select")?.addEventListener("change", (event) =>
+    draw(order(event.target.value === "" ? null : data.scores[Number(event.target.value)])));
+  draw(order(null));
+}
+""")
 
 
 @cache
@@ -44,6 +68,18 @@ def bundle() -> Markup:
     return Markup(source.replace("</script", r"<\/script").rstrip())
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadNotes:
+    """What stands beside the picture for one head: its name, its ``scores`` (name, text), and its ``edges``.
+
+    An edge is (parent, its token, child, its token, weight); ``edges`` is None where no graph came with the head.
+    """
+
+    name: str
+    scores: tuple[tuple[str, str], ...] = ()
+    edges: tuple[tuple[int, str, int, str, str], ...] | None = None
+
+
 class Widget(RenderedHTML):  # type: ignore[misc]  # circuitsvis ships no types
     """One interactive picture of circuitsvis.
 
@@ -60,32 +96,40 @@ class Widget(RenderedHTML):  # type: ignore[misc]  # circuitsvis ships no types
         What was rounded or left out; shown under the picture.
     tokens
         The tokens as they are shown, for the text beside the picture.
+    heads
+        What stands beside the picture, head by head.
+    scores
+        By name, a number for each head or None: the orders that a reader can choose.
     """
 
     def __init__(
-        self, component: str, props: Mapping[str, Any], *, note: str = "", tokens: tuple[str, ...] = ()
+        self,
+        component: str,
+        props: Mapping[str, Any],
+        *,
+        note: str = "",
+        tokens: tuple[str, ...] = (),
+        heads: tuple[HeadNotes, ...] = (),
+        scores: Mapping[str, Sequence[float | None]] | None = None,
     ) -> None:
         self.component = component
         self.props = dict(props)
         self.note = note
         self.tokens = tokens
+        self.heads = heads
+        self.scores = dict(scores or {})
 
     def data(self) -> Markup:
-        """The properties as JSON that may stand inside a ``<script>`` element: ``<``, ``>``, ``&`` and ``'`` are escaped."""
-        return htmlsafe_json_dumps(self.props, separators=(",", ":"))
+        """What the JavaScript gets, as JSON that may stand inside a ``<script>`` element: ``<``, ``>``, ``&`` and ``'`` are escaped."""
+        return htmlsafe_json_dumps({"props": self.props, "scores": [*self.scores.values()]}, separators=(",", ":"))
 
     @property
     def local_src(self) -> str:
         """The picture as a piece of HTML that needs nothing else; every call gives it a fresh id."""
-        target = f"causal-probe-{uuid.uuid4()}"
-        return Markup(
-            '<div id="{target}" style="margin: 15px 0; max-width: 760px"></div>\n'
-            '<p style="color: #5f6b7a; font-size: 90%">{note}</p>\n'
-            # The first output of a page that runs its copy shares it with the others: a second would register itself anew.
-            '<script type="module">\nconst CircuitsVis = globalThis.causalProbeCircuitsVis ??= (() => {{\n{bundle}\n'
-            "return CircuitsVis;\n}})();\n"
-            'CircuitsVis.render("{target}", CircuitsVis.{component}, {data});\n</script>\n'
-        ).format(target=target, note=self.note, bundle=bundle(), component=self.component, data=self.data())
+        # The first output of a page that runs its copy shares it with the others: a second would register itself anew.
+        macros = environment().get_template("widget.html.jinja").module
+        made: Markup = macros.output(self, f"causal-probe-{uuid.uuid4()}", bundle(), PLAYER)  # type: ignore[attr-defined]
+        return made.strip()
 
     @property
     def cdn_src(self) -> str:

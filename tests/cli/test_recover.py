@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from causal_probe import experiments
 from causal_probe.cli import main
+from causal_probe.tasks import InContextMarkov
+from causal_probe.training import Checkpoint
 from causal_probe.viz import Report
 
 SMALL = ["recover", "--graph", "chain", "--positions", "4", "--steps", "5", "--batch-size", "16", "--device", "cpu"]
@@ -138,6 +144,114 @@ def test_an_interruption_leaves_with_130(
     monkeypatch.setattr(experiments, "recover", interrupted)
     assert run(*SMALL) == 130
     assert capsys.readouterr().err.strip() == "Interrupted; nothing was written."
+
+
+LONGER = [*SMALL[:-4], "--steps", "400", "--batch-size", "16", "--device", "cpu"]
+CHECKPOINT = experiments.CHECKPOINT_FILE
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """As Ctrl-C does, while a batch is drawn."""
+    drawn: list[int] = []
+    sample = InContextMarkov.sample
+
+    def interrupted(self: InContextMarkov, *arguments: object, **options: object) -> object:
+        drawn.append(1)
+        if len(drawn) > batches:
+            raise KeyboardInterrupt
+        return sample(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(InContextMarkov, "sample", interrupted)
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def test_the_same_command_goes_on_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 200)
+        assert run(*LONGER, "--out", str(out)) == 130
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        said == f"Interrupted. The training so far is kept in {out / CHECKPOINT}; the same command goes on from there."
+    )
+    assert [path.name for path in out.iterdir()] == [CHECKPOINT]
+    (out / f".{'0' * 16}.partial").write_bytes(b"cut")  # what a kill while it is written leaves
+
+    assert run(*LONGER, "--seed", "1", "--out", str(out)) == 2
+    assert "checkpoint of a run with other settings" in capsys.readouterr().err
+    assert (
+        run("recover", "--method", "gradient", "--out", str(out)) == 2
+    )  # it keeps no checkpoints, so this is not its own
+    assert run(*LONGER, "--out", str(out)) == 0
+    assert run(*LONGER, "--out", str(whole)) == 0
+    assert not list(out.rglob("*checkpoint*")) + list(out.rglob("*.partial"))
+    assert weights(out) == weights(whole)
+    ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (out, whole))
+    assert ours["history"] == theirs["history"]
+    assert ours["steps_to_all_parents"] == theirs["steps_to_all_parents"]
+    assert ours["threads"] == theirs["threads"] == torch.get_num_threads()
+
+    # A finished result is made anew and stays until the new one is there; other settings need --overwrite.
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 200)
+        assert run(*LONGER, "--seed", "1", "--overwrite", "--out", str(out)) == 130
+    assert weights(out) == weights(whole)
+    assert run(*LONGER, "--seed", "1", "--out", str(out)) == 2
+    assert (
+        run(*LONGER, "--seed", "2", "--overwrite", "--out", str(out)) == 0
+    )  # neither the result's settings nor the checkpoint's
+    assert json.loads((out / "result.json").read_text())["settings"]["seed"] == 2
+    assert not (out / CHECKPOINT).exists()
+
+
+def test_before_the_first_checkpoint_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_after(monkeypatch, 3)
+    assert run(*LONGER, "--out", str(tmp_path / "out")) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "Interrupted; nothing was written."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_files_of_one_s_own_beside_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 200)
+        assert run(*LONGER, "--out", str(tmp_path / "out")) == 130
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert run(*LONGER, "--overwrite", "--out", str(tmp_path / "out")) == 2
+    assert "is not empty and holds no earlier result" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_and_interrupted_in_the_middle(tmp_path: Path) -> None:
+    """kill -9, then Ctrl-C, of the command itself: in the end the weights are those of a run that nothing happened to."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    code = "import sys\nfrom causal_probe.cli import main\nmain(sys.argv[1:])"
+    arguments = [*LONGER, "--training", "joint", "--steps", "1200"]
+    command = [sys.executable, "-c", code, *arguments, "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        before = (out / CHECKPOINT).read_bytes() if (out / CHECKPOINT).exists() else b""
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        while not (out / CHECKPOINT).exists() or (out / CHECKPOINT).read_bytes() == before:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        said = process.communicate()[1]
+        assert process.returncode == expected
+        assert number == signal.SIGKILL or said.splitlines()[-1].endswith("the same command goes on from there.")
+        assert "Traceback" not in said
+    assert 0 < Checkpoint(out / CHECKPOINT, {})._read()[0]["step"] < 1200
+    assert run(*arguments, "--out", str(out)) == 0
+    assert run(*arguments, "--out", str(whole)) == 0
+    assert weights(out) == weights(whole)
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -29,6 +29,8 @@ def test_the_command(tmp_path, capsys):
     assert run(*arguments) == 0
     shown = capsys.readouterr()
     assert "2 of 2 cells finished, 0 failed" in shown.out
+    assert "Report: " in shown.out
+    assert "the mean of each metric" in (tmp_path / "out" / "report.html").read_text()
     assert "2/2" in shown.err  # the bar
     assert run(*arguments, "--json") == 0
     assert json.loads(capsys.readouterr().out)["finished"] == 2

@@ -88,15 +88,22 @@ def test_the_bets_are_on_what_led_before() -> None:
     """By hand: nothing on the first 16 sequences, then each block on the parents that led in all before it."""
     task = forest(2, 5)
     batch = sample(task, 64)
-    expected = torch.zeros(6, dtype=torch.float64)
+    expected, against = torch.zeros(6, dtype=torch.float64), np.zeros((6, 6))
     for start in range(16, 64, 16):
         before = gradient_graph(Batch(batch.tokens[:start], batch.target[:start], {1: batch.tables[1][:start]}))
         led = torch.tensor([-1 if parent is None else parent for parent in before.candidates] + [0])
         piece = slice(start, start + 16)
         expected += log_bets(batch.tokens[piece], batch.tables[1][piece], led.expand(16, -1)).sum(0)
+        for sequence, pi in zip(batch.tokens[piece].tolist(), batch.tables[1][piece].tolist(), strict=True):
+            for child, bet in enumerate(led.tolist()):
+                for rival in range(child):
+                    ratio = pi[sequence[bet]][sequence[child]] / max(2**-20, pi[sequence[rival]][sequence[child]])
+                    against[child, rival] += np.log((1 + ratio) / 2) if bet >= 0 else 0
     found = gradient_graph(batch)
     assert found.log_e_values is not None
     np.testing.assert_allclose(found.log_e_values, expected[:5], atol=1e-9)
+    assert found.log_e_rivals is not None
+    np.testing.assert_allclose(found.log_e_rivals, np.tril(against[:5, :5], -1), atol=1e-4)
 
 
 def test_standard_errors_are_those_of_blocks_and_cover() -> None:
@@ -134,6 +141,35 @@ def test_too_little_signal_is_insufficient_not_no_edges(graph: nx.DiGraph) -> No
     assert found.detection_limit is not None
     assert found.edge_value < found.detection_limit
     assert "insufficient" in repr(found)
+
+
+def test_what_is_left_holds_the_truth_at_its_level() -> None:
+    """Where most nodes are not decided (little signal), at level 0.2: the truth of some node is given up on a fifth of the graphs at most."""
+    tasks = [forest(seed, 7, alpha=3.0) for seed in range(200)]
+    found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(200)], sequences=1024, level=0.2)
+    held, several, wrong = 0, 0, 0
+    for its, task in zip(found, tasks, strict=True):
+        assert its.left is not None
+        truth = [parents[0] if parents else None for parents in task.parents[:7]]
+        held += all(parent in left for parent, left in zip(truth, its.left, strict=True))
+        wrong += any(parent not in (None, true) for parent, true in zip(its.parents, truth, strict=True))
+        several += sum(its.to_pandas()["decision"] == "child")
+    assert held >= 200 * 0.8 - 3 * np.sqrt(200 * 0.8 * 0.2)
+    assert several > 0
+    assert 200 - held >= wrong
+
+
+def test_where_there_is_hardly_any_signal_no_edge_is_claimed_for_another() -> None:
+    """That a node is no root doesn't say which node is its parent: the leading one is mostly wrong here."""
+    graph = graphs.chain(19)
+    found = gradient_graph(sample(InContextMarkov(graph, 3, 100.0), 2**14))
+    assert sum(candidate == child - 1 for child, candidate in enumerate(found.candidates) if child) < 9
+    assert all(graph.has_edge(*edge) for edge in found.graph.edges)
+    assert found.status == "insufficient"
+    assert len(found.undecided) + found.graph.number_of_edges() == 18
+    assert f"{len(found.undecided)} nodes not decided" in repr(found)
+    assert found.left is not None
+    assert all(child - 1 in left for child, left in enumerate(found.left) if child)
 
 
 @pytest.mark.parametrize("graph", [graphs.from_parents([None] * 9), graphs.chain(9)], ids=["roots", "chain"])

@@ -89,7 +89,10 @@ def test_another_graph_is_not_found(copies: WeightGraphs) -> None:
 
 def test_a_model_without_skill_has_nothing_to_share() -> None:
     found = weight_graphs(DisentangledTransformer(3, 12), TASK, sequences=64)
-    assert all(block.share is None and block.alone is None and block.cost == 0 for block in found.blocks)
+    assert all(
+        block.share is None and block.scrambled is None and block.alone is None and block.cost == 0
+        for block in found.blocks
+    )
     assert found.holders == ()
     assert found.circuits == ()
     assert "share" in found.to_dict()["undefined"]
@@ -126,6 +129,37 @@ def test_costs_and_shares_by_hand(copies: WeightGraphs) -> None:
             model.block(name[0], name[1], query=name[2], key=name[3])
         )
         assert block.alone == pytest.approx(1 - float((losses(only) - losses(model)).mean() / skill.mean()), abs=1e-4)
+
+
+def test_scrambled_by_hand(copies: WeightGraphs) -> None:
+    """Another graph drawn for each part of the sequences: the parents permuted among the positions that a node sees."""
+    model, rng = fitted(), np.random.default_rng(0)
+    tokens, target = (getattr(TASK.sample(2048, generator(0, "weight graphs")), name) for name in ("tokens", "target"))
+
+    def losses(model: DisentangledTransformer, some: slice = slice(None)) -> torch.Tensor:
+        return (
+            torch.nn.functional.cross_entropy(model(tokens[some])[:, -1], target[some], reduction="none")
+            .double()
+            .detach()
+        )
+
+    base = losses(model)
+    skill = cross_entropy(in_context_unigram(TASK, tokens), target).double() - base
+    costs = []
+    for part in range(64):
+        wrong = copy.deepcopy(model)
+        block = wrong.block(*GRAPH_BLOCK[:2], query="position", key="position")
+        for row in range(len(block)):
+            block[row, : row + 1] = block[row, : row + 1][torch.as_tensor(rng.permutation(row + 1))]
+        some = slice(part * 32, part * 32 + 32)
+        costs.append(float((losses(wrong, some) - base[some]).mean()))
+    found = copies.block(*GRAPH_BLOCK)
+    assert found.scrambled is not None
+    assert found.scrambled_stderr is not None
+    by_hand, error = np.mean(costs) / float(skill.mean()), np.std(costs) / 8 / float(skill.mean())
+    assert abs(found.scrambled - by_hand) < 3 * np.hypot(error, found.scrambled_stderr)
+    assert found.scrambled_stderr == pytest.approx(error * np.sqrt(2), rel=0.6)  # half as many scrambles
+    assert all((b.scrambled == 0) == (b.norm == 0) for b in copies.blocks)
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from causal_probe import graphs
+from causal_probe import graphs, probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer, ReducedTransformer, first_gradient
 from causal_probe.tasks import InContextMarkov
@@ -46,6 +46,22 @@ def test_the_output_is_the_definition_at_every_position() -> None:
         for position in range(T):
             np.testing.assert_allclose(its[position], define(model, sequence[: position + 1]), atol=1e-13)
     torch.testing.assert_close(model.predict(tokens), f[:, -1], rtol=0, atol=1e-13)
+
+
+def test_every_head_can_be_probed_though_no_residual_stream_goes_around_it() -> None:
+    """Layer 2's pattern alone stands between layer 1's and the output; the disentangled transformer of the same weights says what is right."""
+    model, tokens = random_model(), random_tokens(8)
+    ours, theirs = (
+        probes.scan(each, tokens, templates=["previous-token", "induction"])
+        for each in (model, model.to_disentangled())
+    )
+    assert {score.layer for score in ours} == {0, 1}
+    for score in ours:
+        twin = theirs.of(*score[:3])
+        assert (score.score, score.chance) == pytest.approx((twin.score, twin.chance), abs=1e-12)
+    with torch.no_grad():
+        model.A2.zero_()  # layer 2 reads the tokens evenly, whatever layer 1 does: live all the same
+    assert probes.scan(model, tokens, templates=["previous-token"]).of(0, 0, "previous-token").rows
 
 
 def test_to_the_disentangled_transformer_and_back_on_logits() -> None:

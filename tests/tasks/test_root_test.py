@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from causal_probe import graphs
-from causal_probe.tasks import InContextMarkov, evidence_per_edge, log_bets, surprise
+from causal_probe.tasks import InContextMarkov, evidence_per_edge, log_bets, log_bets_against_rivals, surprise
 from tests.tasks.tiny_tasks import TREES, law, make, random_tables
 
 
@@ -59,3 +59,25 @@ def test_states_of_no_probability_are_not_bet_on() -> None:
     bets = log_bets(torch.tensor([[1, 1, 0]]), pi, torch.tensor([[-1, 0, 1]]))
     assert bets.isfinite().all()
     assert evidence_per_edge(pi).tolist() == pytest.approx([0.0], abs=1e-12)
+
+
+def test_a_bet_against_the_true_parent_is_worth_one_whatever_is_bet_on() -> None:
+    """By enumeration; and against another node it gains if the true parent is bet on."""
+    tokens, probability, pi = every_sequence("a late root")
+    parent, child = 1, 2
+    for candidate in (0, 1):
+        candidates = torch.tensor([-1, -1, candidate, -1, -1, -1]).expand(len(tokens), -1)
+        bets = log_bets_against_rivals(tokens, pi, candidates)
+        assert (bets[:, [0, 1, 3, 4, 5]] == 0).all()
+        against = bets[:, child].gather(1, tokens)  # [sequence, rival]
+        assert float((probability * against[:, parent].exp()).sum()) == pytest.approx(1, abs=1e-9)
+        assert float((probability * against[:, candidate]).abs().sum()) == pytest.approx(0, abs=1e-12)
+    assert float((probability * against[:, 0]).sum()) > 0.01
+
+
+def test_states_too_rare_to_be_drawn_decide_nothing() -> None:
+    """Random numbers of 24 bits may draw a state of probability 1e-30: that is no proof of 70 nats."""
+    pi = torch.tensor([[[1 - 1e-30, 1e-30], [0.5, 0.5]]])
+    bets = log_bets_against_rivals(torch.tensor([[0, 1, 1, 0]]), pi, torch.tensor([[-1, -1, 1, -1]]))
+    assert bets[0, 2, 0] < 14
+    assert bets[0, 2, 1] == 0

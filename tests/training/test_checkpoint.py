@@ -139,6 +139,44 @@ def test_other_settings_and_broken_files_are_one_clear_error(tmp_path: Path) -> 
         run(Checkpoint(path, {"seed": 0}))
 
 
+def test_what_can_t_be_gone_on_from_is_replaced_if_that_is_said(tmp_path: Path) -> None:
+    whole, _ = run(None, seed=1)
+    run(Checkpoint(tmp_path / "c", {"seed": 0}, every=2), until=5)
+    other, _ = run(Checkpoint(tmp_path / "c", {"seed": 1}, every=2, overwrite=True), seed=1)
+    assert same(other, whole)
+    run(Checkpoint(tmp_path / "d", {}, every=2), until=5)
+    calls: list[int] = []
+    fit(
+        DisentangledTransformer(3, 6),
+        TASK,
+        STAGES,
+        generator=torch.Generator(),
+        callback=lambda step, model: calls.append(step),
+        checkpoint=Checkpoint(tmp_path / "d", {}, overwrite=True),
+    )
+    assert calls[0] == 4  # of its own settings: gone on from
+
+
+def test_a_training_that_fails_keeps_nothing(tmp_path: Path) -> None:
+    """It would fail again."""
+
+    def fail(step: int, model: DisentangledTransformer) -> None:
+        if step == 5:
+            assert (tmp_path / "new" / "c").exists()
+            raise CausalProbeError("too large")
+
+    with pytest.raises(CausalProbeError, match="too large"):
+        fit(
+            DisentangledTransformer(3, 6),
+            TASK,
+            STAGES,
+            generator=torch.Generator(),
+            callback=fail,
+            checkpoint=Checkpoint(tmp_path / "new" / "c", {}, every=2),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def program(path: Path, out: Path) -> str:
     return f"""
 import torch

@@ -7,6 +7,7 @@ import re
 import socket
 from html.parser import HTMLParser
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,40 @@ def test_what_is_left_out_is_said() -> None:
     )
 
 
+def test_heads_are_sorted_and_carry_their_edges_and_scores() -> None:
+    patterns = causal_pattern(3, 4)
+    graphs = [nx.DiGraph([(0, 1)]), nx.DiGraph(), nx.DiGraph()]
+    graphs[2].add_edge(1, 3, weight=0.91234)
+    graphs[2].add_edge(0, 2, weight=-0.0001)
+    scores = {"induction": [0.25, None, 0.5], "sink": [3, 2, 1]}
+    made = viz.attention(list("abcd"), patterns, graphs=graphs, scores=scores, sort_by="induction")
+    assert made.props["attentionHeadNames"] == ["H2", "H0", "H1"]
+    np.testing.assert_array_equal(made.props["attention"], np.round(patterns[[2, 0, 1]], 3))
+    assert [(head.name, head.scores, head.edges) for head in made.heads] == [
+        ("H2", (("induction", "0.500"), ("sink", "1.000")), ((0, "a", 2, "c", "0.000"), (1, "b", 3, "d", "0.912"))),
+        ("H0", (("induction", "0.250"), ("sink", "3.000")), ((0, "a", 1, "b", ""),)),
+        ("H1", (("induction", "undefined"), ("sink", "2.000")), ()),
+    ]
+    assert made.scores == {"induction": [0.5, 0.25, None], "sink": [1, 3, 2]}
+
+
+def test_the_best_heads_are_kept_and_edges_that_are_left_out_are_counted() -> None:
+    graphs = [nx.DiGraph([(0, 1), (0, 4)])] * 3
+    made = viz.attention(
+        list("abcde"),
+        causal_pattern(3, 5),
+        graphs=graphs,
+        scores={"x": [1, 3, 2]},
+        sort_by="x",
+        max_heads=2,
+        max_positions=3,
+    )
+    assert made.props["attentionHeadNames"] == ["H1", "H2"]
+    assert "the first 2 of 3 heads, by x." in made.note
+    assert "2 edges are not listed." in made.note
+    assert [len(head.edges or ()) for head in made.heads] == [1, 1]
+
+
 def test_attention_to_the_future_is_not_masked() -> None:
     patterns = causal_pattern(2, 4)
     patterns[1] = 0.25
@@ -94,6 +129,13 @@ class Outline(HTMLParser):
             self.scripts[-1] += data
 
 
+def target_of(outline: Outline) -> str:
+    """The id of the element that the picture is drawn into."""
+    (found,) = (attributes["id"] for tag, attributes in outline.starts if tag == "div" and "id" in attributes)
+    assert found is not None
+    return found
+
+
 def test_a_notebook_gets_one_whole_piece_of_html(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object) -> None:
         raise AssertionError("circuitsvis asks the internet before it shows anything; ours must not")
@@ -103,18 +145,17 @@ def test_a_notebook_gets_one_whole_piece_of_html(monkeypatch: pytest.MonkeyPatch
     html = viz.attention(HOSTILE, causal_pattern(2, len(HOSTILE)))
     for page in (html._repr_html_(), str(html), html.show_code(), html.__html__()):
         outline = Outline(page)
-        assert [tag for tag, _ in outline.starts] == ["div", "p", "script"]
-        assert outline.ends == ["div", "p", "script"]
+        tags = [tag for tag, _ in outline.starts]
+        assert tags == ["div", "style", "div", "div", "div", "noscript", "p", "script"]
+        assert sorted(outline.ends) == sorted(tags)
         page.encode()
         assert "unpkg" not in page
-        target = outline.starts[0][1]["id"]
-        assert f'CircuitsVis.render("{target}", CircuitsVis.AttentionHeads, ' in outline.scripts[0]
+        assert f'causalProbeDraw(CircuitsVis, "{target_of(outline)}", "AttentionHeads", ' in outline.scripts[0]
 
 
 def test_every_showing_has_its_own_id() -> None:
     html = viz.attention(["a"], [[[1.0]]])
-    first, second = (Outline(html._repr_html_()).starts[0][1]["id"] for _ in range(2))
-    assert first != second
+    assert target_of(Outline(html._repr_html_())) != target_of(Outline(html._repr_html_()))
 
 
 def test_the_bundle_can_stand_in_a_script() -> None:
@@ -127,7 +168,7 @@ def test_the_bundle_can_stand_in_a_script() -> None:
 def test_data_is_inert_and_whole(tokens: list[str]) -> None:
     widget = Widget("AttentionHeads", {"tokens": tokens})
     assert not re.search("[<>&'\u2028\u2029\ud800-\udfff]", widget.data())
-    assert json.loads(widget.data()) == {"tokens": tokens}
+    assert json.loads(widget.data()) == {"props": {"tokens": tokens}, "scores": []}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +181,17 @@ def test_data_is_inert_and_whole(tokens: list[str]) -> None:
         ((["a"], np.ones((1, 1, 1))), {"max_positions": 0, "decimals": -1, "head_names": []}, "max_positions = 0; "),
         ((["a"], np.ones((1, 1, 1))), {"max_positions": 0, "decimals": -1, "head_names": []}, "decimals = -1; "),
         ((["a"], np.ones((1, 1, 1))), {"max_heads": 0, "head_names": []}, "0 head names with patterns of 1 heads"),
+        ((["a"], np.ones((1, 1, 1))), {"graphs": []}, "0 graphs came with 1 heads"),
+        ((["a"], np.ones((1, 1, 1))), {"graphs": [nx.Graph()]}, "the graph of head 0 is a Graph"),
+        (
+            (["a"], np.ones((1, 1, 1))),
+            {"graphs": [nx.DiGraph([(0, 1)])]},
+            "has the node 1, which is none of 1 positions",
+        ),
+        ((["a"], np.ones((1, 1, 1))), {"graphs": [nx.DiGraph([("a", "b")])]}, "has the node 'a'"),
+        ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [1, 2]}}, "x has 2 scores for 1 heads"),
+        ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [float("nan")]}}, "x has a score that is NaN"),
+        ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [1]}, "sort_by": "y"}, "sorted by 'y', and the scores are x"),
     ],
 )
 def test_bad_input(arguments: tuple[object, ...], options: dict[str, object], message: str) -> None:

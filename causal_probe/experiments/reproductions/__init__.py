@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.reproductions.base import Line, Reproduction, Run
+from causal_probe.experiments.reproductions.base import PARTS, Line, Reproduction, Run
 from causal_probe.experiments.reproductions.copying import copy
-from causal_probe.experiments.reproductions.descent import gradient_descent, gradient_descent_layers, sine
+from causal_probe.experiments.reproductions.descent import gradient_descent, gradient_descent_layers
 from causal_probe.experiments.reproductions.forests import figure_9
 from causal_probe.experiments.reproductions.mesa import mesa, mesa_moments
 from causal_probe.experiments.reproductions.out_of_distribution import ood
@@ -23,8 +23,9 @@ from causal_probe.experiments.reproductions.residual import figure_8
 from causal_probe.experiments.reproductions.sequences_needed import sample_complexity
 from causal_probe.experiments.reproductions.trees import figure_2, figure_6
 from causal_probe.experiments.reproductions.two_parents import figure_5, figure_7
+from causal_probe.experiments.reproductions.waves import sine
 
-__all__ = ["REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
+__all__ = ["PARTS", "REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
 
 #: Every reproduction by the name by which it is asked for, in the order in which they are listed.
 REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {

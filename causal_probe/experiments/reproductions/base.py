@@ -13,7 +13,6 @@ command reads it instead of computing it again.
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import re
 import shutil
@@ -33,6 +32,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.results import (
     Citation,
     cite,
+    escape,
     list_files,
     read_json,
     to_jsonable,
@@ -42,7 +42,7 @@ from causal_probe.results import (
 )
 from causal_probe.training import Checkpoint
 
-__all__ = ["Line", "Reproduction", "Run"]
+__all__ = ["PARTS", "Line", "Reproduction", "Run"]
 
 #: The result's file, which is written last: a folder that has it holds a whole reproduction.
 RESULT = "result.json"
@@ -221,14 +221,14 @@ class Reproduction:
 
     def _repr_html_(self) -> str:
         def line(cells: Sequence[str], tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+            return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
         body = "".join(
             line((each.quantity, _value(each), _text(each.paper), _yes(each.holds)), "td") for each in self.lines
         )
         return (
-            f"<table><caption>{html.escape(self.title)}</caption><thead>{line(('quantity', 'ours', 'paper', 'holds'), 'th')}"
-            f"</thead><tbody>{body}</tbody></table><p>{html.escape(self.summary)}</p>"
+            f"<table><caption>{escape(self.title)}</caption><thead>{line(('quantity', 'ours', 'paper', 'holds'), 'th')}"
+            f"</thead><tbody>{body}</tbody></table><p>{escape(self.summary)}</p>"
         )
 
 
@@ -366,6 +366,8 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
                     )
                 _clear(target)
         (target / PARTS).mkdir(parents=True, exist_ok=True)
+        for cut_short in (target / PARTS).glob(".*.partial"):  # a kill in the middle of writing leaves one
+            cut_short.unlink()
     except OSError as error:
         raise CausalProbeError(
             f"Can't make the folder {folder}: {error.strerror}. Name another one with --out."

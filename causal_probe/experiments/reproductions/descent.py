@@ -1,4 +1,4 @@
-"""von Oswald et al. 2022: trained linear attention is gradient descent, with more layers GD++, with an MLP on features."""
+"""von Oswald et al. 2022: trained linear attention is gradient descent, with more layers GD++."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from causal_probe.experiments.descent import (
     Algorithm,
     algorithm_of,
     descent_alignment,
-    feature_descent,
     interpolate,
 )
 from causal_probe.experiments.reproductions.base import Line, Reproduction, Run
@@ -23,7 +22,6 @@ from causal_probe.probes import implied_step
 from causal_probe.tasks import (
     Descent,
     LinearRegression,
-    RegressionBatch,
     SineRegression,
     fit_descent,
     generator,
@@ -31,7 +29,7 @@ from causal_probe.tasks import (
 )
 from causal_probe.training import Stage, adam, minimise, regression_loss
 
-__all__ = ["gradient_descent", "gradient_descent_layers", "sine"]
+__all__ = ["gradient_descent", "gradient_descent_layers"]
 
 PAPER = ("vonoswald2023",)
 #: The initial weights are a quarter of the authors' in variance, so that what training never moves
@@ -302,100 +300,3 @@ def gradient_descent_layers(run: Run) -> Reproduction:
         arrays=arrays,
         settings={**run.settings, **settings, "sequences": sequences},
     )
-
-
-def sine(run: Run) -> Reproduction:
-    """An MLP before a linear layer, on sine waves: gradient descent on deep features."""
-    task = SineRegression(10)
-    options: dict[str, Any] = {"steps": 1_500 if run.quick else 12_000, "batch_size": 1_024, "learning_rate": 1e-3}
-    sequences = 5_000 if run.quick else 20_000
-
-    def build() -> LinearTransformer:
-        return LinearTransformer(2, 11, d_hidden=160, d_features=40)
-
-    model, losses = trained(run, "model", task, build, seed=run.seed, scale=0.05, **options)
-
-    def probe() -> dict[str, Any]:
-        algorithms = [
-            feature_descent(model.features, task, name="GD on the model's features"),
-            feature_descent(None, task, name="GD on x"),
-        ]
-        found = descent_alignment(model, task, algorithms=algorithms, sequences=sequences, seed=run.seed)
-        batch = task.sample(sequences, generator(run.seed, "feature space"))
-        weights = _feature_weights(model, batch)
-        return {
-            "lines": [line._asdict() for line in found],
-            "zero": float(0.5 * batch.target.square().mean()),
-            "weight_cosine": float(weights.mean()),
-            "weight_cosine_error": float(weights.std() / math.sqrt(len(weights))),
-        }
-
-    row = run.part("probed", probe)
-    features, raw = row["lines"]
-    drop = (raw["cosine"] - features["cosine"]) / math.hypot(raw["cosine_error"], features["cosine_error"])
-    lines = (
-        Line("loss", features["model_loss"], None, "falls to that of GD on a trained MLP", "the paper, in words", features["model_loss"] < 0.2 * row["zero"], f"below a fifth of that of predicting 0, {row['zero']:.4f}"),
-        Line("sensitivity cosine to GD on the model's own features", features["cosine"], features["cosine_error"], "near 1", "the paper, in words", features["cosine"] >= 0.95, "at least 0.95"),
-        Line("sensitivity cosine to GD on x", raw["cosine"], raw["cosine_error"], None, "", drop < -3, "below that on features by more than 3 standard errors"),
-        Line("cosine of the weights on the features", row["weight_cosine"], row["weight_cosine_error"], None, "", None, "of d prediction / d features, beside those of one gradient step"),
-        Line("loss of GD on the model's features", features["algorithm_loss"], None, None, "", None, "one step, its size fitted"),
-        Line("loss of GD on x", raw["algorithm_loss"], None, None, "", None, "one step, its size fitted"),
-    )  # fmt: skip
-    example = _waves(model, task, run.seed)
-    return Reproduction(
-        name="sine",
-        title="With an MLP, linear attention learns gradient descent on deep features",
-        paper=PAPER,
-        summary=f"On sine waves, sensitivities agree with one gradient step on the model's own features at a cosine of "
-        f"{features['cosine']:.3f}, and with one on x at {raw['cosine']:.3f}.",
-        lines=lines,
-        figures={
-            "training": viz.curves(
-                {"": {"trained": viz.Curve(np.linspace(0, options["steps"], len(losses), endpoint=False), losses)}},
-                x_name="training step",
-                y_name="loss",
-                y_scale="log",
-                references={"": {"predicting 0": row["zero"]}},
-            ),
-            "waves": viz.curves(example, x_name="x", y_name="y"),
-        },
-        captions={"waves": "Three sine waves, and what the model predicts from ten examples of each."},
-        notes=(
-            "The MLP maps x to 40 features; y goes past it. In the authors' code the MLP sees both.",
-            "The layer's own preconditioner is free, and from small weights it does not become the identity: one plain gradient step on the "
-            "features is then another function, and the cosine says so.",
-            "x is a scalar, so that the cosine of two sensitivities is the agreement of their signs: 0 is chance.",
-        ),
-        methods="A linear layer behind an MLP was compared with one gradient step on the MLP's features.",
-        settings={**run.settings, "training": options, "sequences": sequences},
-    )
-
-
-@torch.no_grad()
-def _feature_weights(model: LinearTransformer, batch: RegressionBatch) -> torch.Tensor:
-    """Cosine between the weights on the features that the layer and that one gradient step apply to the query, by sequence."""
-    assert model.features is not None
-    phi = model.features(batch.x)
-    descent = (batch.y.mT @ phi)[:, 0]
-    attention = model.blocks[0].attn
-    QK, OV = (attention.W_Q @ attention.W_K.mT)[0], (attention.W_V @ attention.W_O)[0]
-    seen = torch.cat([phi, batch.y], -1)
-    layer = -((seen @ OV[:, -1:]).mT @ (seen @ QK.mT))[:, 0, : phi.shape[-1]]
-    return torch.nn.functional.cosine_similarity(descent, layer, dim=-1)
-
-
-@torch.no_grad()
-def _waves(model: LinearTransformer, task: SineRegression, seed: int) -> dict[str, dict[str, viz.Curve]]:
-    source = generator(seed, "waves")
-    at = torch.linspace(-task.input_scale, task.input_scale, 81)[:, None]
-    panels = {}
-    for number in range(3):
-        amplitude, phase = 0.1 + 0.4 * torch.rand(1, generator=source), math.pi * torch.rand(1, generator=source)
-        x = task.input_scale * (2 * torch.rand(1, 10, 1, generator=source) - 1)
-        y = amplitude * torch.sin(x + phase)
-        answer = model.predict(task.tokens(x.expand(81, -1, -1), y.expand(81, -1, -1), at))[:, 0]
-        panels[f"wave {number + 1}"] = {
-            "true": viz.Curve(at[:, 0].tolist(), (amplitude * torch.sin(at[:, 0] + phase)).tolist()),
-            "model": viz.Curve(at[:, 0].tolist(), answer.tolist()),
-        }
-    return panels

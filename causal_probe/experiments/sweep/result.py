@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.dynamics import Dynamics, dynamics
 from causal_probe.experiments.sweep.merging import merge_shards
 from causal_probe.experiments.sweep.plan import Cell
+from causal_probe.experiments.sweep.report import sweep_report
 from causal_probe.experiments.sweep.store import Store
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
+from causal_probe.viz import Report
 
 __all__ = ["Sweep"]
 
@@ -149,6 +150,10 @@ class Sweep:
             )
         )
 
+    def report(self) -> Report:
+        """The report on this sweep, to be written as one offline HTML file."""
+        return sweep_report(self)
+
     def cite(self) -> Citation:
         """The papers behind the probes, and one sentence for a methods section."""
         probes = list(dict.fromkeys(cell.probe for cell in self.cells))
@@ -172,4 +177,4 @@ class Sweep:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>{self.summary().head(20).to_html(index=False, border=0)}"
+        return f"<pre>{escape(repr(self))}</pre>{self.summary().head(20).to_html(index=False, border=0)}"

@@ -67,7 +67,8 @@ def sweep(
         - ``settings``: options that all points share.
         - ``threads``: of each cell; 1 by default.
     out
-        The folder of results: a Parquet file for each cell in ``cells/``, errors in ``failed/``, ``summary.csv``. A sweep that
+        The folder of results: a Parquet file for each cell in ``cells/``, errors in ``failed/``, ``summary.csv`` and
+        ``report.html``. A sweep that
         has grown goes on in the same folder.
     jobs
         Number of worker processes; 1: this process. With a scheduler the cluster decides.
@@ -115,6 +116,7 @@ def sweep(
             merged.unlink(missing_ok=True)
             with contextlib.suppress(CausalProbeError):  # a shard is missing or has failed: it is said by merged()
                 write_text(merged, found.merged().to_csv(index=False))
+        found.report().write(store.folder / "report.html")
     return found
 
 

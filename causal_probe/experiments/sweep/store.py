@@ -5,6 +5,7 @@
     failed/         <key>.json, one for each cell that failed, with its error
     summary.csv     one row for each cell
     merged.csv      where cells are shards of a corpus, and all are there: the scans of the whole
+    report.html     the points with their metrics, and what failed
     .lock           held while somebody writes
 
 A file appears whole or not at all, and is never changed. All have the same columns, so they are one table; a row says all that

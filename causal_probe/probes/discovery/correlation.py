@@ -57,8 +57,15 @@ class Correlation:
     rank: int
 
 
-def attention_correlation(pattern: Any, *, groups: Sequence[Sequence[int]] | None = None) -> Correlation:
+def attention_correlation(
+    pattern: Any, *, groups: Sequence[Sequence[int]] | None = None, residual: float = 0.0
+) -> Correlation:
     """The correlations C_ij / sqrt(C_ii C_jj) of tokens, with C = A A^T for an attention pattern A.
+
+    As (I - G)^-1 with its ones on the diagonal, a structural model gives every token a part of its own. A head's pattern need not: a
+    token that attends to another alone is, by A A^T, a copy of that one, and correlated with whatever attends to it too, but with the
+    token itself only as far as *it* attends to itself. In a transformer the part of its own comes from the residual stream, past the
+    head. ``residual`` counts it.
 
     Parameters
     ----------
@@ -67,11 +74,19 @@ def attention_correlation(pattern: Any, *, groups: Sequence[Sequence[int]] | Non
     groups
         The nodes, as groups of positions: a group's variable is the mean of its tokens' (tokens merged into a word), and a position
         in no group is marginalised, that is, it may act as a latent cause. By default each position is a node.
+    residual
+        In [0, 1): the share r of a token's own value, (1 - r) A + r I in the place of A. Zero, the default, is the paper's reading;
+        one half is how attention rollout [2]_ counts the residual stream. Not in the paper.
 
     Raises
     ------
     CausalProbeError
-        If the pattern is not a square array of probabilities, or the groups overlap, are empty, or name no position.
+        If the pattern is not a square array of probabilities, or the groups overlap, are empty, or name no position; or
+        ``residual`` is out of range.
+
+    References
+    ----------
+    .. [2] S. Abnar, W. Zuidema. Quantifying attention flow in transformers. ACL 2020.
 
     Examples
     --------
@@ -92,6 +107,9 @@ def attention_correlation(pattern: Any, *, groups: Sequence[Sequence[int]] | Non
             f"The rows of a pattern sum to one; row {int(off.argmax())} sums to {array.sum(axis=1)[off.argmax()]:.4g}. Give the "
             "pattern after the softmax, whole and without padding."
         )
+    if not 0 <= residual < 1:
+        raise CausalProbeError(f"residual is {residual!r}. It is a share: at least 0, which is none, and below 1.")
+    array = (1 - residual) * array + residual * np.eye(len(array))
     return _correlation(array @ array.T, groups, eps)
 
 

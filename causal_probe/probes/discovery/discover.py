@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any, Literal, get_args
 
@@ -39,6 +40,7 @@ def discover(
     alpha: float = 0.01,
     samples: int | Literal["auto"] = "auto",
     source: str = "attention",
+    residual: float = 0.0,
     groups: Sequence[Sequence[int]] | None = None,
     texts: Sequence[str] | None = None,
     stable: bool = True,
@@ -74,6 +76,9 @@ def discover(
     source
         ``"attention"``: A A^T. ``"values"``: the correlation of the heads' outputs, which has the head's values in it and may escape
         the singularity of A A^T.
+    residual
+        In [0, 1): the share of each token's own value that is counted beside what it attends to, for the residual stream that passes
+        the head by; see :func:`attention_correlation`. Ours; zero, the default, is the paper's reading.
     groups
         The nodes, as groups of positions: tokens can be merged into words, and left out (marginalised). By default each token.
     texts
@@ -120,7 +125,11 @@ def discover(
         values = values[[each for each in heads if each is not None]]
     count = _samples(model, samples, None if source == "attention" else values.shape[-1])
     chosen = algorithm or ("icd" if bool(patterns.triu(1).any()) else "ordered-icd")
-    measure = attention_correlation if source == "attention" else output_correlation
+    if residual and source == "values":
+        raise CausalProbeError(
+            "The residual stream is counted beside attention; with source='values' leave residual at 0."
+        )
+    measure = partial(attention_correlation, residual=residual) if source == "attention" else output_correlation
     graphs = []
     for number, value in zip(heads, values, strict=True):
         found = measure(value, groups=groups)
@@ -141,6 +150,7 @@ def discover(
             "alpha": alpha,
             "samples": count,
             "source": source,
+            "residual": residual,
             "groups": None if groups is None else [list(group) for group in groups],
             "stable": stable,
             "max_order": max_order,
@@ -161,7 +171,7 @@ def learn(
     max_tests: int = 5_000_000,
 ) -> Learned:
     """Run one learner on correlations: ``"pc"``, ``"icd"``, ``"ordered-icd"`` or ``"fci"``."""
-    test = FisherZ(correlation.matrix, samples=samples, alpha=alpha, tolerance=correlation.tolerance)
+    test = FisherZ(correlation.matrix, samples=samples, alpha=alpha, tolerance=correlation.tolerance, remember=False)
     if algorithm == "fci":
         return fci(test, max_order=max_order)
     return LEARNERS[algorithm](test, stable=stable, max_order=max_order, max_tests=max_tests)

@@ -20,7 +20,7 @@ from causal_probe.probes.discovery.independence import IndependenceTest
 from causal_probe.probes.discovery.marks import ARROW, Marks, bits, reach
 from causal_probe.probes.discovery.orientation import orient_pag
 from causal_probe.probes.discovery.possible_d_sep import PossibleDSep, possible_d_sep
-from causal_probe.probes.discovery.search import Candidates, Learned, Search, TooManyTests
+from causal_probe.probes.discovery.search import Candidates, Learned, Search, TooManyTests, as_sets
 
 __all__ = ["icd", "ordered_icd"]
 
@@ -63,11 +63,12 @@ def _near_sets(search: Search, order: int) -> Iterator[Candidates]:
     graph = search.graph
     if order == 0:
         for i, j in search.edges():
-            yield i, j, [()]
+            yield i, j, as_sets([()], 0)
     elif order == 1:
         for i, j in search.edges():
             sides = (graph.adjacent(i) & ~(1 << j), graph.adjacent(j) & ~(1 << i))
-            yield i, j, list(dict.fromkeys((node,) for side in sides for node in bits(side)))
+            first, second = (list(bits(side)) for side in (sides[0], sides[1] & ~sides[0]))
+            yield i, j, as_sets([(node,) for node in first + second], 1)
     else:
         trees, ancestors = Trees(search, order), Ancestors(search)
         for i, j in search.edges():
@@ -80,7 +81,7 @@ def _near_sets(search: Search, order: int) -> Iterator[Candidates]:
                 ]
             except OverflowError:
                 raise TooManyTests from None
-            yield i, j, list(dict.fromkeys(nodes for _, _, nodes in sorted(found)))
+            yield i, j, as_sets(list(dict.fromkeys(nodes for _, _, nodes in sorted(found))), order)
 
 
 def ordered_icd(
@@ -120,9 +121,10 @@ def _earlier_sets(search: Search, order: int, finished: set[tuple[int, int]]) ->
             if not graph.joined(earlier, later) or (earlier, later) in finished:
                 continue
             if order == 0:
-                yield earlier, later, [()]
+                yield earlier, later, as_sets([()], 0)
             elif order == 1:
-                yield earlier, later, [(node,) for node in bits(graph.adjacent(later) & before & ~(1 << earlier))]
+                others = bits(graph.adjacent(later) & before & ~(1 << earlier))
+                yield earlier, later, as_sets([(node,) for node in others], 1)
             else:
                 # The tree of a node is grown once in a round, before any of its edges is tested.
                 tree = tree or possible_d_sep(
@@ -136,7 +138,7 @@ def _earlier_sets(search: Search, order: int, finished: set[tuple[int, int]]) ->
                     raise TooManyTests from None
                 if not sets:  # nor will there be larger ones
                     finished.add((earlier, later))
-                yield earlier, later, sets
+                yield earlier, later, as_sets(sets, order)
 
 
 def _orient_ordered(search: Search, *, complete: bool) -> None:

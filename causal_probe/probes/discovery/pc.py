@@ -13,8 +13,12 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
+from functools import lru_cache
+from itertools import chain, combinations
 from math import comb
+
+import numpy as np
+from jaxtyping import Int
 
 from causal_probe.probes.discovery.independence import IndependenceTest
 from causal_probe.probes.discovery.marks import TAIL, bits
@@ -59,7 +63,25 @@ def pc(
 def _candidates(search: Search, order: int) -> Iterator[Candidates]:
     """Subsets of the neighbours of either end."""
     graph = search.graph
+    inside = np.zeros(graph.n, dtype=bool)
     for i, j in search.edges():
-        sides = [tuple(bits(graph.adjacent(i) & ~(1 << j))), tuple(bits(graph.adjacent(j) & ~(1 << i)))]
+        sides = [(near := _elements(graph.adjacent(at)))[near != other] for at, other in ((i, j), (j, i))]
         search.afford(max(comb(len(side), order) for side in sides))
-        yield i, j, list(dict.fromkeys(each for side in sides for each in combinations(side, order)))
+        first, second = (side[_subsets(len(side), order)] for side in sides)
+        inside[:] = False
+        inside[sides[0]] = True
+        again = inside[second].all(axis=1)  # subsets of both sides
+        yield i, j, np.concatenate([first, second[~again]])
+
+
+@lru_cache(maxsize=1024)
+def _elements(mask: int) -> Int[np.ndarray, " node"]:
+    """The elements of a set of bits, ascending."""
+    return np.array([*bits(mask)], dtype=np.intp)
+
+
+@lru_cache(maxsize=256)
+def _subsets(size: int, order: int) -> Int[np.ndarray, "subset order"]:
+    """All subsets of 0..size-1 with ``order`` elements, in lexicographic order."""
+    flat = chain.from_iterable(combinations(range(size), order))
+    return np.fromiter(flat, dtype=np.intp, count=comb(size, order) * order).reshape(comb(size, order), order)

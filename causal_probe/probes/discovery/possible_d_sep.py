@@ -13,6 +13,7 @@ References
 from __future__ import annotations
 
 import dataclasses
+from math import comb
 
 from causal_probe.probes.discovery.marks import Marks, bits
 
@@ -50,21 +51,27 @@ class PossibleDSep:
         OverflowError
             If there are more than ``limit``.
         """
-        inside = {
-            node: usable
-            for node, branches in sorted(self.branches.items())
-            if node != self.root and within >> node & 1
-            if (usable := [branch for branch in branches if not branch & ~within])
-        }
+        direct: list[int] = []  # what is joined to the root needs no other node
+        through: list[tuple[int, list[int]]] = []  # the others need the rest of one of their branches
+        for node, branches in self.branches.items():
+            if node == self.root or not within >> node & 1:
+                continue
+            bit = 1 << node
+            if bit in branches:
+                direct.append(bit)
+            elif usable := [branch ^ bit for branch in branches if not branch & ~within]:
+                through.append((bit, usable))
+        if not through and comb(len(direct), size) > limit:
+            raise OverflowError
         # Every legal set is reached by adding one node at a time: shorter branches first.
         found = {0}
         for _ in range(size):
-            found = {
-                chosen | 1 << node
-                for chosen in found
-                for node, branches in inside.items()
-                if not chosen >> node & 1 and any(not branch & ~(chosen | 1 << node) for branch in branches)
-            }
+            larger = {chosen | bit for chosen in found for bit in direct if not chosen & bit}
+            for bit, needed in through:
+                for chosen in found:
+                    if not chosen & bit and any(not need & ~chosen for need in needed):
+                        larger.add(chosen | bit)
+            found = larger
             if len(found) > limit:
                 raise OverflowError
         sets = [tuple(bits(chosen)) for chosen in found]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from causal_probe.graphs import GraphComparison, compare, mixed_edges, show_mixe
 from causal_probe.probes.discovery.correlation import Correlation
 from causal_probe.probes.discovery.independence import OrderCount
 from causal_probe.probes.discovery.search import Evidence, Learned
-from causal_probe.results import Citation, cite, to_jsonable, write_json
+from causal_probe.results import Citation, cite, escape, to_jsonable, write_json
 
 __all__ = ["AttentionGraph", "Discovery"]
 
@@ -182,7 +181,7 @@ class Discovery:
             *keys,
             methods=(
                 f"The attention of layer {s['layer']} on one input of {len(self.texts)} tokens was read as a structural equation model "
-                f"(ABCD), and a graph learned for each head from {'A A^T' if s['source'] == 'attention' else 'its outputs'} by "
+                f"(ABCD), and a graph learned for each head from {_from(s)} by "
                 f"{s['algorithm']} with Fisher's z-test (alpha {s['alpha']}, {s['samples']} samples)."
             ),
         )
@@ -208,7 +207,15 @@ class Discovery:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return f"<pre>{escape(repr(self))}</pre>"
+
+
+def _from(settings: Mapping[str, Any]) -> str:
+    """What the correlations come from, in words."""
+    if settings["source"] != "attention":
+        return "its outputs"
+    r = settings["residual"]
+    return f"A A^T with A the attention and {r:g} of each token's own value" if r else "A A^T"
 
 
 def _kind(graph: nx.DiGraph, u: int, v: int) -> str:

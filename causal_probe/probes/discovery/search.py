@@ -7,17 +7,23 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Int
 
 from causal_probe.probes.discovery.independence import IndependenceTest, OrderCount
 from causal_probe.probes.discovery.marks import Marks, bits
 
-__all__ = ["Candidates", "Evidence", "Learned", "Search", "TooManyTests"]
+__all__ = ["Candidates", "Evidence", "Learned", "Search", "TooManyTests", "as_sets"]
 
-#: For an edge (i < j), the conditioning sets to be tried in this order, all of one size.
-Candidates: TypeAlias = tuple[int, int, list[tuple[int, ...]]]
+#: For an edge (i < j), the conditioning sets to be tried in this order [set, order]; no set twice.
+Candidates: TypeAlias = tuple[int, int, Int[np.ndarray, "_set order"]]
 
 #: Tests that are collected before they are computed.
 COLLECTED = 200_000
+
+
+def as_sets(sets: list[tuple[int, ...]], order: int) -> Int[np.ndarray, "set order"]:
+    """Conditioning sets of one size as an array."""
+    return np.array(sets, dtype=np.intp).reshape(len(sets), order)
 
 
 class TooManyTests(Exception):
@@ -108,7 +114,7 @@ class Search:
         separated: list[tuple[int, int, tuple[int, ...]]] = []
         collected = 0
         for each in candidates:
-            if not each[2]:
+            if not len(each[2]):
                 continue
             any_set = True
             collected += len(each[2])
@@ -127,29 +133,28 @@ class Search:
         """Those of the edges that a set separates, with the set."""
         if not waiting:
             return []
-        sizes = [len(sets) for _, _, sets in waiting]
-        self.left -= sum(sizes)
+        sizes = np.array([len(sets) for _, _, sets in waiting])
+        self.left -= int(sizes.sum())
         x = np.repeat([i for i, _, _ in waiting], sizes)
         y = np.repeat([j for _, j, _ in waiting], sizes)
-        order = len(waiting[0][2][0])
-        given = np.array([each for _, _, sets in waiting for each in sets], dtype=np.intp).reshape(len(x), order)
+        given = np.concatenate([sets for _, _, sets in waiting])
+        p = self.test.p_values(x, y, given)
+        # Of each edge: the first of its sets with the largest p, or, where the first that separates is kept, that.
+        known = np.where(np.isnan(p), -1.0, p)  # undefined tests separate nothing
+        starts = np.cumsum(sizes) - sizes
+        score = known if self.stable else np.where(known > self.test.alpha, 2.0, known)
+        at_best = np.flatnonzero(score == np.repeat(np.maximum.reduceat(score, starts), sizes))
+        first = at_best[np.searchsorted(at_best, starts)]
         found = []
-        for (i, j, sets), p in zip(
-            waiting, np.split(self.test.p_values(x, y, given), np.cumsum(sizes)[:-1]), strict=True
-        ):
-            above = p > self.test.alpha  # not where it is undefined
-            if above.any() and not self.stable:
-                best = int(above.argmax())
-            elif np.isnan(p).all():
+        for (i, j, _), best, nodes in zip(waiting, known[first].tolist(), given[first].tolist(), strict=True):
+            before = self.evidence.get((i, j))
+            if best < 0:
                 self.evidence.setdefault((i, j), Evidence(None, ()))
                 continue
-            else:
-                best = int(np.nanargmax(p))
-            before = self.evidence.get((i, j))
-            if before is None or before.p is None or p[best] > before.p:
-                self.evidence[i, j] = Evidence(float(p[best]), sets[best])
-            if above[best]:
-                found.append((i, j, sets[best]))
+            if before is None or before.p is None or best > before.p:
+                self.evidence[i, j] = Evidence(best, tuple(nodes))
+            if best > self.test.alpha:
+                found.append((i, j, tuple(nodes)))
         return found
 
     def _remove(self, separated: Iterable[tuple[int, int, tuple[int, ...]]]) -> None:

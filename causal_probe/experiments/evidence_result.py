@@ -1,0 +1,306 @@
+"""What comparing kinds of evidence found: a row for each, its agreement with the truth and its cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+
+from causal_probe import graphs, viz
+from causal_probe.results import Citation, cite, results_folder, to_jsonable, versions, write_json, write_text
+
+__all__ = ["Agreement", "EvidenceRow", "EvidenceTable"]
+
+RESULT = "evidence.json"
+#: What one row of the summary stands for.
+KEYS = ("evidence", "model", "layer")
+
+HOW_TO_READ = (
+    "The tasks' causal graphs are known. Each kind of evidence answers with a graph over the tokens, read from one layer, of all heads "
+    "together. The skeleton says which tokens are joined; an arrowhead, that a token is no cause of the other. F1 is the harmonic mean of "
+    "precision and recall, 1 if all is right. Beside it stands the F1 of joining every pair, earlier to later: so much takes no evidence. "
+    "A perfect test is d-separation in the true graph, put in the place of the correlations: what the learners can know at most."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How one kind of evidence agrees with the truth: means over its readings of :func:`causal_probe.graphs.compare`.
+
+    Attributes
+    ----------
+    f1
+        In [0, 1]; 0 where a reading has no edge. Chance is that of the row ``every pair``.
+    f1_stderr
+        Its standard error over readings; None for one reading, and for readings of one pattern (which is no spread at all) it is 0.
+    precision
+        In [0, 1], over the readings that have an edge; None if none has.
+    recall
+        In [0, 1].
+    shd
+        Structural Hamming distance.
+    exact
+        Share of the readings that are right everywhere, in [0, 1].
+    """
+
+    f1: float
+    f1_stderr: float | None
+    precision: float | None
+    recall: float
+    shd: float
+    exact: float
+
+    @classmethod
+    def of(cls, found: Sequence[nx.DiGraph], truth: nx.DiGraph, mode: str) -> Agreement:
+        """Of graphs with a truth that has an edge, in a mode of :func:`causal_probe.graphs.compare`."""
+        compared = [graphs.compare(graph, truth, mode=mode) for graph in found]
+        f1 = [each.f1 or 0.0 for each in compared]
+        precision = [each.precision for each in compared if each.precision is not None]
+        return cls(
+            float(np.mean(f1)),
+            float(np.std(f1, ddof=1) / len(f1) ** 0.5) if len(f1) > 1 else None,
+            float(np.mean(precision)) if precision else None,
+            float(np.mean([each.recall or 0.0 for each in compared])),
+            float(np.mean([each.shd for each in compared])),
+            float(np.mean([each.shd == 0 for each in compared])),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceRow:
+    """One kind of evidence, on one model of one graph.
+
+    Attributes
+    ----------
+    graph, model
+        By name; the model is ``none`` where none is needed.
+    evidence
+        ``discovery``, ``attention``, ``gradient``, ``ablation``; without a model ``every pair``, ``perfect test``, ``first gradient``.
+    algorithm, source, samples
+        Of discovery; None elsewhere.
+    layer
+        The layer that was read, from 0.
+    readings
+        How many graphs were found, each from one input; 1 where the evidence is a mean over sequences.
+    skeleton, arrowheads
+        Agreement with the truth.
+    sequences
+        How many sequences went through the model, for all readings together; those of a first gradient went through a reduced one.
+    seconds
+        Wall-clock time of one reading.
+    """
+
+    graph: str
+    model: str
+    evidence: str
+    algorithm: str | None
+    source: str | None
+    samples: int | str | None
+    layer: int | None
+    readings: int
+    skeleton: Agreement
+    arrowheads: Agreement
+    sequences: int
+    seconds: float
+
+    @property
+    def how(self) -> str:
+        """The options of a discovery in words."""
+        return ", ".join(str(part) for part in (self.algorithm, self.source, self.samples) if part is not None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class EvidenceTable:
+    """Kinds of evidence side by side.
+
+    Attributes
+    ----------
+    rows
+        One for each graph, model, layer and kind of evidence, discovery with all its options.
+    settings
+        All that was asked for.
+    """
+
+    rows: tuple[EvidenceRow, ...]
+    settings: Mapping[str, Any]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each; agreement as ``skeleton_f1``, ``arrowheads_recall``, ..."""
+        return pd.DataFrame([_flat(row) for row in self.rows])
+
+    def summary(self) -> pd.DataFrame:
+        """By evidence, model and layer: F1 and share of exact readings, cost, means over the graphs.
+
+        Of discovery the options are those with the best mean F1 of the skeleton (of equal ones, of the arrowheads), chosen with the truth in hand: what it does at
+        best. They stand in ``how``.
+        """
+        frame = self.to_pandas().fillna({"layer": -1})
+        frame["how"] = [row.how for row in self.rows]
+        shown = [
+            "skeleton_f1", "skeleton_precision", "skeleton_recall", "skeleton_exact",
+            "arrowheads_f1", "arrowheads_exact", "sequences", "seconds",
+        ]  # fmt: skip
+        each = frame.groupby([*KEYS, "how"], sort=False, dropna=False)
+        means = each[shown].mean().join(each.size().rename("graphs")).reset_index()
+        # Of equal skeletons the one with the better arrowheads.
+        order = means.sort_values(["skeleton_f1", "arrowheads_f1"], ascending=False, kind="stable")
+        best = order.drop_duplicates(list(KEYS)).sort_index()
+        best = best.astype({"layer": "Int64"})
+        best["layer"] = best["layer"].mask(best["layer"] < 0)
+        return best.reset_index(drop=True)
+
+    def deepest(self) -> pd.DataFrame:
+        """Is the deepest layer best for discovery? F1 of the skeleton by graph, model and layer, with the best options in each."""
+        frame = self.to_pandas()
+        frame = frame[frame["evidence"] == "discovery"]
+        return frame.pivot_table(
+            index=["graph", "model"], columns="layer", values="skeleton_f1", aggfunc="max", sort=False
+        )
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result."""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"from causal_probe import experiments\n\nexperiments.compare_evidence({arguments})"
+
+    def cite(self) -> Citation:
+        """The papers, and one sentence for a methods section."""
+        return cite(
+            "rohekar2023",
+            "nichani2024",
+            methods=(
+                "Graphs over tokens were read from attention by causal discovery (ABCD), from mean attention, score gradients and "
+                "ablation, on in-context tasks of known graph, and compared with the truth by skeleton and arrowheads."
+            ),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``evidence.json``, in plain JSON types."""
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "evidence",
+                    "format": 1,
+                    "rows": [_flat(row) for row in self.rows],
+                    "settings": self.settings,
+                    "versions": versions(),
+                    "citation": self.cite(),
+                }
+            )
+        )
+
+    def report(self) -> viz.Report:
+        """The report, to be written as one offline HTML file."""
+        return viz.Report(
+            title="Which evidence finds the causal graph, and at what cost?",
+            summary=f"{', '.join(self.settings['graphs'])}; {self.settings['positions']} tokens of {self.settings['vocab']} states.",
+            sections=[
+                viz.Section("Result", [viz.Paragraph(HOW_TO_READ), self._picture(), *self._tables()]),
+                viz.Section("Is the deepest layer best?", [self._layers()]),
+            ],
+            settings=self.settings,
+            versions=versions(),
+            call=self.call,
+            citation=self.cite(),
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write ``evidence.json``, ``evidence.csv`` and ``report.html`` into ``folder``, whole or not at all; return the report's path.
+
+        Raises
+        ------
+        CausalProbeError
+            If ``folder`` can't be written or holds something else.
+        """
+        with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
+            write_text(staging / "evidence.csv", self.to_pandas().to_csv(index=False))
+            self.report().write(staging / "report.html")
+            write_json(staging / RESULT, {**self.to_dict(), "files": ["evidence.csv", RESULT, "report.html"]})
+        return Path(folder) / "report.html"
+
+    def __repr__(self) -> str:
+        shown = self._shown()
+        return f"Evidence on {len(self.settings['graphs'])} graphs\n{shown.to_string(index=False, float_format='{:.3f}'.format, na_rep='')}"
+
+    def _repr_html_(self) -> str:
+        return str(self._shown().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))
+
+    def _shown(self) -> pd.DataFrame:
+        shown = self.summary()
+        shown["sequences"] = shown["sequences"].round().astype(int)
+        return shown.rename(
+            columns=lambda name: name.replace("skeleton_", "skeleton ").replace("arrowheads_", "arrows ")
+        )
+
+    def _picture(self) -> viz.Picture:
+        best = self.summary()
+        best["name"] = [
+            f"{row.evidence}{'' if row.model == 'none' else f', {row.model}, layer {row.layer}'}"
+            for row in best.itertuples()
+        ]
+        frame = self.to_pandas().fillna({"layer": -1})
+        frame["how"] = [row.how for row in self.rows]
+        chosen = best[[*KEYS, "how", "name"]].assign(layer=best["layer"].astype("Float64").fillna(-1).astype(float))
+        table = frame.astype({"layer": float}).merge(chosen, on=[*KEYS, "how"])
+        table = table.pivot_table(index="name", columns="graph", values="skeleton_f1", sort=False)
+        return viz.Picture(
+            viz.table_map(table[list(self.settings["graphs"])], value_name="F1 of the skeleton", limit=1.0),
+            "F1 of the skeleton by evidence and graph. Of discovery, in each row, the options with the best mean.",
+        )
+
+    def _tables(self) -> list[viz.Table]:
+        best = self.summary()
+        columns = [
+            "evidence",
+            "model",
+            "layer",
+            "how",
+            "skeleton F1",
+            "precision",
+            "recall",
+            "arrowhead F1",
+            "exact",
+            "sequences",
+            "seconds",
+        ]
+        rows = [
+            (
+                row.evidence, row.model, None if pd.isna(row.layer) else int(row.layer), row.how, row.skeleton_f1,
+                None if pd.isna(row.skeleton_precision) else row.skeleton_precision, row.skeleton_recall,
+                row.arrowheads_f1, row.skeleton_exact, round(row.sequences), row.seconds,
+            )
+            for row in best.itertuples()
+        ]  # fmt: skip
+        return [
+            viz.Table(
+                columns,
+                rows,
+                "Means over the graphs. Discovery with the options that agree best with the truth. Sequences: through the model, for all "
+                "readings together; seconds: of one reading, on whatever machine this ran.",
+            )
+        ]
+
+    def _layers(self) -> viz.Table:
+        table = self.deepest()
+        rows = [
+            (*index, *(None if pd.isna(value) else value for value in row))
+            for index, row in zip(table.index, table.to_numpy(), strict=True)
+        ]
+        return viz.Table(
+            ["graph", "model", *(f"layer {layer}" for layer in table.columns)],
+            rows,
+            "F1 of the skeleton that discovery finds in each layer, with the options that agree best there.",
+        )
+
+
+def _flat(row: EvidenceRow) -> dict[str, Any]:
+    plain = dataclasses.asdict(row)
+    for mode in ("skeleton", "arrowheads"):
+        plain |= {f"{mode}_{name}": value for name, value in plain.pop(mode).items()}
+    return plain

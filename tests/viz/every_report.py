@@ -1,0 +1,163 @@
+"""A small report of every kind that a command writes, each with hostile text wherever it takes text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import torch
+import transformers
+
+from causal_probe import experiments, graphs, hooks, models, probes, viz
+from causal_probe.experiments.reproductions import Line, Reproduction
+
+from .hostile import HOSTILE
+
+#: A tokenizer's own code can hold no lone surrogate; what becomes of one is tested where tokens are given as texts.
+SPEAKABLE = [
+    token for token in HOSTILE if token.strip() and token.isprintable() and token.isascii() and len(token) < 60
+]
+NAME = "".join(HOSTILE[:2])
+
+
+def tokenizer() -> Any:
+    """Hostile tokens as whole words, one a word of the text ``t4 t5 ...``."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers import models as parts
+
+    words = ["<s>", "</s>", *SPEAKABLE, *(f"t{i}" for i in range(50))][:50]
+    fast = Tokenizer(parts.WordLevel({word: place for place, word in enumerate(words)}, unk_token="t5"))
+    fast.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=fast, bos_token="<s>", eos_token="</s>")
+
+
+@cache
+def language_model() -> Any:
+    """A tiny random GPT-2 with a hostile name, whose tokens are hostile."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=32, bos_token_id=0, eos_token_id=1
+    )
+    return hooks.to_hooked(transformers.GPT2LMHeadModel(config).eval(), tokenizer=tokenizer(), name=NAME)
+
+
+def recovery() -> viz.Report:
+    return experiments.recover("chain", positions=5, probe_sequences=1024, device="cpu").report()
+
+
+def gradient() -> viz.Report:
+    found = experiments.recover_by_gradient("chain", positions=6, sequences=256)
+    return dataclasses.replace(found, settings={**found.settings, NAME: NAME}).report()
+
+
+def scan() -> viz.Report:
+    known = models.DisentangledTransformer(d_vocab=12, n_positions=24)
+    known.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)
+    known.block(1, 0, query="token", key="L0H0.token").diagonal().fill_(30)
+    known.output_block("L1H0.token").diagonal().fill_(9)
+    own = probes.Template("own", lambda tokens: torch.ones(tokens.shape[1], tokens.shape[1]).tril(-1).bool(), NAME)
+    return experiments.scan(
+        known, templates=["previous-token", "induction", own], sequences=6, verify=True, blocks=True
+    ).report()
+
+
+def scan_of_a_language_model() -> viz.Report:
+    return experiments.scan(language_model(), templates=["previous-token", "induction"], sequences=4).report()
+
+
+def in_context() -> viz.Report:
+    made = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
+    return experiments.in_context_graph(made, "chain", states=3, sequences=4, verify=False).report()
+
+
+def leaderboard() -> viz.Report:
+    made = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
+    found = experiments.leaderboard([made], ["chain", "pairs"], states=3, sequences=4)
+    return dataclasses.replace(found, names=(NAME,) * len(found.names)).report()
+
+
+def discovery() -> viz.Report:
+    text = " ".join(SPEAKABLE[:6])
+    return experiments.discover(language_model(), text, samples=50, explain=-1, max_size=1).report()
+
+
+def reproduction() -> viz.Report:
+    return Reproduction(
+        name="tiny",
+        title=NAME,
+        paper=("vonoswald2023",),
+        summary=" ".join(HOSTILE),
+        lines=(Line(NAME, 0.1, 0.01, 0.1, NAME, True), Line("nothing", None, note=NAME)),
+        figures={
+            "curve": viz.curves({NAME: {NAME: viz.Curve([0, 1, 2], [1, 2, 3])}}, x_name=NAME, y_name=NAME, title=NAME)
+        },
+        settings={"quick": True, "seed": 0, NAME: NAME},
+        captions={"curve": NAME},
+        notes=(NAME,),
+    ).report()
+
+
+def sweep(folder: Path) -> viz.Report:
+    def broken(*, seed: int, graph: str) -> Any:
+        raise ValueError(graph)
+
+    spec = {
+        "probes": ["gradient", "broken"],
+        "grid": {"graph": ["chain", NAME], "seed": [0, 1]},
+        "settings": {},
+    }
+    return experiments.sweep(
+        {**spec, "probes": {"gradient": {"positions": 5, "sequences": 32}, "broken": {}}},
+        out=folder,
+        probes={"broken": broken},
+    ).report()
+
+
+def everything() -> viz.Report:
+    """Every block and every picture."""
+    chain = nx.path_graph(20, create_using=nx.DiGraph)
+    mixed = graphs.mixed_graph(3, [(0, "o", ">", 1), (1, "<", ">", 2)])
+    text = " ".join(HOSTILE)
+    n = len(HOSTILE)
+    pattern = torch.ones(2, n, n).tril()
+    line = nx.path_graph(n, create_using=nx.DiGraph)
+    widget = viz.attention(
+        HOSTILE, pattern / pattern.sum(-1, keepdim=True), head_names=HOSTILE[:2], graphs=[line, line], scores={text: [1, 2], NAME: [None, 0.5]}
+    )  # fmt: skip
+    pictures = [
+        viz.graph(chain, chain, labels=(HOSTILE * 2)[:20], title=text),
+        viz.graph(chain),
+        viz.mixed(mixed, HOSTILE[:3], title=text),
+        viz.training(
+            {"step": [0, 1], "loss": [1.0, 0.5], "stage": [text, NAME]}, {text: 0.7}, title=text, loss_name=text
+        ),
+        viz.blocks({text: torch.eye(3), NAME: torch.eye(3)}, title=text, value_name=text),
+        viz.heads(torch.ones(2, 2), score_name=text, title=text),
+        viz.curves({text: {text: viz.Curve([0, 1], [0, 1])}}, x_name=text, y_name=text, title=text),
+    ]
+    blocks = [
+        viz.Headline([(text, 0, text), (text, None, text)]),
+        viz.Paragraph(f"First.\n\n{text}"),
+        *(viz.Picture(figure, text) for figure in pictures),
+        viz.Table((text, "value"), [(text, 1.0), (text, None)], text),
+        viz.Code(text, text),
+        viz.Attention(widget, text),
+    ]
+    return viz.Report(text, [viz.Section(text, blocks)], {text: text}, {text: text}, text, text)
+
+
+KINDS: dict[str, Callable[[], viz.Report]] = {
+    "recover": recovery,
+    "recover --method gradient": gradient,
+    "recover --model": in_context,
+    "scan": scan,
+    "scan of a language model": scan_of_a_language_model,
+    "leaderboard": leaderboard,
+    "discover": discovery,
+    "reproduce": reproduction,
+    "everything": everything,
+}
