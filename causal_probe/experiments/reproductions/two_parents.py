@@ -39,7 +39,7 @@ POSITIONS, VOCAB, ALPHA, HEADS = 32, 5, 0.1, (2, 1)
 #: The paper's training: AdamW from small noise. Quick mode leaves it out.
 NOISE, BATCH, STEPS, RATE, DECAY = 1e-4, 1024, 2**16, 1e-2, 1e-4
 #: Stage 2 of staged training, in which everything moves.
-REST = {False: 8000, True: 600}
+REST = {False: 24_000, True: 600}
 #: The control has one head in layer 1 for two parents: its steps of stage 2, and how much of the way from the one-parent predictor to the known graph
 #: it may go.
 CONTROL_HEADS, CONTROL, NO_FURTHER = (1, 1), {False: 4000, True: 600}, 0.1
