@@ -46,6 +46,8 @@ SEQUENCES_OF_SEVERAL = 2**17
 EVALUATION_SEQUENCES = 2**13
 #: Entries of a batch of tokens.
 AT_ONCE = 2**18
+#: Nodes that were not decided, of which the short table says what they may be.
+SHOWN_UNDECIDED = 3
 #: A row of layer 1 puts all but T e^-STRENGTH of its attention on the parent that was found.
 STRENGTH = 20.0
 
@@ -150,6 +152,7 @@ class GradientRecovery:
         if isinstance(self.found, GradientGraph):
             shown += [
                 ("status", self.found.status),
+                *self._undecided(self.found),
                 ("unchanged since sequence", f"{self.found.stable_after:,}"),
             ]
         else:
@@ -166,6 +169,17 @@ class GradientRecovery:
             shown.append(("loss of the model, untrained (nats)", f"{self.loss:.4f}"))
             shown += [(f"  {name}", f"{loss:.4f}") for name, loss in self.reference_losses.items()]
         return [*shown, ("seconds", f"{self.seconds:.1f}")]
+
+    def _undecided(self, found: GradientGraph) -> list[tuple[str, str]]:
+        """How many nodes were not decided, and how much is left of what the first few may be; nothing if none was to be."""
+        if found.left is None or not found.undecided:
+            return []
+        first = [
+            f"{node}: {len(found.left[node])} of {node + 1} possibilities are left"
+            for node in found.undecided[:SHOWN_UNDECIDED]
+        ]
+        more = ["..."] if len(found.undecided) > SHOWN_UNDECIDED else []
+        return [("nodes not decided", f"{len(found.undecided)} ({'; '.join([*first, *more])})")]
 
     def __repr__(self) -> str:
         return "\n".join([self._title(), *(f"  {name:<35} {value}" for name, value in self.rows())])

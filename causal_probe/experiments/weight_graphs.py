@@ -17,9 +17,9 @@ in-context unigram predictor minus the model's. That asks whether the block is *
 add up, because a circuit of two blocks is lost with either, and a share may exceed 1: what is left of the model was made to go
 with the block. Nor is a hole without content: with the graph's block at zero every node copies the average of its past, which the rest
 of the model may be helped by (its parent is one of few) or misled by (a chain's past holds everything else as well). So two more
-questions are asked. **Does it matter which?** (``scrambled``): every row's entries are permuted at random over the keys that the row can
-see, so that the block keeps its values, and its softmax its sharpness, and only what it says about *which* key is lost; for the graph's
-block that is another graph, drawn at random. A share above 1 then says that a wrong graph is worse than the unigram predictor's none.
+questions are asked. **Does it matter which?** (``scrambled``): every row's entries are moved to other keys that the row can see, at
+random, so that the block keeps its values, and its softmax its sharpness, and only what it says about *which* key is lost; the graph's
+block holds another graph then, in which every parent is a wrong one. A share above 1 says that this is worse than no graph, the unigram predictor's.
 And is the block **enough** for its layer: how much of the skill is left when all other blocks of the layer are set to zero (``alone``)?
 """
 
@@ -46,7 +46,7 @@ __all__ = ["weight_graphs"]
 SEQUENCES = 2**14
 MICRO_BATCH = 2048
 #: How often a block is scrambled, each time on as large a part of the sequences.
-SCRAMBLES = 32
+SCRAMBLES = 128
 #: Family-wise level at which a block is said to hold the graph.
 LEVEL = 1e-3
 
@@ -219,11 +219,19 @@ def _identity(matrix: Float[np.ndarray, "query key"], query: str, key: str) -> f
 def _scramble(
     block: Float[Tensor, "query key"], query: str, key: str, source: torch.Generator
 ) -> Float[Tensor, "query key"]:
-    """The block with each row's entries permuted at random over the keys that it can see: position i sees positions up to i, all else everything."""
+    """The block with each row's entries moved around a random cycle of the keys that it can see, so that none stays where it was.
+
+    Position i sees the positions up to i, everything else sees all keys; a row that sees one key stays as it is.
+    """
     order = torch.rand(block.shape, generator=source, device=block.device)
+    seen = torch.full((len(block), 1), block.shape[1], device=block.device)
     if query == key == "position":
         order += torch.ones_like(order).triu(1)  # masked entries stay behind the others
-    return block.gather(1, order.argsort(1))
+        seen = torch.arange(1, len(block) + 1, device=block.device)[:, None]
+    order = order.argsort(1)
+    place = torch.arange(block.shape[1], device=block.device).expand_as(block)
+    following = torch.where(place < seen, (place + 1) % seen, place)
+    return torch.empty_like(block).scatter_(1, order, block.gather(1, order).gather(1, following))
 
 
 def _rows(batches: Sequence[Batch], rows: Int[np.ndarray, " row"]) -> Batch:

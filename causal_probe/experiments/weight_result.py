@@ -79,7 +79,7 @@ class BlockGraph:
         The cost over the in-context skill, and its standard error to first order. None without skill.
     scrambled, scrambled_stderr
         The same share, but of what the loss rises by when the block's rows are scrambled (:mod:`causal_probe.experiments.weight_graphs`), on
-        average over 32 scrambles; the standard error is over these, each with sequences of its own. Above 1 where a wrong block
+        average over 128 scrambles; the standard error is over these, each with sequences of its own. Above 1 where a wrong block
         is worse than in-context unigram. None without skill.
     alone, alone_stderr
         The share of the skill that is left when all other blocks of the layer, in all its heads, are set to zero. Chance level is

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer
 from causal_probe.tasks.regression import RegressionBatch
+from causal_probe.training.checkpoint import Checkpoint, Progress
 from causal_probe.training.fit import History
 from causal_probe.training.stages import Stage
 
@@ -93,6 +94,8 @@ def minimise(
     *,
     clip: float | None = None,
     callback: Callable[[int], None] | None = None,
+    generator: torch.Generator | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool = False,
 ) -> History:
     """Train ``model`` in place on ``loss(batch_size)``, a scalar on fresh data. All weights that require gradients move.
@@ -106,6 +109,9 @@ def minimise(
         Largest norm of the gradient; larger ones are scaled down.
     callback
         Called with the step's number before every step and once after the last.
+    generator, checkpoint
+        Where the run is kept, as in :func:`~causal_probe.training.fit`, and the source that ``loss`` draws its data from, whose state is kept
+        with it. All that ``callback`` remembers must be in the checkpoint's notes.
     progress
         Show a tqdm bar, on standard error.
 
@@ -117,24 +123,47 @@ def minimise(
     Raises
     ------
     CausalProbeError
-        If nothing requires gradients, or the loss or the weights stop being finite: the rate is too large.
+        If nothing requires gradients, the checkpoint has no generator to keep or is not of this run, or the loss or the weights stop being
+        finite: the rate is too large.
     """
     moved = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not moved:
         raise CausalProbeError("No weight of the model requires gradients, so there is nothing to train.")
-    steps: list[tuple[int, str, float]] = []
+    if checkpoint is not None and generator is None:
+        raise CausalProbeError("A run that is kept needs the generator of its data: pass it beside the checkpoint.")
+    threads = torch.get_num_threads()
+    made = Progress(0, 0, [], {})
+    if checkpoint is not None and generator is not None:
+        made = checkpoint.load(model, generator) or made
+    losses = made.losses
     optimizer: torch.optim.Optimizer | None = None
     previous = None
     bar = tqdm(total=sum(stage.steps for stage in stages), disable=not progress, unit="step", dynamic_ncols=True)
+    bar.update(len(losses))
+
+    def keep(index: int, step: int) -> None:
+        if checkpoint is not None and generator is not None:
+            moments = {} if optimizer is None else optimizer.state_dict()["state"]
+            checkpoint.save(model, generator, Progress(index, step, losses, moments))
+
     try:
-        for stage in stages:
+        for index, stage in enumerate(stages):
+            # Stages that are over are gone through for their optimiser, which later ones may go on with.
+            first = made.step if index == made.stage else 0 if index > made.stage else stage.steps
             if optimizer is None or (stage.optimizer, stage.weight_decay) != previous:
                 kind = torch.optim.SGD if stage.optimizer == "sgd" else torch.optim.AdamW
                 optimizer = kind(moved, lr=stage.learning_rate, weight_decay=stage.weight_decay)
                 previous = (stage.optimizer, stage.weight_decay)
-            for step in range(stage.steps):
+                if made.optimizer and (index, 0) < (
+                    made.stage,
+                    made.step,
+                ):  # on a border the moments are the earlier stage's
+                    optimizer.load_state_dict({**optimizer.state_dict(), "state": made.optimizer})
+            for step in range(first, stage.steps):
+                if checkpoint is not None and step > first and step % checkpoint.every == 0:
+                    keep(index, step)
                 if callback is not None:
-                    callback(len(steps))
+                    callback(len(losses))
                 for group in optimizer.param_groups:
                     group["lr"] = stage.rate_at(step)
                 with torch.enable_grad():
@@ -142,7 +171,7 @@ def minimise(
                 now = float(value.detach())
                 if not now < float("inf"):
                     raise CausalProbeError(
-                        f"The loss is {now} at step {len(steps)} ({stage.name}): the learning rate {stage.learning_rate:g}, or "
+                        f"The loss is {now} at step {len(losses)} ({stage.name}): the learning rate {stage.learning_rate:g}, or "
                         "what the model began with, is too large."
                     )
                 for parameter, gradient in zip(
@@ -152,24 +181,31 @@ def minimise(
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_(moved, clip)
                 optimizer.step()
-                steps.append((len(steps), stage.name, now))
+                losses.append(now)
                 bar.update()
                 if step % 10 == 0:
                     bar.set_postfix(loss=f"{now:.4f}")
             if not all(bool(torch.isfinite(parameter).all()) for parameter in moved):
                 raise CausalProbeError(
-                    f"The weights are not finite after {len(steps)} steps ({stage.name}): the learning rate "
+                    f"The weights are not finite after {len(losses)} steps ({stage.name}): the learning rate "
                     f"{stage.learning_rate:g} is too large."
                 )
+            if index >= made.stage:
+                keep(index + 1, 0)
         if callback is not None:
-            callback(len(steps))
+            callback(len(losses))
+    except CausalProbeError:
+        if checkpoint is not None:
+            checkpoint.delete()
+        raise
     finally:
         bar.close()
+        torch.set_num_threads(threads)
         for parameter in moved:
             parameter.grad = None
     return History(
-        step=tuple(number for number, _, _ in steps),
-        stage=tuple(name for _, name, _ in steps),
-        loss=tuple(value for _, _, value in steps),
+        step=tuple(range(len(losses))),
+        stage=tuple(stage.name for stage in stages for _ in range(stage.steps)),
+        loss=tuple(losses),
         sequences=sum(stage.steps * stage.batch_size for stage in stages),
     )

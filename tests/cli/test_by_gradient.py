@@ -146,3 +146,12 @@ def test_no_edges_where_there_are_none_and_the_result_shows() -> None:
     assert "no edges" in repr(found)
     assert "<table" in found._repr_html_()
     assert "nichani2024" in found.cite().bibtex
+
+
+def test_nodes_that_are_not_decided_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["recover", "--method", "gradient", "--graph", "chain", "--alpha", "100", "--sequences", "2048"])
+    assert not left.value.code
+    printed = capsys.readouterr().out
+    assert "insufficient" in printed
+    assert "18 (1: 2 of 2 possibilities are left" in printed

@@ -39,7 +39,7 @@ TINY: dict[Any, dict[str, Any]] = {
         "JOINT": {True: ((1024, 4), (64, 4))}, "LOOKS": 2, "WATCHING": 32,
     },
     trees: {"POSITIONS": 8, "VOCAB": 3, "STEPS": {True: 16}, "LOOKS": 2, "BATCH": 16, "REST": {True: 4}, "EVALUATION": 256, "ATTENTION": 128},
-    two_parents: {"POSITIONS": 8, "VOCAB": 3, "REST": {True: 4}, "EVALUATION": 256, "ATTENTION": 128},
+    two_parents: {"CONTROL": {True: 4}, "POSITIONS": 8, "VOCAB": 3, "REST": {True: 4}, "EVALUATION": 256, "ATTENTION": 128},
 }  # fmt: skip
 
 
@@ -102,6 +102,13 @@ def test_training_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytes
     assert (resumed.step, resumed.attention, resumed.losses) == (whole.step, whole.attention, whole.losses)
     assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
     assert not list((tmp_path / "out" / "parts").glob("*.checkpoint.safetensors"))
+
+
+def test_the_position_block_s_own_softmax() -> None:
+    task = InContextMarkov(graphs.from_parents([None, 0, 0, None, 2]), 3)
+    blank = DisentangledTransformer(3, 6)
+    assert forests._by_position(blank, task) == pytest.approx(np.mean([1 / 2, 1 / 3, 1 / 5]))
+    assert forests._by_position(hand_set(task.graph, 3), task) == pytest.approx(1, abs=1e-3)
 
 
 def test_attention_on_true_parents_says_yes_and_no() -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from causal_probe import graphs, training
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import WeightGraphs, weight_graphs
-from causal_probe.experiments.weight_graphs import chance_of, leading_parents
+from causal_probe.experiments.weight_graphs import _scramble, chance_of, leading_parents
 from causal_probe.models import Circuit, DisentangledTransformer, hand_set
 from causal_probe.tasks import InContextMarkov, cross_entropy, generator, in_context_unigram
 
@@ -132,7 +132,7 @@ def test_costs_and_shares_by_hand(copies: WeightGraphs) -> None:
 
 
 def test_scrambled_by_hand(copies: WeightGraphs) -> None:
-    """Another graph drawn for each part of the sequences: the parents permuted among the positions that a node sees."""
+    """Another graph drawn for each part of the sequences: each row's entries are moved to other positions that the node sees."""
     model, rng = fitted(), np.random.default_rng(0)
     tokens, target = (getattr(TASK.sample(2048, generator(0, "weight graphs")), name) for name in ("tokens", "target"))
 
@@ -150,7 +150,8 @@ def test_scrambled_by_hand(copies: WeightGraphs) -> None:
         wrong = copy.deepcopy(model)
         block = wrong.block(*GRAPH_BLOCK[:2], query="position", key="position")
         for row in range(len(block)):
-            block[row, : row + 1] = block[row, : row + 1][torch.as_tensor(rng.permutation(row + 1))]
+            cycle = torch.as_tensor(rng.permutation(row + 1))
+            block[row, cycle] = block[row, cycle.roll(1)].clone()
         some = slice(part * 32, part * 32 + 32)
         costs.append(float((losses(wrong, some) - base[some]).mean()))
     found = copies.block(*GRAPH_BLOCK)
@@ -158,8 +159,19 @@ def test_scrambled_by_hand(copies: WeightGraphs) -> None:
     assert found.scrambled_stderr is not None
     by_hand, error = np.mean(costs) / float(skill.mean()), np.std(costs) / 8 / float(skill.mean())
     assert abs(found.scrambled - by_hand) < 3 * np.hypot(error, found.scrambled_stderr)
-    assert found.scrambled_stderr == pytest.approx(error * np.sqrt(2), rel=0.6)  # half as many scrambles
+    assert found.scrambled_stderr == pytest.approx(error / np.sqrt(2), rel=0.6)  # twice as many scrambles
     assert all((b.scrambled == 0) == (b.norm == 0) for b in copies.blocks)
+
+
+def test_a_scrambled_block_has_its_values_elsewhere() -> None:
+    block = torch.arange(30.0).reshape(5, 6)
+    for query, key, seen in (("token", "position", [6] * 5), ("position", "position", [1, 2, 3, 4, 5])):
+        for seed in range(20):
+            found = _scramble(block, query, key, torch.Generator().manual_seed(seed))
+            for row, n in enumerate(seen):
+                assert sorted(found[row, :n].tolist()) == block[row, :n].tolist()
+                assert bool((found[row, :n] != block[row, :n]).all()) == (n > 1)
+                assert torch.equal(found[row, n:], block[row, n:])
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
 from torch import nn
 
 from causal_probe import CausalProbeError
 from causal_probe.models import LinearTransformer
 from causal_probe.tasks import LinearRegression, generator
-from causal_probe.training import Stage, adam, minimise, regression_loss
+from causal_probe.training import Checkpoint, Stage, adam, minimise, regression_loss
 
 
 def parabola(start: float = 3.0) -> nn.Linear:
@@ -34,6 +38,40 @@ def test_sgd_by_hand() -> None:
     assert history.loss == pytest.approx([0.5 * value**2 for value in expected[:-1]])
     assert history.stage == ("one", "one", "one", "two")
     assert history.sequences == 3 * 7 + 5
+
+
+@pytest.mark.parametrize("second", ["adamw", "sgd"])
+@pytest.mark.parametrize("until", [1, 3, 4, 5, 6, 9, 10])
+def test_goes_on_from_a_checkpoint_as_if_nothing_had_happened(until: int, second: Any, tmp_path: Path) -> None:
+    """Stopped in each stage, on their border, and after the end; the optimiser's moments live on where consecutive stages share it."""
+    stages = [Stage("one", 5, 16, "adamw", 0.01, ("all",)), Stage("two", 5, 16, second, 0.02, ("all",), "cosine")]
+
+    class Stop(Exception):
+        pass
+
+    def run(checkpoint: Checkpoint | None, until: int | None = None) -> tuple[dict[str, torch.Tensor], Any]:
+        task, source = LinearRegression(2, 4), generator(0, "test")
+        model = LinearTransformer(3, 5).initialise(generator(0, "weights"), scale=0.05)
+
+        def stop(step: int) -> None:
+            if step == until:
+                raise Stop
+
+        loss = regression_loss(model, task, source)
+        history = minimise(model, loss, stages, callback=stop, generator=source, checkpoint=checkpoint)
+        return model.state_dict(), history
+
+    whole, history = run(None)
+    with pytest.raises(Stop):
+        run(Checkpoint(tmp_path / "c", {}, every=2), until)
+    again, resumed = run(Checkpoint(tmp_path / "c", {}, every=2))
+    assert resumed == history
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_checkpoint_needs_the_data_s_generator(tmp_path: Path) -> None:
+    with pytest.raises(CausalProbeError, match="needs the generator of its data"):
+        minimise(parabola(), lambda n: torch.zeros(()), [], checkpoint=Checkpoint(tmp_path / "c", {}))
 
 
 def test_clipping_bounds_the_step() -> None:

@@ -48,7 +48,8 @@ def figure_8(run: Run) -> Reproduction:
         model = residual_transformer(run.seed)
         source = generator(run.seed, "training")
         watching = task.sample(WATCHING, generator(run.seed, "watching")).tokens
-        seen: list[tuple[int, float]] = []
+        checkpoint = run.checkpoint("model")
+        notes: dict[str, Any] = {} if checkpoint is None else checkpoint.notes
 
         def loss(batch_size: int) -> Tensor:
             batch = task.sample(batch_size, source)
@@ -56,10 +57,12 @@ def figure_8(run: Run) -> Reproduction:
 
         def watch(step: int) -> None:
             if step % every == 0:
-                seen.append((step, parent_attention(task, head_graphs(model, watching))[0]))
+                notes.setdefault("seen", []).append([step, parent_attention(task, head_graphs(model, watching))[0]])
 
-        history = minimise(model, loss, [stage], callback=watch, progress=run.progress)
-        step, attention = zip(*seen, strict=True)
+        history = minimise(
+            model, loss, [stage], callback=watch, generator=source, checkpoint=checkpoint, progress=run.progress
+        )
+        step, attention = zip(*notes["seen"], strict=True)
         return {"step": step, "attention": attention, "losses": thinned(history.loss), **weights_of(model)}
 
     kept = run.part("model", fit_it)
