@@ -276,6 +276,7 @@ def feature_descent(
     name: str,
     sequences: int = 20_000,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Algorithm:
     """One step of gradient descent on features of x, from zero, with the step that fits the task best.
 
@@ -285,6 +286,12 @@ def feature_descent(
     ----------
     features
         From [..., d_x] to [..., d_features]; None: x itself.
+    name
+        For tables.
+    sequences, seed
+        What the step is fitted on.
+    dtype
+        Of the inputs that ``features`` takes.
     """
     apply: Callable[[Tensor], Tensor] = (lambda x: x) if features is None else features
 
@@ -292,7 +299,7 @@ def feature_descent(
         return lambda x, y, x_query: predict_descent(apply(x), y, apply(x_query), eta=[step])
 
     with torch.no_grad():
-        batch = task.sample(sequences, generator(seed, "feature descent"))
+        batch = task.sample(sequences, generator(seed, "feature descent"), dtype=dtype)
         p = at(1.0)(batch.x, batch.y, batch.x_query)
         step = float((p * batch.target).sum() / p.square().sum())
     return Algorithm(name, at(step), Descent((step,), (0.0,)))

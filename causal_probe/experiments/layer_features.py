@@ -2,7 +2,7 @@ r"""The features on which a linear layer behind an MLP runs its gradient step: w
 
 A linear layer that reads phi(x) and y can multiply the query's features by the examples' in any metric G,
 
-    prediction = sum_j y_j phi(x_j)' G phi(x_q)  +  what else its weights do,        G = eta * preconditioner of implied_step
+    prediction = sum_j y_j phi(x_j)' G phi(x_q)  +  what else its weights do,        G' = - sum_heads (QK's x-x block) (OV's y-y block)
 
 and G is not determined by the function: phi -> B phi and G -> B^-T G B^-1 is the same model. So one plain gradient step on the MLP's
 output, G = identity, is a statement about a basis that training had no reason to choose. What does not depend on the basis is this:
@@ -25,7 +25,6 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.descent import Algorithm
 from causal_probe.models import LinearTransformer
-from causal_probe.probes import implied_step
 from causal_probe.tasks import LinearRegression, RegressionBatch, SineRegression, generator
 
 __all__ = ["LayerFeatures", "function_cosine", "layer_features"]
@@ -86,10 +85,12 @@ def layer_features(
         raise CausalProbeError(
             "The features of a layer are those of a model of one linear layer behind an MLP (d_hidden, d_features)."
         )
-    step = implied_step(model).layers[0]
-    if step.preconditioner is None:
+    attention, x, y = model.blocks[0].attn, slice(0, model.d_x), slice(model.d_x, None)
+    QK = (attention.W_Q @ attention.W_K.mT)[:, x, x].double()
+    passed = (attention.W_V @ attention.W_O)[:, y, y].double().diagonal(dim1=-2, dim2=-1).mean(-1)
+    metric = -(QK * passed[:, None, None]).sum(0)
+    if not metric.any():
         raise CausalProbeError("The layer's weights pass no y on, so that they have no metric on the features.")
-    metric = step.eta * step.preconditioner.double()
     phi = model.features(
         task.sample(sequences, generator(seed, "layer features"), dtype=model.cfg.dtype).x_query
     ).double()

@@ -60,6 +60,23 @@ def test_sine_waves() -> None:
     assert 0 <= float(phase.min()) < float(phase.max()) <= math.pi
 
 
+def test_over_a_whole_turn_sine_and_cosine_are_alike() -> None:
+    """The coefficients a (cos p, sin p) have mean 0 and variance E a^2 / 2 = 0.0517 each; over half a turn the second is never negative."""
+    moments = {}
+    for phases in (math.pi, 2 * math.pi):
+        batch = SineRegression(8, phases=phases).sample(20_000, generator(0, "x"), dtype=torch.float64)
+        AB = torch.linalg.lstsq(torch.cat([batch.x.sin(), batch.x.cos()], -1), batch.y).solution[..., 0]
+        moments[phases] = AB.mean(0), AB.square().mean(0), AB.amin(0)
+    mean, square, _ = moments[2 * math.pi]
+    assert mean.tolist() == pytest.approx([0, 0], abs=0.01)
+    assert square.tolist() == pytest.approx([0.0517, 0.0517], rel=0.03)
+    mean, _, least = moments[math.pi]
+    assert float(mean[1]) == pytest.approx(0.191, rel=0.02)
+    assert float(least[1]) >= -1e-9
+    with pytest.raises(CausalProbeError, match="phases must be positive"):
+        SineRegression(8, phases=0.0)
+
+
 def test_the_same_generator_gives_the_same_batch() -> None:
     task = LinearRegression(3, 4)
     one, other, third = (task.sample(2, generator(seed, "x")).tokens for seed in (0, 0, 1))

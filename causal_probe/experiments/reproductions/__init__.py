@@ -21,6 +21,7 @@ from causal_probe.experiments.reproductions.mesa import mesa, mesa_moments
 from causal_probe.experiments.reproductions.out_of_distribution import ood
 from causal_probe.experiments.reproductions.residual import figure_8
 from causal_probe.experiments.reproductions.sequences_needed import sample_complexity
+from causal_probe.experiments.reproductions.standard import softmax
 from causal_probe.experiments.reproductions.trees import figure_2, figure_6
 from causal_probe.experiments.reproductions.two_parents import figure_5, figure_7
 from causal_probe.experiments.reproductions.waves import sine
@@ -41,6 +42,7 @@ REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {
     "gradient-descent-layers": gradient_descent_layers,
     "sine": sine,
     "copy": copy,
+    "softmax": softmax,
     "mesa": mesa,
     "mesa-moments": mesa_moments,
 }

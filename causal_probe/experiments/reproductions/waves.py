@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,17 +97,12 @@ def sine(run: Run) -> Reproduction:
         task = SineRegression(10, phases=phases)
         for seed in range(run.seed, run.seed + (SEEDS[run.quick] if law == "whole turn" else 1)):
             name = f"{law.replace(' ', '-')}-{seed}"
-            kept = run.part(name, lambda task=task, seed=seed: train(run, task, seed))  # type: ignore[misc]
+            kept = run.part(name, partial(train, run, task, seed))
             model = set_weights(build(), kept)
             models.setdefault(law, model)
             losses[f"{law}, seed {seed}"] = kept["losses"]
-            rows[law].append(
-                run.part(
-                    f"{name}-probed",
-                    lambda model=model, task=task, seed=seed: probe(model, task, SEQUENCES[run.quick], seed),
-                )  # type: ignore[misc]
-                | {"starts": kept["starts"]}
-            )
+            row = run.part(f"{name}-probed", partial(probe, model, task, SEQUENCES[run.quick], seed))
+            rows[law].append(row | {"starts": kept["starts"]})
     whole, half = rows["whole turn"], [row for law, its in rows.items() if law != "whole turn" for row in its]
     tolerance = 1.2 if run.quick else 1.1
     seeds = f"{len(whole)} seeds, the least of them" if len(whole) > 1 else "one seed"
