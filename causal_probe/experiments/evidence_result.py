@@ -83,7 +83,7 @@ class EvidenceRow:
     evidence
         ``discovery``, ``attention``, ``gradient``, ``ablation``; without a model ``every pair``, ``perfect test``, ``first gradient``.
     algorithm, source, samples
-        Of discovery; None elsewhere.
+        Of discovery; None elsewhere. The source is ``attention``, ``values``, or ``residual``: attention beside half a residual stream.
     layer
         The layer that was read, from 0.
     readings
