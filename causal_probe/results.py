@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -61,8 +62,14 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
+            found[package] = _version(package)
     return found
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """Read once: a package's metadata takes milliseconds, and results are made by the thousand."""
+    return importlib.metadata.version(package)
 
 
 # ---------------------------------------------------------------------------------------------------------------- citing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pandas as pd
 import pytest
 
 from causal_probe import CausalProbeError, graphs, probes
-from causal_probe.experiments import EvidenceTable, compare_evidence, evidence, measure_evidence
+from causal_probe.cli.main import main
+from causal_probe.experiments import EvidenceTable, compare_evidence, evidence, measure_evidence, reproduce
 from causal_probe.experiments.evidence import union, without_model
 from causal_probe.experiments.evidence_result import Agreement
 from causal_probe.models import hand_set
@@ -154,6 +156,31 @@ def test_shown_kept_and_cited(table: EvidenceTable, tmp_path: Path) -> None:
     scope: dict[str, object] = {}
     exec(table.call.splitlines()[0], scope)
     assert "compare_evidence" in table.call
+
+
+def test_the_command_reproduces_it_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("causal_probe.experiments.reproductions.evidence")
+    tiny = {"GRAPHS": ("chain", "pairs"), "MODELS": ("copy parents",), "POSITIONS": 6, "VOCAB": 3}
+    for name, value in {**tiny, "INPUTS": {True: 2}, "SEQUENCES": {True: 32}}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(evidence, "ALGORITHMS", {"icd": evidence.ALGORITHMS["icd"]})
+    monkeypatch.setattr(evidence, "FIRST_SEQUENCES", {True: 1024})
+    monkeypatch.setitem(module.INPUTS, True, 2)
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", "evidence", "--quick", "--out", str(tmp_path / "out")])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert "attention, copy parents, layer 0" in shown
+    content = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    lines = {line["quantity"]: line for line in content["lines"]}
+    assert lines["attention, copy parents, layer 0: F1 of the skeleton, mean over 2 graphs"]["ours"] == 1
+    assert "discovery, copy parents: F1 in the last layer, with the best options for each graph" in lines
+    # The parts are there: nothing is measured again.
+    monkeypatch.setattr(module, "compare_evidence", None)
+    again = reproduce("evidence", quick=True, out=tmp_path / "out")
+    assert [line.ours for line in again.lines] == [line["ours"] for line in content["lines"]]
 
 
 @pytest.mark.parametrize(
