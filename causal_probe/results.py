@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import html
 import importlib.metadata
 import json
@@ -77,8 +78,14 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
+            found[package] = _version(package)
     return found
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """Read once: a package's metadata takes milliseconds, and results are made by the thousand."""
+    return importlib.metadata.version(package)
 
 
 # ---------------------------------------------------------------------------------------------------------------- citing

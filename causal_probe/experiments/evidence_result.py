@@ -83,7 +83,7 @@ class EvidenceRow:
     evidence
         ``discovery``, ``attention``, ``gradient``, ``ablation``; without a model ``every pair``, ``perfect test``, ``first gradient``.
     algorithm, source, samples
-        Of discovery; None elsewhere.
+        Of discovery; None elsewhere. The source is ``attention``, ``values``, or ``residual``: attention beside half a residual stream.
     layer
         The layer that was read, from 0.
     readings
@@ -154,6 +154,18 @@ class EvidenceTable:
         best = best.astype({"layer": "Int64"})
         best["layer"] = best["layer"].mask(best["layer"] < 0)
         return best.reset_index(drop=True)
+
+    def by_graph(self) -> pd.DataFrame:
+        """F1 of the skeleton: a row for each of :meth:`summary`, in its order, and a column for each graph."""
+        best = self.summary()
+        found = {(row.graph, row.evidence, row.model, row.layer, row.how): row.skeleton.f1 for row in self.rows}
+        names, values = [], []
+        for row in best.itertuples():
+            layer = None if pd.isna(row.layer) else int(row.layer)
+            names.append(row.evidence if layer is None else f"{row.evidence}, {row.model}, layer {layer}")
+            key = (row.evidence, row.model, layer, row.how)
+            values.append([found.get((graph, *key), np.nan) for graph in self.settings["graphs"]])
+        return pd.DataFrame(values, index=names, columns=list(self.settings["graphs"]))
 
     def deepest(self) -> pd.DataFrame:
         """Is the deepest layer best for discovery? F1 of the skeleton by graph, model and layer, with the best options in each."""
@@ -239,18 +251,8 @@ class EvidenceTable:
         )
 
     def _picture(self) -> viz.Picture:
-        best = self.summary()
-        best["name"] = [
-            f"{row.evidence}{'' if row.model == 'none' else f', {row.model}, layer {row.layer}'}"
-            for row in best.itertuples()
-        ]
-        frame = self.to_pandas().fillna({"layer": -1})
-        frame["how"] = [row.how for row in self.rows]
-        chosen = best[[*KEYS, "how", "name"]].assign(layer=best["layer"].astype("Float64").fillna(-1).astype(float))
-        table = frame.astype({"layer": float}).merge(chosen, on=[*KEYS, "how"])
-        table = table.pivot_table(index="name", columns="graph", values="skeleton_f1", sort=False)
         return viz.Picture(
-            viz.table_map(table[list(self.settings["graphs"])], value_name="F1 of the skeleton", limit=1.0),
+            viz.table_map(self.by_graph(), value_name="F1 of the skeleton", limit=1.0),
             "F1 of the skeleton by evidence and graph. Of discovery, in each row, the options with the best mean.",
         )
 

