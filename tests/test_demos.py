@@ -183,7 +183,7 @@ def test_the_install_cell_keeps_the_torch_that_is_there(tmp_path: Path, monkeypa
 
     pip = tmp_path / "pip"
     frozen = "torch==2.8.0+cu126\ntorchvision==0.23.0\nnumpy==2.0.2\ntorchmetrics==1.0\nrequests==2.32.4\n"
-    pip.write_text(f'#!/bin/sh\n[ "$1" = list ] && printf "{frozen}" || echo "$@" >> asked\n'.replace("\n\"", '\\n"'))
+    pip.write_text(f'#!/bin/sh\n[ "$1" = list ] && printf "{frozen}" || echo "$@" >> asked\n'.replace('\n"', '\\n"'))
     pip.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,7 @@ from causal_probe.hooks import (
     to_hooked,
 )
 from causal_probe.models import LoadedModel, load_model
-from causal_probe.results import to_jsonable, versions
+from causal_probe.results import html_table, to_jsonable, versions
 
 __all__ = ["ModelCheck", "check_model", "open_model"]
 
@@ -90,6 +90,14 @@ class ModelCheck:
             }
         )
         return found
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, str]] = [
+            (ability, "works" if works else "FAILS") for ability, works in self.works.items()
+        ]
+        rows += [(answer.statement, "yes" if answer.passed else "NO") for answer in self.answers]
+        caption = str(self).splitlines()[0]
+        return html_table(["", "found"], rows, caption=caption, notes=[finding.message for finding in self.findings])
 
     def __str__(self) -> str:
         facts = self.model

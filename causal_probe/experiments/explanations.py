@@ -25,6 +25,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.read import read_layer
 from causal_probe.models.loading import load_model
 from causal_probe.probes import Explanation, ExplanationSummary, outputs_of, summarise
+from causal_probe.results import escape
 
 __all__ = ["ExplanationStudy", "explain_sentiment", "explain_sessions", "read_ratings"]
 
@@ -80,10 +81,19 @@ class ExplanationStudy:
         ]
         return float(np.mean(found)) if found else None
 
-    def __repr__(self) -> str:
+    def _table(self) -> pd.DataFrame:
         table = self.summary.table.copy()
         table["with cause"] = [self.with_cause(method) for method in table.index]
-        return f"ExplanationStudy of {len(self.explanations)} inputs, accuracy {self.accuracy:.3f}\n{table.T.round(3).to_string()}"
+        return table.T.round(3)
+
+    def _title(self) -> str:
+        return f"ExplanationStudy of {len(self.explanations)} inputs, accuracy {self.accuracy:.3f}"
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self._table().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self._title())}</p>{self._table().to_html(na_rep='', border=0)}"
 
 
 def explain_sentiment(

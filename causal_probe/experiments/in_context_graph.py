@@ -52,7 +52,7 @@ from causal_probe.results import (
     Citation,
     check_results_folder,
     cite,
-    escape,
+    html_table,
     results_folder,
     to_jsonable,
     versions,
@@ -259,7 +259,22 @@ class InContextGraph:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
+        s = self.settings
+        title = f"{self.scores.provenance['model']} on {s['graph']}, {s['states']} states, {s['sequences']} sequences: {self.verdict}"
+        losses = html_table(
+            ["predictor", "loss (nats)", "standard error"],
+            [(name, each.value, each.stderr) for name, each in self.losses.items()],
+            caption=title,
+        )
+        heads = html_table(
+            ["head", "score", "standard error", "chance", "excess"],
+            [
+                (f"L{head.layer}H{head.head}", head.score, head.stderr, head.chance, head.excess)
+                for head in (*self.carriers[:8], *([] if self.carriers else [self.best]))
+            ],
+            caption="The heads that see the graph, at most 8; or the best one.",
+        )
+        return losses + heads
 
 
 def in_context_graph(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer, mesa_step
-from causal_probe.results import Citation, cite, versions
+from causal_probe.results import Citation, cite, html_table, versions
 from causal_probe.tasks import AutoregressiveBatch, AutoregressiveProcess, generator
 from causal_probe.training import Stage, minimise
 
@@ -123,9 +123,9 @@ class MesaOptimizer:
             "(Zheng et al., 2024).",
         )
 
-    def __repr__(self) -> str:
+    def _rows(self) -> list[tuple[str, str]]:
         condition = "satisfied" if self.satisfies_moment_condition else "violated"
-        rows = [
+        return [
             ("ab", f"{self.product:.4f}"),
             ("predicted limit of ab", f"{self.limit:.4f}"),
             ("off the form, W_KQ and W_PV", f"{self.off_kq:.4f}, {self.off_pv:.4f}"),
@@ -133,7 +133,13 @@ class MesaOptimizer:
             ("error of the recovered W", f"{self.error:.4f} ± {self.error_error:.4f}"),
             ("moment condition", condition),
         ]
-        table = "\n".join(f"  {name:<33} {value}" for name, value in rows)
+
+    def _repr_html_(self) -> str:
+        caption = f"MesaOptimizer on {self.settings['process']}: {self.verdict}"
+        return html_table(["quantity", "value"], self._rows(), caption=caption)
+
+    def __repr__(self) -> str:
+        table = "\n".join(f"  {name:<33} {value}" for name, value in self._rows())
         return f"MesaOptimizer on {self.settings['process']}: {self.verdict}\n{table}"
 
 

@@ -28,7 +28,7 @@ from causal_probe.hooks import HookedModel, undisturbed
 from causal_probe.probes.discovery.marks import Marks
 from causal_probe.probes.discovery.possible_d_sep import possible_d_sep
 from causal_probe.probes.discovery.result import AttentionGraph, Discovery
-from causal_probe.results import Citation, cite, to_jsonable
+from causal_probe.results import Citation, cite, html_table, to_jsonable
 
 __all__ = ["Explanation", "ExplanationSummary", "Outputs", "explain", "outputs_of", "summarise"]
 
@@ -87,6 +87,14 @@ class Explanation:
             "rohekar2023",
             methods=f"Decisions were explained by the smallest sets of tokens whose replacement changes them ({self.method}).",
         )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (", ".join(map(str, nodes)), after, rank)
+            for nodes, after, rank in zip(self.sets, self.changed_to, self.ranks, strict=True)
+        ]
+        caption = f"{self.method}: sets whose replacement changes decision {self.decision} at node {self.target}; {self.tested} were tried"
+        return html_table(["nodes", "decision then", "its rank before"], rows, caption=caption)
 
 
 def explain(

@@ -51,8 +51,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, viz.Report]:
-    made = {kind: make() for kind, make in every_report.KINDS.items()}
-    return made | {"sweep": every_report.sweep(tmp_path_factory.mktemp("sweep") / "out")}
+    return every_report.reports(tmp_path_factory.mktemp("sweep") / "out")
 
 
 @pytest.fixture(scope="module")
