@@ -131,6 +131,16 @@ def open_model(
     """The model that ``source`` names with TransformerLens' hooks, and as it was loaded: around the same weights.
 
     Arguments and errors are those of :func:`~causal_probe.models.load_model`, and ``device="auto"`` is a GPU if there is one.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from causal_probe.models import DisentangledTransformer, save
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(DisentangledTransformer(d_vocab=3, n_positions=4), folder)
+    ...     hooked, loaded = open_model(folder)
+    ...     hooked.cfg.n_layers
+    2
     """
     place = str(choose_device(device))
     loaded = load_model(source, revision=revision, dtype=dtype, device=place, device_map=device_map)
@@ -151,6 +161,12 @@ def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") 
     ------
     CausalProbeError
         If there is no such model, or it can't be given hooks.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> check_model(DisentangledTransformer(d_vocab=20, n_positions=20)).ok
+    True
     """
     original, name = None, None
     if isinstance(source, (str, os.PathLike)):

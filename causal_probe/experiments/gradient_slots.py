@@ -202,6 +202,14 @@ def gradient_slots(
     ------
     CausalProbeError
         If there are fewer than two sequences beside the held-out ones, they differ in length, or an argument is out of range.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.from_parents([None, 0, (0, 1), (1, 2), (2, 3)]), d_vocab=3, alpha=0.1)
+    >>> found = gradient_slots([task.sample(2048, tasks.generator(0, "sequences"))], held_out=512)
+    >>> len(found.parents)
+    5
     """
     if held_out < 2:
         raise CausalProbeError(f"held_out must be at least 2; it is {held_out}.")

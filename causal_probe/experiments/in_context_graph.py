@@ -324,6 +324,13 @@ def in_context_graph(
     CausalProbeError
         For any argument that can't be worked with (a word of several tokens, a graph longer than the context, a node with two
         parents), and a model whose attention can't be measured. Nothing is written then.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, models
+    >>> model = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
+    >>> in_context_graph(model, "chain", states=3, sequences=4).carriers[0].layer
+    1
     """
     started = time.perf_counter()
     if sequences < 2:

@@ -189,6 +189,12 @@ def train_mesa(
     ------
     CausalProbeError
         If the process is in real form, or training diverges.
+
+    Examples
+    --------
+    >>> from causal_probe import tasks
+    >>> train_mesa(tasks.AutoregressiveProcess(2, 8, start="sparse"), steps=2, batch_size=8).step[-1]
+    2
     """
     if process.real:
         raise CausalProbeError(
@@ -237,6 +243,13 @@ def mesa_optimizer(
     ------
     CausalProbeError
         If the model is another one or does not fit the process.
+
+    Examples
+    --------
+    >>> from causal_probe import models, tasks
+    >>> process = tasks.AutoregressiveProcess(2, 8, start="sparse")
+    >>> mesa_optimizer(models.mesa_step(2, 8, a=process.limit), process, sequences=64).is_gradient_step
+    True
     """
     if sequences < 2:
         raise CausalProbeError(f"At least 2 sequences are needed for a standard error, not {sequences}.")
@@ -309,6 +322,13 @@ def mesa_recovery(
     ----------
     product
         ab; by default the limit.
+
+    Examples
+    --------
+    >>> from causal_probe import tasks
+    >>> error, stderr = mesa_recovery(tasks.AutoregressiveProcess(2, 8, start="sparse"), sequences=16)
+    >>> round(error, 3)
+    0.0
     """
     product = process.limit if product is None else product
     source, d, parts = generator(seed, "mesa recovery"), process.d_x, []

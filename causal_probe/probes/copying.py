@@ -108,6 +108,13 @@ def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, 
     ------
     CausalProbeError
         If the hook point is missing or never fires, or there are no sequences.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import gradient_steps
+    >>> copy_sensitivity(gradient_steps(2, 3, eta=[0.1]), torch.randn(2, 4, 3)).shares.shape
+    (2, 4, 4)
     """
     name = f"blocks.{layer}.hook_attn_out"
     require_hooks(model, [name])

@@ -141,6 +141,16 @@ def write_svg(figure: Figure, path: str | os.PathLike[str], *, description: str 
     ------
     CausalProbeError
         If the folder is missing or can't be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from causal_probe import graphs, viz
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_svg(viz.graph(graphs.chain(4)), Path(folder) / "chain.svg")
+    ...     (Path(folder) / "chain.svg").read_text()[:4]
+    '<svg'
     """
     write_text(path, to_svg(figure, prefix="", description=description) + "\n")
 
