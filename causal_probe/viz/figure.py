@@ -162,6 +162,8 @@ _FAMILY = "font-family: 'DejaVu Sans', 'Verdana', 'Arial', 'Helvetica', sans-ser
 def _tidy(tag: str, prefix: str) -> str:
     """A tag with its ids prefixed, and without what goes without saying: a third of a heat map's text."""
     tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag.replace(_FAMILY, "").replace(" \n", " "))
+    # A hundredth of a point is finer than any screen; matplotlib writes a millionth.
+    tag = re.sub(r' (?:d|x|y|width|height)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group()), tag)
     if tag.startswith("<image"):  # equal heat maps have equal ids, and nothing refers to them
         tag = re.sub(r' id="[^"]*"', "", tag)
     tag = re.sub(r'(\sid=")', rf"\g<1>{prefix}", tag)
