@@ -74,7 +74,13 @@ RECORDED_PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on; a package that is absent is left out."""
+    """Versions of Python and of the packages that a result depends on; a package that is absent is left out.
+
+    Examples
+    --------
+    >>> sorted(versions())[:3]
+    ['causal-probe', 'circuitsvis', 'networkx']
+    """
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -172,6 +178,11 @@ def cite(*keys: str, methods: str) -> Citation:
     ------
     KeyError
         If a key is not in the bibliography: that is a mistake of ours, not of the user's.
+
+    Examples
+    --------
+    >>> cite("nichani2024", methods="A graph was recovered.").methods
+    'A graph was recovered.'
     """
     return Citation("\n\n".join(BIBLIOGRAPHY[key] for key in keys), methods)
 
@@ -263,6 +274,12 @@ def to_jsonable(value: Any) -> Any:
     ------
     CausalProbeError
         For NaN, an infinity, or a type that has no plain form. What is undefined is None, never NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> to_jsonable({"weights": np.eye(2), "heads": (1, 1), "error": None})
+    {'weights': [[1.0, 0.0], [0.0, 1.0]], 'heads': [1, 1], 'error': None}
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -294,19 +311,38 @@ def to_jsonable(value: Any) -> Any:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` to ``path`` atomically: a reader, or an interruption, sees the old file or the new one.
+    r"""Write ``text`` to ``path`` atomically: a reader, or an interruption, sees the old file or the new one.
 
     Raises
     ------
     CausalProbeError
         If the folder is missing or can't be written, or ``path`` is a folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_text(Path(folder) / "a.txt", "a lone surrogate: \ud800")
+    ...     (Path(folder) / "a.txt").read_text()
+    'a lone surrogate: \\ud800'
     """
     # Token text may hold lone surrogates, which UTF-8 can't carry: they are written as their escapes.
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write ``content`` to ``path`` atomically, as :func:`write_text` does."""
+    """Write ``content`` to ``path`` atomically, as :func:`write_text` does.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_bytes(Path(folder) / "a", b"whole or not at all")
+    ...     (Path(folder) / "a").read_bytes()
+    b'whole or not at all'
+    """
     path = Path(path)
     temporary = path.parent / f".{secrets.token_hex(8)}.partial"  # as _PARTIAL has it
     try:
@@ -325,12 +361,34 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` (see :func:`to_jsonable`) to ``path`` as indented, strict JSON, atomically."""
+    """Write ``value`` (see :func:`to_jsonable`) to ``path`` as indented, strict JSON, atomically.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder) / "a.json", {"edges": {(0, 1)}})
+    ...     read_json(Path(folder) / "a.json")
+    {'edges': [[0, 1]]}
+    """
     write_text(path, json.dumps(to_jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], *, about: Any = None) -> None:
-    """Write named arrays to ``path`` as safetensors, atomically; ``about``, in plain JSON types, goes into the file's header."""
+    """Write named arrays to ``path`` as safetensors, atomically; ``about``, in plain JSON types, goes into the file's header.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from safetensors.numpy import load_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_arrays(Path(folder) / "a.safetensors", {"weights": np.eye(2)})
+    ...     load_file(Path(folder) / "a.safetensors")["weights"].shape
+    (2, 2)
+    """
     # Not ascontiguousarray, which gives an array without axes one axis.
     header = None if about is None else {ABOUT: json.dumps(to_jsonable(about), allow_nan=False)}
     write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}, header))
@@ -372,6 +430,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     ------
     CausalProbeError
         If the file is missing, unreadable or not strict JSON (which has no NaN).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder) / "a.json", {"seed": 0})
+    ...     read_json(Path(folder) / "a.json")
+    {'seed': 0}
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
@@ -428,6 +495,16 @@ def results_folder(
         If ``folder`` is a file, can't be written, can't be replaced (it is the current folder or a mount point), holds
         something that is not a result, or holds results of other settings and ``overwrite`` is false.
         :func:`check_results_folder` tells all this before any work is done.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as above:
+    ...     with results_folder(Path(above) / "out", settings={"seed": 0}) as staging:
+    ...         write_json(staging / "result.json", {"settings": {"seed": 0}, "files": ["result.json"]})
+    ...     list_files(Path(above) / "out")
+    ['result.json']
     """
     check_results_folder(folder, settings=settings, overwrite=overwrite, result=result, unfinished=unfinished)
     target = _resolve(folder)
@@ -443,7 +520,17 @@ def results_folder(
 
 
 def list_files(folder: str | os.PathLike[str]) -> list[str]:
-    """Every file below a folder, as sorted paths relative to it with forward slashes: what ``files`` of a result lists."""
+    """Every file below a folder, as sorted paths relative to it with forward slashes: what ``files`` of a result lists.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_text(Path(folder) / "a.txt", "hello")
+    ...     list_files(folder)
+    ['a.txt']
+    """
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if not path.is_dir())
 
 

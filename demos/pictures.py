@@ -97,7 +97,7 @@ def run_notebook(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     metadata = notebook.metadata.copy()
     put_install_cell(notebook)
-    NotebookClient(notebook, timeout=300, record_timing=False, resources={"metadata": {"path": DEMOS}}).execute()
+    NotebookClient(notebook, timeout=1800, record_timing=False, resources={"metadata": {"path": DEMOS}}).execute()
     notebook.metadata = metadata  # not the Python of whoever ran it last
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

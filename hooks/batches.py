@@ -15,7 +15,14 @@ __all__ = ["each_batch", "token_batches"]
 
 
 def each_batch(batches: Any) -> Iterator[Any]:
-    """The batches of an iterable. A tensor of tokens, or anything with ``.tokens``, is one batch by itself."""
+    """The batches of an iterable. A tensor of tokens, or anything with ``.tokens``, is one batch by itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [list(batch.shape) for batch in each_batch(torch.zeros(2, 5, dtype=torch.long))]
+    [[2, 5]]
+    """
     return iter([batches] if isinstance(batches, Tensor) or hasattr(batches, "tokens") else batches)
 
 

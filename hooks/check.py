@@ -62,6 +62,11 @@ def require_hooks(model: object, names: Iterable[str]) -> None:
     ------
     CausalProbeError
         Naming the missing parts of the surface, or the missing hook points with the nearest names that there are.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> require_hooks(DisentangledTransformer(d_vocab=3, n_positions=4), ["blocks.0.attn.hook_pattern"])
     """
     surface = ("cfg", "hook_dict", "hooks", "run_with_hooks", "__call__")
     if missing := [part for part in surface if not hasattr(model, part)]:
@@ -143,6 +148,16 @@ def undisturbed(model: HookedModel) -> Iterator[None]:
     Inside, the model is in evaluation mode (no dropout) and no gradients are recorded. Afterwards every module's training flag
     and every parameter's gradient flag is as before, and hooks that were added inside are gone. The caller's own hooks are
     active inside: a model that the caller has edited is measured as edited.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> model = DisentangledTransformer(d_vocab=3, n_positions=4).train()
+    >>> with undisturbed(model):
+    ...     model.training
+    False
+    >>> model.training
+    True
     """
     modules = _modules(model)
     training = [(module, module.training) for module in modules]
@@ -169,7 +184,14 @@ def undisturbed(model: HookedModel) -> Iterator[None]:
 
 
 def describe(model: HookedModel) -> dict[str, str | None]:
-    """A model's name, dtype and device, for the provenance of a result; None where the model doesn't say."""
+    """A model's name, dtype and device, for the provenance of a result; None where the model doesn't say.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> describe(DisentangledTransformer(d_vocab=3, n_positions=4))["model"]
+    'disentangled-transformer'
+    """
     parameter = next(iter(_parameters(model)), None)
     return {
         "model": getattr(model.cfg, "model_name", None) or type(model).__name__,

@@ -64,6 +64,16 @@ def replace_row(layer: int, head: int, query: int, row: Float[Tensor, " key"]) -
     ------
     CausalProbeError
         If the row is no distribution; or, when the model runs, if there is no such head, query or key.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import hooks, models
+    >>> model, tokens = models.DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]])
+    >>> with hooks.edited(model, replace_row(0, 0, 3, torch.tensor([1.0, 0.0, 0.0, 0.0]))):
+    ...     logits = model(tokens)
+    >>> logits.shape
+    torch.Size([1, 4, 3])
     """
     if (row < 0).any() or not torch.isclose(row.sum().double(), torch.ones((), dtype=torch.float64), atol=1e-5):
         raise CausalProbeError(
@@ -84,7 +94,16 @@ def replace_row(layer: int, head: int, query: int, row: Float[Tensor, " key"]) -
 
 
 def zero_ablate(layer: int, head: int) -> Edit:
-    """Replace what a head reads out of the stream (its ``hook_z``) by zero, at every position."""
+    """Replace what a head reads out of the stream (its ``hook_z``) by zero, at every position.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import hooks, models
+    >>> model, tokens = models.DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]])
+    >>> with hooks.edited(model, zero_ablate(0, 0)):
+    ...     _, cache = model.run_with_cache(tokens)
+    """
     return _replace_head(layer, head, torch.zeros(1))
 
 
@@ -105,6 +124,12 @@ def mean_ablate(layer: int, head: int, reference: Float[Tensor, "pos d_head"] | 
     ------
     CausalProbeError
         When the model runs, if there is no such head, or the reference is too short or of another width.
+
+    Examples
+    --------
+    >>> import torch
+    >>> mean_ablate(0, 1, torch.zeros(8)) is not None
+    True
     """
     return _replace_head(layer, head, reference)
 
@@ -122,6 +147,17 @@ def resample_ablate(layer: int, head: int, donors: Float[Tensor, "batch pos d_he
     ------
     CausalProbeError
         When the model runs, if there is no such head, or the donors have another shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import hooks, models
+    >>> model, tokens = models.DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]])
+    >>> donors = torch.zeros(1, 4, 7)  # another input's outputs of that head
+    >>> with hooks.edited(model, resample_ablate(0, 0, donors)):
+    ...     logits = model(tokens)
+    >>> logits.shape
+    torch.Size([1, 4, 3])
     """
     return _replace_head(layer, head, donors)
 
@@ -134,6 +170,17 @@ def edited(model: HookedModel, *edits: Edit) -> Iterator[None]:
     ------
     CausalProbeError
         If the model lacks one of the hook points.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import hooks
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> model, tokens = DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]])
+    >>> with hooks.edited(model, hooks.zero_ablate(1, 0)):
+    ...     logits = model(tokens)
+    >>> logits.shape
+    torch.Size([1, 4, 3])
     """
     require_hooks(model, [name for name, _ in edits])
     with model.hooks(fwd_hooks=list(edits)):

@@ -44,7 +44,14 @@ class Finding:
 
 
 def context_length(model: HookedModel) -> int | None:
-    """The most tokens that a model can be given at once; None where it does not say, as some models with ALiBi."""
+    """The most tokens that a model can be given at once; None where it does not say, as some models with ALiBi.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> context_length(DisentangledTransformer(d_vocab=3, n_positions=4))
+    4
+    """
     # n_ctx of a DisentangledTransformer is one above its longest sequence, as TransformerLens' detect_head wants it.
     limits = (getattr(model, "n_positions", None), getattr(model.cfg, "n_ctx", None))
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
@@ -65,6 +72,12 @@ def preflight(
     ------
     CausalProbeError
         With every finding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> preflight(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]]))  # nothing is wrong
     """
     findings = find_faults(model, tokens, attention_mask=attention_mask, hooks=hooks)
     if not findings:
@@ -104,6 +117,13 @@ def find_faults(
     Returns
     -------
     tuple of Finding
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> find_faults(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]]))
+    ()
     """
     try:
         require_hooks(model, ())

@@ -83,6 +83,14 @@ def mean_patterns(
     CausalProbeError
         If a hook point is missing or never fires, there are no sequences, their lengths differ, or a pattern is not made of
         probabilities (NaN, or rows that don't sum to one: padding, or a hook that carries something else).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> found = mean_patterns(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]] * 2))
+    >>> found.moments[0].mean[0, 3]  # untrained: it attends evenly
+    tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
     layers = tuple(range(model.cfg.n_layers) if layers is None else layers)
     names = {layer: attention_hook(layer, "pattern") for layer in layers}
@@ -94,6 +102,14 @@ def mean_heads(model: HookedModel, batches: Any, *, layer: int, batch_size: int 
 
     Arguments and errors are those of :func:`mean_patterns`. The mean is a reference for
     :func:`~causal_probe.hooks.mean_ablate`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> found = mean_heads(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]] * 2), layer=0)
+    >>> list(found.mean.shape)  # [pos, head, d_head]
+    [4, 1, 7]
     """
     names = {layer: attention_hook(layer, "z")}
     return _record(model, batches, names, check=check_heads, batch_size=batch_size)[layer]

@@ -71,6 +71,14 @@ def self_test(
     ------
     CausalProbeError
         If one of those hook points is missing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> answers = self_test(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]]))
+    >>> all(answer.passed for answer in answers)
+    True
     """
     layers = range(int(model.cfg.n_layers))
     require_hooks(model, [attention_hook(layer, what) for what in ("v", "pattern", "z") for layer in layers])

@@ -103,6 +103,12 @@ def text_start(model: HookedModel, bos: str) -> tuple[int, ...]:
     ------
     CausalProbeError
         If it is none of these, or a BOS token is asked for and there is none.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> text_start(DisentangledTransformer(d_vocab=3, n_positions=4), "auto")
+    ()
     """
     special = special_tokens(model)
     if bos == "auto":

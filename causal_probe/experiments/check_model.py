@@ -26,7 +26,7 @@ from causal_probe.hooks import (
     to_hooked,
 )
 from causal_probe.models import LoadedModel, load_model
-from causal_probe.results import to_jsonable, versions
+from causal_probe.results import html_table, to_jsonable, versions
 
 __all__ = ["ModelCheck", "check_model", "open_model"]
 
@@ -91,6 +91,14 @@ class ModelCheck:
         )
         return found
 
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, str]] = [
+            (ability, "works" if works else "FAILS") for ability, works in self.works.items()
+        ]
+        rows += [(answer.statement, "yes" if answer.passed else "NO") for answer in self.answers]
+        caption = str(self).splitlines()[0]
+        return html_table(["", "found"], rows, caption=caption, notes=[finding.message for finding in self.findings])
+
     def __str__(self) -> str:
         facts = self.model
         shared = "" if facts["key_value_heads"] in (None, facts["heads"]) else f" on {facts['key_value_heads']}"
@@ -123,6 +131,16 @@ def open_model(
     """The model that ``source`` names with TransformerLens' hooks, and as it was loaded: around the same weights.
 
     Arguments and errors are those of :func:`~causal_probe.models.load_model`, and ``device="auto"`` is a GPU if there is one.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from causal_probe.models import DisentangledTransformer, save
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(DisentangledTransformer(d_vocab=3, n_positions=4), folder)
+    ...     hooked, loaded = open_model(folder)
+    ...     hooked.cfg.n_layers
+    2
     """
     place = str(choose_device(device))
     loaded = load_model(source, revision=revision, dtype=dtype, device=place, device_map=device_map)
@@ -143,6 +161,12 @@ def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") 
     ------
     CausalProbeError
         If there is no such model, or it can't be given hooks.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> check_model(DisentangledTransformer(d_vocab=20, n_positions=20)).ok
+    True
     """
     original, name = None, None
     if isinstance(source, (str, os.PathLike)):

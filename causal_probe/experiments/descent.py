@@ -219,6 +219,14 @@ def descent_alignment(
     ------
     CausalProbeError
         If the model does not fit the task, or an argument is out of range.
+
+    Examples
+    --------
+    >>> from causal_probe import models, tasks
+    >>> task = tasks.LinearRegression(d_x=2, n_examples=4)
+    >>> found = descent_alignment(models.gradient_steps(2, 4, eta=[0.1]), task, sequences=64)
+    >>> [algorithm.name for algorithm in found.algorithms], found.cosine.shape
+    (['GD, 1 step', 'least squares'], (1, 2, 64))
     """
     if sequences < 2:
         raise CausalProbeError(f"At least 2 sequences are needed for a standard error, not {sequences}.")
@@ -252,6 +260,12 @@ def reference_algorithms(task: LinearRegression, steps: int = 1, *, shared: bool
     ----------
     shared
         The steps of one algorithm are all of one size.
+
+    Examples
+    --------
+    >>> from causal_probe import tasks
+    >>> [algorithm.name for algorithm in reference_algorithms(tasks.LinearRegression(d_x=2, n_examples=4))]
+    ['GD, 1 step', 'least squares']
     """
     descents = [one_step_optimum(task) if not task.noise else fit_descent(task, 1)]
     for n in range(2, steps + 1):
@@ -317,6 +331,12 @@ def interpolate(
     ------
     CausalProbeError
         If the model has several heads, a softmax, or an MLP, or not one layer for each step.
+
+    Examples
+    --------
+    >>> from causal_probe import models
+    >>> type(interpolate(models.gradient_steps(2, 4, eta=[0.1]), [0.2])).__name__
+    'LinearTransformer'
     """
     if len(model.W_Q[0]) != 1 or any(model.kinds) or model.features is not None or len(model.kinds) != len(eta):
         raise CausalProbeError(

@@ -18,7 +18,7 @@ from causal_probe.experiments.recover import choose_device
 from causal_probe.hooks import HookedModel, to_hooked
 from causal_probe.models.loading import load_model
 from causal_probe.probes import Discovery, Explanation, outputs_of
-from causal_probe.results import Citation, check_results_folder, results_folder, to_jsonable, write_json
+from causal_probe.results import Citation, check_results_folder, html_table, results_folder, to_jsonable, write_json
 from causal_probe.viz import Report
 
 __all__ = ["TextDiscovery", "discover"]
@@ -89,6 +89,26 @@ class TextDiscovery:
                     f"  {name:<13} {sets or 'no set that was tried changes it'}{more}  ({found.tested} sets tried)"
                 )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        if self.decision is None:
+            return self.discovery._repr_html_()
+        nodes = self.discovery.nodes
+        rows = [
+            (
+                name,
+                "; ".join(", ".join(nodes[node] for node in each) for each in found.sets[:5]),
+                len(found.sets),
+                found.tested,
+            )
+            for name, found in self.explanations.items()
+        ]
+        decided = html_table(
+            ["method", "sets that change the decision (at most 5)", "sets", "tried"],
+            rows,
+            caption=f"Decision at {nodes[next(iter(self.explanations.values())).target]!r}: {self.decision!r}",
+        )
+        return self.discovery._repr_html_() + decided
 
 
 def discover(

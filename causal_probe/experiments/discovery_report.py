@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["discovery_report"]
 
-#: So many heads are drawn, ...
+#: So many heads are drawn, of so many edges in all (an edge is a kilobyte of a page that is to stay under three megabytes), ...
 DRAWN = 12
+DRAWN_EDGES = 2000
 #: ... and so many edges of each listed.
 LISTED = 60
 
@@ -128,7 +130,7 @@ def _decision(result: TextDiscovery) -> Iterator[Block]:
     yield viz.Table(
         ["method", "set", "size", "decision then", "its rank before"],
         rows[:30],
-        f"Sets of the smallest size that change the decision; {found.tested} were tried. A rank of 2 is the most specific change.",
+        f"Sets of the smallest size that change the decision{'' if len(rows) <= 30 else f' (30 of {len(rows)})'}; {found.tested} were tried. A rank of 2 is the most specific change.",
     )
 
 
@@ -137,15 +139,19 @@ def _graphs(result: TextDiscovery) -> Iterator[Block]:
     cleann = result.explanations.get("cleann")
     highlight = cleann.sets[0] if cleann is not None and cleann.sets else ()
     target = None if cleann is None else cleann.target
-    for each in found.graphs[:DRAWN]:
+    together = itertools.accumulate(each.graph.number_of_edges() // 2 for each in found.graphs)
+    drawn = max(1, sum(edges <= DRAWN_EDGES for edges in itertools.islice(together, DRAWN)))
+    for each in found.graphs[:drawn]:
         edges = [show_mixed_edge(each.graph, u, v) for u, v in mixed_edges(each.graph)]
         yield viz.Picture(
             viz.mixed(each.graph, found.nodes, highlight=highlight, target=target, title=each.name),
             f"{each.name}: {len(edges)} edges."
             + (" Dark: the token that is explained; wine red: the first explaining set." if cleann is not None else ""),
         )
-    if len(found.graphs) > DRAWN:
-        yield viz.Paragraph(f"{len(found.graphs) - DRAWN} more heads are in discovery.json.")
+    if len(found.graphs) > drawn:
+        yield viz.Paragraph(
+            f"Not drawn, for the size of the page: {len(found.graphs) - drawn} more heads. They are in discovery.json."
+        )
 
 
 def _shared(result: TextDiscovery, edges: Counter[tuple[int, int]]) -> viz.Table:

@@ -10,7 +10,6 @@ item of a session caused the last one.
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -28,7 +27,7 @@ from causal_probe.hooks.read import read_layer
 from causal_probe.models.loading import load_model
 from causal_probe.probes import Explanation, ExplanationSummary, outputs_of, summarise
 from causal_probe.probes.explain import Outputs
-from causal_probe.results import to_jsonable, versions, write_json
+from causal_probe.results import escape, to_jsonable, versions, write_json
 
 __all__ = ["ExplanationStudy", "Interval", "explain_sentiment", "explain_sessions", "read_ratings"]
 
@@ -142,7 +141,7 @@ class ExplanationStudy:
         return f"ExplanationStudy of {len(self.explanations)} inputs, accuracy {self.accuracy:.3f}{known}\n{table}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{self.to_pandas().T.round(3).to_html(na_rep='')}"
+        return f"<p>{escape(repr(self).splitlines()[0])}</p>{self.to_pandas().T.round(3).to_html(na_rep='', border=0)}"
 
 
 @dataclasses.dataclass(frozen=True)

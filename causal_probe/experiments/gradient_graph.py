@@ -123,6 +123,14 @@ def gradient_graphs(
     ------
     CausalProbeError
         As :func:`gradient_graph`; or if the tasks differ in shape, or there are not as many generators.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1)
+    >>> [found] = gradient_graphs([task], [tasks.generator(0, "sequences")], sequences=1024)
+    >>> sorted(found.graph.edges) == sorted(graphs.chain(7).edges)
+    True
     """
     if len(tasks) != len(generators):
         raise CausalProbeError(f"{len(tasks)} tasks need as many generators; there are {len(generators)}.")

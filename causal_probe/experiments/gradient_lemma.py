@@ -69,6 +69,13 @@ def measure_lemma(
     ------
     CausalProbeError
         If this is no tree task, or there are too few sequences for a standard error.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, alpha=1.0)
+    >>> len(measure_lemma(task, sequences=64, draws=64))
+    3
     """
     if sequences < 2:
         raise CausalProbeError(f"{sequences} sequences give no standard error. Take at least 2.")

@@ -223,6 +223,12 @@ def recover_by_gradient(
     ------
     CausalProbeError
         For any argument that can't be worked with; nothing is written then.
+
+    Examples
+    --------
+    >>> found = recover_by_gradient("chain", positions=8, sequences=2048)
+    >>> sorted(found.recovered.edges)
+    [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
     """
     started = time.perf_counter()
     truth = choose_graph(graph, positions=positions, root_probability=root_probability, seed=seed)
@@ -293,6 +299,20 @@ def recover_from_tokens(
     ------
     CausalProbeError
         If the file holds no such tokens (see :func:`read_tokens`), or an argument can't be worked with; nothing is written then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, alpha=0.1)
+    >>> batch = task.sample(2048, tasks.generator(0, "tokens"), targets="hard")
+    >>> tokens = torch.cat([batch.tokens, batch.target.argmax(-1, keepdim=True)], dim=1)
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/tokens.npy", tokens.numpy())
+    ...     recover_from_tokens(f"{folder}/tokens.npy").found.decided  # without the transitions nobody knows which nodes are roots
+    False
     """
     started = time.perf_counter()
     tokens = read_tokens(data)

@@ -51,6 +51,11 @@ def gradient_sample_complexity(
     ------
     CausalProbeError
         If there is no point or no graph.
+
+    Examples
+    --------
+    >>> gradient_sample_complexity([512], targets=["soft"], graphs=2, positions=8).columns.tolist()
+    ['targets', 'sequences', 'graphs', 'exact', 'low', 'high', 'parents']
     """
     if not sequences or not targets or graphs < 1:
         raise CausalProbeError("A curve needs at least one number of sequences, one kind of target and one graph.")

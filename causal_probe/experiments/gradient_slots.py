@@ -40,7 +40,7 @@ from causal_probe.experiments.gradient_stream import GradientStream
 from causal_probe.graphs import GraphComparison
 from causal_probe.hooks import each_batch
 from causal_probe.models import first_gradient
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Citation, cite, html_table, to_jsonable, versions
 from causal_probe.tasks import Batch
 
 __all__ = ["GradientSlots", "gradient_slots"]
@@ -156,13 +156,23 @@ class GradientSlots:
             ),
         )
 
-    def __repr__(self) -> str:
-        lines = [
+    def _title(self) -> str:
+        return (
             f"Gradient slots over {len(self.parents)} nodes: queries {list(self.queries)}, {self.graph.number_of_edges()} edges "
-            f"({self.sequences:,} sequences, {self.held_out:,} held out{'' if self.decided else '; roots are not decided'})",
-            *(f"  {node:>4} <- {', '.join(map(str, its)) or '-'}" for node, its in enumerate(self.parents)),
+            f"({self.sequences:,} sequences, {self.held_out:,} held out{'' if self.decided else '; roots are not decided'})"
+        )
+
+    def __repr__(self) -> str:
+        rows = (f"  {node:>4} <- {', '.join(map(str, its)) or '-'}" for node, its in enumerate(self.parents))
+        return "\n".join([self._title(), *rows])
+
+    def _repr_html_(self) -> str:
+        log_e = self.log_e_values
+        rows = [
+            (node, ", ".join(map(str, its)), None if log_e is None or node >= len(log_e) else float(log_e[node]))
+            for node, its in enumerate(self.parents)
         ]
-        return "\n".join(lines)
+        return html_table(["node", "parents", "nats against a root"], rows, caption=self._title())
 
 
 def gradient_slots(
@@ -192,6 +202,14 @@ def gradient_slots(
     ------
     CausalProbeError
         If there are fewer than two sequences beside the held-out ones, they differ in length, or an argument is out of range.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.from_parents([None, 0, (0, 1), (1, 2), (2, 3)]), d_vocab=3, alpha=0.1)
+    >>> found = gradient_slots([task.sample(2048, tasks.generator(0, "sequences"))], held_out=512)
+    >>> len(found.parents)
+    5
     """
     if held_out < 2:
         raise CausalProbeError(f"held_out must be at least 2; it is {held_out}.")

@@ -34,6 +34,11 @@ def choose_graph(
     ------
     CausalProbeError
         If the name is no family and no file, ``positions`` is too small or disagrees with the graph, or the file is not a graph.
+
+    Examples
+    --------
+    >>> sorted(choose_graph("pairs", positions=6).edges)
+    [(0, 1), (2, 3)]
     """
     if positions is not None and positions < 2:
         raise CausalProbeError(

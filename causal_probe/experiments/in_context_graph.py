@@ -52,7 +52,7 @@ from causal_probe.results import (
     Citation,
     check_results_folder,
     cite,
-    escape,
+    html_table,
     results_folder,
     to_jsonable,
     versions,
@@ -259,7 +259,22 @@ class InContextGraph:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
+        s = self.settings
+        title = f"{self.scores.provenance['model']} on {s['graph']}, {s['states']} states, {s['sequences']} sequences: {self.verdict}"
+        losses = html_table(
+            ["predictor", "loss (nats)", "standard error"],
+            [(name, each.value, each.stderr) for name, each in self.losses.items()],
+            caption=title,
+        )
+        heads = html_table(
+            ["head", "score", "standard error", "chance", "excess"],
+            [
+                (f"L{head.layer}H{head.head}", head.score, head.stderr, head.chance, head.excess)
+                for head in (*self.carriers[:8], *([] if self.carriers else [self.best]))
+            ],
+            caption="The heads that see the graph, at most 8; or the best one.",
+        )
+        return losses + heads
 
 
 def in_context_graph(
@@ -309,6 +324,13 @@ def in_context_graph(
     CausalProbeError
         For any argument that can't be worked with (a word of several tokens, a graph longer than the context, a node with two
         parents), and a model whose attention can't be measured. Nothing is written then.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, models
+    >>> model = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
+    >>> in_context_graph(model, "chain", states=3, sequences=4).carriers[0].layer
+    1
     """
     started = time.perf_counter()
     if sequences < 2:

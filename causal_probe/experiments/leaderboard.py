@@ -176,6 +176,13 @@ def leaderboard(
     ------
     CausalProbeError
         As :func:`in_context_graph`; or there is no model or no graph, or one is named twice.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, models
+    >>> model = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
+    >>> leaderboard([model], ["chain"], states=3, sequences=4).table("excess").columns.tolist()
+    ['chain']
     """
     if not models or not graphs:
         raise CausalProbeError("A leaderboard needs a model and a graph at least.")

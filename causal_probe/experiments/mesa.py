@@ -19,7 +19,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer, mesa_step
-from causal_probe.results import Citation, cite, versions
+from causal_probe.results import Citation, cite, html_table, versions
 from causal_probe.tasks import AutoregressiveBatch, AutoregressiveProcess, generator
 from causal_probe.training import Stage, minimise
 
@@ -123,9 +123,9 @@ class MesaOptimizer:
             "(Zheng et al., 2024).",
         )
 
-    def __repr__(self) -> str:
+    def _rows(self) -> list[tuple[str, str]]:
         condition = "satisfied" if self.satisfies_moment_condition else "violated"
-        rows = [
+        return [
             ("ab", f"{self.product:.4f}"),
             ("predicted limit of ab", f"{self.limit:.4f}"),
             ("off the form, W_KQ and W_PV", f"{self.off_kq:.4f}, {self.off_pv:.4f}"),
@@ -133,7 +133,13 @@ class MesaOptimizer:
             ("error of the recovered W", f"{self.error:.4f} ± {self.error_error:.4f}"),
             ("moment condition", condition),
         ]
-        table = "\n".join(f"  {name:<33} {value}" for name, value in rows)
+
+    def _repr_html_(self) -> str:
+        caption = f"MesaOptimizer on {self.settings['process']}: {self.verdict}"
+        return html_table(["quantity", "value"], self._rows(), caption=caption)
+
+    def __repr__(self) -> str:
+        table = "\n".join(f"  {name:<33} {value}" for name, value in self._rows())
         return f"MesaOptimizer on {self.settings['process']}: {self.verdict}\n{table}"
 
 
@@ -183,6 +189,12 @@ def train_mesa(
     ------
     CausalProbeError
         If the process is in real form, or training diverges.
+
+    Examples
+    --------
+    >>> from causal_probe import tasks
+    >>> train_mesa(tasks.AutoregressiveProcess(2, 8, start="sparse"), steps=2, batch_size=8).step[-1]
+    2
     """
     if process.real:
         raise CausalProbeError(
@@ -231,6 +243,13 @@ def mesa_optimizer(
     ------
     CausalProbeError
         If the model is another one or does not fit the process.
+
+    Examples
+    --------
+    >>> from causal_probe import models, tasks
+    >>> process = tasks.AutoregressiveProcess(2, 8, start="sparse")
+    >>> mesa_optimizer(models.mesa_step(2, 8, a=process.limit), process, sequences=64).is_gradient_step
+    True
     """
     if sequences < 2:
         raise CausalProbeError(f"At least 2 sequences are needed for a standard error, not {sequences}.")
@@ -303,6 +322,13 @@ def mesa_recovery(
     ----------
     product
         ab; by default the limit.
+
+    Examples
+    --------
+    >>> from causal_probe import tasks
+    >>> error, stderr = mesa_recovery(tasks.AutoregressiveProcess(2, 8, start="sparse"), sequences=16)
+    >>> round(error, 3)
+    0.0
     """
     product = process.limit if product is None else product
     source, d, parts = generator(seed, "mesa recovery"), process.d_x, []

@@ -343,6 +343,12 @@ def recover(
     ------
     CausalProbeError
         For any argument that can't be worked with; nothing is written then.
+
+    Examples
+    --------
+    >>> found = recover("chain", positions=5, steps=20, batch_size=64, probe_sequences=512)
+    >>> sorted(found.truth.edges)
+    [(0, 1), (1, 2), (2, 3)]
     """
     started = time.perf_counter()
     place = choose_device(device)

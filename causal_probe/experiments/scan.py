@@ -516,6 +516,14 @@ def scan(
     CausalProbeError
         For any argument that can't be worked with, and a model whose attention can't be measured, with every reason
         (:func:`causal_probe.hooks.preflight`). Nothing is written then.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> model = DisentangledTransformer(d_vocab=12, n_positions=24)
+    >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)
+    >>> [(row.name, row.called) for row in scan(model, templates="previous-token", sequences=4).rows("previous-token")]
+    [('L0H0', True), ('L1H0', False)]
     """
     started = time.perf_counter()
     if top < 1:

@@ -38,6 +38,11 @@ def choose_templates(given: str | Template | Iterable[str | Template]) -> tuple[
     ------
     CausalProbeError
         If a name is unknown, a file can't be read, or it does not hold what was asked for.
+
+    Examples
+    --------
+    >>> [template.name for template in choose_templates("induction,offset-3".split(","))]
+    ['induction', 'offset-3']
     """
     listed = [given] if isinstance(given, (str, Template)) else list(given)
     return find_templates([_from_file(each) if isinstance(each, str) and ":" in each else each for each in listed])

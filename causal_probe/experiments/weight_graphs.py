@@ -76,6 +76,15 @@ def weight_graphs(
     ------
     CausalProbeError
         If model and task differ in shape, or fewer than two sequences are asked for.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, models, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, alpha=0.1)
+    >>> model = models.hand_set(graphs.chain(5), 3, match_scale=8.0, output_scale=4.0)
+    >>> found = weight_graphs(model, task, sequences=256)
+    >>> found.blocks[0].layer, found.blocks[0].query, found.blocks[0].key
+    (1, 'position', 'position')
     """
     if (model.d_vocab, model.n_positions) != (task.d_vocab, task.n_positions):
         raise CausalProbeError(

@@ -68,6 +68,16 @@ def read_graph(path: str | os.PathLike[str], *, nodes: int | None = None) -> nx.
     See Also
     --------
     networkx.node_link_data, networkx.write_graphml, networkx.write_edgelist : write what this reads.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from causal_probe.graphs import chain
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_graph(chain(4), Path(folder) / "chain.json")
+    ...     sorted(read_graph(Path(folder) / "chain.json").edges)
+    [(0, 1), (1, 2), (2, 3)]
     """
     content = _read_bytes(path)
     try:
@@ -82,12 +92,21 @@ def read_graph(path: str | os.PathLike[str], *, nodes: int | None = None) -> nx.
 
 
 def file_form(path: str | os.PathLike[str]) -> Literal["JSON", "GraphML", "an edge list"]:
-    """The form in which :func:`read_graph` would read a file: only an edge list doesn't say how many nodes there are.
+    r"""The form in which :func:`read_graph` would read a file: only an edge list doesn't say how many nodes there are.
 
     Raises
     ------
     CausalProbeError
         If the file can't be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "mine.txt").write_text("0 1\n1 2\n")
+    ...     file_form(Path(folder) / "mine.txt")
+    'an edge list'
     """
     return _form(path, _read_bytes(path))
 
@@ -102,6 +121,16 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     CausalProbeError
         If :func:`~causal_probe.graphs.check_graph` refuses the graph, if its data has no plain JSON form (NaN has none),
         or if the file can't be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from causal_probe.graphs import chain
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_graph(chain(3), Path(folder) / "chain.json")
+    ...     "edges" in (Path(folder) / "chain.json").read_text()
+    True
     """
     check_graph(graph)
     if Path(path).is_dir():

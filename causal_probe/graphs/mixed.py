@@ -72,6 +72,12 @@ def mixed_graph(nodes: int | Iterable[Any], edges: Iterable[tuple[Any, str, str,
     ------
     CausalProbeError
         For an unknown sign, an edge from a node to itself, or one that is given twice.
+
+    Examples
+    --------
+    >>> graph = mixed_graph(2, [(0, "o", ">", 1)])
+    >>> show_mixed_edge(graph, 0, 1)
+    '0 o-> 1'
     """
     graph = nx.empty_graph(nodes, create_using=nx.DiGraph)
     for u, at_u, at_v, v in edges:
@@ -85,7 +91,14 @@ def mixed_graph(nodes: int | Iterable[Any], edges: Iterable[tuple[Any, str, str,
 
 
 def is_mixed(graph: nx.DiGraph) -> bool:
-    """Whether any edge carries a mark."""
+    """Whether any edge carries a mark.
+
+    Examples
+    --------
+    >>> import networkx as nx
+    >>> is_mixed(nx.DiGraph([(0, 1)])), is_mixed(mixed_graph(2, [(0, "o", ">", 1)]))
+    (False, True)
+    """
     return any("mark" in data for _, _, data in graph.edges(data=True))
 
 
@@ -96,6 +109,12 @@ def as_mixed(graph: nx.DiGraph) -> nx.DiGraph:
     ------
     CausalProbeError
         If some edges carry marks and others don't, an edge has one arc only, or a mark is unknown.
+
+    Examples
+    --------
+    >>> import networkx as nx
+    >>> sorted(mixed_edges(as_mixed(nx.DiGraph([(0, 1)]))))
+    [(0, 1)]
     """
     if not is_mixed(graph):
         return mixed_graph(graph.nodes, ((u, "-", ">", v) for u, v in graph.edges))
@@ -110,7 +129,13 @@ def as_mixed(graph: nx.DiGraph) -> nx.DiGraph:
 
 
 def mixed_edges(graph: nx.DiGraph) -> list[tuple[Any, Any]]:
-    """Every edge of a mixed graph once, in the order of the nodes."""
+    """Every edge of a mixed graph once, in the order of the nodes.
+
+    Examples
+    --------
+    >>> mixed_edges(mixed_graph(3, [(1, "o", ">", 0), (1, "<", ">", 2)]))
+    [(0, 1), (1, 2)]
+    """
     place = {node: index for index, node in enumerate(graph)}
     return sorted(
         ((u, v) for u, v in graph.edges if place[u] < place[v]), key=lambda edge: (place[edge[0]], place[edge[1]])
@@ -118,12 +143,25 @@ def mixed_edges(graph: nx.DiGraph) -> list[tuple[Any, Any]]:
 
 
 def show_mixed_edge(graph: nx.DiGraph, u: Any, v: Any) -> str:
-    """An edge as text: ``0 o-> 2``, ``1 <-> 2``, ``1 --- 3``."""
+    """An edge as text: ``0 o-> 2``, ``1 <-> 2``, ``1 --- 3``.
+
+    Examples
+    --------
+    >>> graph = mixed_graph(3, [(0, "-", ">", 1), (1, "<", ">", 2)])
+    >>> show_mixed_edge(graph, 0, 1), show_mixed_edge(graph, 1, 0), show_mixed_edge(graph, 1, 2)
+    ('0 --> 1', '1 <-- 0', '1 <-> 2')
+    """
     return f"{u} {_AT_LEFT[graph.edges[v, u]['mark']]}-{_AT_RIGHT[graph.edges[u, v]['mark']]} {v}"
 
 
 def skeleton(graph: nx.DiGraph) -> nx.Graph:
-    """Which nodes are joined at all, in either direction, marks aside."""
+    """Which nodes are joined at all, in either direction, marks aside.
+
+    Examples
+    --------
+    >>> sorted(skeleton(mixed_graph(3, [(0, "o", ">", 1), (1, "<", ">", 2)])).edges)
+    [(0, 1), (1, 2)]
+    """
     joined = nx.Graph()
     joined.add_nodes_from(graph)
     joined.add_edges_from(graph.edges)
@@ -131,5 +169,12 @@ def skeleton(graph: nx.DiGraph) -> nx.Graph:
 
 
 def arrowheads(graph: nx.DiGraph) -> set[tuple[Any, Any]]:
-    """The arcs (u, v) with an arrow at v: v is no cause of u. In a graph without marks, its edges."""
+    """The arcs (u, v) with an arrow at v: v is no cause of u. In a graph without marks, its edges.
+
+    Examples
+    --------
+    >>> from causal_probe.graphs import mixed_graph
+    >>> sorted(arrowheads(mixed_graph(3, [(0, "o", ">", 1), (1, "<", ">", 2)])))
+    [(0, 1), (1, 2), (2, 1)]
+    """
     return {(u, v) for u, v, data in as_mixed(graph).edges(data=True) if data["mark"] == "arrow"}

@@ -256,6 +256,15 @@ def fit_scales(
     ------
     CausalProbeError
         If the graph is refused (see :func:`hand_set`), or the tokens don't fit it.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1)
+    >>> batch = task.sample(256, tasks.generator(0, "fit"))
+    >>> match, output = fit_scales(graphs.chain(7), batch.tokens, batch.target)
+    >>> match > 0, output > 0
+    (True, True)
     """
     d_vocab = target.shape[1]
 

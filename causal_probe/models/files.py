@@ -32,6 +32,15 @@ def save(model: DisentangledTransformer, folder: str | os.PathLike[str]) -> None
     ------
     CausalProbeError
         If the weights hold NaN or infinities, or the folder can't be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(DisentangledTransformer(d_vocab=3, n_positions=4), folder)
+    ...     load(folder).cfg.n_layers
+    2
     """
     folder = Path(folder)
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -65,6 +74,15 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     ------
     CausalProbeError
         If a file is missing, is not of this kind or format, is corrupt, or the weights don't fit the shape.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from causal_probe.models import DisentangledTransformer, save
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(DisentangledTransformer(d_vocab=3, n_positions=4, heads=(2, 1)), folder)
+    ...     load(folder).heads
+    (2, 1)
     """
     folder = Path(folder)
     d_vocab, n_positions, heads, dtype = _read_shape(folder)

@@ -115,6 +115,13 @@ def mesa_step(
     ------
     CausalProbeError
         If ``dtype`` and ``real`` don't go together.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = mesa_step(2, 5, a=1.0, b=0.5, real=True)
+    >>> len(model.blocks)
+    1
     """
     dtype = (torch.float32 if real else torch.complex64) if dtype is None else dtype
     if dtype.is_complex == real:

@@ -99,6 +99,15 @@ def load_model(
     CausalProbeError
         If there is no such model, it can't be read, its weights are pickles, it needs code of its own, or it is not a causal
         language model.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from causal_probe.models import DisentangledTransformer, save
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(DisentangledTransformer(d_vocab=3, n_positions=4), folder)
+    ...     type(load_model(folder).model).__name__
+    'DisentangledTransformer'
     """
     if dtype is not None and dtype not in DTYPES:
         raise CausalProbeError(f"The dtype {dtype!r} was asked for; there are {', '.join(DTYPES)}.")

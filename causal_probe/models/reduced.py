@@ -314,6 +314,13 @@ def first_gradient(
     Returns
     -------
     u, m
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, tasks
+    >>> batch = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1).sample(4, tasks.generator(0, "first"))
+    >>> [list(part.shape) for part in first_gradient(batch.tokens, batch.target)]
+    [[4, 8], [4, 8]]
     """
     n, d_vocab = tokens.shape[-1], target.shape[-1]
     m = (tokens == tokens[..., query, None]).to(target.dtype)

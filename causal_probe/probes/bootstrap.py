@@ -36,6 +36,14 @@ def bootstrap_intervals(
     ------
     CausalProbeError
         If there are fewer than 100 resamples, or the coverage is not between 0 and 1.
+
+    Examples
+    --------
+    >>> from causal_probe import probes
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> scores = probes.scan(DisentangledTransformer(d_vocab=12, n_positions=24), templates="induction", sequences=4)
+    >>> bootstrap_intervals(scores, resamples=100).columns.tolist()
+    ['layer', 'head', 'template', 'score', 'score_low', 'score_high', 'excess', 'excess_low', 'excess_high', 'sequences']
     """
     if resamples < 100 or not 0 < coverage < 1:
         raise CausalProbeError(

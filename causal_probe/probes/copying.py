@@ -20,7 +20,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import describe, require_hooks
-from causal_probe.results import Citation, cite, versions
+from causal_probe.results import Citation, cite, html_table, versions
 
 __all__ = ["CopySensitivity", "copy_sensitivity"]
 
@@ -74,15 +74,21 @@ class CopySensitivity:
             "Oswald et al., 2023).",
         )
 
+    def _title(self) -> str:
+        return f"CopySensitivity of layer {self.layer}, {len(self.shares)} sequences: share of an output's sensitivity"
+
+    def _rows(self) -> list[tuple[str, float | None, float | None]]:
+        named = (("left neighbour", -1), ("itself", 0), ("right neighbour", 1))
+        return [(name, *self.share(offset)) for name, offset in named if abs(offset) < self.shares.shape[1]]
+
     def __repr__(self) -> str:
-        lines = [
-            f"CopySensitivity of layer {self.layer}, {len(self.shares)} sequences: share of an output's sensitivity"
-        ]
-        for name, offset in (("left neighbour", -1), ("itself", 0), ("right neighbour", 1)):
-            if abs(offset) < self.shares.shape[1]:
-                share, error = self.share(offset)
-                lines.append(f"  {name:<16} {share:.3f}" + ("" if error is None else f" ± {error:.3f}"))
+        lines = [self._title()]
+        for name, share, error in self._rows():
+            lines.append(f"  {name:<16} {share:.3f}" + ("" if error is None else f" ± {error:.3f}"))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html_table(["input", "share", "standard error"], self._rows(), caption=self._title())
 
 
 def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, layer: int = 0) -> CopySensitivity:
@@ -102,6 +108,13 @@ def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, 
     ------
     CausalProbeError
         If the hook point is missing or never fires, or there are no sequences.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import gradient_steps
+    >>> copy_sensitivity(gradient_steps(2, 3, eta=[0.1]), torch.randn(2, 4, 3)).shares.shape
+    (2, 4, 4)
     """
     name = f"blocks.{layer}.hook_attn_out"
     require_hooks(model, [name])

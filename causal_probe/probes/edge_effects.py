@@ -442,6 +442,18 @@ def edge_effects(
     The mechanism that it tests, a first layer that copies the parent's token to the child for the second layer to match, is that of
     Nichani, Damian & Lee, "How Transformers Learn Causal Structure with Gradient Descent", ICML 2024 (arXiv 2402.14735). The
     correction: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, models, tasks, training
+    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1)
+    >>> model = models.hand_set(graphs.chain(7), 3, match_scale=8.0, output_scale=4.0)
+    >>> batches = [task.sample(4096, tasks.generator(0, "probe"))]
+    >>> def loss(model, batch):
+    ...     return training.task_loss(model.predict(batch.tokens), batch.target)
+    >>> found = edge_effects(model, batches, loss, layer=0, head=0, candidates=[(2, 3), (0, 3)])
+    >>> [(parent, child) for parent, child in found.graph(nodes=7).edges]
+    [(2, 3)]
     """
     parents = _check_candidates(candidates)
     if not 0 < level < 1:

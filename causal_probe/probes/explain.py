@@ -28,7 +28,7 @@ from causal_probe.hooks import HookedModel, undisturbed
 from causal_probe.probes.discovery.marks import Marks
 from causal_probe.probes.discovery.possible_d_sep import possible_d_sep
 from causal_probe.probes.discovery.result import AttentionGraph, Discovery
-from causal_probe.results import Citation, cite, to_jsonable
+from causal_probe.results import Citation, cite, html_table, to_jsonable
 
 __all__ = ["Explanation", "ExplanationSummary", "Outputs", "explain", "outputs_of", "summarise"]
 
@@ -88,6 +88,14 @@ class Explanation:
             methods=f"Decisions were explained by the smallest sets of tokens whose replacement changes them ({self.method}).",
         )
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (", ".join(map(str, nodes)), after, rank)
+            for nodes, after, rank in zip(self.sets, self.changed_to, self.ranks, strict=True)
+        ]
+        caption = f"{self.method}: sets whose replacement changes decision {self.decision} at node {self.target}; {self.tested} were tried"
+        return html_table(["nodes", "decision then", "its rank before"], rows, caption=caption)
+
 
 def explain(
     discovery: Discovery,
@@ -146,6 +154,18 @@ def explain(
     ------
     CausalProbeError
         If an argument is out of range, or a method lacks what it needs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import models, probes
+    >>> model = models.DisentangledTransformer(d_vocab=5, n_positions=6, heads=(1,))
+    >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(3)
+    >>> tokens = torch.tensor([0, 1, 2, 3, 4, 0])
+    >>> found = probes.discover(model, tokens, layer=0, samples=1000)
+    >>> explained = explain(found, probes.outputs_of(model, "next"), target=5, replacement=1, head=0, max_size=1)
+    >>> explained["cleann"].sets  # an untrained model decides the same whatever is replaced
+    ()
     """
     n = len(discovery.groups)
     if unknown := [method for method in methods if method not in METHODS]:
@@ -309,6 +329,13 @@ def outputs_of(model: Any, decision: str, *, position: int | None = None) -> Out
     ------
     CausalProbeError
         If the decision is unknown, or a masked one has no position.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> outputs_of(DisentangledTransformer(d_vocab=3, n_positions=4), "next")(torch.tensor([[0, 1, 2, 0]])).shape
+    torch.Size([1, 3])
     """
     if decision not in ("next", "masked", "class"):
         raise CausalProbeError(f"The decision {decision!r} was asked for; there are next, masked and class.")
@@ -362,6 +389,13 @@ def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationS
     ------
     CausalProbeError
         If there are no inputs, or their methods differ.
+
+    Examples
+    --------
+    >>> from causal_probe.probes import Explanation
+    >>> one = {"cleann": Explanation("cleann", 3, 7, ((1,),), (5,), (2,), 1)}
+    >>> summarise([one, one]).table.loc["cleann", ["inputs", "success", "size"]].tolist()
+    [2.0, 1.0, 1.0]
     """
     if not explanations or len({frozenset(each) for each in explanations}) != 1:
         raise CausalProbeError("Explanations of one input at least are compared, of the same methods for each.")

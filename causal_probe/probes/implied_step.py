@@ -152,6 +152,13 @@ def implied_step(
     ------
     CausalProbeError
         If the model has no such weights, or sizes don't go together.
+
+    Examples
+    --------
+    >>> from causal_probe.models import gradient_steps
+    >>> [step] = implied_step(gradient_steps(3, 5, eta=[0.5])).layers
+    >>> round(step.eta, 3), round(step.off_form, 3)
+    (0.5, 0.0)
     """
     weights: dict[str, Any] = {name: getattr(model, name, None) for name in ("W_Q", "W_K", "W_V", "W_O")}
     if missing := [name for name, value in weights.items() if not isinstance(value, Tensor) or value.ndim != 4]:

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, Moments, describe, each_batch, require_hooks, undisturbed
 from causal_probe.probes.scoring import micro_batch_size
-from causal_probe.results import Citation, cite, escape, to_jsonable, versions
+from causal_probe.results import Citation, cite, html_table, to_jsonable, versions
 
 __all__ = ["CopyLosses", "InContextScore", "copy_losses", "in_context_score", "token_losses"]
 
@@ -125,7 +125,9 @@ class InContextScore:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>"
+        rows = [(self.early, self.late, self.score, self.stderr, self.sequences)]
+        columns = ["early position", "late position", "late minus early (nats)", "standard error", "sequences"]
+        return html_table(columns, rows, caption=f"In-context score of {self.provenance['model']}")
 
 
 def in_context_score(
@@ -296,7 +298,9 @@ class CopyLosses:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>"
+        rows = [("first", self.first, self.first_stderr), ("second", self.second, self.second_stderr)]
+        caption = f"Copy losses of {self.provenance['model']}: {self.sequences:,} sequences of period {self.period}"
+        return html_table(["copy", "loss (nats a token)", "standard error"], rows, caption=caption)
 
 
 def copy_losses(

@@ -68,6 +68,12 @@ def repeated_tokens(
     ------
     CausalProbeError
         If an argument is out of range, the sequences don't fit, or a BOS token is asked for and there is none.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> repeated_tokens(DisentangledTransformer(d_vocab=12, n_positions=8), sequences=1, period=4).tokens
+    tensor([[8, 0, 5, 9, 8, 0, 5, 9]])
     """
     allowed, start, room = _vocabulary(model, bos)
     limit = min(len(allowed), room // 2)
@@ -117,6 +123,12 @@ def ngram_tokens(
     ------
     CausalProbeError
         As :func:`repeated_tokens`; m is at least 2.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> ngram_tokens(DisentangledTransformer(d_vocab=12, n_positions=48), n=2, sequences=2).tokens.shape
+    torch.Size([2, 48])
     """
     allowed, start, room = _vocabulary(model, bos)
     if n < 2:

@@ -250,6 +250,15 @@ def from_graph(graph: nx.DiGraph, *, name: str = "graph", first: int = 0) -> Tem
     ------
     CausalProbeError
         If the graph is not one of positions, or the name is not in kebab-case.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import graphs
+    >>> from_graph(graphs.chain(3))(torch.zeros(1, 3, dtype=torch.long)).int()
+    tensor([[[0, 0, 0],
+             [1, 0, 0],
+             [0, 1, 0]]], dtype=torch.int32)
     """
     check_graph(graph)
     edges = torch.tensor(sorted(graph.edges), dtype=torch.long).reshape(-1, 2) + first
@@ -269,6 +278,12 @@ def successor_of_parent(graph: nx.DiGraph, *, name: str = "successor-of-parent",
 
     Node j is a target of query i if j <= i and ``tokens[p] == tokens[i]`` for a parent p of j (Nichani, Damian & Lee, 2024). On
     a chain the parent of j is j - 1, and this is :func:`induction`. Arguments and errors are those of :func:`from_graph`.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs
+    >>> successor_of_parent(graphs.chain(5)).name
+    'successor-of-parent'
     """
     parents = from_graph(graph, name=name, first=first)
 

@@ -42,6 +42,12 @@ def dirichlet(
     Returns
     -------
     Tensor of ``shape``, entries in [0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> dirichlet(0.5, (2, 3), generator=torch.Generator().manual_seed(0)).sum(-1)
+    tensor([1.0000, 1.0000])
     """
     rows = log_gamma_variates(alpha, shape, generator=generator, dtype=dtype)
     # The softmax in three steps: on a CPU, torch's own is six times slower on rows of so few entries.

@@ -146,6 +146,14 @@ def predicted_information(task: InContextMarkov, *, draws: int = 4096, generator
     ------
     CausalProbeError
         If this is no tree task, or there are fewer than two draws.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, alpha=1.0)
+    >>> found = predicted_information(task, draws=64, generator=tasks.generator(0, "tables"))
+    >>> found.chi2.shape
+    (3, 3)
     """
     if not task.is_tree:
         raise CausalProbeError("Exact information is known for tree tasks; here nodes have several parents.")
@@ -158,7 +166,16 @@ def predicted_information(task: InContextMarkov, *, draws: int = 4096, generator
 def joint_law(
     graph: nx.DiGraph, transition: Float[Tensor, "batch state state"], i: int, j: int
 ) -> Float[Tensor, "batch state state"]:
-    """P(s_i = s', s_j = s) as ``[batch, s', s]``, given the transition matrices."""
+    """P(s_i = s', s_j = s) as ``[batch, s', s]``, given the transition matrices.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe.graphs import chain
+    >>> joint_law(chain(3), torch.tensor([[[0.9, 0.1], [0.3, 0.7]]]), 1, 0)
+    tensor([[[0.6750, 0.0750],
+             [0.0750, 0.1750]]], dtype=torch.float64)
+    """
     up, down = _steps(graph)
     mu = stationary_distribution(transition.double())
     a, b = int(up[i, j]), int(down[i, j])

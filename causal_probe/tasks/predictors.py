@@ -33,7 +33,15 @@ Prediction = Float[Tensor, "batch d_vocab"]
 
 
 def uniform(task: InContextMarkov, tokens: Tokens) -> Prediction:
-    """1 / d_vocab for every state."""
+    """1 / d_vocab for every state.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import graphs, tasks
+    >>> uniform(tasks.InContextMarkov(graphs.chain(3), d_vocab=4, alpha=1.0), torch.tensor([[0, 1, 2, 3]]))
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
     _check(task, tokens)
     return torch.full((len(tokens), task.d_vocab), 1 / task.d_vocab, device=tokens.device)
 
@@ -42,6 +50,14 @@ def in_context_unigram(task: InContextMarkov, tokens: Tokens) -> Prediction:
     """(1 + occurrences of the state) / (nodes + d_vocab), over the nodes that the model sees (the uniform query is not one).
 
     The definition of Edelman et al. 2024 (*The evolution of statistical induction heads*).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, alpha=1.0)
+    >>> in_context_unigram(task, torch.tensor([[0, 0, 1, 1]])).round(decimals=2)
+    tensor([[0.6000, 0.4000]])
     """
     _check(task, tokens)
     nodes = tokens[:, :-1] if task.is_tree else tokens
@@ -53,6 +69,14 @@ def known_graph(task: InContextMarkov, tokens: Tokens) -> Prediction:
 
     In a tree it counts the children of nodes that carry the query's state; with k parents, the nodes with as many parents as
     the predicted one whose parents all carry the same states, slot by slot.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(4), d_vocab=2, alpha=1.0)
+    >>> known_graph(task, torch.tensor([[0, 1, 0, 1, 0]])).round(decimals=2)
+    tensor([[0.2500, 0.7500]])
     """
     return _count_matches(task, tokens, slots=range(task.n_slots))
 
@@ -64,6 +88,14 @@ def one_parent(task: InContextMarkov, tokens: Tokens, *, slot: int) -> Predictio
     ------
     CausalProbeError
         If the predicted node has no such parent slot.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(4), d_vocab=2, alpha=1.0)
+    >>> one_parent(task, torch.tensor([[0, 1, 0, 1, 0]]), slot=0).round(decimals=2)
+    tensor([[0.2500, 0.7500]])
     """
     if not 0 <= slot < task.n_slots:
         raise CausalProbeError(
@@ -75,13 +107,29 @@ def one_parent(task: InContextMarkov, tokens: Tokens, *, slot: int) -> Predictio
 def cross_entropy(
     prediction: Float[Tensor, "batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
 ) -> Float[Tensor, " batch"]:
-    """-sum_s target(s) log prediction(s), in nats, one per sequence; >= the target's entropy, log d_vocab for uniform."""
+    """-sum_s target(s) log prediction(s), in nats, one per sequence; >= the target's entropy, log d_vocab for uniform.
+
+    Examples
+    --------
+    >>> import torch
+    >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]]))
+    tensor([0.6931])
+    """
     losses: Tensor = -torch.special.xlogy(target, prediction).sum(-1)
     return losses
 
 
 def reference_losses(task: InContextMarkov, batch: Batch) -> dict[str, float]:
-    """Mean cross-entropy of every predictor on ``batch``, in nats; the one-parent figure is the best slot's."""
+    """Mean cross-entropy of every predictor on ``batch``, in nats; the one-parent figure is the best slot's.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1)
+    >>> losses = reference_losses(task, task.sample(512, tasks.generator(0, "reference")))
+    >>> losses["known-graph"] < losses["in-context unigram"] < losses["uniform"]
+    True
+    """
     predictions = {
         "uniform": [uniform(task, batch.tokens)],
         "in-context unigram": [in_context_unigram(task, batch.tokens)],

@@ -25,7 +25,13 @@ def generator(seed: int, purpose: str, *, device: str | torch.device = "cpu") ->
 
 
 def numpy_generator(seed: int, purpose: str) -> np.random.Generator:
-    """The same for numpy."""
+    """The same for numpy.
+
+    Examples
+    --------
+    >>> int(numpy_generator(0, "words").integers(100)) == int(numpy_generator(0, "words").integers(100))
+    True
+    """
     return np.random.default_rng(_sequence(seed, purpose))
 
 

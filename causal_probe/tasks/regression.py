@@ -68,7 +68,17 @@ def regression_tokens(
     form: TokenForm = "joint",
     W0: Float[Tensor, "d_out d_x"] | None = None,
 ) -> Float[Tensor, "batch pos d_token"]:
-    """Tokens of examples and a query, differentiable in all three; ``d_token = d_x + d_out``."""
+    """Tokens of examples and a query, differentiable in all three; ``d_token = d_x + d_out``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.eye(2)[None]
+    >>> regression_tokens(x, 3 * x[..., :1], torch.tensor([[1.0, 2.0]]))
+    tensor([[[1., 0., 3.],
+             [0., 1., 0.],
+             [1., 2., 0.]]])
+    """
     d_x, d_out = x.shape[-1], y.shape[-1]
     start = x_query.new_zeros(len(x_query), d_out) if W0 is None else -x_query @ W0.to(x_query).mT
     query = torch.cat([x_query, start], -1)[:, None]

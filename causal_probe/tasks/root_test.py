@@ -99,7 +99,14 @@ def log_bets_against_rivals(
 
 
 def evidence_per_edge(transition: Float[Tensor, "batch state state"]) -> Float[Tensor, " batch"]:
-    """The nats that a sequence adds on average if the candidate is the parent: sum_s mu(s) pi(t | s) log(1 + x / 2)."""
+    """The nats that a sequence adds on average if the candidate is the parent: sum_s mu(s) pi(t | s) log(1 + x / 2).
+
+    Examples
+    --------
+    >>> import torch
+    >>> evidence_per_edge(torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]])).round(decimals=3)
+    tensor([0.0000, 0.4050], dtype=torch.float64)
+    """
     pi = transition.double()
     mu = stationary_distribution(pi)
     ratio = torch.where(mu[:, None] > 0, pi / mu[:, None], 1.0)

@@ -29,6 +29,12 @@ def stationary_distribution(transition: Float[Tensor, "batch state state"]) -> F
     Returns
     -------
     Non-negative, summing to one, in the dtype of ``transition`` (the elimination runs in float64).
+
+    Examples
+    --------
+    >>> import torch
+    >>> stationary_distribution(torch.tensor([[[0.9, 0.1], [0.3, 0.7]]]))
+    tensor([[0.7500, 0.2500]])
     """
     # [state, state, batch]: each step of the elimination then reads and writes contiguous memory
     p = transition.permute(1, 2, 0).to(torch.float64).clamp(min=SMALLEST_TRANSITION)

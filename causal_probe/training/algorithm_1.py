@@ -20,6 +20,11 @@ def algorithm_1_stages(
 
     The rate of stage 1 is that of :func:`causal_probe.training.staged`, 7.5 T^2, because the gradient of a late row is of the order of
     1 / T^2; that of stage 2 is 1.
+
+    Examples
+    --------
+    >>> [(stage.name, stage.steps) for stage in algorithm_1_stages(8)]
+    [('stage 1', 20), ('stage 2', 100)]
     """
     return (
         Stage("stage 1", graph_steps, batch_size, "sgd", 7.5 * n_positions**2, moves=("A1",)),

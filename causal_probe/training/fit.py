@@ -50,7 +50,14 @@ class History:
 def task_loss(
     logits: Float[Tensor, "batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
 ) -> Float[Tensor, " batch"]:
-    """-sum_s target(s) log softmax(logits)(s), in nats, one per sequence."""
+    """-sum_s target(s) log softmax(logits)(s), in nats, one per sequence.
+
+    Examples
+    --------
+    >>> import torch
+    >>> task_loss(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 0.0]])).round(decimals=3)
+    tensor([1.0990])
+    """
     return -(target * log_softmax(logits, dim=-1)).sum(-1)
 
 
@@ -93,6 +100,16 @@ def fit(
     CausalProbeError
         If model and task differ in shape, the generator is on another device, a stage moves what the model does not have
         (nothing is moved then), the checkpoint is not of this run, or the loss or the weights stop being finite.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, models, tasks, training
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=3, alpha=0.1)
+    >>> model = models.DisentangledTransformer(d_vocab=3, n_positions=task.n_positions)
+    >>> stages = training.joint(steps=2, batch_size=8)
+    >>> history = fit(model, task, stages, generator=tasks.generator(0, "training"))
+    >>> history.step, history.sequences
+    ((0, 1), 16)
     """
     if (probe is None) != (probe_every is None) or (probe_every is not None and probe_every < 1):
         raise CausalProbeError(
@@ -203,6 +220,14 @@ def evaluate(model: DisentangledTransformer, batches: Sequence[Batch]) -> float:
     ------
     CausalProbeError
         If there are no sequences, or a batch does not fit the model.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, models, tasks
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=3, alpha=0.1)
+    >>> model = models.DisentangledTransformer(d_vocab=3, n_positions=task.n_positions)
+    >>> round(evaluate(model, [task.sample(64, tasks.generator(0, "fresh"))]), 3)  # it knows nothing yet: log 3
+    1.099
     """
     if not batches:
         raise CausalProbeError("A loss was asked for and there are no sequences. Give at least one batch.")

@@ -53,6 +53,16 @@ def fit_many(
     CausalProbeError
         If the numbers of models, tasks and generators or their shapes differ, a stage moves what the models do not have (nothing is
         moved then), or a loss stops being finite (the models are then as they were).
+
+    Examples
+    --------
+    >>> from causal_probe import graphs, models, tasks, training
+    >>> both = [tasks.InContextMarkov(graph, d_vocab=3, alpha=0.1) for graph in (graphs.chain(3), graphs.chain(3))]
+    >>> two = [models.DisentangledTransformer(d_vocab=3, n_positions=4) for _ in both]
+    >>> seeds = [tasks.generator(seed, "training") for seed in (0, 1)]
+    >>> histories = fit_many(two, both, training.joint(steps=2, batch_size=8), generators=seeds)
+    >>> [history.sequences for history in histories]
+    [16, 16]
     """
     _check(models, tasks, generators)
     position_only = all(_only_positions(model) for model in models)

@@ -51,6 +51,11 @@ def adam(
 
     Training begins at a saddle that takes some seeds a thousand steps to leave; the rate falls so that the end is no random walk
     about the optimum. All weights move.
+
+    Examples
+    --------
+    >>> [(stage.name, stage.steps) for stage in adam(steps=100)]
+    [('constant rate', 50), ('falling rate', 50)]
     """
     first = round(warm * steps)
     constant = Stage("constant rate", first, batch_size, "adamw", learning_rate, moves=("all",))
@@ -67,6 +72,14 @@ def regression_loss(
     ------
     CausalProbeError
         If the model's shape is not the task's.
+
+    Examples
+    --------
+    >>> from causal_probe import models, tasks
+    >>> task = tasks.LinearRegression(d_x=2, n_examples=4)
+    >>> loss = regression_loss(models.gradient_steps(2, 4, eta=[0.1]), task, tasks.generator(0, "training"))
+    >>> loss(8).shape
+    torch.Size([])
     """
     check_shapes(model, task)
 
@@ -125,6 +138,14 @@ def minimise(
     CausalProbeError
         If nothing requires gradients, the checkpoint has no generator to keep or is not of this run, or the loss or the weights stop being
         finite: the rate is too large.
+
+    Examples
+    --------
+    >>> from causal_probe import models, tasks, training
+    >>> model = models.gradient_steps(2, 4, eta=[0.1])
+    >>> loss = training.regression_loss(model, tasks.LinearRegression(d_x=2, n_examples=4), tasks.generator(0, "training"))
+    >>> minimise(model, loss, training.adam(steps=2, batch_size=8)).step
+    (0, 1)
     """
     moved = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not moved:

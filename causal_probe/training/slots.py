@@ -118,7 +118,13 @@ def staged_slots(
     optimizer: Optimizer = "adamw",
     learning_rate: float = 3e-2,
 ) -> tuple[Stage, ...]:
-    """The stages that follow :func:`give_slots`: the graph, then everything (parameters as in :func:`~causal_probe.training.staged`)."""
+    """The stages that follow :func:`give_slots`: the graph, then everything (parameters as in :func:`~causal_probe.training.staged`).
+
+    Examples
+    --------
+    >>> [(stage.name, stage.moves) for stage in staged_slots(n_positions=8)]
+    [('the graph', ('A0.position',)), ('the rest', ('A0', 'A1', 'W_U'))]
+    """
     graph, rest = staged(
         n_positions=n_positions,
         graph_steps=graph_steps,

@@ -95,6 +95,12 @@ def give_matcher(model: DisentangledTransformer, *, beta: float = 1.0) -> tuple[
     ------
     CausalProbeError
         If the model does not have two layers: the construction needs one to copy parents and one to compare.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> give_matcher(DisentangledTransformer(d_vocab=3, n_positions=4))
+    ('L1H0 compares (token, L0H0.token): 1 I', 'W_U reads L1H0.token: I')
     """
     if len(model.heads) != 2:
         raise CausalProbeError(
@@ -129,6 +135,11 @@ def staged(
     n_positions
         T. The gradient of a late row is of the order 1 / T^2 (one of T positions that layer 1 reads, one of up to T that the
         row spreads over), so the default rate of stage 1 is 7.5 T^2: 3,000 at T = 20.
+
+    Examples
+    --------
+    >>> [(stage.name, stage.steps, stage.moves) for stage in staged(n_positions=8)]
+    [('the graph', 20, ('A0.position',)), ('the rest', 500, ('A1', 'W_U'))]
     """
     graph_rate = 7.5 * n_positions**2 if graph_learning_rate is None else graph_learning_rate
     return (
@@ -153,6 +164,11 @@ def joint(
     come to lead within some dozen to some hundred steps; later some of them are overtaken again by another position, often
     by position 0. The defaults of ``"adamw"`` are 1,024 steps of 1,024 at
     the authors' 0.01.
+
+    Examples
+    --------
+    >>> [(stage.name, stage.optimizer, stage.steps) for stage in joint(steps=10, batch_size=64)]
+    [('joint', 'sgd', 10)]
     """
     defaults: dict[str, tuple[int, int, float]] = {"sgd": (384, 4096, 1.0), "adamw": (1024, 1024, 1e-2)}
     usual_steps, usual_batch_size, usual_rate = defaults.get(optimizer, (0, 1, 1.0))

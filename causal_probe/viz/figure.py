@@ -141,6 +141,16 @@ def write_svg(figure: Figure, path: str | os.PathLike[str], *, description: str 
     ------
     CausalProbeError
         If the folder is missing or can't be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from causal_probe import graphs, viz
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_svg(viz.graph(graphs.chain(4)), Path(folder) / "chain.svg")
+    ...     (Path(folder) / "chain.svg").read_text()[:4]
+    '<svg'
     """
     write_text(path, to_svg(figure, prefix="", description=description) + "\n")
 
@@ -152,5 +162,9 @@ _FAMILY = "font-family: 'DejaVu Sans', 'Verdana', 'Arial', 'Helvetica', sans-ser
 def _tidy(tag: str, prefix: str) -> str:
     """A tag with its ids prefixed, and without what goes without saying: a third of a heat map's text."""
     tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag.replace(_FAMILY, "").replace(" \n", " "))
+    # A hundredth of a point is finer than any screen; matplotlib writes a millionth.
+    tag = re.sub(r' (?:d|x|y|width|height)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group()), tag)
+    if tag.startswith("<image"):  # equal heat maps have equal ids, and nothing refers to them
+        tag = re.sub(r' id="[^"]*"', "", tag)
     tag = re.sub(r'(\sid=")', rf"\g<1>{prefix}", tag)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", tag)

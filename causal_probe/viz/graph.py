@@ -220,7 +220,13 @@ def _draw_arc(
     # a triangle on the child, drawn apart so that a dashed line has a whole one.
     peak = foot + 4 / 3 * height
     path = Path([(start, foot), (start, peak), (end, peak), (end, foot + head)], [Path.MOVETO] + 3 * [Path.CURVE4])
-    look = {"edgecolor": style.colour, "linestyle": style.line, "linewidth": linewidth, "alpha": alpha}
+    look = {
+        "edgecolor": style.colour,
+        "linestyle": style.line,
+        "linewidth": linewidth,
+        "alpha": alpha,
+        "clip_on": False,
+    }
     axes.add_patch(PathPatch(path, fill=False, zorder=zorder, gid=gid, **look))
     half = 0.4 * abs(head)
     corners = [(end, foot), (end - half, foot + head), (end + half, foot + head)]

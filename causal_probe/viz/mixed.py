@@ -88,7 +88,7 @@ def _draw(graph: nx.DiGraph, names: list[str], highlight: set[int], target: int 
         sign = -1 if (u, v) in two_arrows else 1
         strong = target is None or target in (u, v)
         colour = MISSING.colour if sign < 0 else RIGHT.colour
-        look = {"alpha": 0.9 if strong else 0.18, "zorder": 3 if strong else 2}
+        look = {"alpha": 0.9 if strong else 0.18, "zorder": 3 if strong else 2, "clip_on": False}
         foot, peak = sign * half, sign * (half + 4 / 3 * _rise(v - u, n))
         ends = {u: x[u] + 0.16 * pitch, v: x[v] - 0.16 * pitch}
         marks = {u: graph.edges[v, u]["mark"], v: graph.edges[u, v]["mark"]}

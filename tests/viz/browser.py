@@ -13,6 +13,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ OPTIONS = (
     "--disable-component-update", "--disable-extensions", "--no-first-run", "--hide-scrollbars",
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )  # fmt: skip
+
+#: The protocol's pipes are the descriptors 3 and 4: a few lines that put them there and become the browser.
+_AS_3_AND_4 = (
+    "import os, sys; pipes = [os.dup(int(number)) for number in sys.argv[1:3]]; spare = [os.dup(0) for _ in range(5)]; "
+    "pipes = [os.dup(pipe) for pipe in pipes]; [os.dup2(pipe, place) for pipe, place in zip(pipes, (3, 4))]; "
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here: install your system's package (Debian: chromium) to run this test"
@@ -44,9 +52,8 @@ class Browser:
         reads, self._to = os.pipe()
         self._from, writes = os.pipe()
         command = [CHROMIUM, *OPTIONS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        # The protocol's pipes are the descriptors 3 and 4.
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec 7<&{reads} 8>&{writes}; exec "$@" 3<&7 4>&8', "sh", *command],
+            [sys.executable, "-ISc", _AS_3_AND_4, str(reads), str(writes), *command],
             pass_fds=(reads, writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(reads)

@@ -45,16 +45,19 @@ def language_model() -> Any:
     return hooks.to_hooked(transformers.GPT2LMHeadModel(config).eval(), tokenizer=tokenizer(), name=NAME)
 
 
-def recovery() -> viz.Report:
-    return experiments.recover("chain", positions=5, probe_sequences=1024, device="cpu").report()
+@cache
+def recovery() -> Any:
+    return experiments.recover("chain", positions=5, probe_sequences=1024, device="cpu")
 
 
-def gradient() -> viz.Report:
+@cache
+def gradient() -> Any:
     found = experiments.recover_by_gradient("chain", positions=6, sequences=256)
-    return dataclasses.replace(found, settings={**found.settings, NAME: NAME}).report()
+    return dataclasses.replace(found, settings={**found.settings, NAME: NAME})
 
 
-def scan() -> viz.Report:
+@cache
+def scan() -> Any:
     known = models.DisentangledTransformer(d_vocab=12, n_positions=24)
     known.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)
     known.block(1, 0, query="token", key="L0H0.token").diagonal().fill_(30)
@@ -62,30 +65,35 @@ def scan() -> viz.Report:
     own = probes.Template("own", lambda tokens: torch.ones(tokens.shape[1], tokens.shape[1]).tril(-1).bool(), NAME)
     return experiments.scan(
         known, templates=["previous-token", "induction", own], sequences=6, verify=True, blocks=True
-    ).report()
+    )
 
 
-def scan_of_a_language_model() -> viz.Report:
-    return experiments.scan(language_model(), templates=["previous-token", "induction"], sequences=4).report()
+@cache
+def scan_of_a_language_model() -> Any:
+    return experiments.scan(language_model(), templates=["previous-token", "induction"], sequences=4)
 
 
-def in_context() -> viz.Report:
+@cache
+def in_context() -> Any:
     made = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
-    return experiments.in_context_graph(made, "chain", states=3, sequences=4, verify=False).report()
+    return experiments.in_context_graph(made, "chain", states=3, sequences=4, verify=False)
 
 
-def leaderboard() -> viz.Report:
+@cache
+def leaderboard() -> Any:
     made = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
     found = experiments.leaderboard([made], ["chain", "pairs"], states=3, sequences=4)
-    return dataclasses.replace(found, names=(NAME,) * len(found.names)).report()
+    return dataclasses.replace(found, names=(NAME,) * len(found.names))
 
 
-def discovery() -> viz.Report:
+@cache
+def discovery() -> Any:
     text = " ".join(SPEAKABLE[:6])
-    return experiments.discover(language_model(), text, samples=50, explain=-1, max_size=1).report()
+    return experiments.discover(language_model(), text, samples=50, explain=-1, max_size=1)
 
 
-def reproduction() -> viz.Report:
+@cache
+def reproduction() -> Any:
     return Reproduction(
         name="tiny",
         title=NAME,
@@ -98,10 +106,10 @@ def reproduction() -> viz.Report:
         settings={"quick": True, "seed": 0, NAME: NAME},
         captions={"curve": NAME},
         notes=(NAME,),
-    ).report()
+    )
 
 
-def sweep(folder: Path) -> viz.Report:
+def sweep(folder: Path) -> Any:
     def broken(*, seed: int, graph: str) -> Any:
         raise ValueError(graph)
 
@@ -114,7 +122,7 @@ def sweep(folder: Path) -> viz.Report:
         {**spec, "probes": {"gradient": {"positions": 5, "sequences": 32}, "broken": {}}},
         out=folder,
         probes={"broken": broken},
-    ).report()
+    )
 
 
 def everything() -> viz.Report:
@@ -150,7 +158,8 @@ def everything() -> viz.Report:
     return viz.Report(text, [viz.Section(text, blocks)], {text: text}, {text: text}, text, text)
 
 
-KINDS: dict[str, Callable[[], viz.Report]] = {
+#: By command: what it finds.
+RESULTS: dict[str, Callable[[], Any]] = {
     "recover": recovery,
     "recover --method gradient": gradient,
     "recover --model": in_context,
@@ -159,5 +168,10 @@ KINDS: dict[str, Callable[[], viz.Report]] = {
     "leaderboard": leaderboard,
     "discover": discovery,
     "reproduce": reproduction,
-    "everything": everything,
 }
+
+
+def reports(folder: Path) -> dict[str, viz.Report]:
+    """By command: its report; and one with every block and picture."""
+    found = {kind: make() for kind, make in RESULTS.items()} | {"sweep": sweep(folder)}
+    return {kind: result.report() for kind, result in found.items()} | {"everything": everything()}

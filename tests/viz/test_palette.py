@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from causal_probe.viz.palette import BLUE, DIVERGING, EXTRA, INK, MISSING, MUTED, PLAIN, RIGHT, SEQUENTIAL, VERMILLION
+from causal_probe import viz
+from causal_probe.viz.palette import (
+    BLUE,
+    DIVERGING,
+    EXTRA,
+    GRID,
+    INK,
+    MISSING,
+    MUTED,
+    PLAIN,
+    RIGHT,
+    SEQUENTIAL,
+    VERMILLION,
+)
 
 #: Machado, Oliveira, Fernandes (2009), "A physiologically-based model for simulation of color vision deficiency", at full
 #: severity: matrices on linear RGB.
@@ -66,6 +80,12 @@ def test_a_heat_map_has_one_order(deficiency: str) -> None:
     for side in (1, -1):
         shades = [lab(DIVERGING(0.5 + side * value / 2), deficiency)[0] for value in np.linspace(0, 1, 17)]
         assert (np.diff(shades) < 0).all()
+
+
+def test_pages_have_the_same_colours() -> None:
+    page = viz.Report("T", [], {}, {}, "").to_html()
+    named = dict(re.findall(r"--(ink|muted|line|blue): (#[0-9a-f]{6})", page))
+    assert named == {"ink": INK, "muted": MUTED, "line": GRID, "blue": BLUE}
 
 
 def test_text_can_be_read() -> None:

@@ -52,6 +52,10 @@ PARTS, BEGUN = "parts", "parts/run.json"
 IDENTITY = ("name", "quick", "seed")
 
 
+#: What the table of a report shows.
+LINES = "Each quantity: ours with its standard error, where it is an estimate; the paper's; what ours was checked by; whether it holds."
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
     """One quantity: what was measured here, and what the paper has.
@@ -167,7 +171,7 @@ class Reproduction:
         columns = ["quantity", "ours", "standard error", "paper", "checked by", "holds", "note"]
         rows = [tuple(_cell(value) for value in dataclasses.astuple(line)) for line in self.lines]
         pictures = [viz.Picture(figure, self.captions.get(name, "")) for name, figure in self.figures.items()]
-        sections = [viz.Section("Result", [viz.Table(columns, rows)])]
+        sections = [viz.Section("Result", [viz.Table(columns, rows, LINES)])]
         if pictures:
             sections.append(viz.Section("Figures", pictures))
         if self.notes:

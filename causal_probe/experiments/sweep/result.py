@@ -177,4 +177,5 @@ class Sweep:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>{self.summary().head(20).to_html(index=False, border=0)}"
+        notes = "".join(f"<p>{escape(line)}</p>" for line in repr(self).splitlines())
+        return f"{notes}{self.summary().head(20).to_html(index=False, na_rep='', border=0)}"

@@ -15,7 +15,7 @@ from causal_probe.graphs import GraphComparison, compare, mixed_edges, show_mixe
 from causal_probe.probes.discovery.correlation import Correlation
 from causal_probe.probes.discovery.independence import OrderCount
 from causal_probe.probes.discovery.search import Evidence, Learned
-from causal_probe.results import Citation, cite, escape, to_jsonable, write_json
+from causal_probe.results import Citation, cite, html_table, to_jsonable, write_json
 
 __all__ = ["AttentionGraph", "Discovery"]
 
@@ -186,13 +186,22 @@ class Discovery:
             ),
         )
 
-    def __repr__(self) -> str:
+    def _title(self) -> str:
         s = self.settings
         n, nodes = len(self.graphs), len(self.groups)
-        lines = [
+        return (
             f"Discovery on {self.provenance['model']}: layer {s['layer']}, {n} graph{'s' * (n != 1)} over {nodes} "
             f"node{'s' * (nodes != 1)}, {s['algorithm']} at alpha {s['alpha']} with {s['samples']} samples"
-        ]
+        )
+
+    def _notes(self) -> list[str]:
+        n = len(self.graphs)
+        notes = Counter(note for each in self.graphs for note in each.notes)
+        more = [f"and {n - SHOWN} more"] if n > SHOWN else []
+        return more + [f"{note}{'' if n == 1 else f' ({count} of {n} graphs)'}" for note, count in notes.items()]
+
+    def __repr__(self) -> str:
+        lines = [self._title()]
         kinds = [kind for kind in KINDS if kind in KINDS[:4] or any(g.kinds()[kind] for g in self.graphs)]
         lines.append("  graph  edges" + "".join(f"  {kind}" for kind in kinds) + "  tests  undefined")
         for each in self.graphs[:SHOWN]:
@@ -200,14 +209,22 @@ class Discovery:
             undefined = sum(count.undefined for count in each.by_order)
             cells = "".join(f"  {counts[kind]:3}" for kind in kinds)
             lines.append(f"  {each.name:<5}  {sum(counts.values()):5}{cells}  {each.tests:5}  {undefined:9}")
-        if n > SHOWN:
-            lines.append(f"  and {n - SHOWN} more")
-        notes = Counter(note for each in self.graphs for note in each.notes)
-        lines += [f"  {note}{'' if n == 1 else f' ({count} of {n} graphs)'}" for note, count in notes.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {note}" for note in self._notes())])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
+        kinds = [kind for kind in KINDS if kind in KINDS[:4] or any(g.kinds()[kind] for g in self.graphs)]
+        rows = [
+            (
+                each.name,
+                sum(each.kinds().values()),
+                *(each.kinds()[kind] for kind in kinds),
+                each.tests,
+                sum(count.undefined for count in each.by_order),
+            )
+            for each in self.graphs[:SHOWN]
+        ]
+        columns = ["graph", "edges", *kinds, "tests", "undefined"]
+        return html_table(columns, rows, caption=self._title(), notes=self._notes())
 
 
 def _from(settings: Mapping[str, Any]) -> str:

@@ -1,0 +1,218 @@
+"""What a notebook shows of a result, what tab completion offers, and what ``help()`` teaches."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pytest
+import torch
+
+import causal_probe
+from causal_probe import experiments, graphs, models, probes, tasks, training
+from causal_probe.experiments import check_model
+from causal_probe.experiments.dynamics import dynamics
+from tests.viz import every_report
+from tests.viz.hostile import HOSTILE
+
+PLACES = ("graphs", "tasks", "models", "training", "hooks", "probes", "viz", "experiments", "results")
+
+
+def exported() -> Iterator[tuple[str, Any]]:
+    """(name, object) of everything that a subpackage names as its own."""
+    for place in PLACES:
+        module = importlib.import_module(f"causal_probe.{place}")
+        yield from ((f"{place}.{name}", getattr(module, name)) for name in module.__all__)
+
+
+# ------------------------------------------------------------------------------------------------------------ tab completion
+
+
+@pytest.mark.parametrize("place", ["", *PLACES])
+def test_tab_completion_offers_what_is_public_and_nothing_else(place: str) -> None:
+    module = importlib.import_module(f"causal_probe.{place}".rstrip("."))
+    assert set(dir(module)) - {"__version__"} == set(module.__all__)
+    assert not [name for name in module.__all__ if name.startswith("_") or not hasattr(module, name)]
+
+
+# ------------------------------------------------------------------------------------------------------------------- results
+
+#: What can be cited is a result; these are shown by other results, or are the citation itself.
+NOT_SHOWN: set[str] = set()
+
+
+def results() -> dict[str, type]:
+    """Every exported class of results: what says how it is cited."""
+    return {
+        name: thing
+        for name, thing in exported()
+        if inspect.isclass(thing) and dataclasses.is_dataclass(thing) and hasattr(thing, "cite")
+    }
+
+
+def model() -> Any:
+    made = models.DisentangledTransformer(d_vocab=6, n_positions=12, heads=(2, 2))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+    return made
+
+
+def probed() -> dict[str, Callable[[], Any]]:
+    """By class: one result of each probe and study that writes no report."""
+    tiny = model()
+    tokens = torch.randint(6, (4, 12), generator=torch.Generator().manual_seed(1))
+    task = tasks.InContextMarkov(graphs.chain(11), d_vocab=6, alpha=0.1)
+    batches = [task.sample(16, tasks.generator(0, "shown"))]
+    heads = probes.head_graphs(tiny, tokens)
+    pairs = tasks.InContextMarkov(graphs.from_parents([None, 0, (0, 1), (1, 2), (2, 3)]), d_vocab=3, alpha=0.1)
+    linear = models.gradient_steps(2, 3, eta=[0.1], dtype=torch.float64)
+
+    def loss(each: Any, batch: Any) -> Any:
+        return training.task_loss(each.predict(batch.tokens), batch.target)
+
+    def explained() -> Any:
+        found = probes.discover(tiny, tokens[0], layer=1, samples=100)
+        return probes.explain(found, probes.outputs_of(tiny, "next"), target=11, replacement=0, head="any", max_size=1)[
+            "cleann"
+        ]
+
+    process = tasks.AutoregressiveProcess(2, 6, start="sparse")
+    return {
+        "Recovery": every_report.recovery,
+        "GradientRecovery": every_report.gradient,
+        "ModelScan": every_report.scan,
+        "InContextGraph": every_report.in_context,
+        "TextDiscovery": every_report.discovery,
+        "Reproduction": every_report.reproduction,
+        "HeadScores": lambda: every_report.scan().scores,
+        "Verification": lambda: every_report.scan().verification,
+        "Blocks": lambda: every_report.scan().circuits[0].blocks,
+        "Upstream": lambda: every_report.scan().circuits[1].upstream,
+        "Discovery": lambda: probes.discover(tiny, tokens[0], layer=1, samples=100),
+        "Explanation": explained,
+        "HeadGraphs": lambda: heads,
+        "SequenceGraphs": lambda: probes.head_graphs(tiny, tokens, per="sequence"),
+        "HeadMatch": lambda: probes.match_heads(heads, graphs.chain(11)),
+        "EdgeEffects": lambda: probes.edge_effects(tiny, batches, loss, layer=0, head=0, candidates=[(0, 1), (1, 2)]),
+        "ScoreGradients": lambda: probes.score_gradients(tiny, tokens),
+        "HeadWeights": lambda: probes.head_weights(tiny.to_transformer_lens()),
+        "Composition": lambda: probes.composition(tiny.to_transformer_lens()),
+        "InContextScore": lambda: probes.in_context_score(tiny, tokens, early=2, late=8),
+        "CopyLosses": lambda: probes.copy_losses(tiny, tokens[:, :6].repeat(1, 2), period=6),
+        "CopySensitivity": lambda: probes.copy_sensitivity(linear.float(), torch.randn(2, 4, 3)),
+        "ImpliedSteps": lambda: probes.implied_step(linear.double()),
+        "DescentAlignment": lambda: experiments.descent_alignment(
+            models.gradient_steps(2, 3, eta=[0.1]), tasks.LinearRegression(d_x=2, n_examples=3), sequences=8
+        ),
+        "GradientGraph": lambda: experiments.gradient_graph([task.sample(64, tasks.generator(0, "shown"))]),
+        "GradientSlots": lambda: experiments.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
+        "MesaOptimizer": lambda: experiments.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, sequences=16),
+        "WeightGraphs": lambda: experiments.weight_graphs(tiny, task, sequences=64),
+    }  # fmt: skip
+
+
+class Outline(HTMLParser):
+    """The tags of a piece of HTML, and the text in it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def with_hostile_text(result: Any) -> Any:
+    """A copy whose settings, provenance, tokens and words hold hostile text."""
+    text = "".join(HOSTILE[:2]) + "\ud800"
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if field.name in ("provenance", "settings") and isinstance(value, Mapping):
+            keep = ("versions", "sink", "source", "algorithm", "tokens")
+            changes[field.name] = {
+                name: text if isinstance(each, str) and name not in keep else each for name, each in value.items()
+            }
+        elif (
+            field.name in ("texts", "changed_to", "words", "edges")
+            and isinstance(value, tuple)
+            and all(isinstance(v, str) for v in value)
+        ):
+            changes[field.name] = tuple(text for _ in value)
+        elif field.name in ("decision", "edges", "verdict", "title", "summary") and isinstance(value, str):
+            changes[field.name] = text
+    made = object.__new__(type(result))  # without the checks of its types and values: no loop may look at them twice
+    for field in dataclasses.fields(result):
+        object.__setattr__(made, field.name, changes.get(field.name, getattr(result, field.name)))
+    return made
+
+
+@pytest.mark.slow
+def test_every_result_is_shown_as_a_table_of_text(tmp_path: Path) -> None:
+    made = {name: make() for name, make in probed().items()}
+    made |= {"Leaderboard": every_report.leaderboard(), "Sweep": every_report.sweep(tmp_path / "sweep")}
+    made["ModelCheck"] = check_model(every_report.language_model())
+    made["GraphComparison"] = graphs.compare(graphs.chain(5), graphs.chain(5))
+    made["Dynamics"] = dynamics([0, 1, 2, 3, 4], {"".join(HOSTILE[:2]): [0, 0, 1, 1, 1]})
+    classes = {name.partition(".")[2]: thing for name, thing in results().items()}
+    assert set(classes) - set(made) == NOT_SHOWN, "give each class of results an example here"
+    for name, result in made.items():
+        assert name not in classes or isinstance(result, classes[name]), name
+        for each in (result, with_hostile_text(result)):
+            page = each._repr_html_()
+            page.encode()
+            outline = Outline(page)
+            assert "table" in outline.tags, name
+            assert set(outline.tags) <= {"table", "caption", "thead", "tbody", "tr", "th", "td", "p", "style", "div"}, (
+                name
+            )
+            assert "HACKED" not in page or "&lt;" in page, name
+            assert outline.tags.count("tr") < 70, f"{name} is a dump, not a table"
+            assert len(page) < 60_000, name
+
+
+# ---------------------------------------------------------------------------------------------------------------------- help
+
+#: Public functions whose example would not be short: why.
+WITHOUT_EXAMPLE = {
+    "hooks.corpus": "needs a tokenizer and a folder of texts",
+    "hooks.is_live": "the question that preflight asks, hook by hook",
+    "hooks.on_residual_stream": "needs a model that was trained on vectors",
+    "models.real_heads": "needs an exported model with heads of padding",
+    "tasks.log_bets": "the inner part of the root test; gradient_graph shows it",
+    "training.algorithm_1": "needs a reduced model and minutes; the notebook on one gradient shows it",
+    "training.give_slots": "needs a task of several parents and thousands of sequences",
+    "experiments.discover": "needs a model's folder with a tokenizer",
+    "experiments.explain_sentiment": "needs a pretrained encoder",
+    "experiments.explain_sessions": "trains a recommender",
+    "experiments.feature_descent": "fits features of a trained MLP",
+    "experiments.reproduce": "takes minutes",
+}
+
+
+def test_every_public_function_has_an_example_that_runs() -> None:
+    """In its docstring, where ``help()`` shows it; doctest runs it with the tests."""
+    lacking = {name for name, thing in exported() if inspect.isfunction(thing) and ">>>" not in (thing.__doc__ or "")}
+    assert lacking - WITHOUT_EXAMPLE.keys() == set(), "give each an example, or name it in WITHOUT_EXAMPLE"
+    assert WITHOUT_EXAMPLE.keys() - lacking == set(), "these have examples now"
+
+
+def test_the_package_itself_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    assert nx.utils.graphs_equal(graphs.chain(3), graphs.chain(3))
+    assert causal_probe.__doc__
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
