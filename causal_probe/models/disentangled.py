@@ -26,13 +26,12 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.caching import CachingModule
 from causal_probe.models.fast import last_logits
 from causal_probe.models.states import to_states
 from causal_probe.models.subspaces import stream_widths, subspaces
@@ -88,7 +87,7 @@ class Block(nn.Module):
         return x
 
 
-class DisentangledTransformer(HookedRootModule):
+class DisentangledTransformer(CachingModule):
     """The disentangled transformer, all weights zero until they are trained or set.
 
     Parameters
@@ -281,15 +280,6 @@ class DisentangledTransformer(HookedRootModule):
             edit_scores=(lambda layer, s: self.blocks[layer].attn.hook_attn_scores(s)) if hooked & scores else None,
             edit_pattern=(lambda layer, p: self.blocks[layer].attn.hook_pattern(p)) if hooked & patterns else None,
         )
-
-    def run_with_cache(
-        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """The output and an ``ActivationCache`` (a plain dict with ``return_cache_object=False``)."""
-        output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
-        if return_cache_object:
-            return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
-        return output, cache
 
     def to_transformer_lens(self) -> Any:
         """The same function as a standard TransformerLens model: see :func:`causal_probe.models.to_transformer_lens`."""

@@ -25,13 +25,12 @@ import torch
 from einops import einsum
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
-from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.caching import CachingModule
 
 __all__ = ["LinearTransformer", "Mask"]
 
@@ -127,7 +126,7 @@ class Features(nn.Module):
         return hidden @ self.W_out + self.b_out  # type: ignore[no-any-return]
 
 
-class LinearTransformer(HookedRootModule):
+class LinearTransformer(CachingModule):
     """A transformer over continuous tokens, all weights zero until they are trained, set or :meth:`initialise` d.
 
     Parameters
@@ -350,15 +349,6 @@ class LinearTransformer(HookedRootModule):
                 pattern = pattern / max(1, seen.shape[1] - 1)
             answer = answer + torch.bmm(pattern[:, None], seen)[:, 0] @ OV[head]
         return -answer
-
-    def run_with_cache(
-        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """The output and an ``ActivationCache`` (a plain dict with ``return_cache_object=False``)."""
-        output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
-        if return_cache_object:
-            return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
-        return output, cache
 
     # --------------------------------------------------------------------------------------------------------- bookkeeping
 

@@ -26,13 +26,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.caching import CachingModule
 from causal_probe.models.disentangled import DisentangledTransformer, _check_shape
 from causal_probe.models.states import to_states
 
@@ -81,7 +80,7 @@ class Block(nn.Module):
         self.attn = Head()
 
 
-class ReducedTransformer(HookedRootModule):
+class ReducedTransformer(CachingModule):
     """The two-matrix model, at A1 = 0 and A2 = beta I: where Algorithm 1 of the paper starts.
 
     It has TransformerLens' hook names (``blocks.0.attn.hook_pattern``, ...), one head in each of its two layers.
@@ -189,15 +188,6 @@ class ReducedTransformer(HookedRootModule):
         mixed = self.A1[:n, :n].masked_fill(future, float("-inf")).softmax(-1) @ X  # [batch, pos, d_vocab]
         pattern = (mixed @ self.A2[tokens[:, -1], :, None])[..., 0].softmax(-1)
         return (pattern[:, None] @ X)[:, 0]
-
-    def run_with_cache(
-        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """The output and an ``ActivationCache`` (a plain dict with ``return_cache_object=False``)."""
-        output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
-        if return_cache_object:
-            return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
-        return output, cache
 
     def loss(self, tokens: Int[Tensor, "batch pos"], target: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
         """-sum_s target(s) log(f_s + epsilon) at the last position, in nats, one per sequence."""
