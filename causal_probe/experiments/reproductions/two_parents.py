@@ -170,10 +170,23 @@ def _control(run: Run, task: InContextMarkov, trained: Trained) -> list[Line]:
     prediction, smoothing = best[reference]
     above, error = _above(trained.model, held_out, prediction)
     way = -above / (reference - known["known-graph"])
+    attention = head_graphs(
+        trained.model, task.sample(ATTENTION, generator(run.seed, "attention")).tokens, batch_size=1024
+    )
+    truth, pattern = true_graph(task), np.asarray(attention.weights[0][0])
+    by_slot = [
+        float(
+            np.mean(
+                [pattern[child, sorted(truth.predecessors(child))[slot]] for child in truth if truth.in_degree(child)]
+            )
+        )
+        for slot in range(task.n_slots)
+    ]
     what, it = "one head in layer 1 (control)", f"the one-parent predictor with the pseudo-count {smoothing:g}"
     return [
         Line(f"{what}: loss (nats)", above + reference, None, ONE_PARENT, "the authors' notebook: its one-parent predictor", None, f"{trained.sequences:,} sequences; ours with alpha {known['one-parent']:.4f}, {it} {reference:.4f}"),
         Line(f"{what}: loss above {it} (nats)", above, error, None, "", None, "paired; children of one parent's state are mixed over the other's, so alpha smooths too little; the best of a few"),
+        Line(f"{what}: mean attention on the parents of each slot", ", ".join(f"{value:.3f}" for value in by_slot), None, None, "", None, "slots in the order of parents"),
         Line(f"{what}: share of the way from that predictor to the known graph", way, None, None, "", way <= NO_FURTHER, f"at most {NO_FURTHER}"),
     ]  # fmt: skip
 
