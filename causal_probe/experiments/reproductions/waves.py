@@ -121,7 +121,7 @@ def sine(run: Run) -> Reproduction:
                 x_name="training step",
                 y_name="loss",
                 y_scale="log",
-                references={"": {"one GD step on (sin x, cos x)": whole[0]["waves"]["algorithm_loss"]}},
+                references={"": {"GD on (sin x, cos x)": whole[0]["waves"]["algorithm_loss"]}},
             ),
             "waves": viz.curves(waves(models["whole turn"], own, task, run.seed), x_name="x", y_name="y"),
         },
