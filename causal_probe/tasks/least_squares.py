@@ -183,8 +183,8 @@ def least_squares(
     Raises
     ------
     CausalProbeError
-        If there are fewer examples than dimensions, so that there are many solutions, and ``minimum_norm`` is false; or if
-        shapes don't go together.
+        If the examples don't span the dimensions (there are fewer of them, or they repeat each other), so that there are many
+        solutions, and ``minimum_norm`` is false; or if shapes don't go together.
 
     Examples
     --------
@@ -195,11 +195,13 @@ def least_squares(
     """
     _check_shapes(x, y, x_query)
     n, d = x.shape[1:]
-    if n < d and not minimum_norm:
-        raise CausalProbeError(
-            f"Least squares with {n} examples in {d} dimensions has many solutions. Ask for the smallest (minimum_norm=True), for "
-            "a ridge, or for more examples."
-        )
+    if not minimum_norm:  # in float64, so that only what is singular exactly is refused
+        rank = n if n < d else int(torch.linalg.matrix_rank(x.double()).min())
+        if rank < d:
+            raise CausalProbeError(
+                f"Least squares with {n} examples in {d} dimensions has many solutions where they span {rank}. Ask for the smallest "
+                "(minimum_norm=True), for a ridge, or for more examples."
+            )
     W: Tensor = torch.linalg.pinv(x) @ y  # [batch, d_x, d_out]
     return (x_query[:, None] @ W)[:, 0]
 

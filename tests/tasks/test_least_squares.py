@@ -135,6 +135,11 @@ def test_what_cannot_be_done() -> None:
     with pytest.raises(CausalProbeError, match="2 examples in 3 dimensions has many solutions"):
         least_squares(x, y, query)
     assert least_squares(x, y, query, minimum_norm=True).isfinite().all()
+    repeated, answers, _ = batch_of(n=2, d=3)
+    repeated, answers = repeated.repeat(1, 3, 1), answers.repeat(1, 3, 1)
+    with pytest.raises(CausalProbeError, match="6 examples in 3 dimensions has many solutions where they span 2"):
+        least_squares(repeated, answers, query)
+    assert least_squares(repeated, answers, query, minimum_norm=True).isfinite().all()
     with pytest.raises(CausalProbeError, match="diverges"):
         predict_descent(x, y, query, eta=[1e30] * 40)
     with pytest.raises(CausalProbeError, match="diverge"):
