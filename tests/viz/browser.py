@@ -40,6 +40,13 @@ needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here: install your system's package (Debian: chromium) to run this test"
 )
 
+#: When nothing on the page has changed for half a second: circuitsvis' framework draws many widgets one after the other.
+_SETTLED = """new Promise(done => {
+  let timer = setTimeout(done, 500);
+  const again = () => { clearTimeout(timer); timer = setTimeout(done, 500); };
+  new MutationObserver(again).observe(document, { subtree: true, childList: true, attributes: true });
+})"""
+
 #: Seconds that an answer may take on a busy machine.
 PATIENCE = 60.0
 
@@ -89,8 +96,7 @@ class Browser:
         self._read_until(
             lambda message: message.get("method") == "Page.loadEventFired" and message["sessionId"] == session
         )
-        # Two frames: what circuitsvis' framework has put off is then drawn.
-        page.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))")
+        page.run(_SETTLED)
         return page
 
     def ask(self, method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:

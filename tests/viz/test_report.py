@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from causal_probe.results import Citation
 from causal_probe.viz.figure import to_svg
 from causal_probe.viz.widget import bundle
 
+from .browser import Browser, needs_browser
 from .hostile import HACK, HOSTILE
 
 N_WIDGETS = 20
@@ -253,47 +252,36 @@ def test_a_setting_without_a_plain_form() -> None:
 
 # ---------------------------------------------------------------------------------------------------------- in a browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def dump_dom(file: Path, profile: Path) -> tuple[str, str]:
-    """The page as the browser has it after its scripts ran, and what it wrote to its log."""
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-dev-shm-usage", "--enable-logging=stderr", "--virtual-time-budget=5000",
-        "--host-resolver-rules=MAP * ~NOTFOUND",  # no network
-        f"--user-data-dir={profile}", "--dump-dom", file.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
-    return done.stdout.decode(), done.stderr.decode()
-
-
-def divs_that_drew(dom: str) -> list[int]:
-    """For each widget, the number of canvases that circuitsvis has put into it."""
-    parts = re.split(r'<div class="widget" id="widget-\d+">', dom)[1:]
-    return [part.split("<figcaption")[0].count("<canvas") for part in parts]
-
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_in_a_browser(html: str, tmp_path: Path) -> None:
+@needs_browser
+def test_all_of_twenty_widgets_in_a_browser(html: str, tmp_path: Path) -> None:
+    """circuitsvis' own output shows the first of several."""
     file = tmp_path / "report.html"
     file.write_text(html, encoding="utf-8")
-    dom, log = dump_dom(file, tmp_path / "profile")
-    assert divs_that_drew(dom) == [3] * N_WIDGETS  # a small one for each of two heads and the large one
-    assert "<title>An example</title>" in dom
-    assert not re.findall(r"CONSOLE.*", log)
+    with Browser(tmp_path / "profile") as browser:
+        page = browser.open(file)
+        canvases = page.run(
+            "[...document.querySelectorAll('.cp-widget')].map(place => place.querySelectorAll('canvas').length)"
+        )
+        assert canvases == [3] * N_WIDGETS  # a small one for each of two heads and the large one
+        assert page.run("document.title") == "An example"
+        assert page.complaints() == page.requests() == []
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_browser
 def test_notebook_outputs_in_a_browser(tmp_path: Path) -> None:
     """Two outputs on one page, as in a notebook, where no policy protects it: both draw, and nothing else runs."""
-    widgets = [viz.attention(HOSTILE, pattern(1, len(HOSTILE))) for _ in range(2)]
-    outputs = "".join(f"<section>{widget._repr_html_()}</section>" for widget in widgets)
+    widgets = [viz.attention(HOSTILE, pattern(1, len(HOSTILE)), scores={HOSTILE[0]: [1.0]}) for _ in range(2)]
+    outputs = "".join(f"<section class=output>{widget._repr_html_()}</section>" for widget in widgets)
     file = tmp_path / "notebook.html"
     file.write_text(f"<!DOCTYPE html><meta charset=utf-8><title>Notebook</title>{outputs}", encoding="utf-8")
-    dom, log = dump_dom(file, tmp_path / "profile")
-    assert [part.count("<canvas") for part in re.split("<section>", dom)[1:]] == [2, 2]
-    assert "<title>Notebook</title>" in dom
-    assert not re.findall(r"CONSOLE.*", log)
+    with Browser(tmp_path / "profile") as browser:
+        page = browser.open(file)
+        canvases = page.run(
+            "[...document.querySelectorAll('.output')].map(place => place.querySelectorAll('canvas').length)"
+        )
+        assert canvases == [2, 2]
+        assert page.run("document.title") == "Notebook"
+        assert page.complaints() == page.requests() == []
