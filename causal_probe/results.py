@@ -403,6 +403,18 @@ def read_arrays(
     ------
     CausalProbeError
         If the file is missing, damaged, of another kind, or of a newer format.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.safetensors"
+    ...     write_arrays(path, {"weights": np.eye(2)}, about={"kind": "weights", "format": 1})
+    ...     arrays, about = read_arrays(path, kind="weights", newest=1)
+    >>> arrays["weights"].shape, about["kind"]
+    ((2, 2), 'weights')
     """
     try:
         with safe_open(path, framework="numpy") as file:

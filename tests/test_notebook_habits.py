@@ -114,6 +114,9 @@ def probed() -> dict[str, Callable[[], Any]]:
         "GradientGraph": lambda: experiments.gradient_graph([task.sample(64, tasks.generator(0, "shown"))]),
         "GradientSlots": lambda: experiments.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
         "MesaOptimizer": lambda: experiments.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, sequences=16),
+        "EvidenceTable": lambda: experiments.EvidenceTable(
+            experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, sequences=64), {"graphs": ["chain"]}
+        ),
         "WeightGraphs": lambda: experiments.weight_graphs(tiny, task, sequences=64),
     }  # fmt: skip
 
@@ -193,6 +196,8 @@ WITHOUT_EXAMPLE = {
     "hooks.is_live": "the question that preflight asks, hook by hook",
     "hooks.on_residual_stream": "needs a model that was trained on vectors",
     "models.real_heads": "needs an exported model with heads of padding",
+    "tasks.log_bets_against_rivals": "the inner part of the test of rivals; gradient_graph shows it",
+    "experiments.compare_evidence": "trains models, minutes; measure_evidence shows one",
     "tasks.log_bets": "the inner part of the root test; gradient_graph shows it",
     "training.algorithm_1": "needs a reduced model and minutes; the notebook on one gradient shows it",
     "training.give_slots": "needs a task of several parents and thousands of sequences",
@@ -200,6 +205,8 @@ WITHOUT_EXAMPLE = {
     "experiments.explain_sentiment": "needs a pretrained encoder",
     "experiments.explain_sessions": "trains a recommender",
     "experiments.feature_descent": "fits features of a trained MLP",
+    "experiments.layer_features": "needs a trained MLP in front of a layer",
+    "experiments.merge_scans": "needs a corpus that was scanned in shards",
     "experiments.reproduce": "takes minutes",
 }
 

@@ -124,6 +124,15 @@ def function_cosine(
 
     For predictions that are linear in features of the query it is the cosine of their sensitivities to those features in the metric of
     the features' second moments. Where x is a scalar it tells more than the cosine of the sensitivities to x, the agreement of two signs.
+
+    Examples
+    --------
+    >>> from causal_probe import experiments, models, tasks
+    >>> task = tasks.LinearRegression(d_x=2, n_examples=4)
+    >>> [descent, _] = experiments.reference_algorithms(task)
+    >>> batch = task.sample(2, tasks.generator(0, "sequences"))
+    >>> function_cosine(models.gradient_steps(2, 4, eta=descent.descent.eta), descent, task, batch, queries=8).round(decimals=3)
+    tensor([1., 1.])
     """
     at = task.sample(queries, generator(0, "queries"), dtype=batch.x.dtype).x_query
     found = []
