@@ -287,9 +287,10 @@ def explain_sessions(
     from transformers import BertConfig, BertForMaskedLM
 
     _check_inputs(inputs)
-    rng = np.random.default_rng(seed)
+    # Apart, so that the model does not depend on how many sessions are explained.
+    rng, fresh = (np.random.default_rng(source) for source in np.random.SeedSequence(seed).spawn(2))
     if ratings is None:
-        sessions, held = synthetic_sessions(4096, rng), synthetic_sessions(inputs, rng)
+        sessions, held = synthetic_sessions(4096, rng), synthetic_sessions(inputs, fresh)
         places: list[int] | None = [int(np.flatnonzero(row[:-1] < CAUSES)[0]) for row in held]
         n_items = ITEMS
     else:

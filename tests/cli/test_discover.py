@@ -94,6 +94,7 @@ def test_json_words_and_no_markup(classifier: Path, capsys: pytest.CaptureFixtur
         (["--text", "the cat", "--samples", "2"], "at least 4"),
         (["--text", "the cat", "--explain", "dog"], "The token 'dog' does not occur"),
         (["--text", "the the", "--explain", "the"], "occurs 2 times"),
+        (["--text", "the cat", "--residual", "1"], "residual is 1.0"),
         (["--text", "the cat", "--source", "values"], ""),
     ],
 )

@@ -33,6 +33,21 @@ def test_groups_merge_and_marginalise() -> None:
     assert found.groups == ((0, 2), (5,))
 
 
+def test_the_residual_stream_gives_each_token_a_part_of_its_own() -> None:
+    """Half the token's own value beside what the head gives it, by simulation; and a sharp chain, whose A A^T joins nothing."""
+    values = np.random.default_rng(1).normal(size=(6, 400_000))
+    outputs = (PATTERN @ values + values) / 2
+    assert np.allclose(attention_correlation(PATTERN, residual=0.5).matrix, np.corrcoef(outputs), atol=0.01)
+    assert np.array_equal(attention_correlation(PATTERN, residual=0.0).matrix, attention_correlation(PATTERN).matrix)
+    chain = np.eye(5)[[0, 0, 1, 2, 3]]
+    assert np.count_nonzero(np.triu(attention_correlation(chain).matrix, 1)) == 1
+    beside = np.triu(attention_correlation(chain, residual=0.5).matrix, 1)
+    assert np.allclose(np.diagonal(beside, 1), [0.5**0.5, 0.5, 0.5, 0.5])
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(CausalProbeError, match="residual is"):
+            attention_correlation(PATTERN, residual=share)
+
+
 def test_condition_and_rank() -> None:
     found = attention_correlation(PATTERN)
     assert found.condition == pytest.approx(np.linalg.cond(found.matrix), rel=1e-6)

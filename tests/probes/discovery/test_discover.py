@@ -56,6 +56,14 @@ def test_values_are_the_heads_outputs(model: DisentangledTransformer) -> None:
     assert found.settings["samples"] == z.shape[1]
 
 
+def test_the_residual_stream_is_counted_and_named(model: DisentangledTransformer) -> None:
+    found = discover(model, TOKENS, layer=0, head=0, samples=200, residual=0.5)
+    pattern = read_layer(model, TOKENS[None], 0)[0]
+    assert np.array_equal(found.of(0).correlation.matrix, attention_correlation(pattern, residual=0.5).matrix)
+    assert found.settings["residual"] == 0.5
+    assert "0.5 of each token's own value" in found.cite().methods
+
+
 def test_tokens_can_be_merged_and_left_out(model: DisentangledTransformer) -> None:
     found = discover(model, TOKENS, layer=0, samples=200, groups=[[1, 2], [4], [5]], texts=list("abcdef"))
     assert found.nodes == ("bc", "e", "f")
@@ -105,6 +113,8 @@ def test_a_hugging_face_model_without_hooks() -> None:
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"algorithm": "ges"}, "there are pc, fci, icd, ordered-icd"),
+        ({"residual": 1.0}, "residual is 1.0"),
+        ({"residual": 0.5, "source": "values"}, "leave residual at 0"),
         ({"source": "keys"}, "there are attention and values"),
         ({"layer": 2}, "the model has 2"),
         ({"layer": -3}, "the model has 2"),

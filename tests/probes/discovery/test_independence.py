@@ -80,6 +80,14 @@ def test_tests_are_remembered_and_counted_once() -> None:
     assert test.by_order()[0].tests == 1
 
 
+def test_without_memory_the_same_p_values() -> None:
+    matrix = attention_correlation(random_pattern(6, 2)).matrix
+    x, y, given = np.array([0, 3, 0]), np.array([1, 2, 1]), np.array([[2, 3], [5, 0], [3, 2]])
+    kept, forgot = FisherZ(matrix, samples=100), FisherZ(matrix, samples=100, remember=False)
+    assert np.allclose(kept.p_values(x, y, given), forgot.p_values(x, y, given), atol=1e-12)
+    assert (kept.by_order()[0].tests, forgot.by_order()[0].tests) == (2, 3)
+
+
 def test_orders_without_power_are_named() -> None:
     test = FisherZ(attention_correlation(random_pattern(6, 3)).matrix, samples=6)
     test.p_values(np.array([0]), np.array([1]), np.empty((1, 0), dtype=np.intp))
