@@ -92,7 +92,7 @@ def sine(run: Run) -> Reproduction:
     laws = dict(list(LAWS.items())[: 1 if run.quick else 2])
     rows: dict[str, list[dict[str, Any]]] = {law: [] for law in laws}
     models: dict[str, LinearTransformer] = {}
-    losses: dict[str, list[float]] = {}
+    losses: dict[str, dict[str, list[float]]] = {law: {} for law in laws}
     for law, phases in laws.items():
         task = SineRegression(10, phases=phases)
         for seed in range(run.seed, run.seed + SEEDS[run.quick]):
@@ -100,10 +100,9 @@ def sine(run: Run) -> Reproduction:
             kept = run.part(name, partial(train, run, task, seed))
             model = set_weights(build(), kept)
             models.setdefault(law, model)
-            losses[f"{law}, seed {seed}"] = kept["losses"]
+            losses[law][f"seed {seed}"] = kept["losses"]
             row = run.part(f"{name}-probed", partial(probe, model, task, SEQUENCES[run.quick], seed))
             rows[law].append(row | {"starts": kept["starts"]})
-    whole = rows["whole turn"]
     lines = [line for law, its in rows.items() for line in _lines(law, its, tolerance=1.2 if run.quick else 1.1)]
     summary = "; ".join(f"{law} {min(row['own']['cosine'] for row in its):.3f}" for law, its in rows.items())
     task = SineRegression(10, phases=LAWS["whole turn"])
@@ -117,11 +116,11 @@ def sine(run: Run) -> Reproduction:
         lines=tuple(lines),
         figures={
             "training": viz.curves(
-                {"": {name: viz.Curve(np.linspace(0, STEPS[run.quick]["rest"], len(each), endpoint=False), each) for name, each in losses.items()}},
+                {law: {name: viz.Curve(np.linspace(0, STEPS[run.quick]["rest"], len(each), endpoint=False), each) for name, each in its.items()} for law, its in losses.items()},
                 x_name="training step",
                 y_name="loss",
                 y_scale="log",
-                references={"": {"GD on (sin x, cos x)": whole[0]["waves"]["algorithm_loss"]}},
+                references={law: {"GD on (sin x, cos x)": its[0]["waves"]["algorithm_loss"]} for law, its in rows.items()},
             ),
             "waves": viz.curves(waves(models["whole turn"], own, task, run.seed), x_name="x", y_name="y"),
         },
