@@ -14,7 +14,7 @@ from causal_probe.tasks import LinearRegression, SineRegression, generator
 from causal_probe.training import adam
 
 TINY: dict[Any, dict[str, Any]] = {
-    waves: {"STARTS": 2, "STEPS": {quick: {"first": 5, "rest": 5} for quick in (True, False)}, "SEQUENCES": {True: 50, False: 50}, "SEEDS": {True: 1, False: 1}},
+    waves: {"STARTS": 2, "STEPS": {quick: {"first": 5, "rest": 5} for quick in (True, False)}, "SEQUENCES": {True: 50, False: 50}},
     standard: {"TRAINING": {True: {"steps": 4, "batch_size": 8}}, "SEQUENCES": {True: 50}},
 }  # fmt: skip
 
