@@ -170,7 +170,7 @@ def test_the_summary_has_a_row_for_each_cell(done):
     assert done.to_dict()["finished"] == 4
     assert "4 of 4 cells finished, 0 failed" in repr(done)
     assert "nichani2024" in done.cite().bibtex
-    assert "<pre>" in done._repr_html_()
+    assert "<table" in done._repr_html_()
 
 
 def test_every_shipped_probe_gives_rows_of_the_dataset(tmp_path):

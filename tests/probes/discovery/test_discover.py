@@ -84,7 +84,7 @@ def test_shown_kept_and_cited(model: DisentangledTransformer, tmp_path: Path) ->
     assert (table.loc[table["edge"].isna(), "p"] > 0.01).all()
     assert (table.loc[table["edge"].notna(), "p"] <= 0.01).all()
     assert "rohekar2023" in found.cite().bibtex
-    assert "<pre>" in found._repr_html_()
+    assert "<table" in found._repr_html_()
     figure = mixed(found.graphs[0].graph, found.nodes, highlight=[1], target=5)
     drawn = {patch.get_gid() for patch in figure.axes[0].patches if patch.get_gid()}
     assert drawn == {f"edge-{u}-{v}" for u, v in edges}
