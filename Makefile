@@ -31,10 +31,10 @@ pictures: demo
 test: test-tl4 test-tl3
 
 test-tl4: setup
-	$(TL4)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(TL4)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-tl3: setup-tl3
-	$(TL3)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(TL3)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(TL4)/bin/python -m ruff check
