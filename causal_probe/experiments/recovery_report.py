@@ -220,7 +220,7 @@ def _evidence_table(result: Recovery, head: int) -> viz.Table:
             float(weights[row.child, row.parent]),
             f"{1e3 * row.gain:.2f}\u00a0±\u00a0{1e3 * row.stderr:.2f}",
             "" if excess is None or stderr is None else f"{1e3 * excess:.2f}\u00a0±\u00a0{1e3 * stderr:.2f}",
-            f"{row.adjusted_p_value:.0e}",
+            row.adjusted_p_value,
             "edge" if row.confirmed else "no edge",
             _truth_of(result, row.parent, row.child),
             f"{1e3 * row.cut:.2f}\u00a0±\u00a0{1e3 * row.cut_stderr:.2f}",
