@@ -102,7 +102,8 @@ class OnSequences:
     @property
     def hook_dict(self) -> Mapping[str, Any]:
         """The model's hook points."""
-        return self.model.hook_dict  # type: ignore[no-any-return]
+        points: Mapping[str, Any] = self.model.hook_dict
+        return points
 
     def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = ()) -> Any:
         """The model's own context manager."""

@@ -58,7 +58,8 @@ class LayerFeatures:
     def __call__(self, x: Float[Tensor, "*batch d_x"]) -> Float[Tensor, "*batch d"]:
         """The features of x."""
         assert self.model.features is not None
-        return self.model.features(x) @ self.root  # type: ignore[no-any-return]
+        features: Tensor = self.model.features(x)
+        return features @ self.root
 
 
 @torch.no_grad()

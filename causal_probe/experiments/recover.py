@@ -467,7 +467,7 @@ def choose_device(device: str) -> torch.device:
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each, by device and build
         reason = str(error).splitlines()[0].rstrip(".")
         raise CausalProbeError(
             f"The device {device!r} can't be used here ({reason}). Name another one, or auto."

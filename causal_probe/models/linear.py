@@ -106,7 +106,8 @@ class Block(nn.Module):
     def forward(self, x: Stream) -> Stream:
         x = self.hook_resid_pre(x)
         out = self.hook_attn_out(self.attn(x))
-        return self.hook_resid_post(x + out if self.residual else out.clone())  # type: ignore[no-any-return]
+        stream: Tensor = self.hook_resid_post(x + out if self.residual else out.clone())
+        return stream
 
 
 class Features(nn.Module):
@@ -123,7 +124,8 @@ class Features(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_x"]) -> Float[Tensor, "*batch d_features"]:
         hidden = self.hook_post(torch.nn.functional.gelu(self.hook_pre(x @ self.W_in + self.b_in)))
-        return hidden @ self.W_out + self.b_out  # type: ignore[no-any-return]
+        features: Tensor = hidden @ self.W_out + self.b_out
+        return features
 
 
 class LinearTransformer(CachingModule):

@@ -128,7 +128,7 @@ class Widget(RenderedHTML):  # type: ignore[misc]  # circuitsvis ships no types
         """The picture as a piece of HTML that needs nothing else; every call gives it a fresh id."""
         # The first output of a page that runs its copy shares it with the others: a second would register itself anew.
         macros = environment().get_template("widget.html.jinja").module
-        made: Markup = macros.output(self, f"causal-probe-{uuid.uuid4()}", bundle(), PLAYER)  # type: ignore[attr-defined]
+        made: Markup = macros.output(self, f"causal-probe-{uuid.uuid4()}", bundle(), PLAYER)  # type: ignore[attr-defined]  # a macro of the template
         return made.strip()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def evidence(run: Run) -> Reproduction:
     """Which evidence finds the causal graph, and at what cost?"""
     rows: list[EvidenceRow] = []
     for graph in GRAPHS:
-        part = run.part(graph, lambda graph=graph: {"rows": _measure(run, graph)})  # type: ignore[misc]
+        part = run.part(graph, partial(_measure, run, graph))
         rows += [_row(each) for each in part["rows"]]
     settings = {
         "graphs": list(GRAPHS),
@@ -100,11 +101,11 @@ def evidence(run: Run) -> Reproduction:
     )  # fmt: skip
 
 
-def _measure(run: Run, graph: str) -> list[dict[str, Any]]:
+def _measure(run: Run, graph: str) -> dict[str, Any]:
     found = compare_evidence(
         (graph,), models=MODELS, positions=POSITIONS, vocab=VOCAB, inputs=INPUTS[run.quick], sequences=SEQUENCES[run.quick], seed=run.seed
     )  # fmt: skip
-    return [dataclasses.asdict(row) for row in found.rows]
+    return {"rows": [dataclasses.asdict(row) for row in found.rows]}
 
 
 def _row(values: dict[str, Any]) -> EvidenceRow:

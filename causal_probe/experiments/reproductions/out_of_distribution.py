@@ -8,6 +8,7 @@ own, on which the divergence is averaged over sequences; reported are the mean a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def ood(run: Run) -> Reproduction:
         stages = staged(n_positions=length, steps=STEPS[run.quick])
         trained = train(run, f"model-{length}", task, stages, start=give_matcher, every=20)
         name = f"tests-{length}"
-        rows.append(run.part(name, lambda task=task, model=trained.model: measure(run, task, model)))  # type: ignore[misc]
+        rows.append(run.part(name, partial(measure, run, task, trained.model)))
 
     lines = []
     for length, row in zip(lengths, rows, strict=True):

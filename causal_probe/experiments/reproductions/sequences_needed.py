@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def sample_complexity(run: Run) -> Reproduction:
     whole: dict[str, tuple[list[int], list[float], int]] = {}
     kinds: tuple[tuple[str, Targets], ...] = (("soft targets", "soft"), ("hard targets", "hard"))
     for label, kind in kinds:
-        part = run.part(f"gradient-{kind}", lambda kind=kind: _by_gradient(run, kind))  # type: ignore[misc]
+        part = run.part(f"gradient-{kind}", partial(_by_gradient, run, kind))
         curves[f"one gradient, {label}"] = (list(GRADIENT), part["leading"], GRADIENT_FORESTS[run.quick])
         whole[f"one gradient, {label}"] = (list(GRADIENT), part["exact"], GRADIENT_FORESTS[run.quick])
     part = run.part("staged", lambda: _by_stage(run))
