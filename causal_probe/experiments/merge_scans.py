@@ -51,7 +51,12 @@ def merge_scans(
         raise CausalProbeError("There is nothing to merge. Name the folders of two scans or more.")
     if top < 1:
         raise CausalProbeError(f"One head of each template, or more, can be shown; top is {top}.")
-    first, *others = [HeadScores.load(Path(each) / SCORES if os.path.isdir(each) else each) for each in saved]
+    files = [Path(each) / SCORES if os.path.isdir(each) else Path(each) for each in saved]
+    if absent := [os.fspath(each) for each, file in zip(saved, files, strict=True) if not file.is_file()]:
+        raise CausalProbeError(
+            f"No scan was saved in {', '.join(absent)}. Name folders that causal-probe scan --out has written."
+        )
+    first, *others = [HeadScores.load(file) for file in files]
     scores = first.merge(*others)
     readings = scores.settings["tokens"]
     if strangers := sorted({str(reading["kind"]) for reading in readings} - {"corpus"}):

@@ -475,7 +475,7 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
     for saved_ones, message in (
         (folders[:3], "1 of its shards are missing: 3/4"),
         ([*folders, folders[1]], "share documents, which would count twice"),
-        ([tmp_path], "Can't read"),
+        ([tmp_path, *folders], "No scan was saved in"),
         ([], "nothing to merge"),
     ):
         with pytest.raises(CausalProbeError, match=message):
