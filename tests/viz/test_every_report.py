@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from causal_probe.viz.widget import bundle
 from . import every_report
 from .browser import Browser, needs_browser
 from .hostile import HACK
+from .page import Page
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
 #: What pages are made of; anything else came from a text. image and use are SVG's, whose references are checked.
 TAGS = {
     "html", "head", "title", "style", "body", "div", "header", "nav", "main", "section", "h1", "h2", "h4", "p", "ol", "ul", "li",
@@ -23,29 +22,6 @@ TAGS = {
     "code", "script", "noscript", "label", "select", "option", "meta", "link",
     "svg", "g", "defs", "path", "use", "text", "tspan", "rect", "clippath", "image",
 }  # fmt: skip
-
-
-class Outline(HTMLParser):
-    """The tags of a page, and whether each is closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another tag, at {self.getpos()}"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +43,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.mark.slow
 def test_every_page_is_whole_small_and_its_own(pages: dict[str, str]) -> None:
     for kind, page in pages.items():
-        outline = Outline(page)
+        outline = Page(page)
         assert {tag for tag, _ in outline.tags} <= TAGS, kind
         assert not [name for _, attributes in outline.tags for name in attributes if name.startswith("on")], kind
         links = [
@@ -88,7 +64,7 @@ def test_every_page_leads_to_its_sections_and_says_how_it_was_made(
     pages: dict[str, str], reports: dict[str, viz.Report]
 ) -> None:
     for kind, page in pages.items():
-        outline = Outline(page)
+        outline = Page(page)
         links = [attributes["href"] for tag, attributes in outline.tags if tag == "a"]
         sections = [attributes["id"] for tag, attributes in outline.tags if tag == "section" and "id" in attributes]
         assert links == [f"#{name}" for name in sections], kind

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import networkx as nx
@@ -21,9 +20,9 @@ from causal_probe.viz.widget import bundle
 
 from .browser import Browser, needs_browser
 from .hostile import HACK, HOSTILE
+from .page import Page
 
 N_WIDGETS = 20
-VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 def pattern(n_heads: int, n: int) -> np.ndarray:
@@ -63,39 +62,6 @@ def example(title: str = "An example") -> viz.Report:
     return viz.Report(
         title, sections, settings, {"python": HOSTILE[0]}, f"recover({text!r})", text, Citation(text, HOSTILE[0])
     )
-
-
-class Page(HTMLParser):
-    """A page, and whether every tag in it is closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another tag, at {self.getpos()}"
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def attributes(self, name: str) -> list[str]:
-        return [value or "" for _, attributes in self.tags for key, value in attributes.items() if key == name]
-
-    def text_of(self, tag: str) -> list[str]:
-        return [text for at, text in self.texts if at == tag]
 
 
 @pytest.fixture(scope="module")
