@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["gradient_report"]
 
-#: More positions than this are not drawn as a heat map.
+#: More positions than this are not drawn as a heat map: a cell would be smaller than a pixel or two. The page says so.
 DRAWN = 64
 
 
@@ -64,9 +64,9 @@ def _heat_maps(result: GradientRecovery) -> list[viz.Picture]:
         maps = {"gradient: child x parent": np.tril(found.evidence, -1)}
     else:
         maps = {f"query {query}: child x parent": np.tril(found.evidence[query], -1) for query in found.queries}
-    if not maps or next(iter(maps.values())).shape[0] > DRAWN:
+    size = found.evidence.shape[-1]
+    if not maps or size > DRAWN:
         return []
-    size = next(iter(maps.values())).shape[0]
     edges = [] if result.truth is None else [(c, p) for p, c in result.truth.edges if c < size]
     return [
         viz.Picture(
@@ -79,6 +79,12 @@ def _heat_maps(result: GradientRecovery) -> list[viz.Picture]:
 
 def _tables(result: GradientRecovery) -> list[viz.Table]:
     found = result.found
+    size = found.evidence.shape[-1]
+    undrawn = (
+        f" Heat maps of the evidence are left out, as there are more than {DRAWN} positions ({size}): attention.safetensors holds all of it."
+        if size > DRAWN
+        else ""
+    )
     if isinstance(found, GradientGraph):
         rows = [
             (
@@ -102,7 +108,8 @@ def _tables(result: GradientRecovery) -> list[viz.Table]:
                     "the leading node is all of it."
                     if found.decided
                     else ""
-                ),
+                )
+                + undrawn,
             )
         ]
     log_e = found.log_e_values
@@ -117,7 +124,8 @@ def _tables(result: GradientRecovery) -> list[viz.Table]:
                 )
                 for node, its in enumerate(found.parents)
             ],
-            f"The last node is the predicted one; its parents are the queries that carry signal. Gains: {', '.join(f'{g:.4f}' for g in found.gains)} nats.",
+            f"The last node is the predicted one; its parents are the queries that carry signal. Gains: {', '.join(f'{g:.4f}' for g in found.gains)} nats."
+            + undrawn,
         )
     ]
 

@@ -32,6 +32,9 @@ __all__ = ["file_form", "read_graph", "write_graph"]
 #: Bytes of the largest file that is read. A graph over 1,000 positions with all its 499,500 edges takes 27 MB of JSON.
 LARGEST_FILE = 2**26
 
+#: What a file of GraphML is called.
+GRAPHML = (".graphml", ".xml")
+
 #: Characters of the longest data of an edge in an edge list. Python's parser takes no harm from so few, whatever they are.
 LONGEST_DATA = 1000
 
@@ -120,7 +123,7 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     ------
     CausalProbeError
         If :func:`~causal_probe.graphs.check_graph` refuses the graph, if its data has no plain JSON form (NaN has none),
-        or if the file can't be written.
+        or if the file can't be written or is named as GraphML, as which it would be read.
 
     Examples
     --------
@@ -133,6 +136,11 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     True
     """
     check_graph(graph)
+    if (suffix := Path(path).suffix).lower() in GRAPHML:
+        raise CausalProbeError(
+            f"Can't write {os.fspath(path)}: graphs are written as JSON, and {suffix} says GraphML. Name a .json file, or use "
+            "networkx.write_graphml."
+        )
     if Path(path).is_dir():
         raise CausalProbeError(f"Can't write {os.fspath(path)}: it is a folder. Name a file.")
     write_json(path, _in_order(graph))
@@ -168,9 +176,9 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
 def _form(path: str | os.PathLike[str], content: bytes) -> Literal["JSON", "GraphML", "an edge list"]:
     suffix = Path(path).suffix.lower()
     start = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if suffix == ".json" or (suffix not in (".graphml", ".xml") and start in (b"{", b"[")):
+    if suffix == ".json" or (suffix not in GRAPHML and start in (b"{", b"[")):
         return "JSON"
-    return "GraphML" if suffix in (".graphml", ".xml") or start == b"<" else "an edge list"
+    return "GraphML" if suffix in GRAPHML or start == b"<" else "an edge list"
 
 
 # ------------------------------------------------------------------------------------------------------------ three forms

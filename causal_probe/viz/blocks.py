@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
 from causal_probe.viz.figure import Drawing, drawing_style, label_bar, set_title
-from causal_probe.viz.palette import DIVERGING, INK
+from causal_probe.viz.palette import DIVERGING, INK, SEQUENTIAL
 from causal_probe.viz.text import shorten
 
 __all__ = ["blocks"]
@@ -37,7 +37,9 @@ def blocks(
     value_name: str = "entry of A",
     title: str | None = None,
 ) -> Figure:
-    """Draw named blocks of attention matrices as heat maps on one shared colour scale, symmetric about 0.
+    """Draw named blocks of attention matrices as heat maps on one shared colour scale.
+
+    The scale is symmetric about 0, or starts at 0 where no entry is negative, as in attention patterns.
 
     Parameters
     ----------
@@ -85,6 +87,8 @@ def blocks(
     outlined = _checked_marks(marks or {}, arrays)
     # A matrix of zeros still needs a scale.
     limit = max(float(np.abs(block).max()) for block in arrays.values()) or 1.0
+    signed = any(bool((block < 0).any()) for block in arrays.values())
+    scale, colours = Normalize(-limit if signed else 0.0, limit), DIVERGING if signed else SEQUENTIAL
 
     n_columns = min(len(arrays), max(1, columns) if columns is not None else min(4, math.isqrt(len(arrays) - 1) + 1))
     n_rows = -(-len(arrays) // n_columns)
@@ -94,7 +98,7 @@ def blocks(
         )
         panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for place, (axes, (name, block)) in enumerate(zip(panels, arrays.items(), strict=False)):
-            _draw_block(axes, name, block, limit)
+            _draw_block(axes, name, block, scale, colours)
             for row, column in outlined.get(name, ()):
                 outline = Rectangle(
                     (column - 0.5, row - 0.5),
@@ -109,13 +113,14 @@ def blocks(
         for axes in panels[len(arrays) :]:
             axes.remove()
         bar = figure.colorbar(
-            ScalarMappable(Normalize(-limit, limit), DIVERGING),
+            ScalarMappable(scale, colours),
             ax=list(panels[: len(arrays)]),
             shrink=min(1, 1.6 / n_rows),
             pad=0.02,
         )
-        scale = "" if len(arrays) == 1 else "one scale for all, "
-        label_bar(bar, f"{value_name} ({scale}±{limit:.3g})", inches=_PANEL * min(n_rows, 1.6) - 0.5)
+        shared = "" if len(arrays) == 1 else "one scale for all, "
+        ends = f"±{limit:.3g}" if signed else f"0 to {limit:.3g}"
+        label_bar(bar, f"{value_name} ({shared}{ends})", inches=_PANEL * min(n_rows, 1.6) - 0.5)
         set_title(figure, title)
     return figure
 
@@ -138,8 +143,8 @@ def _checked_marks(
     return cells
 
 
-def _draw_block(axes: Axes, name: Any, block: NDArray[np.float64], limit: float) -> None:
-    axes.imshow(block, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+def _draw_block(axes: Axes, name: Any, block: NDArray[np.float64], scale: Normalize, colours: Colormap) -> None:
+    axes.imshow(block, cmap=colours, norm=scale, aspect="auto", interpolation="nearest")
     axes.set_box_aspect(1)  # whatever the shape of the block, so that the panels stand in line
     query, key = _subspaces_of(name)
     title = _title_of(name)

@@ -51,6 +51,18 @@ def test_a_tree_is_read_and_written_as_training_writes_it(tmp_path: Path, capsys
         assert arrays["layer0.mean"][0, child, parent] > 0.99
 
 
+def test_the_page_says_when_the_evidence_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = recover_by_gradient("chain", positions=9, sequences=2**10)
+    drawn, undrawn = "in the units of chi-square information", "Heat maps of the evidence are left out"
+    page = found.report().to_html()
+    assert drawn in page
+    assert undrawn not in page
+    monkeypatch.setattr("causal_probe.experiments.gradient_report.DRAWN", 7)
+    page = found.report().to_html()
+    assert drawn not in page
+    assert f"{undrawn}, as there are more than 7 positions (8)" in page
+
+
 def test_several_parents_have_a_head_each() -> None:
     found = recover_by_gradient("two-parent", positions=8, sequences=2**15)
     assert found.exact

@@ -397,4 +397,11 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write_graph(chain(2), tmp_path)
     with pytest.raises(CausalProbeError, match="Can't write"):
         write_graph(chain(2), tmp_path / "absent" / "g.json")
+
+
+@pytest.mark.parametrize("name", ["g.graphml", "g.XML"])
+def test_json_is_not_written_under_a_name_that_says_graphml(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CausalProbeError, match="graphs are written as JSON"):
+        write_graph(chain(2), tmp_path / name)
+    assert not list(tmp_path.iterdir())
     assert list(tmp_path.iterdir()) == []

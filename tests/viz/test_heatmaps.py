@@ -34,6 +34,13 @@ def test_every_block_is_drawn_on_one_scale() -> None:
     assert "±7" in bar.get_ylabel()
 
 
+def test_without_negative_entries_the_scale_starts_at_0() -> None:
+    figure = viz.blocks({"attention": np.array([[1.0, 0.0], [0.25, 0.75]]), "other": np.zeros((2, 2))})
+    *panels, bar = figure.axes
+    assert [axes.images[0].get_clim() for axes in panels] == [(0.0, 1.0)] * 2
+    assert " ".join(bar.get_ylabel().split()) == "entry of A (one scale for all, 0 to 1)"
+
+
 def test_axes_say_which_subspace_they_run_over() -> None:
     labels = [(axes.get_title(), axes.get_ylabel(), axes.get_xlabel()) for axes in viz.blocks(BLOCKS).axes[:-1]]
     assert labels == [
