@@ -59,9 +59,11 @@ Training = Literal["staged", "joint"]
 ATTENTION_SEQUENCES = 4096
 PROBE_SEQUENCES = 2**15
 EVALUATION_SEQUENCES = 2**15
-#: While training, the mean attention of so many sequences is looked at every so many steps.
+#: While training, the mean attention of so many sequences is looked at every so many steps, and after so many looks at ever wider
+#: intervals: a look costs several steps, and where some parent never leads all of a long run would be looked at.
 WATCHING_SEQUENCES = 1024
 WATCH_EVERY: Mapping[str, int] = {"staged": 1, "joint": 16}
+WATCH_CLOSELY = 64
 #: Sequences per forward pass when probing.
 MICRO_BATCH = 1024
 #: What an interrupted run leaves in its folder, and how many steps it can lose.
@@ -94,8 +96,9 @@ class Recovery:
         Share of the true (child, parent) pairs in which the parent has the largest mean attention in the child's past, in
         the matched head. None without a true edge.
     steps_to_all_parents
-        How many training steps were made when all those argmaxes were right for the first time (looked at after every step of
-        staged training, every 16 steps of joint training); None if they never were all right.
+        How many training steps were made when all those argmaxes were right for the first time; None if they never were when they were
+        looked at: after each of the first 64 steps of staged training and every 16 of the first 1,024 of joint training, then at
+        intervals of at most a 64th of the steps made.
     loss, reference_losses
         Cross-entropy in nats of the trained model and of the exact predictors, on the same fresh sequences.
     head_graphs, effects, match
@@ -532,10 +535,19 @@ class _Watch:
 
     def __call__(self, step: int, model: DisentangledTransformer) -> None:
         self.threads = torch.get_num_threads()  # fit takes up those of a checkpoint
-        if self.first is not None or step % self.every or not self.truth.number_of_edges():
+        if self.first is not None or step % watch_interval(step, self.every) or not self.truth.number_of_edges():
             return
         if _argmax_accuracy(head_graphs(model, self.tokens, batch_size=MICRO_BATCH), self.truth) == 1:
             self.notes["first"] = step
+
+
+def watch_interval(step: int, every: int) -> int:
+    """``every`` for the first ``WATCH_CLOSELY`` looks; then twice as much whenever the number of steps has doubled.
+
+    >>> [watch_interval(step, 16) for step in (0, 1024, 2047, 2048, 5000)]
+    [16, 16, 16, 32, 64]
+    """
+    return every << max(0, (step // (WATCH_CLOSELY * every)).bit_length() - 1)
 
 
 def _argmax_accuracy(attention: HeadGraphs, truth: nx.DiGraph) -> float:
