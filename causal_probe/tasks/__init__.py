@@ -15,6 +15,7 @@ from causal_probe.tasks.least_squares import (
 from causal_probe.tasks.markov import Batch, InContextMarkov, Targets
 from causal_probe.tasks.predictors import (
     cross_entropy,
+    fit_one_parent,
     in_context_unigram,
     known_graph,
     one_parent,
@@ -42,6 +43,7 @@ __all__ = [
     "dirichlet",
     "expected_loss",
     "fit_descent",
+    "fit_one_parent",
     "evidence_per_edge",
     "generator",
     "information",

@@ -12,8 +12,10 @@ import torch
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks import (
+    Batch,
     InContextMarkov,
     cross_entropy,
+    fit_one_parent,
     in_context_unigram,
     known_graph,
     one_parent,
@@ -34,7 +36,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def counted(
-    parents: Sequence[Sequence[int]], row: list[int], slots: Sequence[int], d_vocab: int, alpha: float
+    parents: Sequence[Sequence[int]],
+    row: list[int],
+    slots: Sequence[int],
+    d_vocab: int,
+    alpha: float,
+    weights: Sequence[float] | None = None,
 ) -> list[float]:
     """alpha + how often each state follows the asked-for parents, normalised; one sequence, plain loops."""
     tree = max(map(len, parents)) <= 1
@@ -45,7 +52,7 @@ def counted(
         if not its or len(its) != len(wanted):
             continue  # a root is nobody's child, and other in-degrees have other tables
         if all(row[its[slot]] == wanted[slot] for slot in slots):
-            counts[row[node]] += 1
+            counts[row[node]] += 1 if weights is None else weights[node]
     return [count / sum(counts) for count in counts]
 
 
@@ -135,6 +142,51 @@ def test_in_a_tree_one_parent_is_the_known_graph() -> None:
     task = make(RANDOM["forest 0"], d_vocab=3)
     tokens = task.sample(20, seeded()).tokens
     assert torch.equal(one_parent(task, tokens, slot=0), known_graph(task, tokens))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_weighted_counts_equal_plain_loops(name: str) -> None:
+    parents = TASKS[name]
+    task = make(parents, d_vocab=3, alpha=0.3)
+    tokens, weights = task.sample(40, seeded()).tokens, torch.rand(task.n_positions, generator=seeded(1))
+    for slot in range(task.n_slots):
+        expected = [counted(parents, row, [slot], 3, 0.3, weights.tolist()) for row in tokens.tolist()]
+        found = one_parent(task, tokens, slot=slot, weights=weights)
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-7)
+
+
+def test_fitted_weights_are_the_best_and_know_who_shares_the_other_parent() -> None:
+    """Node 11 is the predicted node's sibling by slot 0: where slot 1 matches too, its child is from the very row asked for."""
+    task = InContextMarkov(graphs.two_parent_tree(13), d_vocab=3, alpha=0.1)
+    assert task.parents[11][0] == task.parents[12][0]
+    batch = task.sample(4096, seeded(), dtype=torch.float64)
+    weights = fit_one_parent(task, batch, slot=1)
+
+    def loss(weights: torch.Tensor | None, of: Batch = batch) -> float:
+        prediction = one_parent(task, of.tokens, slot=1, weights=weights)
+        return float(cross_entropy(prediction.double(), of.target).mean())
+
+    assert weights[11] == weights.max() > 3 * weights[2:11].max()
+    assert (weights > 0).tolist() == [len(its) == 2 for its in task.parents[:12]]
+    for node in range(2, 12):
+        for factor in (0.8, 1.25):
+            moved = weights.clone()
+            moved[node] *= factor
+            assert loss(moved) > loss(weights)
+    fresh = task.sample(4096, seeded(1), dtype=torch.float64)
+    assert loss(weights, fresh) < loss(None, fresh) - 0.1
+
+
+def test_weights_that_cannot_be_used_or_fitted() -> None:
+    task = make(DAGS["two parents"], d_vocab=3)
+    batch = task.sample(10, seeded())
+    with pytest.raises(CausalProbeError, match=rf"A weight for each of {task.n_positions} positions .* is \[2\]"):
+        one_parent(task, batch.tokens, slot=0, weights=torch.ones(2))
+    with pytest.raises(CausalProbeError, match="Parent slot 2 was asked for"):
+        fit_one_parent(task, batch, slot=2)
+    roots = make([(), (), ()], d_vocab=3)
+    with pytest.raises(CausalProbeError, match="no child to be counted"):
+        fit_one_parent(roots, roots.sample(10, seeded()), slot=0)
 
 
 def test_losses_on_the_two_parent_task() -> None:
