@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
@@ -106,6 +107,8 @@ def curves(
                     error = 2 * np.asarray(curve.error, dtype=np.float64)
                     axes.fill_between(x, y - error, y + error, color=colour, alpha=0.15, linewidth=0)
             axes.set_xscale(x_scale)
+            if x_scale == "linear" and all(float(x).is_integer() for curve in panel.values() for x in curve.x):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no step 2.5
             axes.set_yscale(y_scale)
             for index, (name, value) in enumerate((references or {}).get(heading, {}).items()):
                 axes.axhline(value, color=MUTED, linewidth=1, linestyle=("dashed", "dotted", "dashdot")[index % 3])
