@@ -79,6 +79,28 @@ __all__ = [
     "zero_ablate",
 ]
 
+#: What tab completion offers: where a notebook begins. The rest of ``__all__``, most of it classes of results, is as public.
+_OFFERED = (
+    "attention_hook",
+    "corpus",
+    "describe",
+    "edited",
+    "find_faults",
+    "mean_ablate",
+    "mean_heads",
+    "mean_patterns",
+    "on_residual_stream",
+    "one_hot_row",
+    "preflight",
+    "replace_row",
+    "resample_ablate",
+    "self_test",
+    "to_hooked",
+    "undisturbed",
+    "uniform_row",
+    "zero_ablate",
+)
+
 
 def __dir__() -> list[str]:
-    return [*__all__]
+    return [*_OFFERED]

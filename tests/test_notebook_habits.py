@@ -35,9 +35,13 @@ def exported() -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("place", ["", *PLACES])
-def test_tab_completion_offers_what_is_public_and_nothing_else(place: str) -> None:
+def test_tab_completion_offers_few_names_and_only_public_ones(place: str) -> None:
     module = importlib.import_module(f"causal_probe.{place}".rstrip("."))
-    assert set(dir(module)) - {"__version__"} == set(module.__all__)
+    offered = set(dir(module)) - {"__version__"}
+    assert offered <= set(module.__all__)
+    assert len(offered) <= 21
+    # Where not everything is offered, what is left out is told from the rest by being out of sight only.
+    assert offered == set(module.__all__) or len(module.__all__) > 21
     assert not [name for name in module.__all__ if name.startswith("_") or not hasattr(module, name)]
 
 

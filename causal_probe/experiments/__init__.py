@@ -101,6 +101,29 @@ __all__ = [
     "weight_graphs",
 ]
 
+#: What tab completion offers: where a notebook begins. The rest of ``__all__``, most of it classes of results, is as public.
+_OFFERED = (
+    "Watch",
+    "check_model",
+    "compare_evidence",
+    "descent_alignment",
+    "discover",
+    "gradient_graph",
+    "gradient_slots",
+    "in_context_graph",
+    "layer_features",
+    "leaderboard",
+    "merge_scans",
+    "mesa_optimizer",
+    "recover",
+    "recover_by_gradient",
+    "recover_from_tokens",
+    "reproduce",
+    "scan",
+    "sweep",
+    "weight_graphs",
+)
+
 
 def __dir__() -> list[str]:
-    return [*__all__]
+    return [*_OFFERED]

@@ -97,6 +97,29 @@ __all__ = [
     "verify",
 ]
 
+#: What tab completion offers: where a notebook begins. The rest of ``__all__``, most of it classes of results, is as public.
+_OFFERED = (
+    "blocks",
+    "composition",
+    "discover",
+    "edge_effects",
+    "explain",
+    "from_graph",
+    "head_graphs",
+    "head_weights",
+    "implied_step",
+    "in_context_score",
+    "induction",
+    "match_heads",
+    "offset",
+    "scan",
+    "score_gradients",
+    "successor_of_parent",
+    "template",
+    "upstream",
+    "verify",
+)
+
 
 def __dir__() -> list[str]:
-    return [*__all__]
+    return [*_OFFERED]

@@ -66,6 +66,26 @@ __all__ = [
     "uniform",
 ]
 
+#: What tab completion offers: where a notebook begins. The rest of ``__all__``, most of it classes of results, is as public.
+_OFFERED = (
+    "AutoregressiveProcess",
+    "InContextMarkov",
+    "LinearRegression",
+    "SineRegression",
+    "cross_entropy",
+    "fit_descent",
+    "fit_one_parent",
+    "generator",
+    "in_context_unigram",
+    "information",
+    "known_graph",
+    "least_squares",
+    "one_parent",
+    "predict_descent",
+    "reference_losses",
+    "ridge",
+)
+
 
 def __dir__() -> list[str]:
-    return [*__all__]
+    return [*_OFFERED]
