@@ -113,7 +113,7 @@ def staged_slots(
     graph_steps: int = 20,
     graph_batch_size: int = 8192,
     graph_learning_rate: float | None = None,
-    steps: int = 8000,
+    steps: int = 24_000,
     batch_size: int = 512,
     optimizer: Optimizer = "adamw",
     learning_rate: float = 3e-2,
