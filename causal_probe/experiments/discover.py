@@ -15,10 +15,11 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.discovery_report import discovery_report
 from causal_probe.experiments.recover import choose_device
+from causal_probe.experiments.saving import save_study
 from causal_probe.hooks import HookedModel, to_hooked
 from causal_probe.models.loading import load_model
 from causal_probe.probes import Discovery, Explanation, outputs_of
-from causal_probe.results import Citation, check_results_folder, html_table, results_folder, to_jsonable, write_json
+from causal_probe.results import Citation, check_results_folder, html_table, to_jsonable
 from causal_probe.viz import Report
 
 __all__ = ["TextDiscovery", "discover"]
@@ -229,9 +230,8 @@ def discover(
         },
     )
     if out is not None:
-        with results_folder(out, settings=settings, overwrite=overwrite, result="discovery.json") as folder:
-            result.report().write(folder / "report.html")
-            write_json(folder / "discovery.json", {**result.to_dict(), "files": ["discovery.json", "report.html"]})
+        with save_study(result, out, overwrite=overwrite, result="discovery.json"):
+            pass  # there is nothing beside the report
     return result
 
 

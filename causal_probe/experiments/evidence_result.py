@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from causal_probe import graphs, viz
-from causal_probe.results import Citation, cite, results_folder, to_jsonable, versions, write_json, write_text
+from causal_probe.experiments.saving import REPORT, save_study
+from causal_probe.results import Citation, cite, to_jsonable, versions, write_text
 
 __all__ = ["Agreement", "EvidenceRow", "EvidenceTable"]
 
@@ -230,11 +231,9 @@ class EvidenceTable:
         CausalProbeError
             If ``folder`` can't be written or holds something else.
         """
-        with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
+        with save_study(self, folder, overwrite=overwrite, result=RESULT) as staging:
             write_text(staging / "evidence.csv", self.to_pandas().to_csv(index=False))
-            self.report().write(staging / "report.html")
-            write_json(staging / RESULT, {**self.to_dict(), "files": ["evidence.csv", RESULT, "report.html"]})
-        return Path(folder) / "report.html"
+        return Path(folder) / REPORT
 
     def __repr__(self) -> str:
         shown = self._shown()

@@ -21,18 +21,16 @@ from causal_probe.experiments.gradient_report import gradient_report
 from causal_probe.experiments.gradient_result import GradientGraph
 from causal_probe.experiments.gradient_slots import GradientSlots, gradient_slots
 from causal_probe.experiments.graph_choice import choose_graph
+from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer, save
 from causal_probe.results import (
     Citation,
     check_results_folder,
     escape,
-    list_files,
-    results_folder,
     to_jsonable,
     versions,
     write_arrays,
-    write_json,
 )
 from causal_probe.tasks import Batch, InContextMarkov, generator, reference_losses
 from causal_probe.training import evaluate
@@ -128,16 +126,13 @@ class GradientRecovery:
         arrays = {"layer0.mean": attention(self.model), "evidence": self.found.evidence}
         if self.found.stderr is not None:
             arrays["evidence.stderr"] = self.found.stderr
-        with results_folder(folder, settings=self.settings, overwrite=overwrite) as staging:
+        with save_study(self, folder, overwrite=overwrite) as staging:
             if self.truth is not None:
                 graphs.write_graph(self.truth, staging / "graph.json")
             graphs.write_graph(self.recovered, staging / "recovered.json")
             save(self.model, staging / "model")
             write_arrays(staging / "attention.safetensors", arrays)
-            self.report().write(staging / "report.html")
-            files = sorted([*list_files(staging), "result.json"])
-            write_json(staging / "result.json", {**self.to_dict(), "files": files})
-        return Path(folder) / "report.html"
+        return Path(folder) / REPORT
 
     def cite(self) -> Citation:
         """The paper, and one sentence for a methods section."""

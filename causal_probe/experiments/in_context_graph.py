@@ -24,6 +24,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.recover import choose_device
+from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.experiments.state_words import StateWords
 from causal_probe.hooks import (
     HookedModel,
@@ -53,10 +54,8 @@ from causal_probe.results import (
     check_results_folder,
     cite,
     html_table,
-    results_folder,
     to_jsonable,
     versions,
-    write_json,
 )
 from causal_probe.tasks import InContextMarkov, generator, predictors
 
@@ -216,10 +215,9 @@ class InContextGraph:
         CausalProbeError
             If ``folder`` can't be written or holds something else.
         """
-        with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
-            self.report().write(staging / "report.html")
-            write_json(staging / RESULT, {**self.to_dict(), "files": sorted(["report.html", RESULT])})
-        return Path(folder) / "report.html"
+        with save_study(self, folder, overwrite=overwrite, result=RESULT):
+            pass  # there is nothing beside the report
+        return Path(folder) / REPORT
 
     def cite(self) -> Citation:
         """The papers behind this result, and what a methods section may say."""

@@ -16,8 +16,9 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
 from causal_probe.experiments.in_context_report import leaderboard_report
+from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.hooks import describe, to_hooked
-from causal_probe.results import check_results_folder, results_folder, to_jsonable, versions, write_json, write_text
+from causal_probe.results import check_results_folder, to_jsonable, versions, write_text
 from causal_probe.viz import Report
 
 __all__ = ["GRAPHS", "Leaderboard", "leaderboard"]
@@ -106,13 +107,9 @@ class Leaderboard:
         CausalProbeError
             If ``folder`` can't be written or holds something else.
         """
-        with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
+        with save_study(self, folder, overwrite=overwrite, result=RESULT) as staging:
             write_text(staging / "leaderboard.csv", self.to_pandas().to_csv(index=False))
-            self.report().write(staging / "report.html")
-            write_json(
-                staging / RESULT, {**self.to_dict(), "files": sorted(["leaderboard.csv", "report.html", RESULT])}
-            )
-        return Path(folder) / "report.html"
+        return Path(folder) / REPORT
 
     def __repr__(self) -> str:
         shown = self.to_pandas().drop(columns=["excess_stderr", "gain", "gain_stderr"])

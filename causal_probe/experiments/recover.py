@@ -19,6 +19,7 @@ from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.recovery_report import recovery_report
+from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer, save
 from causal_probe.probes import EdgeEffects, HeadGraphs, HeadMatch, edge_effects, head_graphs, match_heads
@@ -27,12 +28,9 @@ from causal_probe.results import (
     check_results_folder,
     cite,
     escape,
-    list_files,
-    results_folder,
     to_jsonable,
     versions,
     write_arrays,
-    write_json,
 )
 from causal_probe.tasks import Batch, InContextMarkov, generator, reference_losses
 from causal_probe.training import (
@@ -227,15 +225,12 @@ class Recovery:
         arrays = {"layer0.mean": self.head_graphs.weights[0]}
         if self.head_graphs.stderr is not None:
             arrays["layer0.stderr"] = self.head_graphs.stderr[0]
-        with results_folder(folder, settings=self.settings, overwrite=overwrite, unfinished=CHECKPOINT_FILE) as staging:
+        with save_study(self, folder, overwrite=overwrite, unfinished=CHECKPOINT_FILE) as staging:
             graphs.write_graph(self.truth, staging / "graph.json")
             graphs.write_graph(self.recovered, staging / "recovered.json")
             save(self.model, staging / "model")
             write_arrays(staging / "attention.safetensors", arrays)
-            self.report().write(staging / "report.html")
-            files = sorted([*list_files(staging), "result.json"])
-            write_json(staging / "result.json", {**self.to_dict(), "files": files})
-        return Path(folder) / "report.html"
+        return Path(folder) / REPORT
 
     def cite(self) -> Citation:
         """The papers behind this result, and one sentence for a methods section."""

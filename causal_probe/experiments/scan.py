@@ -19,6 +19,7 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.recover import choose_device
+from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.experiments.scan_report import scan_report
 from causal_probe.experiments.scan_sequences import (
     MadeSequences,
@@ -57,11 +58,8 @@ from causal_probe.results import (
     Citation,
     check_results_folder,
     escape,
-    list_files,
-    results_folder,
     to_jsonable,
     versions,
-    write_json,
     write_text,
 )
 from causal_probe.viz import Report
@@ -353,13 +351,11 @@ class ModelScan:
         CausalProbeError
             If ``folder`` can't be written or holds something else (see :func:`causal_probe.results.results_folder`).
         """
-        with results_folder(folder, settings=self.settings, overwrite=overwrite, result=RESULT) as staging:
+        with save_study(self, folder, overwrite=overwrite, result=RESULT) as staging:
             write_text(staging / "scan.csv", self.to_pandas().to_csv(index=False))
-            self.report().write(staging / "report.html")
             if self.readings:
                 self.scores.save(staging / SCORES)
-            write_json(staging / RESULT, {**self.to_dict(), "files": sorted([*list_files(staging), RESULT])})
-        return Path(folder) / "report.html"
+        return Path(folder) / REPORT
 
     def cite(self) -> Citation:
         """The papers behind this result, and what a methods section may say."""
