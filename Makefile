@@ -13,10 +13,10 @@ help:
 	@echo "make test    run the tests on both supported lines of TransformerLens, 4.x and 3.9"
 	@echo "make lint    check style (ruff) and types (mypy)"
 	@echo "make reproduce  recover twenty random forests, staged and jointly: the paper's Figure 9 setting"
-	@echo "make bench   time a training step and the sampling"
+	@echo "make bench   run the benchmarks (tests/benchmarks), some of them for minutes"
 	@echo "make pictures  draw README's picture anew, from what make demo wrote, and run the notebooks anew"
 	@echo "make setup   only set up .venv"
-	@echo "make clean   remove what the other targets have made"
+	@echo "make clean   remove what the other targets have made: environments, caches, out/demo"
 
 demo: setup
 	$(TL4)/bin/causal-probe recover --out out/demo --overwrite
@@ -51,7 +51,7 @@ setup-tl3:
 	@$(call install,$(TL3),3.9.0)
 
 clean:
-	rm -rf $(TL4) $(TL3) build dist out *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(TL4) $(TL3) build dist out/demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find causal_probe hooks tests demos -name __pycache__ -prune -exec rm -rf {} +
 
 # install(folder, version): the package in editable form, with TransformerLens of that version, in a virtual environment.

@@ -36,6 +36,7 @@ import sys
 
 if "google.colab" in sys.modules:
     !pip list --format=freeze | grep -E "^(torch|torchvision|torchaudio|numpy|pandas)==" > installed.txt
+    # Before the first release: "causal-probe[notebooks] @ git+" and the address of the repository.
     !pip install --quiet --constraint installed.txt "causal-probe[notebooks]"\
 """
 

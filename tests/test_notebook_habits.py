@@ -87,6 +87,12 @@ def probed() -> dict[str, Callable[[], Any]]:
             "cleann"
         ]
 
+    def studied() -> Any:
+        row = {"cleann": explained(), "attention": explained()}
+        return experiments.ExplanationStudy(
+            probes.summarise([row, row]), (row, row), ((1,), (2,)), (True, True), 1.0, {}
+        )
+
     process = tasks.AutoregressiveProcess(2, 6, start="sparse")
     return {
         "Recovery": every_report.recovery,
@@ -101,6 +107,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "Upstream": lambda: every_report.scan().circuits[1].upstream,
         "Discovery": lambda: probes.discover(tiny, tokens[0], layer=1, samples=100),
         "Explanation": explained,
+        "ExplanationStudy": studied,
         "HeadGraphs": lambda: heads,
         "SequenceGraphs": lambda: probes.head_graphs(tiny, tokens, per="sequence"),
         "HeadMatch": lambda: probes.match_heads(heads, graphs.chain(11)),

@@ -27,7 +27,7 @@ from causal_probe.hooks.read import read_layer
 from causal_probe.models.loading import load_model
 from causal_probe.probes import Explanation, ExplanationSummary, outputs_of, summarise
 from causal_probe.probes.explain import Outputs
-from causal_probe.results import escape, to_jsonable, versions, write_json
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions, write_json
 
 __all__ = ["ExplanationStudy", "Interval", "explain_sentiment", "explain_sessions", "read_ratings"]
 
@@ -95,6 +95,21 @@ class ExplanationStudy:
             for explained, planted in zip(self.explanations, self.planted, strict=True)
         )
         return Interval.of(named, len(self.planted))
+
+    def cite(self) -> Citation:
+        """The paper, and what a methods section may say."""
+        return cite(
+            "rohekar2023",
+            methods=(
+                f"{len(self.explanations)} decisions were explained by CLEANN (Rohekar et al., 2023) and by the most attention, gradient times input and "
+                "leave-one-out; a set of tokens explains a decision if replacing it changes the decision"
+                + (
+                    "."
+                    if self.planted is None
+                    else ", and is judged by whether it holds the planted cause (Wilson intervals)."
+                )
+            ),
+        )
 
     @property
     def cause_decides(self) -> Interval | None:

@@ -56,7 +56,7 @@ def leaderboard_report(result: Leaderboard) -> viz.Report:
         settings=result.settings,
         versions=versions(),
         call=result.call,
-        citation=result.readings[0].cite(),
+        citation=result.cite(),
     )
 
 
