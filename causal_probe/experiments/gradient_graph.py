@@ -10,8 +10,8 @@ which at the parent of i is the chi-square information, elsewhere no larger, and
 entry. In short sequences a root's entries are not 0 (the loss divides by how often a state occurred, not by mu), and no
 threshold on the gradient is derived from anything; whether i has a parent at all is therefore asked of the data, where the
 transitions are known: an exact, anytime-valid test (:mod:`causal_probe.tasks.root_test`), in which every sequence is a bet on the
-parent that led in the sequences before it. By the same bets every other node that could be the parent is given up or not: an edge is
-claimed where nothing but the leading candidate is left. Where transitions are not known, nothing is decided.
+parent that led in the sequences before it. By the same bets, or by bets that the node is a root where it seems to be one, every node that could be
+the parent is given up or not: an edge is claimed where nothing but the leading candidate is left, a root where nothing but "root" is. Where transitions are not known, nothing is decided.
 
 Everything streams: one pass, and memory of 34 T^2 numbers.
 """
@@ -37,6 +37,7 @@ from causal_probe.tasks import (
     InContextMarkov,
     Targets,
     evidence_per_edge,
+    evidence_per_root,
     log_bets,
     log_bets_against_rivals,
     surprise,
@@ -68,7 +69,7 @@ def gradient_graph(
     beta
         Scale of A2.
     level
-        Probability that any root is taken for a child, or any node for the parent of a child that has another.
+        Probability that any root is taken for a child, any child for a root, or any node for the parent of a child that has another.
 
     Raises
     ------
@@ -178,6 +179,7 @@ class _Study:
         self.log_e_rivals = torch.zeros(graphs, n_positions, n_positions, dtype=torch.float64)
         self._earlier = torch.ones(n_positions, n_positions, dtype=torch.bool).tril(-1)
         self.edge_evidence = torch.zeros(graphs, dtype=torch.float64)
+        self.root_evidence = torch.zeros(graphs, dtype=torch.float64)
         self.edge_chi2 = torch.zeros(graphs, dtype=torch.float64)
         self.candidates = self.stream.leading()
         self.parents = torch.full_like(self.candidates, -1)
@@ -196,13 +198,16 @@ class _Study:
         if pi is not None:
             flat = pi.flatten(0, 1)
             self.edge_evidence += evidence_per_edge(flat).reshape(pi.shape[:2]).sum(1)
+            self.root_evidence += evidence_per_root(flat).reshape(pi.shape[:2]).sum(1)
             self.edge_chi2 += _edge_chi2(flat).reshape(pi.shape[:2]).sum(1)
         for piece in self.stream.pieces(tokens.shape[1]):
             if pi is not None:
                 # The bet on these sequences is the parent that led in those before.
                 bet = self.candidates[:, None].expand(-1, piece.stop - piece.start, -1)
+                # Bets on a candidate lose where the node is a root: there the rivals are bet against as a root.
+                roots = (self.log_e < 0)[:, None].expand_as(bet)
                 self.log_e += log_bets(tokens[:, piece], pi[:, piece], bet).sum(1)
-                against = log_bets_against_rivals(tokens[:, piece], pi[:, piece], bet)
+                against = log_bets_against_rivals(tokens[:, piece], pi[:, piece], bet, roots)
                 states = one_hot(tokens[:, piece], self.d_vocab).to(against.dtype)
                 for state in range(self.d_vocab):
                     self.log_e_rivals += against[..., state].mT @ states[..., state]
@@ -238,6 +243,7 @@ class _Study:
                 log_e_rivals=(self.log_e_rivals[i] * self._earlier)[:n, :n].numpy() if self.known else None,
                 edge_value=float(self.edge_chi2[i] / self.stream.seen) if self.known else None,
                 edge_evidence=bet_on * float(self.edge_evidence[i]) if self.known else None,
+                root_evidence=bet_on * float(self.root_evidence[i]) if self.known else None,
                 gradient_limits=None
                 if stderr is None
                 else quantile * (stderr[i] * self._earlier)[:n, :n].amax(1).numpy(),

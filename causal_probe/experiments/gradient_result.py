@@ -52,8 +52,8 @@ class GradientGraph:
         no node, root or parent, has evidence above :attr:`limit` against it, however long one looks.
     edge_value : float or None
         What ``evidence`` would be at a parent: the exact chi-square information of an edge, averaged over the sequences' transitions.
-    edge_evidence : float or None
-        What ``log_e_values`` would be on average at a node with a parent, from the same transitions.
+    edge_evidence, root_evidence : float or None
+        What ``log_e_values`` would be on average at a node with a parent, and ``log_e_rivals`` at a root, from the same transitions.
     gradient_limits : NDArray, by child, or None
         What none of the child's entries would exceed if all were 0 in expectation, at ``level`` over all children: Student's quantile
         times the largest standard error in the row; 0 for node 0.
@@ -74,6 +74,7 @@ class GradientGraph:
     log_e_rivals: NDArray[np.float64] | None
     edge_value: float | None
     edge_evidence: float | None
+    root_evidence: float | None
     gradient_limits: NDArray[np.float64] | None
     sequences: int
     stable_after: int
@@ -131,14 +132,15 @@ class GradientGraph:
 
     @property
     def detection_limits(self) -> NDArray[np.float64] | None:
-        """By child, the smallest edge value that these sequences can show: the larger of what the gradient needs and what the test needs.
+        """By child, the smallest edge value that these sequences can show: the larger of what the gradient needs and what the tests need.
 
-        The test's is the edge value, scaled by the nats needed over the nats expected. None where it is unknown.
+        The tests' is the edge value, scaled by the nats needed over the nats expected, of an edge or of a root, whichever are fewer.
+        None where it is unknown.
         """
         if self.edge_value is None or self.edge_evidence is None or self.gradient_limits is None:
             return None
-        if self.edge_evidence > 0:
-            return np.maximum(self.gradient_limits, self.edge_value * self.limit / self.edge_evidence)
+        if (expected := min(self.edge_evidence, self.root_evidence or 0.0)) > 0:
+            return np.maximum(self.gradient_limits, self.edge_value * self.limit / expected)
         return (
             np.maximum(self.gradient_limits, 2 * self.edge_value) if self.edge_value else self.gradient_limits + np.inf
         )
@@ -152,10 +154,10 @@ class GradientGraph:
     def status(self) -> Status:
         """What was found.
 
-        ``"edges"``; ``"no edges"``: every node is a root, and an edge would have been seen; ``"insufficient"``: some node is not decided.
-        Either nothing was shown of it, and the value of an edge by the task's exact information lies below its detection limit at this number
-        of sequences, so that there may be one; or it was shown to be a child, but not whose. Edges that are shown are shown all the
-        same. ``"undecided"``: the transitions are not known, every node has a candidate, and which of them are parents is not
+        ``"edges"``; ``"no edges"``: every node was shown to be a root, by giving up every earlier node; ``"insufficient"``: some node is not
+        decided. Either it may be a root as well as a child, as where the value of an edge by the task's exact information
+        lies below its detection limit at this number of sequences; or it was shown to be a child, but not whose. Edges that are shown
+        are shown all the same. ``"undecided"``: the transitions are not known, every node has a candidate, and which of them are parents is not
         decided.
         """
         if not self.decided:
@@ -199,15 +201,14 @@ class GradientGraph:
         return None if left is None else ", ".join("root" if its is None else str(its) for its in left[child])
 
     def _decision(self, child: int) -> str:
-        """``edge``; ``child``: no root, but several nodes may be its parent; ``root``; ``not shown``: too few sequences to tell."""
-        if not self.decided:
+        """``edge``; ``root``; ``child``: no root, but several nodes may be its parent; ``not shown``: it may be either."""
+        if (left := self.left) is None:
             return "undecided"
+        if left[child] == (None,):
+            return "root"
         if self.parents[child] is not None:
             return "edge"
-        if self.log_e_values is not None and self.log_e_values[child] > self.limit:
-            return "child"
-        limits, value = self.detection_limits, self.edge_value
-        return "root" if limits is not None and value is not None and value >= limits[child] else "not shown"
+        return "not shown" if None in left[child] else "child"
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, in plain JSON types."""
@@ -232,6 +233,7 @@ class GradientGraph:
                     "limit": self.limit,
                     "edge_value": self.edge_value,
                     "edge_evidence": self.edge_evidence,
+                    "root_evidence": self.root_evidence,
                     "detection_limit": limit if limit is not None and np.isfinite(limit) else None,
                     "sequences": self.sequences,
                     "stable_after": self.stable_after,

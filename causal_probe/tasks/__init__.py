@@ -24,7 +24,7 @@ from causal_probe.tasks.predictors import (
 )
 from causal_probe.tasks.randomness import generator, numpy_generator
 from causal_probe.tasks.regression import LinearRegression, RegressionBatch, SineRegression, regression_tokens
-from causal_probe.tasks.root_test import evidence_per_edge, log_bets, log_bets_against_rivals, surprise
+from causal_probe.tasks.root_test import evidence_per_edge, evidence_per_root, log_bets, log_bets_against_rivals, surprise
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "fit_descent",
     "fit_one_parent",
     "evidence_per_edge",
+    "evidence_per_root",
     "generator",
     "information",
     "joint_law",

@@ -21,10 +21,11 @@ before; then ::
 
     pi(s_i | s_j) / pi(s_i | s_k)
 
-has an expectation of at most 1, and the product of the means of it and 1 is an e-value against k. Of all these hypotheses about
+has an expectation of at most 1, and the product of the means of it and 1 is an e-value against k. So has mu(s_i) / pi(s_i | s_k), the bet
+that i is a root: which of the two is made may change with what was seen before. Of all these hypotheses about
 i (root, or one of the earlier nodes) exactly one is true. So if each is given up when its e-value exceeds nodes / level, then with probability
 1 - level the true one of *no* node is ever given up, without a correction for the number of rivals: what is left is a confidence set for
-each node's parent, and an edge may be claimed where one candidate is all that is left.
+each node's parent. An edge may be claimed where one candidate is all that is left, and a root where "root" is.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_probe.tasks.stationary import stationary_distribution
 
-__all__ = ["evidence_per_edge", "log_bets", "log_bets_against_rivals", "surprise"]
+__all__ = ["evidence_per_edge", "evidence_per_root", "log_bets", "log_bets_against_rivals", "surprise"]
 
 #: A rival is not given up for a state that it makes rarer than this: random numbers of 24 bits can't tell such states from impossible ones.
 RAREST = 2.0**-20
@@ -82,8 +83,12 @@ def log_bets_against_rivals(
     tokens: Int[Tensor, "*batch pos"],
     transition: Float[Tensor, "*batch state state"],
     candidates: Int[Tensor, "*batch pos"],
+    roots: Bool[Tensor, "*batch pos"] | None = None,
 ) -> Float[Tensor, "*batch pos state"]:
     """log((1 + pi(s_i | s_j) / pi(s_i | s)) / 2) for every sequence, node i and state s that a rival of the candidate j may have.
+
+    Where ``roots`` is true, the bet is that i is a root, and mu(s_i) stands in the place of pi(s_i | s_j); like the candidate, this must not
+    depend on the sequence. By default nowhere.
 
     The entry at the state that position k of the sequence has is the sequence's evidence against "k is the parent of i", in nats; for
     the candidate itself it is never above 0. Summed over sequences it is the log of an e-value (the denominator is never below
@@ -94,8 +99,13 @@ def log_bets_against_rivals(
     into = transition.mT.gather(-2, tokens[..., None].expand(*tokens.shape, d_vocab))
     of_candidate = tokens.gather(-1, candidates.clamp(min=0))
     given = into.gather(-1, of_candidate[..., None])
+    silent = candidates < 0
+    if roots is not None:
+        mu = stationary_distribution(transition.double().reshape(-1, d_vocab, d_vocab)).reshape(transition.shape[:-1])
+        given = torch.where(roots[..., None], mu.gather(-1, tokens)[..., None].to(given.dtype), given)
+        silent = silent & ~roots
     bets = ((1 + given / into.clamp(min=RAREST)) / 2).log()
-    return bets.masked_fill((candidates < 0)[..., None], 0.0)
+    return bets.masked_fill(silent[..., None], 0.0)
 
 
 def evidence_per_edge(transition: Float[Tensor, "batch state state"]) -> Float[Tensor, " batch"]:
@@ -111,3 +121,18 @@ def evidence_per_edge(transition: Float[Tensor, "batch state state"]) -> Float[T
     mu = stationary_distribution(pi)
     ratio = torch.where(mu[:, None] > 0, pi / mu[:, None], 1.0)
     return (mu[:, :, None] * pi * ((1 + ratio) / 2).log()).sum((1, 2))
+
+
+def evidence_per_root(transition: Float[Tensor, "batch state state"]) -> Float[Tensor, " batch"]:
+    """The nats that a sequence adds on average against each earlier node, if the node is a root: sum_st mu(s) mu(t) log((1 + mu(t) / pi(t | s)) / 2).
+
+    Examples
+    --------
+    >>> import torch
+    >>> evidence_per_root(torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.1, 0.9]]])).round(decimals=3)
+    tensor([0.0000, 0.4260], dtype=torch.float64)
+    """
+    pi = transition.double()
+    mu = stationary_distribution(pi)
+    gains = ((1 + mu[:, None] / pi.clamp(min=RAREST)) / 2).log()
+    return (mu[:, :, None] * mu[:, None] * gains).sum((1, 2))

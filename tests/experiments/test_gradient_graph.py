@@ -159,6 +159,23 @@ def test_what_is_left_holds_the_truth_at_its_level() -> None:
     assert 200 - held >= wrong
 
 
+def test_a_child_whose_parent_did_not_lead_is_not_called_a_root() -> None:
+    """At alpha = 10 another node than the parent leads now and then: then bets on it lose, which is no sign of a root."""
+    tasks = [forest(seed, 7, alpha=10.0) for seed in range(12)]
+    found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(12)], sequences=2**15)
+    undecided, roots = 0, 0
+    for its, task in zip(found, tasks, strict=True):
+        assert its.left is not None
+        for child in range(1, 7):
+            truth = task.parents[child][0] if task.parents[child] else None
+            assert truth in its.left[child]
+            undecided += child in its.undecided
+            roots += its.left[child] == (None,)
+        assert its.status == ("insufficient" if its.undecided else "edges" if its.graph.edges else "no edges")
+    assert undecided > 0
+    assert roots > 10
+
+
 def test_where_there_is_hardly_any_signal_no_edge_is_claimed_for_another() -> None:
     """That a node is no root doesn't say which node is its parent: the leading one is mostly wrong here."""
     graph = graphs.chain(19)

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from causal_probe import graphs
-from causal_probe.tasks import InContextMarkov, evidence_per_edge, log_bets, log_bets_against_rivals, surprise
+from causal_probe.tasks import (
+    InContextMarkov,
+    evidence_per_edge,
+    evidence_per_root,
+    log_bets,
+    log_bets_against_rivals,
+    surprise,
+)
 from tests.tasks.tiny_tasks import TREES, law, make, random_tables
 
 
@@ -73,6 +80,20 @@ def test_a_bet_against_the_true_parent_is_worth_one_whatever_is_bet_on() -> None
         assert float((probability * against[:, parent].exp()).sum()) == pytest.approx(1, abs=1e-9)
         assert float((probability * against[:, candidate]).abs().sum()) == pytest.approx(0, abs=1e-12)
     assert float((probability * against[:, 0]).sum()) > 0.01
+
+
+def test_a_bet_on_a_root_against_the_true_parent_is_worth_one_and_gains_what_is_said_at_a_root() -> None:
+    tokens, probability, pi = every_sequence("a late root")  # node 2 is a child of 1; node 3 is a root
+    nobody = torch.full_like(tokens, -1)
+    roots = torch.tensor([False, False, True, True, False, False]).expand(len(tokens), -1)
+    bets = log_bets_against_rivals(tokens, pi, nobody, roots)
+    assert (bets[:, [0, 1, 4, 5]] == 0).all()
+    assert float((probability * bets[:, 2].gather(1, tokens[:, 1:2])[:, 0].exp()).sum()) == pytest.approx(1, abs=1e-9)
+    expected = float(evidence_per_root(pi[:1]))
+    assert expected > 0.01
+    for rival in (0, 1, 2):
+        gain = float((probability * bets[:, 3].gather(1, tokens[:, rival : rival + 1])[:, 0]).sum())
+        assert gain == pytest.approx(expected, abs=1e-9)
 
 
 def test_states_too_rare_to_be_drawn_decide_nothing() -> None:
