@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.gradient_start import give_gradient_graph
 from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.recovery_report import recovery_report
 from causal_probe.experiments.saving import REPORT, save_study
@@ -41,7 +42,6 @@ from causal_probe.training import (
     evaluate,
     fit,
     give_matcher,
-    give_slots,
     joint,
     staged,
     staged_slots,
@@ -487,7 +487,7 @@ def _initialise(model: DisentangledTransformer, task: InContextMarkov, training:
     if training == "staged":
         if task.is_tree:
             return give_matcher(model)
-        return give_slots(model, task, generator=generator(seed, "slots", device=model.W_U.device))
+        return give_gradient_graph(model, task, seed=seed)
     if max(model.heads) > 1:
         # Heads of one layer that start equal stay equal. The authors' noise.
         device = model.W_U.device

@@ -109,7 +109,7 @@ def recovery_report(result: Recovery) -> viz.Report:
                             for stage in result.settings["stages"]
                         ],
                         f"{result.history.sequences:,} fresh sequences in all; no sequence was seen twice. A0 is the query-key "
-                        "matrix of layer 1, A0.position its position x position block, A1 that of layer 2, W_U the output.",
+                        "matrix of layer 1, A0.position its position x position block, A0.tokens its other blocks, A1 that of layer 2, W_U the output.",
                     ),
                 ],
             ),

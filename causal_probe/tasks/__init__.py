@@ -24,7 +24,13 @@ from causal_probe.tasks.predictors import (
 )
 from causal_probe.tasks.randomness import generator, numpy_generator
 from causal_probe.tasks.regression import LinearRegression, RegressionBatch, SineRegression, regression_tokens
-from causal_probe.tasks.root_test import evidence_per_edge, evidence_per_root, log_bets, log_bets_against_rivals, surprise
+from causal_probe.tasks.root_test import (
+    evidence_per_edge,
+    evidence_per_root,
+    log_bets,
+    log_bets_against_rivals,
+    surprise,
+)
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = [

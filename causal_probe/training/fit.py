@@ -20,6 +20,9 @@ from causal_probe.training.stages import Stage
 
 __all__ = ["History", "evaluate", "fit", "task_loss"]
 
+#: Parts of layer 0's matrix that a stage may move by themselves: the (position, position) block, and all others.
+PARTS_OF_A0 = frozenset({"A0.position", "A0.tokens"})
+
 #: Called before every step with the step's number, and once after the last step.
 Callback = Callable[[int, DisentangledTransformer], None]
 
@@ -90,8 +93,8 @@ def fit(
         A second callback that is called at step 0, every ``probe_every`` steps, and once after the last.
     checkpoint
         Where the run is kept. If the file is there, the run goes on from it, and ends as if it had never been interrupted
-        (callbacks are not called again for the steps that were made). The file is left when the run ends, and deleted when the
-        training fails: it would fail again.
+        (callbacks are not called again for the steps that were made). The file is left when the run ends or fails, and deleted when the
+        training diverges: it would diverge again.
     progress
         Show a tqdm bar, on standard error.
 
@@ -146,14 +149,21 @@ def fit(
             moments = {} if optimizer is None else optimizer.state_dict()["state"]
             checkpoint.save(model, generator, Progress(index, step, losses, moments))
 
+    def diverged(message: str) -> CausalProbeError:
+        """The run would fail again from its checkpoint, so that goes. Whatever else fails leaves it."""
+        if checkpoint is not None:
+            checkpoint.delete()
+        return CausalProbeError(message)
+
     try:
         for index, stage in enumerate(stages[made.stage :], start=made.stage):
             first = made.step if index == made.stage else 0
-            moving = {"A0" if name == "A0.position" else name for name in stage.moves}
+            moving = {"A0" if name in PARTS_OF_A0 else name for name in stage.moves}
             for name, parameter in names.items():
                 parameter.requires_grad_(name in moving)
             # The fast forward may use the position block alone if nothing else of layer 0 is there or is to move.
-            position_only = "A0" not in stage.moves and _only_positions(model)
+            position_only = not {"A0", "A0.tokens"} & set(stage.moves) and _only_positions(model)
+            held = _position_block(model).clone() if "A0.tokens" in stage.moves else None
             moved = [names[name] for name in sorted(moving)]
             optimizer = _optimizer(stage, moved)
             if first and made.optimizer:
@@ -176,28 +186,24 @@ def fit(
                         if losses
                         else "weights that the model began with are"
                     )
-                    raise CausalProbeError(
-                        f"The loss is {value} at step {len(losses)} ({stage.name}): the {cause} too large."
-                    )
+                    raise diverged(f"The loss is {value} at step {len(losses)} ({stage.name}): the {cause} too large.")
                 for parameter, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
                     parameter.grad = gradient
                 optimizer.step()
+                if held is not None:  # the optimiser moves whole matrices
+                    _position_block(model).copy_(held)
                 losses.append(value)
                 bar.update()
                 if step % 10 == 0:
                     bar.set_postfix(loss=f"{value:.4f}")
             # No later loss may tell what the stage's last step did.
             if not all(bool(torch.isfinite(parameter).all()) for parameter in moved):
-                raise CausalProbeError(
+                raise diverged(
                     f"The weights are not finite after {len(losses)} steps ({stage.name}): the learning rate "
                     f"{stage.learning_rate:g} is too large."
                 )
             keep(index + 1, 0, None)
         look()
-    except CausalProbeError:
-        if checkpoint is not None:
-            checkpoint.delete()
-        raise
     finally:
         bar.close()
         torch.set_num_threads(threads)
@@ -237,17 +243,28 @@ def evaluate(model: DisentangledTransformer, batches: Sequence[Batch]) -> float:
 
 def _check_moves(stages: Sequence[Stage], names: dict[str, nn.Parameter], *, position_only: bool) -> None:
     for stage in stages:
-        unknown = sorted(set(stage.moves) - set(names) - {"A0.position"})
+        unknown = sorted(set(stage.moves) - set(names) - PARTS_OF_A0)
         if unknown or not stage.moves:
             raise CausalProbeError(
-                f"The stage {stage.name!r} is to move {unknown or 'nothing'}; it can move A0.position, {', '.join(names)}."
+                f"The stage {stage.name!r} is to move {unknown or 'nothing'}; it can move A0.position, A0.tokens, {', '.join(names)}."
             )
-        position_only = position_only and "A0" not in stage.moves
+        if "A0.tokens" in stage.moves and ({"A0", "A0.position"} & set(stage.moves) or len(names) < 3):
+            raise CausalProbeError(
+                f"The stage {stage.name!r} moves layer 0's blocks but the position block (A0.tokens). That can't be together with A0 or "
+                "A0.position, and needs a model of two layers or more."
+            )
+        position_only = position_only and not {"A0", "A0.tokens"} & set(stage.moves)
         if "A0.position" in stage.moves and not position_only:
             raise CausalProbeError(
                 f"The stage {stage.name!r} moves layer 0's position block alone. That needs a model of two layers or more "
-                "whose other blocks in layer 0 are zero, and no stage up to this one that moves them (A0)."
+                "whose other blocks in layer 0 are zero, and no stage up to this one that moves them (A0, A0.tokens)."
             )
+
+
+def _position_block(model: DisentangledTransformer) -> Float[Tensor, "head pos pos"]:
+    """Layer 0's (position, position) block of every head, as a view."""
+    position = model.subspaces(0)["position"]
+    return model.A[0].detach()[:, position, position]
 
 
 def _only_positions(model: DisentangledTransformer) -> bool:

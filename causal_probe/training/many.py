@@ -17,7 +17,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.models.fast import last_logits
 from causal_probe.tasks import InContextMarkov
-from causal_probe.training.fit import History, _check_moves, _only_positions, _optimizer, task_loss
+from causal_probe.training.fit import PARTS_OF_A0, History, _check_moves, _only_positions, _optimizer, task_loss
 from causal_probe.training.stages import Stage
 
 __all__ = ["fit_many"]
@@ -70,12 +70,15 @@ def fit_many(
     _check_moves(stages, named[0], position_only=position_only)
     weights = {name: nn.Parameter(torch.stack([own[name].detach() for own in named])) for name in named[0]}
     layers = [name for name in weights if name != "W_U"]
+    position = models[0].subspaces(0)["position"]
     losses: list[list[float]] = []
     total = sum(stage.steps for stage in stages)
     with tqdm(total=total, disable=not progress, unit="step", dynamic_ncols=True) as bar:
         for stage in stages:
-            moving = {"A0" if name == "A0.position" else name for name in stage.moves}
-            position_only = position_only and "A0" not in stage.moves
+            moving = {"A0" if name in PARTS_OF_A0 else name for name in stage.moves}
+            position_only = position_only and not {"A0", "A0.tokens"} & set(stage.moves)
+            positions = weights["A0"].detach()[..., position, position]
+            held = positions.clone() if "A0.tokens" in stage.moves else None
             for name, weight in weights.items():
                 weight.requires_grad_(name in moving)
             moved = [weights[name] for name in sorted(moving)]
@@ -102,6 +105,8 @@ def fit_many(
                 for weight, gradient in zip(moved, torch.autograd.grad(each.sum(), moved), strict=True):
                     weight.grad = gradient
                 optimizer.step()
+                if held is not None:  # the optimiser moves whole matrices
+                    positions.copy_(held)
                 losses.append(values)
                 bar.update()
     if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):

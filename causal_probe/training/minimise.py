@@ -167,6 +167,12 @@ def minimise(
             moments = {} if optimizer is None else optimizer.state_dict()["state"]
             checkpoint.save(model, generator, Progress(index, step, losses, moments))
 
+    def diverged(message: str) -> CausalProbeError:
+        """The run would fail again from its checkpoint, so that goes. Whatever else fails leaves it."""
+        if checkpoint is not None:
+            checkpoint.delete()
+        return CausalProbeError(message)
+
     try:
         for index, stage in enumerate(stages):
             # Stages that are over are gone through for their optimiser, which later ones may go on with.
@@ -191,7 +197,7 @@ def minimise(
                     value = loss(stage.batch_size)
                 now = float(value.detach())
                 if not now < float("inf"):
-                    raise CausalProbeError(
+                    raise diverged(
                         f"The loss is {now} at step {len(losses)} ({stage.name}): the learning rate {stage.learning_rate:g}, or "
                         "what the model began with, is too large."
                     )
@@ -207,7 +213,7 @@ def minimise(
                 if step % 10 == 0:
                     bar.set_postfix(loss=f"{now:.4f}")
             if not all(bool(torch.isfinite(parameter).all()) for parameter in moved):
-                raise CausalProbeError(
+                raise diverged(
                     f"The weights are not finite after {len(losses)} steps ({stage.name}): the learning rate "
                     f"{stage.learning_rate:g} is too large."
                 )
@@ -215,10 +221,6 @@ def minimise(
                 keep(index + 1, 0)
         if callback is not None:
             callback(len(losses))
-    except CausalProbeError:
-        if checkpoint is not None:
-            checkpoint.delete()
-        raise
     finally:
         bar.close()
         torch.set_num_threads(threads)

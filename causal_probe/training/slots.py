@@ -14,14 +14,18 @@ with c the position that copies are compared with and r_i = target(s_i) - softma
 is a product of two tables, so all c cost one matrix product. At the predicted node's own parents it is about twice as large as
 elsewhere (a sum over children of each child's largest entry), and row i then leads at the parent in c's slot.
 
-With the slots given out, stage 1 writes the graph as in a tree. Stage 2 moves everything, layer 0 included: logits that are linear
-in a frequency are far from a smoothed count where few nodes match, and states in layer 0's scores help the model to tell so.
+With the slots given out, stage 1 writes the graph as in a tree, or finds it written: it may come from elsewhere, as from the mixed
+derivative that shows all parents of a child at once (:func:`causal_probe.experiments.gradient_slots`). Stage 2 moves everything else, the
+token blocks of layer 0 included: logits that are linear in a frequency are far from a smoothed count where few nodes match, and states
+in layer 0's scores help the model to tell so. The graph's block stays: the loss alone would have some rows say other things than the graph
+(a row whose parent is a query position may as well look twice at its other parent), and ends higher for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import networkx as nx
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -75,7 +79,12 @@ def find_queries(evidence: Float[Tensor, "query child parent"], n_heads: int) ->
 
 
 def give_slots(
-    model: DisentangledTransformer, task: InContextMarkov, *, generator: torch.Generator, beta: float = 1.0
+    model: DisentangledTransformer,
+    task: InContextMarkov,
+    *,
+    generator: torch.Generator,
+    beta: float = 1.0,
+    graph: nx.DiGraph | None = None,
 ) -> tuple[str, ...]:
     """Set what staged training starts from where nodes have several parents; return it in words.
 
@@ -83,10 +92,16 @@ def give_slots(
     its own, which is found on fresh sequences (:func:`query_evidence`); the heads are in the order of these positions, as slots
     are in the order of parents. With fewer heads than parents, the positions with the most evidence are taken.
 
+    Parameters
+    ----------
+    graph
+        A graph over the nodes 0 to T that was found elsewhere, in which T has as many parents as layer 0 has heads. T's parents are the query
+        positions then, and each head's rows look at the parents in its slot, where a node has as many.
+
     Raises
     ------
     CausalProbeError
-        If the model does not have two layers.
+        If the model does not have two layers, or the graph is not over such nodes.
     """
     if len(model.heads) != 2:
         raise CausalProbeError(
@@ -94,17 +109,37 @@ def give_slots(
         )
     last = task.n_positions - 1
     eye = torch.eye(model.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
+    if graph is None:
+        queries = find_queries(query_evidence(task, generator), model.heads[0])
+    else:
+        queries = _write_graph(model, task, graph)
     given = []
-    for head, position in enumerate(find_queries(query_evidence(task, generator), model.heads[0])):
+    for head, position in enumerate(queries):
         copy = f"L0H{head}.token"
         # What the last position holds of the token at the query position: its own token, or this head's copy.
         query = "token" if position == last else copy
         if position != last:
-            model.block(0, head, query="position", key="position")[last, position] = LOOK
+            row = model.block(0, head, query="position", key="position")[last]
+            row.zero_()
+            row[position] = LOOK
         model.block(1, 0, query=query, key=copy).copy_(beta * eye)
         given.append(f"L1H0 compares ({query}, {copy}): {beta:g} I, for the token at position {position} (found)")
     model.output_block("L1H0.token").copy_(eye)
     return (*given, "W_U reads L1H0.token: I")
+
+
+def _write_graph(model: DisentangledTransformer, task: InContextMarkov, graph: nx.DiGraph) -> tuple[int, ...]:
+    """Let each head look at the parents in its slot; return those of the predicted node."""
+    if set(graph) != set(range(task.n_positions + 1)) or graph.in_degree(task.n_positions) != model.heads[0]:
+        raise CausalProbeError(
+            f"A graph over the nodes 0 to {task.n_positions} was expected, the last of which has {model.heads[0]} parents, one for each head of "
+            f"layer 0; {graph} was given."
+        )
+    for child in range(task.n_positions):
+        if len(parents := sorted(graph.predecessors(child))) == model.heads[0]:
+            for head, parent in enumerate(parents):
+                model.block(0, head, query="position", key="position")[child, parent] = LOOK
+    return tuple(sorted(graph.predecessors(task.n_positions)))
 
 
 def staged_slots(
@@ -118,12 +153,12 @@ def staged_slots(
     optimizer: Optimizer = "adamw",
     learning_rate: float = 3e-2,
 ) -> tuple[Stage, ...]:
-    """The stages that follow :func:`give_slots`: the graph, then everything (parameters as in :func:`~causal_probe.training.staged`).
+    """The stages that follow :func:`give_slots`: the graph, then all else (parameters as in :func:`~causal_probe.training.staged`).
 
     Examples
     --------
     >>> [(stage.name, stage.moves) for stage in staged_slots(n_positions=8)]
-    [('the graph', ('A0.position',)), ('the rest', ('A0', 'A1', 'W_U'))]
+    [('the graph', ('A0.position',)), ('the rest', ('A0.tokens', 'A1', 'W_U'))]
     """
     graph, rest = staged(
         n_positions=n_positions,
@@ -135,4 +170,4 @@ def staged_slots(
         optimizer=optimizer,
         learning_rate=learning_rate,
     )
-    return graph, replace(rest, moves=("A0", "A1", "W_U"), weight_decay=1e-4)
+    return graph, replace(rest, moves=("A0.tokens", "A1", "W_U"), weight_decay=1e-4)

@@ -47,7 +47,7 @@ class Stage:
         ``sgd`` (plain) or ``adamw``; the rate stays (``constant``) or falls to zero along half a cosine (``cosine``).
     moves
         The weights that move: ``"A0"``, ``"A1"``, ... the query-key matrices of a layer, ``"A0.position"`` layer 0's
-        (position, position) block alone, ``"W_U"`` the output. All others are frozen.
+        (position, position) block alone, ``"A0.tokens"`` its other blocks, ``"W_U"`` the output. All others are frozen.
     """
 
     name: str

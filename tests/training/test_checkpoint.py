@@ -157,24 +157,57 @@ def test_what_can_t_be_gone_on_from_is_replaced_if_that_is_said(tmp_path: Path) 
     assert calls[0] == 4  # of its own settings: gone on from
 
 
-def test_a_training_that_fails_keeps_nothing(tmp_path: Path) -> None:
-    """It would fail again."""
+def test_a_training_that_diverges_keeps_nothing(tmp_path: Path) -> None:
+    """It would diverge again."""
+    wild = (STAGES[0], Stage("wild", 30, 8, "sgd", 1e12, moves=("A0", "A1", "W_U"), weight_decay=1e12))
+    seen = []
 
-    def fail(step: int, model: DisentangledTransformer) -> None:
-        if step == 5:
-            assert (tmp_path / "new" / "c").exists()
-            raise CausalProbeError("too large")
+    def look(step: int, model: DisentangledTransformer) -> None:
+        seen.append((tmp_path / "new" / "c").exists())
 
     with pytest.raises(CausalProbeError, match="too large"):
         fit(
             DisentangledTransformer(3, 6),
             TASK,
-            STAGES,
+            wild,
             generator=torch.Generator(),
-            callback=fail,
+            callback=look,
             checkpoint=Checkpoint(tmp_path / "new" / "c", {}, every=2),
         )
+    assert any(seen)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_besides_the_training_leaves_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback that raises, and a disk that is full: the run goes on from before that."""
+    whole, history = run(None)
+
+    def fail(step: int, model: DisentangledTransformer) -> None:
+        if step == 5:
+            raise CausalProbeError("not my day")
+
+    model = DisentangledTransformer(3, 6)
+    give_matcher(model)
+    with pytest.raises(CausalProbeError, match="not my day"):
+        fit(
+            model,
+            TASK,
+            STAGES,
+            generator=torch.Generator().manual_seed(0),
+            callback=fail,
+            checkpoint=Checkpoint(tmp_path / "c", {}, every=2),
+        )
+
+    def full(*arguments: object) -> None:
+        raise CausalProbeError("Can't write: no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("causal_probe.training.checkpoint.write_arrays", full)
+        with pytest.raises(CausalProbeError, match="no space left"):
+            run(Checkpoint(tmp_path / "c", {}, every=2))
+    again, resumed = run(Checkpoint(tmp_path / "c", {}, every=2))
+    assert resumed == history
+    assert same(whole, again)
 
 
 def program(path: Path, out: Path) -> str:

@@ -83,9 +83,12 @@ def fit_by_hand(model: DisentangledTransformer, task: InContextMarkov, run: Stag
             assert gradient is not None
             block = gradient[:, position, position].clone()
             gradient.zero_()[:, position, position] = block
+        held = model.A[0].detach()[:, position, position].clone()
         factor = 1.0 if run.schedule == "constant" else (1 + math.cos(math.pi * step / run.steps)) / 2
         optimizer.param_groups[0]["lr"] = run.learning_rate * factor
         optimizer.step()
+        if "A0.tokens" in run.moves:
+            model.A[0].data[:, position, position] = held
         losses.append(loss.item())
     return losses
 
@@ -100,6 +103,7 @@ def fit_by_hand(model: DisentangledTransformer, task: InContextMarkov, run: Stag
         ((2, 1), stage(optimizer="adamw", learning_rate=0.01, weight_decay=0.1, schedule="cosine")),
         ((1, 2), stage(("A0.position", "W_U"), optimizer="adamw", learning_rate=0.01)),
         ((1, 1, 1), stage(("A0", "A2"))),
+        ((2, 1), stage(("A0.tokens", "A1", "W_U"), optimizer="adamw", learning_rate=0.01, weight_decay=0.1)),
         ((2,), stage(("A0", "W_U"))),
     ],
     ids=lambda value: "-".join(map(str, value if isinstance(value, tuple) else (value.optimizer, *value.moves))),
@@ -114,6 +118,17 @@ def test_steps_equal_steps_written_by_hand(task: InContextMarkov, heads: tuple[i
     for name, weight in weights(ours).items():
         torch.testing.assert_close(weight, weights(theirs)[name], rtol=1e-10, atol=1e-12)
         assert torch.equal(weight, before[name]) == (name not in names_of(run.moves))  # frozen: to the last bit
+
+
+def test_all_but_the_position_block_moves() -> None:
+    model = build()
+    before = weights(model)["blocks.0.attn.A"]
+    fit(model, TREE, [stage(("A0.tokens",), optimizer="adamw", weight_decay=0.1)], generator=seeded())
+    moved = model.A[0].detach() != before
+    position = model.subspaces(0)["position"]
+    assert not bool(moved[:, position, position].any())
+    moved[:, position, position] = True
+    assert bool(moved.all())
 
 
 def test_the_position_block_alone_moves() -> None:
@@ -259,13 +274,16 @@ def test_evaluate_is_the_mean_over_sequences_of_all_batches() -> None:
     ("model", "run", "message"),
     [
         (build(LONGER), [stage()], r"The task has 3 states and 5 positions; the model has 3 and 6\. Build a model"),
-        (build(), [stage(("A2",))], r"'test' is to move \['A2'\]; it can move A0.position, A0, A1, W_U\."),
+        (build(), [stage(("A2",))], r"'test' is to move \['A2'\]; it can move A0.position, A0.tokens, A0, A1, W_U\."),
         (build(), [stage(("W_E", "A1.position"))], r"is to move \['A1.position', 'W_E'\]"),
         (build(), [stage(()), stage()], "is to move nothing"),
         (build(), [stage(), stage(("A0.position",))], "'test' moves layer 0's position block alone. That needs"),
         (build(only_positions=True), [stage(("A0.position", "A0"))], "moves layer 0's position block alone"),
         (build(only_positions=True), [stage(), stage(("A0.position",))], "no stage up to this one that moves them"),
         (build(heads=(1,), only_positions=True), [stage(("A0.position",))], "needs a model of two layers or more"),
+        (build(), [stage(("A0.tokens", "A0"))], "can't be together with A0"),
+        (build(heads=(1,)), [stage(("A0.tokens",))], "needs a model of two layers or more"),
+        (build(only_positions=True), [stage(("A0.tokens",)), stage(("A0.position",))], "no stage up to this one"),
     ],
 )
 def test_a_run_that_can_not_be_is_refused_before_anything_moves(

@@ -19,6 +19,7 @@ STAGED = (
     Stage("the graph", 4, 16, "sgd", 50.0, moves=("A0.position",)),
     Stage("the rest", 4, 16, "adamw", 0.03, moves=("A1", "W_U"), schedule="cosine", weight_decay=0.1),
 )
+SLOTS = (Stage("the rest", 5, 16, "adamw", 0.03, moves=("A0.tokens", "A1", "W_U"), weight_decay=0.1),)
 JOINT = (Stage("joint", 5, 16, "adamw", 0.03, moves=("A0", "A1", "W_U")),)
 
 
@@ -39,6 +40,7 @@ def build(task: InContextMarkov, heads: tuple[int, ...], *, given: bool, seed: i
         (TREES, (1, 1), STAGED, True),
         (TREES, (1, 1), JOINT, False),
         (DAGS, (2, 1), JOINT, False),
+        (DAGS, (2, 1), SLOTS, False),
         (DAGS, (2, 1), STAGED, True),
         (TREES[:1], (1, 2), JOINT, False),
     ],

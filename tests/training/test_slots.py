@@ -69,6 +69,28 @@ def test_heads_learn_the_slots_that_they_were_given() -> None:
     assert evaluate(model, [TASK.sample(2048, seeded(3))]) < 1.1
 
 
+def test_a_graph_that_was_found_elsewhere_is_written_a_slot_for_each_head() -> None:
+    model = DisentangledTransformer(3, TASK.n_positions, [2, 1])
+    give_slots(model, TASK, generator=seeded(), graph=TASK.graph)
+    pattern = head_graphs(model, TASK.sample(64, seeded(2)).tokens).weights[0]
+    for child in range(TASK.n_positions):
+        parents = TASK.parents[child]
+        for head in (0, 1):
+            if len(parents) == 2 and (child, head) != (11, 0):
+                assert pattern[head, child, parents[head]] > 0.99
+    assert pattern[0, 11, 5] > 0.99  # the last row looks at the query position, whatever its own parent is
+    before = model.A[0].detach().clone()
+    fit(model, TASK, [Stage("the rest", 3, 64, "adamw", 0.03, moves=("A0.tokens", "A1", "W_U"))], generator=seeded(1))
+    position = model.subspaces(0)["position"]
+    assert torch.equal(model.A[0].detach()[:, position, position], before[:, position, position])
+
+
+@pytest.mark.parametrize("graph", [nx.DiGraph([(0, 1)]), graphs.from_parents([None] * 13)])
+def test_a_graph_of_other_nodes_or_parents_is_refused(graph: nx.DiGraph) -> None:
+    with pytest.raises(CausalProbeError, match="0 to 12 was expected, the last of which has 2 parents"):
+        give_slots(DisentangledTransformer(3, 12, [2, 1]), TASK, generator=seeded(), graph=graph)
+
+
 def test_two_layers_only() -> None:
     with pytest.raises(CausalProbeError, match="defined for two layers; the model has 1"):
         give_slots(DisentangledTransformer(3, 12, [2]), TASK, generator=seeded())
