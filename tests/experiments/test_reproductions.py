@@ -14,6 +14,9 @@ from causal_probe.cli import main
 from causal_probe.experiments import reproduce
 from causal_probe.experiments import reproductions as registry
 from causal_probe.experiments.reproductions import Line, Reproduction, Run
+from causal_probe.models import DisentangledTransformer
+from causal_probe.tasks import generator
+from causal_probe.training.checkpoint import Progress
 
 
 def tiny(run: Run, calls: list[str] | None = None) -> Reproduction:
@@ -59,6 +62,34 @@ def test_a_folder_is_whole_and_strict(calls: list[str], tmp_path: Path) -> None:
     assert "&lt;tiny&gt;" in result._repr_html_()
     assert "undefined: there is none" in repr(result)
     assert list(result.to_pandas()["quantity"]) == ["value", "nothing"]
+
+
+def test_a_part_of_other_settings_or_without_its_arrays_is_refused(tmp_path: Path) -> None:
+    def begun(steps: int) -> dict[str, Any]:
+        run = Run(folder=tmp_path, settings={"name": "n"})
+        return run.part("one", lambda: {"x": 1, "y": np.arange(3)}, settings={"steps": steps})
+
+    assert begun(5)["y"].tolist() == begun(5)["y"].tolist() == [0, 1, 2]
+    with pytest.raises(CausalProbeError, match=r"The part one in .* was computed with other settings. Delete one.json"):
+        begun(6)
+    (tmp_path / "parts" / "one.safetensors").unlink()
+    with pytest.raises(CausalProbeError, match="lacks its arrays y"):
+        begun(5)
+
+
+def test_a_training_does_not_go_on_from_one_of_other_settings(tmp_path: Path) -> None:
+    model, source = DisentangledTransformer(3, 6), generator(0, "training")
+    run = Run(folder=tmp_path, settings={"name": "n"})
+    first = run.checkpoint("one", settings={"steps": 5})
+    assert first is not None
+    first.save(model, source, Progress(0, 3, [1.0, 1.0, 1.0], {}))
+    again = run.checkpoint("one", settings={"steps": 5})
+    other = run.checkpoint("one", settings={"steps": 6})
+    assert again is not None
+    assert other is not None
+    assert again.load(model, source) is not None
+    with pytest.raises(CausalProbeError, match="a run with other settings"):
+        other.load(model, source)
 
 
 def test_a_part_is_done_once_and_comes_back_the_same(calls: list[str], tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ __all__ = ["PARTS", "Line", "Reproduction", "Run"]
 RESULT = "result.json"
 #: Where finished parts are kept, and what they are parts of.
 PARTS, BEGUN = "parts", "parts/run.json"
-#: The settings that say which run a folder belongs to; all others follow from them.
+#: The settings that say which run a folder belongs to. All others follow from them in one version of the code; what a part depends on
+#: besides, its own settings say.
 IDENTITY = ("name", "quick", "seed")
 
 
@@ -295,7 +296,9 @@ class Run:
         self.settings: dict[str, Any] = {"quick": quick, "seed": seed, **(settings or {})}
         self._parts = None if folder is None else _open(folder, self.settings, overwrite=overwrite) / PARTS
 
-    def part(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    def part(
+        self, name: str, compute: Callable[[], Mapping[str, Any]], *, settings: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """What ``compute()`` returns, computed once.
 
         Parameters
@@ -305,38 +308,62 @@ class Run:
         compute
             Returns plain values and NumPy arrays by their names. Plain values come back as JSON gives them, in the first run and
             in every later one alike: tuples are lists. Arrays come back as they are.
+        settings
+            What the part depends on. A part that was computed with others, or without its arrays, is refused.
+
+        Raises
+        ------
+        CausalProbeError
+            If the name is not one, or the folder holds a part of that name which can't be used.
         """
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
             raise CausalProbeError(f"A part's name is in kebab-case, such as 'seed-0'; this one is {name!r}.")
         done = None if self._parts is None else self._parts / f"{name}.json"
         if done is not None and done.is_file():
-            return {**read_json(done)["values"], **_read_arrays(done.with_suffix(".safetensors"))}
+            return _read_part(done, to_jsonable(settings))
         content = dict(compute())
         arrays = {key: value for key, value in content.items() if isinstance(value, np.ndarray)}
         values = to_jsonable({key: value for key, value in content.items() if key not in arrays})
         if done is not None:
             if arrays:
                 write_arrays(done.with_suffix(".safetensors"), arrays)
-            write_json(done, {"kind": "part", "values": values})  # last: a part with this file is whole
+            identity = {"kind": "part", "settings": settings, "arrays": sorted(arrays)}
+            write_json(done, {**identity, "values": values})  # last: a part with this file is whole
             self._checkpoint_file(name).unlink(missing_ok=True)
         return {**values, **arrays}
 
-    def checkpoint(self, name: str, *, every: int = 500) -> Checkpoint | None:
+    def checkpoint(
+        self, name: str, *, every: int = 500, settings: Mapping[str, Any] | None = None
+    ) -> Checkpoint | None:
         """Where the training in the part ``name`` keeps how far it is; None without a folder. It is deleted when the part is done.
 
         Parameters
         ----------
         every
             Training steps between two checkpoints.
+        settings
+            What the training depends on: a checkpoint of others is refused.
         """
         if self._parts is None:
             return None
-        settings = {**{key: self.settings.get(key) for key in IDENTITY}, "part": name}
-        return Checkpoint(self._checkpoint_file(name), settings, every=every)
+        identity = {**{key: self.settings.get(key) for key in IDENTITY}, "part": name, "settings": settings}
+        return Checkpoint(self._checkpoint_file(name), to_jsonable(identity), every=every)
 
     def _checkpoint_file(self, name: str) -> Path:
         assert self._parts is not None
         return self._parts / f"{name}.checkpoint.safetensors"
+
+
+def _read_part(done: Path, settings: Any) -> dict[str, Any]:
+    """The values and arrays of a part, if it was computed with these settings and is whole."""
+    kept = read_json(done)
+    anew = f"Delete {done.name} to compute it again, or pass --overwrite to begin anew."
+    if kept.get("settings") != settings:
+        raise CausalProbeError(f"The part {done.stem} in {done.parent} was computed with other settings. {anew}")
+    arrays = _read_arrays(done.with_suffix(".safetensors"))
+    if missing := sorted(set(kept.get("arrays", ())) - set(arrays)):
+        raise CausalProbeError(f"The part {done.stem} in {done.parent} lacks its arrays {', '.join(missing)}. {anew}")
+    return {**kept["values"], **arrays}
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -80,13 +80,24 @@ def train(
         Of the sequences; the run's by default.
     """
     seed = run.seed if seed is None else seed
+    settings = {
+        "edges": list(task.graph.edges),
+        "positions": task.n_positions,
+        "vocab": task.d_vocab,
+        "alpha": task.alpha,
+        "heads": heads,
+        "stages": [dataclasses.asdict(stage) for stage in stages],
+        "start": None if start is None else getattr(start, "__name__", "given"),
+        "every": every,
+        "seed": seed,
+    }
 
     def compute() -> dict[str, Any]:
         model = DisentangledTransformer(task.d_vocab, task.n_positions, heads)
         if start is not None:
             start(model)
         watching = task.sample(WATCHING, generator(seed, "watching")).tokens
-        checkpoint = run.checkpoint(name, every=CHECKPOINT)
+        checkpoint = run.checkpoint(name, every=CHECKPOINT, settings=settings)
         notes: dict[str, Any] = {} if checkpoint is None else checkpoint.notes
 
         def watch(step: int, model: DisentangledTransformer) -> None:
@@ -109,7 +120,7 @@ def train(
             **weights_of(model),
         }
 
-    kept = run.part(name, compute)
+    kept = run.part(name, compute, settings=settings)
     step, attention, leading = (list(column) for column in zip(*kept["seen"], strict=True))
     model = set_weights(DisentangledTransformer(task.d_vocab, task.n_positions, heads), kept)
     return Trained(model, step, attention, leading, kept["losses"], kept["sequences"])

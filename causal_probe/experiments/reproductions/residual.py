@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -43,12 +44,13 @@ def figure_8(run: Run) -> Reproduction:
     size = SIZE[run.quick]
     stage = Stage("training", **size, optimizer="adamw", learning_rate=RATE, moves=("all",), schedule="cosine", weight_decay=DECAY)  # fmt: skip
     every = max(1, size["steps"] // 32)
+    settings = {"stage": dataclasses.asdict(stage), "every": every}
 
     def fit_it() -> dict[str, Any]:
         model = residual_transformer(run.seed)
         source = generator(run.seed, "training")
         watching = task.sample(WATCHING, generator(run.seed, "watching")).tokens
-        checkpoint = run.checkpoint("model")
+        checkpoint = run.checkpoint("model", settings=settings)
         notes: dict[str, Any] = {} if checkpoint is None else checkpoint.notes
 
         def loss(batch_size: int) -> Tensor:
@@ -65,7 +67,7 @@ def figure_8(run: Run) -> Reproduction:
         step, attention = zip(*notes["seen"], strict=True)
         return {"step": step, "attention": attention, "losses": thinned(history.loss), **weights_of(model)}
 
-    kept = run.part("model", fit_it)
+    kept = run.part("model", fit_it, settings=settings)
     model = set_weights(residual_transformer(run.seed), kept)
     batch = task.sample(EVALUATION, generator(run.seed, "evaluation"))
     pieces = torch.split(batch.tokens, 1024)

@@ -66,7 +66,7 @@ def _study(run: Run, name: str, title: str) -> Reproduction:
     task = InContextMarkov(graphs.two_parent_tree(POSITIONS + 1), VOCAB, ALPHA)
     stages = staged_slots(n_positions=POSITIONS, steps=REST[run.quick])
 
-    def slots(model: DisentangledTransformer) -> None:
+    def graph_of_gradients(model: DisentangledTransformer) -> None:
         give_gradient_graph(model, task, seed=run.seed)
 
     def noise(model: DisentangledTransformer) -> None:
@@ -76,9 +76,9 @@ def _study(run: Run, name: str, title: str) -> Reproduction:
                 A.copy_(NOISE * torch.randn(A.shape, generator=source))
 
     adamw = joint(steps=STEPS, batch_size=BATCH, optimizer="adamw", learning_rate=RATE, schedule="cosine", weight_decay=DECAY)  # fmt: skip
-    found = {"staged": train(run, "staged", task, stages, heads=HEADS, start=slots, every=20)}
+    found = {"staged": train(run, "staged", task, stages, heads=HEADS, start=graph_of_gradients, every=20)}
     control = staged_slots(n_positions=POSITIONS, steps=CONTROL[run.quick])
-    one_head = train(run, "control", task, control, heads=CONTROL_HEADS, start=slots, every=500)
+    one_head = train(run, "control", task, control, heads=CONTROL_HEADS, start=graph_of_gradients, every=500)
     if not run.quick:
         found["AdamW"] = train(run, "adamw", task, adamw, heads=HEADS, start=noise, every=512)
     lines: list[Line] = []
