@@ -26,7 +26,7 @@ def by_gradient(options: Mapping[str, Any], given: Collection[str]) -> GradientR
     options
         All options of ``causal-probe recover`` by name.
     given
-        The names of those that are not at their defaults: the others are left to the functions below.
+        The names of those that were given: the others are left to the functions below.
     """
     from causal_probe import experiments
 

@@ -15,7 +15,7 @@ from causal_probe.cli.check import check
 from causal_probe.cli.discover import discover
 from causal_probe.cli.leaderboard import leaderboard
 from causal_probe.cli.merge import merge
-from causal_probe.cli.options import INTERRUPTED
+from causal_probe.cli.options import INTERRUPTED, Command
 from causal_probe.cli.recover import recover
 from causal_probe.cli.reproduce import reproduce
 from causal_probe.cli.scan import scan
@@ -48,7 +48,7 @@ def _root(
     """Ask a transformer which causal structure it has learnt, and prove the answer."""
 
 
-app.command()(recover)
+app.command(cls=Command)(recover)
 app.command()(check)
 app.command()(scan)
 app.command()(merge)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from causal_probe.cli.by_gradient import by_gradient
-from causal_probe.cli.options import AsJson, Device, Dtype, Overwrite, resumable, show
+from causal_probe.cli.options import AsJson, Device, Dtype, Overwrite, options_given, resumable, show
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["recover"]
@@ -124,7 +123,7 @@ def recover(
 ) -> None:
     """Train a transformer on a task of known causal graph, read the graph out of it, and compare with the truth."""
     values = locals()
-    given = {name for name, option in inspect.signature(recover).parameters.items() if values[name] != option.default}
+    given = options_given()
     # torch and TransformerLens take seconds to import: --help needs neither.
     from causal_probe import experiments
 

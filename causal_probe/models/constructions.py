@@ -94,12 +94,12 @@ def hand_set(
     >>> cache["pattern", 1][0, 0, -1].tolist()           # 3 is the only child of a node that carries a 1
     [0.0, 0.0, 0.0, 1.0, 0.0]
     """
-    parents, wanted = _read(graph)
+    parents, wanted, is_tree = _read(graph)
     if circuit == "copy parents":
-        return _copy_parents(parents, wanted, d_vocab, match_scale, output_scale, graph_scale, dtype, device)
+        return _copy_parents(parents, wanted, is_tree, d_vocab, match_scale, output_scale, graph_scale, dtype, device)
     if circuit not in get_args(Circuit):
         raise CausalProbeError(f"circuit must be one of {', '.join(get_args(Circuit))}, not {circuit!r}.")
-    if wanted != [len(parents) - 1]:
+    if not is_tree:
         raise CausalProbeError(
             f"The circuit {circuit!r} is for trees; in this graph nodes have several parents. Use 'copy parents'."
         )
@@ -141,6 +141,7 @@ def hand_set(
 def _copy_parents(
     parents: list[list[int]],
     wanted: list[int],
+    is_tree: bool,
     d_vocab: int,
     match_scale: float,
     output_scale: float,
@@ -164,7 +165,7 @@ def _copy_parents(
     left_out = [i for i, its in enumerate(parents) if len(its) != k or shown[i] != its]
     at = model.block(1, 0, query="position", key="position")
     at[:, left_out] = -(graph_scale + k * match_scale)
-    if wanted == [last]:
+    if is_tree:
         at[last, last] = -match_scale / 2
     model.output_block("L1H0.token").diagonal().fill_(output_scale)
     return model
@@ -300,8 +301,8 @@ def fit_scales(
     return match_scale, output_scale
 
 
-def _read(graph: nx.DiGraph) -> tuple[list[list[int]], list[int]]:
-    """The parents of the node at each position (none: a root, or the query of a tree), and those of the node to be predicted."""
+def _read(graph: nx.DiGraph) -> tuple[list[list[int]], list[int], bool]:
+    """The parents of the node at each position (none: a root, or the query of a tree), those of the node to be predicted, and whether it is a tree."""
     n = len(graph)
     if not graph.is_directed() or set(graph) != set(range(n)) or any(p >= c for p, c in graph.edges) or n == 0:
         raise CausalProbeError(
@@ -309,9 +310,9 @@ def _read(graph: nx.DiGraph) -> tuple[list[list[int]], list[int]]:
         )
     parents = [sorted(graph.predecessors(node)) for node in range(n)]
     if max(map(len, parents)) <= 1:
-        return [*parents, []], [n]
+        return [*parents, []], [n], True
     if not parents[-1]:
         raise CausalProbeError(
             f"Some node has several parents, so node {n - 1} is the one to be predicted, and it has no parent."
         )
-    return parents[:-1], parents[-1]
+    return parents[:-1], parents[-1], False

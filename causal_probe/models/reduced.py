@@ -161,12 +161,16 @@ class ReducedTransformer(CachingModule):
         Raises
         ------
         CausalProbeError
-            For tokens as in :class:`DisentangledTransformer`, and for another ``return_type``.
+            For tokens as in :class:`DisentangledTransformer`, for another ``return_type``, and for a loss without a next token.
         """
         if return_type not in ("logits", "loss", None):
             raise CausalProbeError(f"return_type must be 'logits', 'loss' or None, not {return_type!r}.")
         tokens = self.to_tokens(input)
         batch, n = tokens.shape
+        if return_type == "loss" and (batch == 0 or n == 1):
+            raise CausalProbeError(
+                f"The loss of the next token needs a sequence of two tokens or more; the shape is {[batch, n]}."
+            )
         eye = torch.eye(self.n_positions, dtype=self.A1.dtype, device=tokens.device)
         token = self.hook_embed(one_hot(tokens, self.d_vocab).to(self.A1.dtype))
         position = self.hook_pos_embed(eye[:n].repeat(batch, 1, 1))

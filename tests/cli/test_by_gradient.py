@@ -77,6 +77,17 @@ def test_several_parents_have_a_head_each() -> None:
         )  # type: ignore[union-attr]
 
 
+def test_an_option_that_is_given_counts_whatever_its_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """64 is the default of --sequences when a model is read, and 3 that of --vocab when one is trained."""
+    assert run("--method", "gradient", "--graph", "chain", "--positions", "6", "--sequences", "64", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["sequences"] == 64
+    assert run("--method", "gradient", "--steps", "500") == 2
+    assert "--steps" in capsys.readouterr().err
+    np.save(tmp_path / "five.npy", np.arange(40).reshape(8, 5) % 5)
+    assert run("--data", str(tmp_path / "five.npy"), "--vocab", "3") == 2
+    assert "outside the vocabulary" in capsys.readouterr().err
+
+
 def test_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any) -> None:
     np.save(tmp_path / "tokens.npy", tokens.astype(np.uint8))
     out = tmp_path / "out"

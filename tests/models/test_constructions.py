@@ -112,6 +112,16 @@ def test_the_query_s_duty_and_the_node_s_may_disagree() -> None:
     assert cache["pattern", 1][0, 0, -1, 8] == 0
 
 
+def test_a_predicted_node_with_one_parent_makes_no_tree() -> None:
+    """Node 5 has the one parent 4, which is the last token as in a tree; node 2 has two. Nodes 3 and 4 are counted alike."""
+    graph = nx.DiGraph([(0, 1), (0, 2), (1, 2), (2, 3), (3, 4), (4, 5)])
+    _, cache = hand_set(graph, 3).run_with_cache(torch.tensor([[0, 1, 2, 2, 2]]))
+    torch.testing.assert_close(cache["pattern", 1][0, 0, -1], torch.tensor([0, 0, 0, 0.5, 0.5]), rtol=0, atol=1e-5)
+    for circuit in ("step to children", "read other states"):
+        with pytest.raises(CausalProbeError, match="is for trees"):
+            hand_set(graph, 3, circuit=circuit)
+
+
 def test_the_circuit_without_a_graph_reads_the_other_states() -> None:
     task = task_of(TREES["forest"])
     tokens = torch.cat([task.sample(100, seeded()).tokens, torch.ones(1, 10, dtype=torch.long)])

@@ -156,3 +156,8 @@ def test_bad_input_is_refused() -> None:
         model(torch.tensor([[0, 3]]))
     with pytest.raises(CausalProbeError, match="return_type"):
         model(torch.tensor([[0, 2]]), return_type="both")
+
+
+def test_a_loss_needs_a_next_token() -> None:
+    with pytest.raises(CausalProbeError, match=r"needs a sequence of two tokens or more; the shape is \[1, 1\]"):
+        random_model()(torch.tensor([[0]]), return_type="loss")
