@@ -96,7 +96,7 @@ def give_slots(
     ----------
     graph
         A graph over the nodes 0 to T that was found elsewhere, in which T has as many parents as layer 0 has heads. T's parents are the query
-        positions then, and each head's rows look at the parents in its slot, where a node has as many.
+        positions then, and each head's rows look at the parents in its slot, where a node has as many; the last row, which serves the query, does not.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def _write_graph(model: DisentangledTransformer, task: InContextMarkov, graph: n
             f"A graph over the nodes 0 to {task.n_positions} was expected, the last of which has {model.heads[0]} parents, one for each head of "
             f"layer 0; {graph} was given."
         )
-    for child in range(task.n_positions):
+    for child in task.children:  # the last row serves the query, too, and is learnt
         if len(parents := sorted(graph.predecessors(child))) == model.heads[0]:
             for head, parent in enumerate(parents):
                 model.block(0, head, query="position", key="position")[child, parent] = LOOK
