@@ -122,6 +122,18 @@ def test_standard_errors_are_those_of_blocks_and_cover() -> None:
     assert blocks_stderr(equal, torch.ones(3)).item() == pytest.approx(by_hand)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("sizes", [[16, 1], [16, 15], [16, 16, 16, 3], [8, 8, 8, 8]])
+def test_the_squared_standard_error_is_unbiased_whatever_the_last_block_holds(sizes: list[int]) -> None:
+    """Means of blocks of independent numbers of variance 1: the mean of all N has the variance 1 / N."""
+    held = torch.tensor(sizes, dtype=torch.float64)
+    draws = 40_000
+    means = torch.randn(1, len(sizes), draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    error = blocks_stderr(means / held.sqrt()[:, None], held)
+    assert error is not None
+    squared = error.square() * held.sum()
+    assert squared.mean().item() == pytest.approx(1, abs=5 * squared.std().item() / draws**0.5)
+
+
 # ---------------------------------------------------------------------------------------------------------- saying no
 
 
