@@ -34,7 +34,7 @@ from torch import Tensor
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.gradient_graph import LEVEL, own_tokens
+from causal_probe.experiments.gradient_graph import LEVEL, check_alike, check_scale_and_level, own_tokens
 from causal_probe.experiments.gradient_queries import QueryChoice, Together, confirm_nodes, largest_distinct
 from causal_probe.experiments.gradient_stream import GradientStream
 from causal_probe.graphs import GraphComparison
@@ -201,7 +201,9 @@ def gradient_slots(
     Raises
     ------
     CausalProbeError
-        If there are fewer than two sequences beside the held-out ones, they differ in length, or an argument is out of range.
+        If there are fewer than two sequences beside the held-out ones, they differ in length or vocabulary or are too short (T < 2: no
+        two positions to ask at), tokens are not states, batches with known transitions and without or with other tables are mixed, a
+        task's nodes have one parent at most (see :func:`gradient_graph`), or an argument is out of range.
 
     Examples
     --------
@@ -211,8 +213,10 @@ def gradient_slots(
     >>> len(found.parents)
     5
     """
-    if held_out < 2:
-        raise CausalProbeError(f"held_out must be at least 2; it is {held_out}.")
+    for name, value in (("held_out", held_out), ("explored", explored)):
+        if value < 2:
+            raise CausalProbeError(f"{name} must be at least 2; it is {value}.")
+    check_scale_and_level(beta, level)
     study = _Study(beta=beta, level=level, held_out=held_out, explored=explored)
     for given in each_batch(batches):
         study.add(*_unpack(given, d_vocab if study.d_vocab is None else study.d_vocab))
@@ -225,6 +229,7 @@ class _Study:
     def __init__(self, *, beta: float, level: float, held_out: int, explored: int) -> None:
         self.beta, self.level, self.held_out, self.explored = beta, level, held_out, explored
         self.d_vocab: int | None = None
+        self.degrees: list[int] = []
         self.n = 0
         self.seen = 0
         self.kept: list[tuple[Tensor, Tensor, dict[int, Tensor]]] = []
@@ -235,12 +240,21 @@ class _Study:
 
     def add(self, tokens: Tensor, target: Tensor, tables: dict[int, Tensor]) -> None:
         if self.d_vocab is None:
-            self.d_vocab, self.n = target.shape[1], tokens.shape[1]
+            self.d_vocab, self.n, self.degrees = target.shape[1], tokens.shape[1], sorted(tables)
+            if self.n < 2:
+                raise CausalProbeError(
+                    f"Sequences of {self.n} position{'s' * (self.n != 1)} can't show several parents: T must be at least 2. Give tokens "
+                    "[batch, T + 1], or batches of a task."
+                )
             self.stream = GradientStream(self.n, self.n, scale=self.n / self.beta)
             self.matched = torch.zeros(self.n, self.n, dtype=torch.float64)
-        if tokens.shape[1] != self.n:
+        check_alike(
+            tokens, target, bool(tables), n_positions=self.n, d_vocab=self.d_vocab, known=bool(self.degrees)
+        )
+        if sorted(tables) != self.degrees:
             raise CausalProbeError(
-                f"All sequences must be of one length; there are lengths {self.n} and {tokens.shape[1]}."
+                f"All batches must have tables for the same numbers of parents; there are batches with tables for {self.degrees} and for "
+                f"{sorted(tables)}. Give batches of one task."
             )
         aside = min(self.held_out - self.n_kept, len(tokens))
         if aside:
@@ -329,7 +343,7 @@ class _Study:
 
 def _unpack(given: Any, d_vocab: int | None) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
     if isinstance(given, Batch):
-        if max(given.tables) < 2:
+        if max(given.tables, default=0) < 2:
             raise CausalProbeError(
                 "No node of this task has several parents: use gradient_graph, which also tells roots apart."
             )

@@ -264,6 +264,8 @@ def test_bad_arguments_are_refused() -> None:
     two = InContextMarkov(graphs.two_parent_tree(6), 3)
     with pytest.raises(CausalProbeError, match="gradient_slots"):
         gradient_graph(sample(two, 8))
+    with pytest.raises(CausalProbeError, match="batches over 3 and over 4 states"):
+        gradient_graph([sample(task, 8), sample(InContextMarkov(task.graph, 4), 8)])
     with pytest.raises(CausalProbeError, match="share T and d_vocab"):
         gradient_graphs([task, forest(0, 5)], [generator(0, "x")] * 2)
     with pytest.raises(CausalProbeError, match="as many generators"):

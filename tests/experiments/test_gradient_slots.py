@@ -124,3 +124,49 @@ def test_bad_input_is_refused(task: InContextMarkov) -> None:
         gradient_slots([])
     with pytest.raises(CausalProbeError, match="one length"):
         gradient_slots([torch.zeros(4, 5, dtype=torch.long), torch.zeros(4, 6, dtype=torch.long)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"level": 5.0}, "level must be between 0 and 1; it is 5.0"),
+        ({"level": 0}, "level must be between 0 and 1"),
+        ({"level": float("nan")}, "level must be between 0 and 1"),
+        ({"beta": -1}, "beta must be positive and finite; it is -1"),
+        ({"beta": 0}, "beta must be positive and finite"),
+        ({"beta": float("inf")}, "beta must be positive and finite"),
+        ({"explored": 1}, "explored must be at least 2; it is 1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(task: InContextMarkov, arguments: dict[str, float], says: str) -> None:
+    with pytest.raises(CausalProbeError, match=says):
+        gradient_slots(task.sample(64, torch.Generator()), held_out=32, **arguments)  # type: ignore[arg-type]
+
+
+def test_batches_that_do_not_go_together_are_refused(task: InContextMarkov) -> None:
+    """Also where every held-out sequence lies in the first batch."""
+    batch = task.sample(32, torch.Generator().manual_seed(0))
+    own = torch.cat([batch.tokens, batch.target.argmax(-1, keepdim=True)], 1)
+    for several in ([batch, own], [own, batch]):
+        for held_out in (16, 48):
+            with pytest.raises(CausalProbeError, match="known transitions and without can't be mixed"):
+                gradient_slots(several, held_out=held_out)
+    pairs_only = InContextMarkov(graphs.from_parents([None] * 11 + [(0, 1)] * 2), 3)
+    assert pairs_only.n_positions == task.n_positions
+    with pytest.raises(CausalProbeError, match=r"tables for \[1, 2\] and for \[2\]"):
+        gradient_slots([batch, pairs_only.sample(32, torch.Generator())], held_out=16)
+    four = InContextMarkov(task.graph, 4)
+    with pytest.raises(CausalProbeError, match="batches over 3 and over 4 states"):
+        gradient_slots([batch, four.sample(32, torch.Generator())], held_out=16)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_sequences_that_are_too_short_are_refused(length: int) -> None:
+    with pytest.raises(CausalProbeError, match=f"Sequences of {length - 1} position.* T must be at least 2"):
+        gradient_slots(torch.zeros(20, length, dtype=torch.long), held_out=4)
+
+
+def test_two_positions_are_enough() -> None:
+    smallest = InContextMarkov(graphs.from_parents([(), (), (0, 1)]), 3, 0.1)
+    found = gradient_slots(smallest.sample(64, generator(0, "smallest")), held_out=32)
+    assert len(found.parents) == 3
