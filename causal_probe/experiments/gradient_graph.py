@@ -90,7 +90,9 @@ def gradient_graph(
         tokens, target, pi = _unpack(given, d_vocab if study is None else study.d_vocab)
         if study is None:
             study = _Study(1, tokens.shape[1], target.shape[1], known=pi is not None, beta=beta, level=level)
-        check_alike(tokens, target, pi is not None, n_positions=study.n_positions, d_vocab=study.d_vocab, known=study.known)
+        check_alike(
+            tokens, target, pi is not None, n_positions=study.n_positions, d_vocab=study.d_vocab, known=study.known
+        )
         study.add(tokens[None], target[None], None if pi is None else pi[None])
     if study is None or not study.stream.seen:
         raise CausalProbeError("There are no sequences. Give a batch of a task, or tokens [batch, T + 1].")

@@ -83,7 +83,7 @@ class GradientRecovery:
 
     @property
     def exact(self) -> bool | None:
-        """Whether every edge and every root is right; None where the truth is not known."""
+        """Whether every edge and every root is right, the parents of a predicted node too; None where the truth is not known."""
         return None if self.comparison is None else self.comparison.exact
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,17 +250,11 @@ def recover_by_gradient(
     found = gradient_graph(batches) if task.is_tree else gradient_slots(batches)
     model = _model(found, vocab, task.n_positions)
     held_out = list(_batches(task, EVALUATION_SEQUENCES, generator(seed, "evaluation")))
-    children = None if task.is_tree else range(task.n_positions)
-    compared = (
-        found.compare(truth)
-        if isinstance(found, GradientGraph)
-        else graphs.compare(found.graph, truth, children=children)
-    )
     joined = Batch(torch.cat([b.tokens for b in held_out]), torch.cat([b.target for b in held_out]), {})
     result = GradientRecovery(
         found=found,
         truth=truth,
-        comparison=compared,
+        comparison=found.compare(truth),
         model=model,
         loss=evaluate(model, held_out),
         reference_losses=reference_losses(task, joined),

@@ -248,9 +248,7 @@ class _Study:
                 )
             self.stream = GradientStream(self.n, self.n, scale=self.n / self.beta)
             self.matched = torch.zeros(self.n, self.n, dtype=torch.float64)
-        check_alike(
-            tokens, target, bool(tables), n_positions=self.n, d_vocab=self.d_vocab, known=bool(self.degrees)
-        )
+        check_alike(tokens, target, bool(tables), n_positions=self.n, d_vocab=self.d_vocab, known=bool(self.degrees))
         if sorted(tables) != self.degrees:
             raise CausalProbeError(
                 f"All batches must have tables for the same numbers of parents; there are batches with tables for {self.degrees} and for "

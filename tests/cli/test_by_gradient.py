@@ -77,6 +77,22 @@ def test_several_parents_have_a_head_each() -> None:
         )  # type: ignore[union-attr]
 
 
+def test_the_predicted_node_s_parents_count() -> None:
+    """It is the only child, so that no context shows its transitions: its 2 edges can't be found, and are missing."""
+    truth = graphs.from_parents([None] * 5 + [(0, 1)])
+    found = recover_by_gradient(truth, sequences=10_240)
+    assert found.recovered.number_of_edges() == 0
+    assert found.comparison is not None
+    assert found.comparison.children == tuple(range(6))
+    assert found.comparison.missing == ((0, 5), (1, 5))
+    assert found.exact is False
+    assert ("edges right", "0 of 2") in found.rows()
+    assert "SHD 2" in repr(found)
+    result = found.to_dict()
+    assert result["exact"] is False
+    assert result["metrics"]["shd"] == 2
+
+
 def test_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any) -> None:
     np.save(tmp_path / "tokens.npy", tokens.astype(np.uint8))
     out = tmp_path / "out"
