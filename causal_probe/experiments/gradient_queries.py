@@ -20,7 +20,8 @@ __all__ = ["QueryChoice", "Together", "largest_distinct", "confirm_nodes", "u_ev
 
 #: How many sets of queries of one size are extended.
 BEAM = 8
-#: Entries of a mixed derivative, and of the matches that are worked on at once.
+#: Entries of a mixed derivative, T^(k + 1) for k queries (3 queries at T = 64, 2 at T = 128), and of the matches that are worked on
+#: at once.
 MAX_JOINT = 2**27
 JOINT_AT_ONCE = 2**22
 
@@ -110,8 +111,8 @@ class QueryChoice:
 
     def run(
         self, lead_together: Callable[[tuple[int, ...]], Tensor], *, level: float
-    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """The chosen set and what each step gained.
+    ) -> tuple[tuple[int, ...], tuple[float, ...], bool]:
+        """The chosen set, what each step gained, and whether larger sets were not tried because their derivatives have too many entries.
 
         ``lead_together`` gives the positions that a set's mixed derivative names: the best sets of one size by the first gradients are
         ranked once more with these.
@@ -121,7 +122,9 @@ class QueryChoice:
         before = self.unigram()
         gains: list[float] = []
         beam: list[tuple[int, ...]] = [()]
-        while len(chosen) < n and n ** (len(chosen) + 2) <= MAX_JOINT:
+        while len(chosen) < n:
+            if n ** (len(chosen) + 2) > MAX_JOINT:
+                return chosen, tuple(gains), True
             larger = sorted({tuple(sorted((*its, query))) for its in beam for query in range(n) if query not in its})
             beam = sorted(larger, key=lambda its: float(self.losses(its, self.first[list(its)]).mean()))[:BEAM]
             # Sets in which some query is of no use even so are not worth the larger derivative.
@@ -136,7 +139,7 @@ class QueryChoice:
                 break
             gains.append(float((before - after).mean()))
             chosen, before = best, after
-        return chosen, tuple(gains)
+        return chosen, tuple(gains), False
 
 
 def _p_value(gain: Float[Tensor, " batch"]) -> float:

@@ -86,6 +86,15 @@ class GradientRecovery:
         """Whether every edge and every root is right, the parents of a predicted node too; None where the truth is not known."""
         return None if self.comparison is None else self.comparison.exact
 
+    @property
+    def why_undecided(self) -> str | None:
+        """Why it is not decided which nodes have a parent at all; None if it is."""
+        if self.found.decided:
+            return None
+        if self.found.log_e_values is None:
+            return "the transitions are not known"
+        return "the search for the predicted node's parents was cut off, there may be more"
+
     def to_dict(self) -> dict[str, Any]:
         """The content of ``result.json``, in plain JSON types."""
         return dict(
@@ -151,9 +160,12 @@ class GradientRecovery:
                 ("unchanged since sequence", f"{self.found.stable_after:,}"),
             ]
         else:
-            shown.append(("query positions", ", ".join(map(str, self.found.queries)) or "none carries signal"))
-        if not self.found.decided:
-            shown.append(("roots", "not decided: the transitions are not known"))
+            queries = ", ".join(map(str, self.found.queries))
+            if self.found.cut_off:
+                queries = f"{queries or 'none was tried'} (cut off, there may be more)"
+            shown.append(("query positions", queries or "none carries signal"))
+        if self.why_undecided is not None:
+            shown.append(("roots", f"not decided: {self.why_undecided}"))
         if self.comparison is not None:
             c = self.comparison
             shown.append(

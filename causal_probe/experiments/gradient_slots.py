@@ -8,7 +8,10 @@ Which positions are T's parents is decided by what they are good for. On sequenc
 queries predicts as an induction head of that order would: it counts the tokens of all positions whose leading earlier
 positions carry the queries' tokens, one per query (Krichevsky & Trofimov's half added to every count). Sets grow by one query as long
 as the best larger set lowers the loss, and loses by having any of its queries' tokens taken from another sequence (paired one-sided
-tests, corrected for all sets that were looked at). The size of the last set is the number of parents k.
+tests, corrected for all sets that were looked at). The size of the last set is the number of parents k. The search is cut off where the
+mixed derivative below, of T^(k + 1) entries, would have more than 2^27: after 4 queries up to T = 42, 3 up to
+T = 107, 2 up to T = 512. The result says if it was; the predicted node may then have more parents, and which nodes are roots is not
+decided.
 
 A first gradient sees each parent of a child through the average over the others, and a relative of it may lead. So the parents are then
 read together from the k-th mixed derivative at the same point, with respect to the patterns of k heads, one per query: to leading order
@@ -67,7 +70,8 @@ class GradientSlots:
     stderr : NDArray, [query, child, parent], or None
         Its standard error.
     queries : tuple[int, ...]
-        The positions that carry signal, ascending: the parents of node T. Empty if none lowers the loss.
+        The positions that carry signal, ascending: the parents of node T. Empty if none lowers the loss. With :attr:`cut_off`, some of the
+        parents.
     gains : tuple[float, ...]
         What each step of the choice gained, in nats on held-out sequences, beginning with the best single query over the
         in-context unigram.
@@ -85,6 +89,10 @@ class GradientSlots:
         not known.
     sequences, held_out
         How many the gradient saw, and how many it did not.
+    cut_off : bool
+        Whether the search ended because larger sets of queries need too large a mixed derivative (T^(k + 1) entries for k queries, 2^27 at
+        most), while the last one tried still gained. Node T may then have more parents than ``queries``, and other nodes, which are
+        read for as many, more than ``parents``, or parents where none is named.
     """
 
     evidence: NDArray[np.float64]
@@ -99,11 +107,12 @@ class GradientSlots:
     sequences: int
     held_out: int
     settings: Mapping[str, Any]
+    cut_off: bool = False
 
     @property
     def decided(self) -> bool:
-        """Whether it was tested which nodes have parents at all."""
-        return self.log_e_values is not None
+        """Whether it was decided which nodes have parents at all: tables are known, and the search for queries was not cut off."""
+        return self.log_e_values is not None and not self.cut_off
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -132,6 +141,7 @@ class GradientSlots:
                     "format": 1,
                     "decided": self.decided,
                     "queries": self.queries,
+                    "cut_off": self.cut_off,
                     "gains": self.gains,
                     "leading": self.leading,
                     "parents": self.parents,
@@ -151,14 +161,15 @@ class GradientSlots:
             "nichani2024",
             methods=(
                 "Parents were read from one gradient of the reduced transformer of Nichani et al. (2024) per query position, over "
-                f"{self.sequences:,} sequences; the queries were chosen by forward selection on {self.held_out:,} others (causal-probe "
-                f"{versions().get('causal-probe', '')})."
+                f"{self.sequences:,} sequences; the queries were chosen by forward selection on {self.held_out:,} others"
+                f"{f', cut off at {len(self.queries)}' if self.cut_off else ''} (causal-probe {versions().get('causal-probe', '')})."
             ),
         )
 
     def _title(self) -> str:
         return (
-            f"Gradient slots over {len(self.parents)} nodes: queries {list(self.queries)}, {self.graph.number_of_edges()} edges "
+            f"Gradient slots over {len(self.parents)} nodes: queries {list(self.queries)}{' (cut off, there may be more)' if self.cut_off else ''}, "
+            f"{self.graph.number_of_edges()} edges "
             f"({self.sequences:,} sequences, {self.held_out:,} held out{'' if self.decided else '; roots are not decided'})"
         )
 
@@ -291,7 +302,7 @@ class _Study:
             return largest_distinct(together.mean())
 
         choice = QueryChoice(self.tokens, self.target, self.first)
-        self.queries, self.gains = choice.run(lead_together, level=self.level)
+        self.queries, self.gains, self.cut_off = choice.run(lead_together, level=self.level)
         self.joint = Together(self.n, self.queries)
         for tokens, target in self.waiting:
             self.joint.add(tokens, target)
@@ -336,6 +347,7 @@ class _Study:
                 "explored": self.explored,
                 "transitions": "known" if tables else "unknown",
             },
+            cut_off=self.cut_off,
         )
 
 

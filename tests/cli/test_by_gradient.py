@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,20 @@ def test_the_predicted_node_s_parents_count() -> None:
     result = found.to_dict()
     assert result["exact"] is False
     assert result["metrics"]["shd"] == 2
+
+
+def test_a_search_that_was_cut_off_is_said_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("causal_probe.experiments.gradient_queries.MAX_JOINT", 8**2)
+    found = recover_by_gradient("two-parent", positions=8, sequences=2**15)
+    said = "not decided: the search for the predicted node's parents was cut off, there may be more"
+    assert ("roots", said) in found.rows()
+    assert "(cut off, there may be more)" in repr(found)
+    result = found.to_dict()
+    assert result["found"]["cut_off"] is True
+    assert result["found"]["decided"] is False
+    page = found.report().to_html()
+    assert said in html.unescape(page)
+    assert "The search was cut off at 1" in page
 
 
 def test_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any) -> None:

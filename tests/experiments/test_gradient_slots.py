@@ -65,6 +65,32 @@ def test_roots_stay_roots() -> None:
     assert found.parents == mixed.parents
 
 
+def test_a_search_that_is_cut_off_says_so(
+    found: GradientSlots, task: InContextMarkov, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at T = 128 with three parents: a derivative for one more query would be too large. Here with two parents, and room for one."""
+    assert not found.cut_off
+    assert found.to_dict()["cut_off"] is False
+    assert "cut off" not in repr(found) + found.cite().methods
+    monkeypatch.setattr("causal_probe.experiments.gradient_queries.MAX_JOINT", task.n_positions**2)
+    cut = gradient_slots(batches(task, 2**15), explored=2**14)
+    assert cut.cut_off
+    assert len(cut.queries) == 1
+    assert not cut.decided
+    assert cut.to_dict()["cut_off"] is True
+    assert cut.to_dict()["decided"] is False
+    assert "cut off, there may be more" in repr(cut)
+    assert "roots are not decided" in repr(cut)
+    assert "cut off at 1" in cut.cite().methods
+
+
+def test_a_search_that_ends_for_want_of_gain_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one query, and none is of use."""
+    flat = InContextMarkov(graphs.two_parent_tree(9), 3, 1e6)
+    monkeypatch.setattr("causal_probe.experiments.gradient_queries.MAX_JOINT", flat.n_positions**2)
+    assert not gradient_slots(batches(flat, 2**14), explored=2**13).cut_off
+
+
 def test_no_signal_no_queries() -> None:
     """At a large alpha every row is even: no position predicts anything, and nothing is claimed."""
     flat = InContextMarkov(graphs.two_parent_tree(9), 3, 1e6)
