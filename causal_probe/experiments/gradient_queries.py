@@ -149,9 +149,12 @@ def _p_value(gain: Float[Tensor, " batch"]) -> float:
 def confirm_nodes(
     tokens: Tensor, tables: Mapping[int, Tensor], parents: Sequence[tuple[int, ...]], *, level: float
 ) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
-    """Which nodes have parents at all: those that lead if the test confirms them, else a single one that it confirms, else none.
+    """Parents of the nodes that are no roots: those that lead if their bet wins, else the single one with the best bet that wins, else none.
 
-    Under the null a node is uniform. All hypotheses of all nodes share the level (Bonferroni).
+    The null of every bet is that the node is a root, and so uniform; all bets on all nodes share the level (Bonferroni). That is the
+    probability of taking any root for a child, if ``parents`` do not depend on these tokens. Which nodes are the parents is not tested: no
+    other earlier node is the null. Sets of another size than those in ``parents``, and than one, are not bet on: a node with so many
+    parents is returned as a root.
     """
     d_vocab = tables[max(tables)].shape[-1]
     tried = [

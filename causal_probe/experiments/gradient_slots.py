@@ -18,9 +18,15 @@ read together from the k-th mixed derivative at the same point, with respect to 
 in 1 / T it is the mean of u_i m_j m'_j' ..., and over the share of sequences in which j, j', ... all match, the mean of u_i where they do.
 The children's parents are the distinct positions that maximise it.
 
-Where the tables of transitions are known, whether a node has these parents at all is tested on the same unseen sequences, by the
-product of bets of :mod:`causal_probe.tasks.root_test`; the gradient of T's loss says nothing about nodes with fewer parents than T, whose
-transitions are of another table, so these are tested for each single parent, too.
+Where the tables of transitions are known, "this node is a root" is tested on the same unseen sequences, by the product of bets on these
+parents of :mod:`causal_probe.tasks.root_test`; the gradient of T's loss says nothing about nodes with another number of parents than T,
+whose transitions are of another table. Nodes with one are looked for by bets on each single earlier node, too; a node with any other
+number is not tested for its parents, and appears as a root.
+
+What that does not say: *which* nodes are the parents is a choice, the largest entry or the best bet, and not a test. No other earlier
+node is tested against it, as :func:`gradient_graph` does, and a node that depends on them by way of others wins bets, too. The level of the test holds for queries
+that are given; they were chosen on the same unseen sequences, for which nothing is corrected. The queries, the parents of node T, are
+themselves a choice, each step of it tested.
 """
 
 from __future__ import annotations
@@ -83,10 +89,12 @@ class GradientSlots:
     first : NDArray, [slot, child]
         The earlier position with the largest ``evidence`` under each of ``queries``: what the first gradients alone say.
     parents : tuple, by node 0..T
-        The parents that were found, ascending; where tables are known only those that the test confirms, otherwise all that lead.
+        The parents that were chosen, ascending: where tables are known, of the nodes for which "it is a root" is given up, otherwise of all
+        that have enough earlier ones. Node T's are ``queries``. Nothing says that no other earlier nodes are the parents. A node
+        whose number of parents is neither node T's nor one is not tested for them, and appears as a root.
     log_e_values : NDArray, by node 0..T-1, or None
-        Evidence against "this node is a root", in nats, of the parents that it was tested for with the best. None where tables are
-        not known.
+        Evidence against "this node is a root", in nats: the largest over all that was bet on, the leading parents and each single
+        earlier node. None where tables are not known.
     sequences, held_out
         How many the gradient saw, and how many it did not.
     cut_off : bool
@@ -111,7 +119,7 @@ class GradientSlots:
 
     @property
     def decided(self) -> bool:
-        """Whether it was decided which nodes have parents at all: tables are known, and the search for queries was not cut off."""
+        """Whether "it is a root" was tested: tables are known, and the search for queries was not cut off."""
         return self.log_e_values is not None and not self.cut_off
 
     @property
@@ -162,8 +170,18 @@ class GradientSlots:
             methods=(
                 "Parents were read from one gradient of the reduced transformer of Nichani et al. (2024) per query position, over "
                 f"{self.sequences:,} sequences; the queries were chosen by forward selection on {self.held_out:,} others"
-                f"{f', cut off at {len(self.queries)}' if self.cut_off else ''} (causal-probe {versions().get('causal-probe', '')})."
+                f"{f', cut off at {len(self.queries)}' if self.cut_off else ''}, each step by paired tests. {self._decision()} "
+                f"(causal-probe {versions().get('causal-probe', '')})."
             ),
+        )
+
+    def _decision(self) -> str:
+        """What was tested, in a sentence without its full stop."""
+        if self.log_e_values is None:
+            return "Whether a node has parents was not decided"
+        return (
+            "That a node is a root was tested on the same held-out sequences, by products of bets on the parents (e-values; Ville's inequality; "
+            f"family-wise level {self.settings['level']:g} for given queries); which nodes are the parents is the largest evidence, not a test"
         )
 
     def _title(self) -> str:
@@ -202,8 +220,13 @@ def gradient_slots(
     batches
         As in :func:`gradient_graph`: batches of a k-parent task, or your
         own tokens [batch, T + 1]. The first ``held_out`` sequences are kept away from the gradient.
-    d_vocab, beta, level
+    d_vocab, beta
         As in :func:`gradient_graph`.
+    level
+        Where tables are known: probability that any root is taken for a child, for queries that are given (they are chosen on the same
+        held-out sequences). It is no bound on wrong parents: which earlier nodes are the parents of a child is a choice, not a
+        test. Nodes whose number of parents is neither the predicted node's nor one are not tested for them, and appear as roots. Also
+        the level of each step in the choice of queries.
     held_out
         Number of sequences on which queries are chosen and nodes are tested.
     explored

@@ -91,6 +91,24 @@ def test_a_search_that_ends_for_want_of_gain_is_not_cut_off(monkeypatch: pytest.
     assert not gradient_slots(batches(flat, 2**14), explored=2**13).cut_off
 
 
+def test_other_numbers_of_parents_are_not_tested_and_appear_as_roots() -> None:
+    """Node 3 has three parents, the predicted node two: there is no bet on three, and nothing is claimed of it."""
+    parents = [(), (), (0, 1), (0, 1, 2), (1, 2), (2, 4), (0, 4), (2, 5), (1, 6), (4, 8)]
+    other = InContextMarkov(graphs.from_parents(parents), 3, 0.1)
+    found = gradient_slots(batches(other, 2**16), explored=2**15)
+    assert found.queries == (4, 8)
+    assert found.parents[3] == ()
+    assert found.decided
+
+
+def test_the_methods_sentence_claims_the_test_of_roots_alone(found: GradientSlots, task: InContextMarkov) -> None:
+    said = found.cite().methods
+    assert "family-wise level 0.001 for given queries" in said
+    assert "which nodes are the parents is the largest evidence, not a test" in said
+    own = gradient_slots(batches(task, 2**14, hard=True), explored=2**12)
+    assert "not decided" in own.cite().methods
+
+
 def test_no_signal_no_queries() -> None:
     """At a large alpha every row is even: no position predicts anything, and nothing is claimed."""
     flat = InContextMarkov(graphs.two_parent_tree(9), 3, 1e6)
