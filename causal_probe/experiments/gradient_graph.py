@@ -50,6 +50,8 @@ LEVEL = 1e-3
 #: Graphs that :func:`gradient_graphs` works on side by side, and sequences that it draws at once: about 64 MB.
 SIDE_BY_SIDE = 64
 DRAWN_AT_ONCE = 2**16
+#: Entries of the targets of one batch of one's own tokens, [batch, d_vocab]: 1 GiB, of which the gradient needs a few copies.
+MAX_TARGETS = 2**28
 
 
 def gradient_graph(
@@ -73,8 +75,8 @@ def gradient_graph(
     Raises
     ------
     CausalProbeError
-        If there are no sequences, they differ in length or vocabulary or are too short (T < 3: no node has a node before it), tokens are not states, a
-        task has several parents (see :func:`gradient_slots`), or an argument is out of range.
+        If there are no sequences, they differ in length or vocabulary or are too short (T < 3: no node has a node before it), tokens are not states,
+        a batch has too many states for its size, a task has several parents (see :func:`gradient_slots`), or an argument is out of range.
 
     Examples
     --------
@@ -319,7 +321,14 @@ def _unpack(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"], 
 
 
 def own_tokens(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"], Tensor]:
-    """A user's sequences [batch, T + 1] as checked tokens [batch, T] and one-hot targets, on the CPU."""
+    """A user's sequences [batch, T + 1] as checked tokens [batch, T] and one-hot targets [batch, d_vocab], on the CPU.
+
+    Raises
+    ------
+    CausalProbeError
+        If these are no whole numbers of that shape, there are none, a token is outside the vocabulary, or the targets would not fit
+        into memory.
+    """
     tokens = torch.as_tensor(given.tokens if hasattr(given, "tokens") else given).cpu()
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise CausalProbeError(
@@ -335,7 +344,13 @@ def own_tokens(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"
             f"Token {low if low < 0 else high} is outside the vocabulary; states are 0 to {states - 1} "
             f"({'d_vocab' if low >= 0 else 'negative numbers are none'})."
         )
-    return tokens[:, :-1], one_hot(tokens[:, -1], states).float()
+    if len(tokens) * states > MAX_TARGETS:
+        raise CausalProbeError(
+            f"A batch of {len(tokens):,} sequences over {states:,} states needs targets of {len(tokens) * states:,} entries; {MAX_TARGETS:,} are "
+            "the most. Number the states that occur from 0 on"
+            + (f", or give batches of at most {MAX_TARGETS // states:,} sequences." if states <= MAX_TARGETS else ".")
+        )
+    return tokens[:, :-1], torch.zeros(len(tokens), states).scatter_(1, tokens[:, -1:], 1.0)
 
 
 def _require_tree(is_tree: bool) -> None:

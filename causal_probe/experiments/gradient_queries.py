@@ -169,7 +169,7 @@ def confirm_nodes(
             context = torch.zeros(len(tokens), dtype=torch.long)
             for parent in its:
                 context = context * d_vocab + tokens[:, parent]
-            given = tables[len(its)].double()[torch.arange(len(tokens)), context, tokens[:, node]]
+            given = tables[len(its)][torch.arange(len(tokens)), context, tokens[:, node]].double()
             values.append(float(((1 + d_vocab * given) / 2).log().sum()))
         confirmed = [its for its, value in zip(candidates, values, strict=True) if value > limit]
         # The gradient's own candidates first; where they fail, the single parent with the most evidence.

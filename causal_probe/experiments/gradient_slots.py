@@ -56,6 +56,8 @@ __all__ = ["GradientSlots", "gradient_slots"]
 
 #: Sequences that are kept away from the gradient, for the choice of queries and the test of nodes.
 HELD_OUT = 8192
+#: Entries of what is held out: of the tables, and of the states of all positions, one-hot. A few copies of 2 GiB.
+MAX_KEPT = 2**29
 #: Sequences from which the first gradients are taken, and queries chosen.
 EXPLORED = 2**16
 #: Of these, how many the mixed derivatives are taken from by which sets of queries are ranked.
@@ -237,7 +239,7 @@ def gradient_slots(
     CausalProbeError
         If there are fewer than two sequences beside the held-out ones, they differ in length or vocabulary or are too short (T < 2: no
         two positions to ask at), tokens are not states, batches with known transitions and without or with other tables are mixed, a
-        task's nodes have one parent at most (see :func:`gradient_graph`), or an argument is out of range.
+        task's nodes have one parent at most (see :func:`gradient_graph`), what is held out would not fit into memory, or an argument is out of range.
 
     Examples
     --------
@@ -279,6 +281,13 @@ class _Study:
                 raise CausalProbeError(
                     f"Sequences of {self.n} position{'s' * (self.n != 1)} can't show several parents: T must be at least 2. Give tokens "
                     "[batch, T + 1], or batches of a task."
+                )
+            each = max(self.n * self.d_vocab, sum(table[0].numel() for table in tables.values()))
+            if self.held_out * each > MAX_KEPT:
+                raise CausalProbeError(
+                    f"{self.held_out:,} held-out sequences over {self.d_vocab:,} states have {self.held_out * each:,} entries to be kept, more than "
+                    f"{MAX_KEPT:,}. Take fewer states, or give batches to gradient_slots with a smaller held_out"
+                    f"{f' (at most {MAX_KEPT // each:,})' if each <= MAX_KEPT // 2 else ''}."
                 )
             self.stream = GradientStream(self.n, self.n, scale=self.n / self.beta)
             self.matched = torch.zeros(self.n, self.n, dtype=torch.float64)

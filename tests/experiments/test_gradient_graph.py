@@ -264,6 +264,12 @@ def test_bad_arguments_are_refused() -> None:
     two = InContextMarkov(graphs.two_parent_tree(6), 3)
     with pytest.raises(CausalProbeError, match="gradient_slots"):
         gradient_graph(sample(two, 8))
+    huge = torch.zeros(20, 6, dtype=torch.long)
+    with pytest.raises(CausalProbeError, match="at most 268 sequences"):
+        gradient_graph(torch.zeros(300, 6, dtype=torch.long), d_vocab=1_000_000)
+    huge[3, 5] = 2**30
+    with pytest.raises(CausalProbeError, match="Number the states that occur from 0 on"):
+        gradient_graph(huge)
     with pytest.raises(CausalProbeError, match="batches over 3 and over 4 states"):
         gradient_graph([sample(task, 8), sample(InContextMarkov(task.graph, 4), 8)])
     with pytest.raises(CausalProbeError, match="share T and d_vocab"):

@@ -210,6 +210,12 @@ def test_sequences_that_are_too_short_are_refused(length: int) -> None:
         gradient_slots(torch.zeros(20, length, dtype=torch.long), held_out=4)
 
 
+def test_more_than_fits_into_memory_is_refused() -> None:
+    many = InContextMarkov(graphs.two_parent_tree(6), 100)
+    with pytest.raises(CausalProbeError, match=r"have 8,\d+,\d+,\d+ entries .* a smaller held_out \(at most 5\d\d\)"):
+        gradient_slots(many.sample(2, torch.Generator()))
+
+
 def test_two_positions_are_enough() -> None:
     smallest = InContextMarkov(graphs.from_parents([(), (), (0, 1)]), 3, 0.1)
     found = gradient_slots(smallest.sample(64, generator(0, "smallest")), held_out=32)
