@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -51,6 +51,8 @@ LEVEL = 1e-3
 #: Graphs that :func:`gradient_graphs` works on side by side, and sequences that it draws at once: about 64 MB.
 SIDE_BY_SIDE = 64
 DRAWN_AT_ONCE = 2**16
+#: Entries of the targets of one batch of one's own tokens, [batch, d_vocab]: 1 GiB, of which the gradient needs a few copies.
+MAX_TARGETS = 2**28
 
 
 def gradient_graph(
@@ -74,8 +76,8 @@ def gradient_graph(
     Raises
     ------
     CausalProbeError
-        If there are no sequences, they differ in length or are too short (T < 3: no node has a node before it), tokens are not states, a
-        task has several parents (see :func:`gradient_slots`), or an argument is out of range.
+        If there are no sequences, they differ in length or vocabulary or are too short (T < 3: no node has a node before it), tokens are not states,
+        a batch has too many states for its size, a task has several parents (see :func:`gradient_slots`), or an argument is out of range.
 
     Examples
     --------
@@ -91,7 +93,9 @@ def gradient_graph(
         tokens, target, pi = _unpack(given, d_vocab if study is None else study.d_vocab)
         if study is None:
             study = _Study(1, tokens.shape[1], target.shape[1], known=pi is not None, beta=beta, level=level)
-        study.check(tokens, pi)
+        check_alike(
+            tokens, target, pi is not None, n_positions=study.n_positions, d_vocab=study.d_vocab, known=study.known
+        )
         study.add(tokens[None], target[None], None if pi is None else pi[None])
     if study is None or not study.stream.seen:
         raise CausalProbeError("There are no sequences. Give a batch of a task, or tokens [batch, T + 1].")
@@ -165,10 +169,7 @@ class _Study:
             raise CausalProbeError(
                 f"Sequences of {n_positions} positions hold no pair of nodes: T must be at least 3, two nodes and the query."
             )
-        if not 0 < beta < float("inf"):
-            raise CausalProbeError(f"beta must be positive and finite; it is {beta!r}.")
-        if not 0 < level < 1:
-            raise CausalProbeError(f"level must be between 0 and 1; it is {level!r}.")
+        check_scale_and_level(beta, level)
         self.n_positions, self.d_vocab, self.beta, self.level = n_positions, d_vocab, beta, level
         self.known = known
         self.stream = GradientStream(graphs, n_positions, scale=d_vocab * n_positions / beta)
@@ -184,14 +185,6 @@ class _Study:
         self.candidates = self.stream.leading()
         self.parents = torch.full_like(self.candidates, -1)
         self.stable_after = torch.zeros(graphs, dtype=torch.long)
-
-    def check(self, tokens: Tensor, pi: Tensor | None) -> None:
-        if tokens.shape[1] != self.n_positions:
-            raise CausalProbeError(
-                f"All sequences must be of one length; there are lengths {self.n_positions} and {tokens.shape[1]}."
-            )
-        if (pi is not None) != self.known:
-            raise CausalProbeError("Batches with known transitions and without can't be mixed.")
 
     def add(self, tokens: Tensor, target: Tensor, pi: Tensor | None) -> None:
         u, m = first_gradient(tokens, target, beta=self.beta)
@@ -283,6 +276,48 @@ def _edge_chi2(transition: Tensor) -> Tensor:
     return ((mu[:, :, None] * quotient).sum((1, 2)) - 1).clamp(min=0)
 
 
+def check_scale_and_level(beta: float, level: float) -> None:
+    """Of a study of first gradients.
+
+    Raises
+    ------
+    CausalProbeError
+        If ``beta`` is not positive and finite, or ``level`` not between 0 and 1.
+    """
+    if not 0 < beta < float("inf"):
+        raise CausalProbeError(f"beta must be positive and finite; it is {beta!r}.")
+    if not 0 < level < 1:
+        raise CausalProbeError(f"level must be between 0 and 1; it is {level!r}.")
+
+
+def check_alike(
+    tokens: Int[Tensor, "batch pos"],
+    target: Float[Tensor, "batch d_vocab"],
+    transitions: bool,
+    *,
+    n_positions: int,
+    d_vocab: int,
+    known: bool,
+) -> None:
+    """Whether a batch is like the first one, of ``n_positions`` tokens over ``d_vocab`` states, its transitions ``known`` or not.
+
+    Raises
+    ------
+    CausalProbeError
+        If it is not.
+    """
+    if tokens.shape[1] != n_positions:
+        raise CausalProbeError(
+            f"All sequences must be of one length; there are lengths {n_positions} and {tokens.shape[1]}."
+        )
+    if transitions != known:
+        raise CausalProbeError("Batches with known transitions and without can't be mixed.")
+    if target.shape[1] != d_vocab:
+        raise CausalProbeError(
+            f"All batches must have one vocabulary; there are batches over {d_vocab} and over {target.shape[1]} states."
+        )
+
+
 def _unpack(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"], Tensor, Tensor | None]:
     """Tokens, target and transitions (None: not known) of a batch, on the CPU."""
     if isinstance(given, Batch):
@@ -292,7 +327,14 @@ def _unpack(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"], 
 
 
 def own_tokens(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"], Tensor]:
-    """A user's sequences [batch, T + 1] as checked tokens [batch, T] and one-hot targets, on the CPU."""
+    """A user's sequences [batch, T + 1] as checked tokens [batch, T] and one-hot targets [batch, d_vocab], on the CPU.
+
+    Raises
+    ------
+    CausalProbeError
+        If these are no whole numbers of that shape, there are none, a token is outside the vocabulary, or the targets would not fit
+        into memory.
+    """
     tokens = torch.as_tensor(given.tokens if hasattr(given, "tokens") else given).cpu()
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise CausalProbeError(
@@ -308,7 +350,13 @@ def own_tokens(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"
             f"Token {low if low < 0 else high} is outside the vocabulary; states are 0 to {states - 1} "
             f"({'d_vocab' if low >= 0 else 'negative numbers are none'})."
         )
-    return tokens[:, :-1], one_hot(tokens[:, -1], states).float()
+    if len(tokens) * states > MAX_TARGETS:
+        raise CausalProbeError(
+            f"A batch of {len(tokens):,} sequences over {states:,} states needs targets of {len(tokens) * states:,} entries; {MAX_TARGETS:,} are "
+            "the most. Number the states that occur from 0 on"
+            + (f", or give batches of at most {MAX_TARGETS // states:,} sequences." if states <= MAX_TARGETS else ".")
+        )
+    return tokens[:, :-1], torch.zeros(len(tokens), states).scatter_(1, tokens[:, -1:], 1.0)
 
 
 def _require_tree(is_tree: bool) -> None:

@@ -20,7 +20,8 @@ __all__ = ["QueryChoice", "Together", "largest_distinct", "confirm_nodes", "u_ev
 
 #: How many sets of queries of one size are extended.
 BEAM = 8
-#: Entries of a mixed derivative, and of the matches that are worked on at once.
+#: Entries of a mixed derivative, T^(k + 1) for k queries (3 queries at T = 64, 2 at T = 128), and of the matches that are worked on
+#: at once.
 MAX_JOINT = 2**27
 JOINT_AT_ONCE = 2**22
 
@@ -110,8 +111,8 @@ class QueryChoice:
 
     def run(
         self, lead_together: Callable[[tuple[int, ...]], Tensor], *, level: float
-    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """The chosen set and what each step gained.
+    ) -> tuple[tuple[int, ...], tuple[float, ...], bool]:
+        """The chosen set, what each step gained, and whether larger sets were not tried because their derivatives have too many entries.
 
         ``lead_together`` gives the positions that a set's mixed derivative names: the best sets of one size by the first gradients are
         ranked once more with these.
@@ -121,7 +122,9 @@ class QueryChoice:
         before = self.unigram()
         gains: list[float] = []
         beam: list[tuple[int, ...]] = [()]
-        while len(chosen) < n and n ** (len(chosen) + 2) <= MAX_JOINT:
+        while len(chosen) < n:
+            if n ** (len(chosen) + 2) > MAX_JOINT:
+                return chosen, tuple(gains), True
             larger = sorted({tuple(sorted((*its, query))) for its in beam for query in range(n) if query not in its})
             beam = sorted(larger, key=lambda its: float(self.losses(its, self.first[list(its)]).mean()))[:BEAM]
             # Sets in which some query is of no use even so are not worth the larger derivative.
@@ -136,7 +139,7 @@ class QueryChoice:
                 break
             gains.append(float((before - after).mean()))
             chosen, before = best, after
-        return chosen, tuple(gains)
+        return chosen, tuple(gains), False
 
 
 def _p_value(gain: Float[Tensor, " batch"]) -> float:
@@ -146,9 +149,12 @@ def _p_value(gain: Float[Tensor, " batch"]) -> float:
 def confirm_nodes(
     tokens: Tensor, tables: Mapping[int, Tensor], parents: Sequence[tuple[int, ...]], *, level: float
 ) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
-    """Which nodes have parents at all: those that lead if the test confirms them, else a single one that it confirms, else none.
+    """Parents of the nodes that are no roots: those that lead if their bet wins, else the single one with the best bet that wins, else none.
 
-    Under the null a node is uniform. All hypotheses of all nodes share the level (Bonferroni).
+    The null of every bet is that the node is a root, and so uniform; all bets on all nodes share the level (Bonferroni). That is the
+    probability of taking any root for a child, if ``parents`` do not depend on these tokens. Which nodes are the parents is not tested: no
+    other earlier node is the null. Sets of another size than those in ``parents``, and than one, are not bet on: a node with so many
+    parents is returned as a root.
     """
     d_vocab = tables[max(tables)].shape[-1]
     tried = [
@@ -163,7 +169,7 @@ def confirm_nodes(
             context = torch.zeros(len(tokens), dtype=torch.long)
             for parent in its:
                 context = context * d_vocab + tokens[:, parent]
-            given = tables[len(its)].double()[torch.arange(len(tokens)), context, tokens[:, node]]
+            given = tables[len(its)][torch.arange(len(tokens)), context, tokens[:, node]].double()
             values.append(float(((1 + d_vocab * given) / 2).log().sum()))
         confirmed = [its for its, value in zip(candidates, values, strict=True) if value > limit]
         # The gradient's own candidates first; where they fail, the single parent with the most evidence.

@@ -24,6 +24,7 @@ from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer, save
+from causal_probe.models.disentangled import count_weights
 from causal_probe.results import (
     Citation,
     check_results_folder,
@@ -42,8 +43,15 @@ __all__ = ["GradientRecovery", "read_tokens", "recover_by_gradient", "recover_fr
 SEQUENCES = 2**15
 SEQUENCES_OF_SEVERAL = 2**17
 EVALUATION_SEQUENCES = 2**13
-#: Entries of a batch of tokens.
+#: Entries of a batch of tokens, of their targets, and of a batch's tables of transitions: 64 MiB, of which sampling needs a few copies.
 AT_ONCE = 2**18
+TABLES_AT_ONCE = 2**24
+#: Entries of one sequence's tables: 256 MiB, and as said.
+MAX_TABLES = 2**26
+#: Entries of the evaluation sequences, one-hot, and of their tables. With many states there are fewer such sequences.
+EVALUATED = 2**27
+#: Weights of the model that is built and saved: 4 GiB.
+MAX_MODEL = 2**30
 #: Nodes that were not decided, of which the short table says what they may be.
 SHOWN_UNDECIDED = 3
 #: A row of layer 1 puts all but T e^-STRENGTH of its attention on the parent that was found.
@@ -83,8 +91,17 @@ class GradientRecovery:
 
     @property
     def exact(self) -> bool | None:
-        """Whether every edge and every root is right; None where the truth is not known."""
+        """Whether every edge and every root is right, the parents of a predicted node too; None where the truth is not known."""
         return None if self.comparison is None else self.comparison.exact
+
+    @property
+    def why_undecided(self) -> str | None:
+        """Why it is not decided which nodes have a parent at all; None if it is."""
+        if self.found.decided:
+            return None
+        if self.found.log_e_values is None:
+            return "the transitions are not known"
+        return "the search for the predicted node's parents was cut off, there may be more"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``result.json``, in plain JSON types."""
@@ -151,9 +168,12 @@ class GradientRecovery:
                 ("unchanged since sequence", f"{self.found.stable_after:,}"),
             ]
         else:
-            shown.append(("query positions", ", ".join(map(str, self.found.queries)) or "none carries signal"))
-        if not self.found.decided:
-            shown.append(("roots", "not decided: the transitions are not known"))
+            queries = ", ".join(map(str, self.found.queries))
+            if self.found.cut_off:
+                queries = f"{queries or 'none was tried'} (cut off, there may be more)"
+            shown.append(("query positions", queries or "none carries signal"))
+        if self.why_undecided is not None:
+            shown.append(("roots", f"not decided: {self.why_undecided}"))
         if self.comparison is not None:
             c = self.comparison
             shown.append(
@@ -217,7 +237,8 @@ def recover_by_gradient(
     Raises
     ------
     CausalProbeError
-        For any argument that can't be worked with; nothing is written then.
+        For any argument that can't be worked with, also if there are so many states that one sequence's tables, or the model, would not
+        fit into memory; nothing is written then.
 
     Examples
     --------
@@ -232,6 +253,13 @@ def recover_by_gradient(
         sequences = SEQUENCES if task.is_tree else SEQUENCES_OF_SEVERAL
     if sequences < 2:
         raise CausalProbeError(f"A gradient needs at least 2 sequences to have an error; {sequences} were asked for.")
+    _check_size(vocab, task.n_positions, task.n_slots)
+    if _table_entries(task) > MAX_TABLES:
+        raise CausalProbeError(
+            f"The tables of transitions of one sequence over {vocab:,} states have {_table_entries(task):,} entries; {MAX_TABLES:,} are the "
+            "most. Take fewer states."
+        )
+    evaluated = max(2, min(EVALUATION_SEQUENCES, EVALUATED // max(_table_entries(task), task.n_positions * vocab)))
     settings = {
         "method": "gradient",
         "graph": graph if isinstance(graph, str) else os.fspath(graph) if isinstance(graph, os.PathLike) else "given",
@@ -242,25 +270,19 @@ def recover_by_gradient(
         "root_probability": root_probability if graph == "forest" else None,
         "seed": seed,
         "sequences": sequences,
-        "evaluation_sequences": EVALUATION_SEQUENCES,
+        "evaluation_sequences": evaluated,
     }
     if out is not None:
         check_results_folder(out, settings=settings, overwrite=overwrite)
     batches = _batches(task, sequences, generator(seed, "gradient"))
     found = gradient_graph(batches) if task.is_tree else gradient_slots(batches)
     model = _model(found, vocab, task.n_positions)
-    held_out = list(_batches(task, EVALUATION_SEQUENCES, generator(seed, "evaluation")))
-    children = None if task.is_tree else range(task.n_positions)
-    compared = (
-        found.compare(truth)
-        if isinstance(found, GradientGraph)
-        else graphs.compare(found.graph, truth, children=children)
-    )
+    held_out = [Batch(b.tokens, b.target, {}) for b in _batches(task, evaluated, generator(seed, "evaluation"))]
     joined = Batch(torch.cat([b.tokens for b in held_out]), torch.cat([b.target for b in held_out]), {})
     result = GradientRecovery(
         found=found,
         truth=truth,
-        comparison=compared,
+        comparison=found.compare(truth),
         model=model,
         loss=evaluate(model, held_out),
         reference_losses=reference_losses(task, joined),
@@ -293,7 +315,8 @@ def recover_from_tokens(
     Raises
     ------
     CausalProbeError
-        If the file holds no such tokens (see :func:`read_tokens`), or an argument can't be worked with; nothing is written then.
+        If the file holds no such tokens (see :func:`read_tokens`), or an argument can't be worked with, also if there are so many states
+        that the model would not fit into memory; nothing is written then.
 
     Examples
     --------
@@ -312,6 +335,7 @@ def recover_from_tokens(
     started = time.perf_counter()
     tokens = read_tokens(data)
     states = max(2, int(tokens.max()) + 1) if vocab is None else vocab
+    _check_size(states, tokens.shape[1] - 1, 1)
     settings = {
         "method": "gradient",
         "data": os.fspath(data),
@@ -321,7 +345,7 @@ def recover_from_tokens(
     }
     if out is not None:
         check_results_folder(out, settings=settings, overwrite=overwrite)
-    found = gradient_graph(torch.split(tokens, max(1, AT_ONCE // tokens.shape[1])), d_vocab=states)
+    found = gradient_graph(torch.split(tokens, max(1, AT_ONCE // max(tokens.shape[1], states))), d_vocab=states)
     result = GradientRecovery(
         found=found,
         truth=None,
@@ -415,6 +439,22 @@ def _model(found: GradientGraph | GradientSlots, vocab: int, positions: int) -> 
 
 
 def _batches(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
-    at_once = max(1, AT_ONCE // task.n_positions)
+    at_once = max(1, min(AT_ONCE // max(task.n_positions, task.d_vocab), TABLES_AT_ONCE // _table_entries(task)))
     for start in range(0, sequences, at_once):
         yield task.sample(min(at_once, sequences - start), source)
+
+
+def _table_entries(task: InContextMarkov) -> int:
+    """Entries of the tables of transitions of one sequence."""
+    degrees = {1} if task.is_tree else {len(its) for its in task.parents if its}
+    return sum(task.d_vocab ** (k + 1) for k in degrees)
+
+
+def _check_size(vocab: int, positions: int, slots: int) -> None:
+    """Refuse what the model of :func:`_model` would be too large for, before anything is computed."""
+    weights = count_weights(vocab, positions, (slots, 1))
+    if weights > MAX_MODEL:
+        raise CausalProbeError(
+            f"The model that has the graph would have {weights:,} weights for {vocab:,} states and {positions:,} positions; {MAX_MODEL:,} are the "
+            "most. Take fewer states (of one's own tokens, number those that occur from 0 on), or call gradient_graph, which builds no model."
+        )

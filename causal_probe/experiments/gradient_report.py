@@ -21,7 +21,7 @@ DRAWN = 64
 
 def gradient_report(result: GradientRecovery) -> viz.Report:
     """The report that ``causal-probe recover --method gradient`` writes."""
-    found, truth = result.found, result.truth
+    truth = result.truth
     return viz.Report(
         title="A causal graph, read from a gradient",
         summary=(
@@ -29,8 +29,8 @@ def gradient_report(result: GradientRecovery) -> viz.Report:
             "its largest entries name each position's parent."
             + (
                 ""
-                if found.decided
-                else " Whether a position has a parent at all is not decided: the transitions are not known."
+                if result.why_undecided is None
+                else f" Whether a position has a parent at all is not decided: {result.why_undecided}."
             )
         ),
         sections=[
@@ -125,6 +125,19 @@ def _tables(result: GradientRecovery) -> list[viz.Table]:
                 for node, its in enumerate(found.parents)
             ],
             f"The last node is the predicted one; its parents are the queries that carry signal. Gains: {', '.join(f'{g:.4f}' for g in found.gains)} nats."
+            + (
+                ""
+                if log_e is None
+                else f" A node gets parents where a bet on some wins more nats against a root than a level of {found.settings['level']:g} asks for; "
+                "which nodes they are is the largest evidence, not a test, and a node whose number of parents is neither the "
+                "predicted one's nor one appears as a root."
+            )
+            + (
+                f" The search was cut off at {len(found.queries)}, as more need too large a derivative: the predicted node may have more parents, "
+                "and so may others."
+                if found.cut_off
+                else ""
+            )
             + undrawn,
         )
     ]

@@ -8,16 +8,25 @@ Which positions are T's parents is decided by what they are good for. On sequenc
 queries predicts as an induction head of that order would: it counts the tokens of all positions whose leading earlier
 positions carry the queries' tokens, one per query (Krichevsky & Trofimov's half added to every count). Sets grow by one query as long
 as the best larger set lowers the loss, and loses by having any of its queries' tokens taken from another sequence (paired one-sided
-tests, corrected for all sets that were looked at). The size of the last set is the number of parents k.
+tests, corrected for all sets that were looked at). The size of the last set is the number of parents k. The search is cut off where the
+mixed derivative below, of T^(k + 1) entries, would have more than 2^27: after 4 queries up to T = 42, 3 up to
+T = 107, 2 up to T = 512. The result says if it was; the predicted node may then have more parents, and which nodes are roots is not
+decided.
 
 A first gradient sees each parent of a child through the average over the others, and a relative of it may lead. So the parents are then
 read together from the k-th mixed derivative at the same point, with respect to the patterns of k heads, one per query: to leading order
 in 1 / T it is the mean of u_i m_j m'_j' ..., and over the share of sequences in which j, j', ... all match, the mean of u_i where they do.
 The children's parents are the distinct positions that maximise it.
 
-Where the tables of transitions are known, whether a node has these parents at all is tested on the same unseen sequences, by the
-product of bets of :mod:`causal_probe.tasks.root_test`; the gradient of T's loss says nothing about nodes with fewer parents than T, whose
-transitions are of another table, so these are tested for each single parent, too.
+Where the tables of transitions are known, "this node is a root" is tested on the same unseen sequences, by the product of bets on these
+parents of :mod:`causal_probe.tasks.root_test`; the gradient of T's loss says nothing about nodes with another number of parents than T,
+whose transitions are of another table. Nodes with one are looked for by bets on each single earlier node, too; a node with any other
+number is not tested for its parents, and appears as a root.
+
+What that does not say: *which* nodes are the parents is a choice, the largest entry or the best bet, and not a test. No other earlier
+node is tested against it, as :func:`gradient_graph` does, and a node that depends on them by way of others wins bets, too. The level of the test holds for queries
+that are given; they were chosen on the same unseen sequences, for which nothing is corrected. The queries, the parents of node T, are
+themselves a choice, each step of it tested.
 """
 
 from __future__ import annotations
@@ -34,7 +43,7 @@ from torch import Tensor
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.gradient_graph import LEVEL, own_tokens
+from causal_probe.experiments.gradient_graph import LEVEL, check_alike, check_scale_and_level, own_tokens
 from causal_probe.experiments.gradient_queries import QueryChoice, Together, confirm_nodes, largest_distinct
 from causal_probe.experiments.gradient_stream import GradientStream
 from causal_probe.graphs import GraphComparison
@@ -47,6 +56,8 @@ __all__ = ["GradientSlots", "gradient_slots"]
 
 #: Sequences that are kept away from the gradient, for the choice of queries and the test of nodes.
 HELD_OUT = 8192
+#: Entries of what is held out: of the tables, and of the states of all positions, one-hot. A few copies of 2 GiB.
+MAX_KEPT = 2**29
 #: Sequences from which the first gradients are taken, and queries chosen.
 EXPLORED = 2**16
 #: Of these, how many the mixed derivatives are taken from by which sets of queries are ranked.
@@ -67,7 +78,8 @@ class GradientSlots:
     stderr : NDArray, [query, child, parent], or None
         Its standard error.
     queries : tuple[int, ...]
-        The positions that carry signal, ascending: the parents of node T. Empty if none lowers the loss.
+        The positions that carry signal, ascending: the parents of node T. Empty if none lowers the loss. With :attr:`cut_off`, some of the
+        parents.
     gains : tuple[float, ...]
         What each step of the choice gained, in nats on held-out sequences, beginning with the best single query over the
         in-context unigram.
@@ -79,12 +91,18 @@ class GradientSlots:
     first : NDArray, [slot, child]
         The earlier position with the largest ``evidence`` under each of ``queries``: what the first gradients alone say.
     parents : tuple, by node 0..T
-        The parents that were found, ascending; where tables are known only those that the test confirms, otherwise all that lead.
+        The parents that were chosen, ascending: where tables are known, of the nodes for which "it is a root" is given up, otherwise of all
+        that have enough earlier ones. Node T's are ``queries``. Nothing says that no other earlier nodes are the parents. A node
+        whose number of parents is neither node T's nor one is not tested for them, and appears as a root.
     log_e_values : NDArray, by node 0..T-1, or None
-        Evidence against "this node is a root", in nats, of the parents that it was tested for with the best. None where tables are
-        not known.
+        Evidence against "this node is a root", in nats: the largest over all that was bet on, the leading parents and each single
+        earlier node. None where tables are not known.
     sequences, held_out
         How many the gradient saw, and how many it did not.
+    cut_off : bool
+        Whether the search ended because larger sets of queries need too large a mixed derivative (T^(k + 1) entries for k queries, 2^27 at
+        most), while the last one tried still gained. Node T may then have more parents than ``queries``, and other nodes, which are
+        read for as many, more than ``parents``, or parents where none is named.
     """
 
     evidence: NDArray[np.float64]
@@ -99,11 +117,12 @@ class GradientSlots:
     sequences: int
     held_out: int
     settings: Mapping[str, Any]
+    cut_off: bool = False
 
     @property
     def decided(self) -> bool:
-        """Whether it was tested which nodes have parents at all."""
-        return self.log_e_values is not None
+        """Whether "it is a root" was tested: tables are known, and the search for queries was not cut off."""
+        return self.log_e_values is not None and not self.cut_off
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -132,6 +151,7 @@ class GradientSlots:
                     "format": 1,
                     "decided": self.decided,
                     "queries": self.queries,
+                    "cut_off": self.cut_off,
                     "gains": self.gains,
                     "leading": self.leading,
                     "parents": self.parents,
@@ -151,14 +171,25 @@ class GradientSlots:
             "nichani2024",
             methods=(
                 "Parents were read from one gradient of the reduced transformer of Nichani et al. (2024) per query position, over "
-                f"{self.sequences:,} sequences; the queries were chosen by forward selection on {self.held_out:,} others (causal-probe "
-                f"{versions().get('causal-probe', '')})."
+                f"{self.sequences:,} sequences; the queries were chosen by forward selection on {self.held_out:,} others"
+                f"{f', cut off at {len(self.queries)}' if self.cut_off else ''}, each step by paired tests. {self._decision()} "
+                f"(causal-probe {versions().get('causal-probe', '')})."
             ),
+        )
+
+    def _decision(self) -> str:
+        """What was tested, in a sentence without its full stop."""
+        if self.log_e_values is None:
+            return "Whether a node has parents was not decided"
+        return (
+            "That a node is a root was tested on the same held-out sequences, by products of bets on the parents (e-values; Ville's inequality; "
+            f"family-wise level {self.settings['level']:g} for given queries); which nodes are the parents is the largest evidence, not a test"
         )
 
     def _title(self) -> str:
         return (
-            f"Gradient slots over {len(self.parents)} nodes: queries {list(self.queries)}, {self.graph.number_of_edges()} edges "
+            f"Gradient slots over {len(self.parents)} nodes: queries {list(self.queries)}{' (cut off, there may be more)' if self.cut_off else ''}, "
+            f"{self.graph.number_of_edges()} edges "
             f"({self.sequences:,} sequences, {self.held_out:,} held out{'' if self.decided else '; roots are not decided'})"
         )
 
@@ -191,8 +222,13 @@ def gradient_slots(
     batches
         As in :func:`gradient_graph`: batches of a k-parent task, or your
         own tokens [batch, T + 1]. The first ``held_out`` sequences are kept away from the gradient.
-    d_vocab, beta, level
+    d_vocab, beta
         As in :func:`gradient_graph`.
+    level
+        Where tables are known: probability that any root is taken for a child, for queries that are given (they are chosen on the same
+        held-out sequences). It is no bound on wrong parents: which earlier nodes are the parents of a child is a choice, not a
+        test. Nodes whose number of parents is neither the predicted node's nor one are not tested for them, and appear as roots. Also
+        the level of each step in the choice of queries.
     held_out
         Number of sequences on which queries are chosen and nodes are tested.
     explored
@@ -201,7 +237,9 @@ def gradient_slots(
     Raises
     ------
     CausalProbeError
-        If there are fewer than two sequences beside the held-out ones, they differ in length, or an argument is out of range.
+        If there are fewer than two sequences beside the held-out ones, they differ in length or vocabulary or are too short (T < 2: no
+        two positions to ask at), tokens are not states, batches with known transitions and without or with other tables are mixed, a
+        task's nodes have one parent at most (see :func:`gradient_graph`), what is held out would not fit into memory, or an argument is out of range.
 
     Examples
     --------
@@ -211,8 +249,10 @@ def gradient_slots(
     >>> len(found.parents)
     5
     """
-    if held_out < 2:
-        raise CausalProbeError(f"held_out must be at least 2; it is {held_out}.")
+    for name, value in (("held_out", held_out), ("explored", explored)):
+        if value < 2:
+            raise CausalProbeError(f"{name} must be at least 2; it is {value}.")
+    check_scale_and_level(beta, level)
     study = _Study(beta=beta, level=level, held_out=held_out, explored=explored)
     for given in each_batch(batches):
         study.add(*_unpack(given, d_vocab if study.d_vocab is None else study.d_vocab))
@@ -225,6 +265,7 @@ class _Study:
     def __init__(self, *, beta: float, level: float, held_out: int, explored: int) -> None:
         self.beta, self.level, self.held_out, self.explored = beta, level, held_out, explored
         self.d_vocab: int | None = None
+        self.degrees: list[int] = []
         self.n = 0
         self.seen = 0
         self.kept: list[tuple[Tensor, Tensor, dict[int, Tensor]]] = []
@@ -235,12 +276,26 @@ class _Study:
 
     def add(self, tokens: Tensor, target: Tensor, tables: dict[int, Tensor]) -> None:
         if self.d_vocab is None:
-            self.d_vocab, self.n = target.shape[1], tokens.shape[1]
+            self.d_vocab, self.n, self.degrees = target.shape[1], tokens.shape[1], sorted(tables)
+            if self.n < 2:
+                raise CausalProbeError(
+                    f"Sequences of {self.n} position{'s' * (self.n != 1)} can't show several parents: T must be at least 2. Give tokens "
+                    "[batch, T + 1], or batches of a task."
+                )
+            each = max(self.n * self.d_vocab, sum(table[0].numel() for table in tables.values()))
+            if self.held_out * each > MAX_KEPT:
+                raise CausalProbeError(
+                    f"{self.held_out:,} held-out sequences over {self.d_vocab:,} states have {self.held_out * each:,} entries to be kept, more than "
+                    f"{MAX_KEPT:,}. Take fewer states, or give batches to gradient_slots with a smaller held_out"
+                    f"{f' (at most {MAX_KEPT // each:,})' if each <= MAX_KEPT // 2 else ''}."
+                )
             self.stream = GradientStream(self.n, self.n, scale=self.n / self.beta)
             self.matched = torch.zeros(self.n, self.n, dtype=torch.float64)
-        if tokens.shape[1] != self.n:
+        check_alike(tokens, target, bool(tables), n_positions=self.n, d_vocab=self.d_vocab, known=bool(self.degrees))
+        if sorted(tables) != self.degrees:
             raise CausalProbeError(
-                f"All sequences must be of one length; there are lengths {self.n} and {tokens.shape[1]}."
+                f"All batches must have tables for the same numbers of parents; there are batches with tables for {self.degrees} and for "
+                f"{sorted(tables)}. Give batches of one task."
             )
         aside = min(self.held_out - self.n_kept, len(tokens))
         if aside:
@@ -279,7 +334,7 @@ class _Study:
             return largest_distinct(together.mean())
 
         choice = QueryChoice(self.tokens, self.target, self.first)
-        self.queries, self.gains = choice.run(lead_together, level=self.level)
+        self.queries, self.gains, self.cut_off = choice.run(lead_together, level=self.level)
         self.joint = Together(self.n, self.queries)
         for tokens, target in self.waiting:
             self.joint.add(tokens, target)
@@ -324,12 +379,13 @@ class _Study:
                 "explored": self.explored,
                 "transitions": "known" if tables else "unknown",
             },
+            cut_off=self.cut_off,
         )
 
 
 def _unpack(given: Any, d_vocab: int | None) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
     if isinstance(given, Batch):
-        if max(given.tables) < 2:
+        if max(given.tables, default=0) < 2:
             raise CausalProbeError(
                 "No node of this task has several parents: use gradient_graph, which also tells roots apart."
             )

@@ -101,13 +101,13 @@ def blocks_stderr(
 ) -> Float[Tensor, "row *shape"] | None:
     """The standard error of the mean over all sequences, from means over blocks of ``sizes`` sequences.
 
-    Each block's squared deviation is weighted by its share squared, times K / (K - 1) for K blocks: with blocks of one size the usual
-    standard error of K values.
+    Each block's squared deviation is weighted by its share of the sequences squared, and the sum is divided by 1 - (sum of the squared
+    shares), which makes it an unbiased estimate of the mean's variance whatever the sizes: with sequences of variance v, a block of
+    share w deviates by (1 / w - 1) v / N on average. With K blocks of one size it is the usual standard error of K values.
     """
-    blocks = len(sizes)
-    if blocks < 2:
+    if len(sizes) < 2:
         return None
     share = (sizes / sizes.sum()).reshape(-1, *[1] * (means.ndim - 2)).to(means.dtype)
     mean = (means * share).sum(1, keepdim=True)
-    variance = ((means - mean).square() * share.square()).sum(1) * (blocks / (blocks - 1))
+    variance = ((means - mean).square() * share.square()).sum(1) / (1 - share.square().sum())
     return variance.sqrt().double()

@@ -337,6 +337,16 @@ class DisentangledTransformer(CachingModule):
         return self
 
 
+def count_weights(d_vocab: int, n_positions: int, heads: Sequence[int]) -> int:
+    """How many weights a disentangled transformer has.
+
+    >>> count_weights(3, 5, (1, 1))  # 8^2 and 16^2 of the heads, 32 x 3 of the output
+    416
+    """
+    *widths, d_last = stream_widths(d_vocab, n_positions, heads)
+    return sum(n * d**2 for n, d in zip(heads, widths, strict=True)) + d_last * d_vocab
+
+
 def _check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
     problems = []
     if d_vocab < 2:
@@ -345,13 +355,10 @@ def _check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
         problems.append(f"n_positions must be at least 2, not {n_positions}")
     if not heads or any(n < 1 for n in heads):
         problems.append(f"heads must name at least one layer, and at least one head in each; it is {list(heads)}")
-    if not problems:
-        *widths, d_last = stream_widths(d_vocab, n_positions, heads)
-        n_weights = sum(n * d**2 for n, d in zip(heads, widths, strict=True)) + d_last * d_vocab
-        if n_weights > MAX_WEIGHTS:
-            problems.append(
-                "it would have more than 2^34 weights: every layer widens the stream (1 + heads)-fold; take fewer layers, "
-                "heads, positions or states"
-            )
+    if not problems and count_weights(d_vocab, n_positions, heads) > MAX_WEIGHTS:
+        problems.append(
+            "it would have more than 2^34 weights: every layer widens the stream (1 + heads)-fold; take fewer layers, "
+            "heads, positions or states"
+        )
     if problems:
         raise CausalProbeError("No such disentangled transformer can be built: " + "; ".join(problems) + ".")

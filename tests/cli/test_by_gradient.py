@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from safetensors.numpy import load_file
 
 from causal_probe import graphs, models
 from causal_probe.cli import main
-from causal_probe.experiments import GradientRecovery, recover_by_gradient
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments import GradientRecovery, gradient_graph, recover_by_gradient, recover_from_tokens
 from causal_probe.experiments.gradient_recovery import attention
 from causal_probe.tasks import InContextMarkov, generator
 
@@ -88,6 +90,36 @@ def test_an_option_that_is_given_counts_whatever_its_value(tmp_path: Path, capsy
     assert "outside the vocabulary" in capsys.readouterr().err
 
 
+def test_the_predicted_node_s_parents_count() -> None:
+    """It is the only child, so that no context shows its transitions: its 2 edges can't be found, and are missing."""
+    truth = graphs.from_parents([None] * 5 + [(0, 1)])
+    found = recover_by_gradient(truth, sequences=10_240)
+    assert found.recovered.number_of_edges() == 0
+    assert found.comparison is not None
+    assert found.comparison.children == tuple(range(6))
+    assert found.comparison.missing == ((0, 5), (1, 5))
+    assert found.exact is False
+    assert ("edges right", "0 of 2") in found.rows()
+    assert "SHD 2" in repr(found)
+    result = found.to_dict()
+    assert result["exact"] is False
+    assert result["metrics"]["shd"] == 2
+
+
+def test_a_search_that_was_cut_off_is_said_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("causal_probe.experiments.gradient_queries.MAX_JOINT", 8**2)
+    found = recover_by_gradient("two-parent", positions=8, sequences=2**15)
+    said = "not decided: the search for the predicted node's parents was cut off, there may be more"
+    assert ("roots", said) in found.rows()
+    assert "(cut off, there may be more)" in repr(found)
+    result = found.to_dict()
+    assert result["found"]["cut_off"] is True
+    assert result["found"]["decided"] is False
+    page = found.report().to_html()
+    assert said in html.unescape(page)
+    assert "The search was cut off at 1" in page
+
+
 def test_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any) -> None:
     np.save(tmp_path / "tokens.npy", tokens.astype(np.uint8))
     out = tmp_path / "out"
@@ -150,6 +182,64 @@ def test_a_vocabulary_that_is_too_small_is_said(
     np.save(tmp_path / "tokens.npy", tokens)
     assert run("--data", str(tmp_path / "tokens.npy"), "--vocab", "2") == 2
     assert "Token 2 is outside the vocabulary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("largest", "vocab"), [(2**30, None), (50_256, None), (2, "50257"), (2, str(2**40))])
+def test_a_vocabulary_that_is_too_large_is_said_before_anything_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any, largest: int, vocab: str | None
+) -> None:
+    tokens = tokens.copy()
+    tokens[5, 3] = largest
+    np.save(tmp_path / "tokens.npy", tokens)
+    out = tmp_path / "out"
+    assert run("--data", str(tmp_path / "tokens.npy"), *(["--vocab", vocab] if vocab else []), "--out", str(out)) == 2
+    printed = capsys.readouterr()
+    assert "The model that has the graph would have" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_task_that_is_too_large_is_said_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InContextMarkov, "sample", None)
+    with pytest.raises(CausalProbeError, match="model that has the graph would have"):
+        recover_by_gradient("chain", positions=8, vocab=20_000)
+    with pytest.raises(
+        CausalProbeError, match="tables of transitions of one sequence over 9,000 states have 81,000,000"
+    ):
+        recover_by_gradient("chain", positions=8, vocab=9_000)
+
+
+def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch of targets or tables has more entries than it may; few states are drawn in the batches of before."""
+    sizes: list[int] = []
+    sample = InContextMarkov.sample
+
+    def spied(self: InContextMarkov, n: int, source: torch.Generator, **given: Any) -> Any:
+        sizes.append(n)
+        return sample(self, n, source, **given)
+
+    monkeypatch.setattr(InContextMarkov, "sample", spied)
+    recover_by_gradient("chain", positions=20, sequences=2**14)
+    assert sizes == [13_107, 2**14 - 13_107, 2**13]
+    sizes.clear()
+    monkeypatch.setattr("causal_probe.experiments.gradient_recovery.TABLES_AT_ONCE", 2**14)
+    monkeypatch.setattr("causal_probe.experiments.gradient_recovery.EVALUATED", 2**16)
+    found = recover_by_gradient("chain", positions=5, vocab=30, sequences=100)
+    assert max(sizes) == 2**14 // 30**2
+    assert sum(sizes) == 100 + found.settings["evaluation_sequences"]
+    assert found.settings["evaluation_sequences"] == 2**16 // 30**2
+    drawn = torch.randint(2000, (600, 6), generator=torch.Generator().manual_seed(0)).numpy()
+    np.save(tmp_path / "tokens.npy", drawn)
+    seen: list[int] = []
+
+    def counted(batches: Any, **given: Any) -> Any:
+        seen.extend(len(batch) for batch in batches)
+        return gradient_graph(batches, **given)
+
+    monkeypatch.setattr("causal_probe.experiments.gradient_recovery.gradient_graph", counted)
+    own = recover_from_tokens(tmp_path / "tokens.npy", vocab=2000)
+    assert max(seen) * 2000 <= 2**18
+    assert own.found.sequences == sum(seen) == 600
 
 
 def test_options_that_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,18 @@ def test_standard_errors_are_those_of_blocks_and_cover() -> None:
     assert blocks_stderr(equal, torch.ones(3)).item() == pytest.approx(by_hand)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("sizes", [[16, 1], [16, 15], [16, 16, 16, 3], [8, 8, 8, 8]])
+def test_the_squared_standard_error_is_unbiased_whatever_the_last_block_holds(sizes: list[int]) -> None:
+    """Means of blocks of independent numbers of variance 1: the mean of all N has the variance 1 / N."""
+    held = torch.tensor(sizes, dtype=torch.float64)
+    draws = 40_000
+    means = torch.randn(1, len(sizes), draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    error = blocks_stderr(means / held.sqrt()[:, None], held)
+    assert error is not None
+    squared = error.square() * held.sum()
+    assert squared.mean().item() == pytest.approx(1, abs=5 * squared.std().item() / draws**0.5)
+
+
 # ---------------------------------------------------------------------------------------------------------- saying no
 
 
@@ -269,6 +281,14 @@ def test_bad_arguments_are_refused() -> None:
     two = InContextMarkov(graphs.two_parent_tree(6), 3)
     with pytest.raises(CausalProbeError, match="gradient_slots"):
         gradient_graph(sample(two, 8))
+    huge = torch.zeros(20, 6, dtype=torch.long)
+    with pytest.raises(CausalProbeError, match="at most 268 sequences"):
+        gradient_graph(torch.zeros(300, 6, dtype=torch.long), d_vocab=1_000_000)
+    huge[3, 5] = 2**30
+    with pytest.raises(CausalProbeError, match="Number the states that occur from 0 on"):
+        gradient_graph(huge)
+    with pytest.raises(CausalProbeError, match="batches over 3 and over 4 states"):
+        gradient_graph([sample(task, 8), sample(InContextMarkov(task.graph, 4), 8)])
     with pytest.raises(CausalProbeError, match="share T and d_vocab"):
         gradient_graphs([task, forest(0, 5)], [generator(0, "x")] * 2)
     with pytest.raises(CausalProbeError, match="as many generators"):
