@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causal_probe import graphs
+from causal_probe.experiments.saving import digest
 from causal_probe.graphs import GraphComparison
 from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
 from causal_probe.tasks import surprise
@@ -244,13 +245,18 @@ class GradientGraph:
         )
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write ``result.json``, ``recovered.json`` (node-link) and ``evidence.safetensors`` into ``folder``; return it."""
+        """Write ``result.json``, ``recovered.json`` (node-link) and ``evidence.safetensors`` into ``folder``; return it.
+
+        The settings don't say what the sequences were, so a digest of the evidence stands beside them: the result of other sequences
+        replaces this one only with ``overwrite``.
+        """
         arrays = {"evidence": self.evidence} | ({} if self.stderr is None else {"stderr": self.stderr})
-        with results_folder(folder, settings=self.settings, overwrite=overwrite) as staging:
+        settings = {**self.settings, "evidence": digest(self.evidence)}
+        with results_folder(folder, settings=settings, overwrite=overwrite) as staging:
             graphs.write_graph(self.graph, staging / "recovered.json")
             write_arrays(staging / "evidence.safetensors", arrays)
             files = ["evidence.safetensors", "recovered.json", "result.json"]
-            write_json(staging / "result.json", {**self.to_dict(), "files": files})
+            write_json(staging / "result.json", {**self.to_dict(), "settings": settings, "files": files})
         return Path(folder)
 
     def cite(self) -> Citation:

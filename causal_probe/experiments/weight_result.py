@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.saving import digest
 from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
 
 __all__ = ["BlockGraph", "Circuit", "Direction", "WeightGraphs"]
@@ -282,10 +283,17 @@ class WeightGraphs:
         )
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write ``result.json`` and ``blocks.safetensors`` (every block by its name) into ``folder``; return it."""
-        with results_folder(folder, settings=self.settings, overwrite=overwrite) as staging:
+        """Write ``result.json`` and ``blocks.safetensors`` (every block by its name) into ``folder``; return it.
+
+        The settings name neither the model nor the graph, so the edges and a digest of the blocks stand beside them: the result of another
+        model replaces this one only with ``overwrite``.
+        """
+        named = sorted(self.blocks, key=lambda block: block.name)
+        settings = {**self.settings, "edges": list(self.truth.edges), "blocks": digest(*(b.matrix for b in named))}
+        with results_folder(folder, settings=settings, overwrite=overwrite) as staging:
             write_arrays(staging / "blocks.safetensors", {b.name: b.matrix for b in self.blocks})
-            write_json(staging / "result.json", {**self.to_dict(), "files": ["blocks.safetensors", "result.json"]})
+            files = ["blocks.safetensors", "result.json"]
+            write_json(staging / "result.json", {**self.to_dict(), "settings": settings, "files": files})
         return Path(folder)
 
     def cite(self) -> Citation:

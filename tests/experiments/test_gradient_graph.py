@@ -320,5 +320,16 @@ def test_it_is_written_whole(found: GradientGraph, tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_file(folder / "evidence.safetensors")["evidence"], found.evidence)
 
 
+def test_the_result_of_other_sequences_is_not_replaced_silently(found: GradientGraph, tmp_path: Path) -> None:
+    task = forest(7)
+    first, second = (gradient_graph(task.sample(64, generator(seed, "other"))) for seed in (0, 1))
+    assert first.settings == second.settings
+    first.save(tmp_path / "out")
+    first.save(tmp_path / "out")
+    with pytest.raises(CausalProbeError, match="settings"):
+        second.save(tmp_path / "out")
+    second.save(tmp_path / "out", overwrite=True)
+
+
 def test_it_is_offered() -> None:
     assert {"gradient_graph", "gradient_graphs", "GradientGraph"} <= set(experiments.__all__)
