@@ -46,6 +46,7 @@ METRICS = (
 def recovery_report(result: Recovery) -> viz.Report:
     """The report that ``causal-probe recover`` writes."""
     found = result.comparison
+    asked = range(found.children[-1] + 1)
     true_edges = sum(result.truth.in_degree(child) for child in found.children)
     roots = sum(not result.truth.in_degree(child) for child in found.children)
     right_roots = "undefined" if found.root_accuracy is None else f"{round(found.root_accuracy * roots)} of {roots}"
@@ -74,8 +75,13 @@ def recovery_report(result: Recovery) -> viz.Report:
                         ]
                     ),
                     viz.Picture(
-                        viz.graph(result.truth, result.recovered),
-                        "The true graph above the line, the found one below it. An arc runs from parent to child.",
+                        viz.graph(*(graph.subgraph(asked) for graph in (result.truth, result.recovered))),
+                        "The true graph above the line, the found one below it. An arc runs from parent to child."
+                        + (
+                            f" Nodes after {asked[-1]} are left out: no row of layer 1 is only about their parents."
+                            if len(asked) < len(result.truth)
+                            else ""
+                        ),
                     ),
                     viz.Table(
                         ["metric", "value", "what it is"],

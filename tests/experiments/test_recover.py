@@ -94,6 +94,7 @@ def test_several_parents_are_matched_to_heads_and_reported() -> None:
     assert found.last_row[0]["as_node"]["parents"] == (2, 4)
     assert found.comparison.children == tuple(range(5))
     json.dumps(found.to_dict(), allow_nan=False)
+    assert "Nodes after 4 are left out" in found.report().to_html()
 
 
 def test_joint_training_starts_from_zero_with_nothing_given() -> None:
