@@ -130,7 +130,7 @@ def evidence_per_root(transition: Float[Tensor, "batch state state"]) -> Float[T
     --------
     >>> import torch
     >>> evidence_per_root(torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.1, 0.9]]])).round(decimals=3)
-    tensor([0.0000, 0.4260], dtype=torch.float64)
+    tensor([0.0000, 0.4240], dtype=torch.float64)
     """
     pi = transition.double()
     mu = stationary_distribution(pi)
