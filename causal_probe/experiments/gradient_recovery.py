@@ -274,10 +274,10 @@ def recover_by_gradient(
     }
     if out is not None:
         check_results_folder(out, settings=settings, overwrite=overwrite)
-    batches = _batches(task, sequences, generator(seed, "gradient"))
+    batches = batches_of(task, sequences, generator(seed, "gradient"))
     found = gradient_graph(batches) if task.is_tree else gradient_slots(batches)
     model = _model(found, vocab, task.n_positions)
-    held_out = [Batch(b.tokens, b.target, {}) for b in _batches(task, evaluated, generator(seed, "evaluation"))]
+    held_out = [Batch(b.tokens, b.target, {}) for b in batches_of(task, evaluated, generator(seed, "evaluation"))]
     joined = Batch(torch.cat([b.tokens for b in held_out]), torch.cat([b.target for b in held_out]), {})
     result = GradientRecovery(
         found=found,
@@ -438,7 +438,8 @@ def _model(found: GradientGraph | GradientSlots, vocab: int, positions: int) -> 
     return model
 
 
-def _batches(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
+def batches_of(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
+    """Fresh sequences, so many at once that they, their targets and their tables fit into memory."""
     at_once = max(1, min(AT_ONCE // max(task.n_positions, task.d_vocab), TABLES_AT_ONCE // _table_entries(task)))
     for start in range(0, sequences, at_once):
         yield task.sample(min(at_once, sequences - start), source)

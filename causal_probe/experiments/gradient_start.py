@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from causal_probe.experiments.gradient_recovery import SEQUENCES_OF_SEVERAL, batches_of
 from causal_probe.experiments.gradient_slots import gradient_slots
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import give_slots
 
 __all__ = ["give_gradient_graph"]
-
-#: Sequences for the gradients, and entries of a batch of tokens.
-SEQUENCES = 2**17
-AT_ONCE = 2**17
 
 
 def give_gradient_graph(model: DisentangledTransformer, task: InContextMarkov, *, seed: int) -> tuple[str, ...]:
@@ -23,13 +20,14 @@ def give_gradient_graph(model: DisentangledTransformer, task: InContextMarkov, *
     Raises
     ------
     CausalProbeError
-        If the model does not have two layers, or does not fit the task.
+        If the model does not have two layers, or the task has too many states for :func:`gradient_slots` (what it holds out is kept).
     """
-    source = generator(seed, "gradient")
-    at_once = max(1, AT_ONCE // task.n_positions)
-    found = gradient_slots(task.sample(min(at_once, SEQUENCES - done), source) for done in range(0, SEQUENCES, at_once))
+    found = gradient_slots(batches_of(task, SEQUENCES_OF_SEVERAL, generator(seed, "gradient")))
     slots = generator(seed, "slots", device=model.W_U.device)
     if len(found.queries) != model.heads[0]:
         return give_slots(model, task, generator=slots)
     given = give_slots(model, task, generator=slots, graph=found.graph)
-    return (f"layer 0 begins with what gradients of the untrained model show, over {SEQUENCES:,} sequences", *given)
+    return (
+        f"layer 0 begins with what gradients of the untrained model show, over {SEQUENCES_OF_SEVERAL:,} sequences",
+        *given,
+    )
