@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -98,5 +99,5 @@ class StateWords:
         return self.pool[order]
 
 
-def _tokens_of(tokenizer: object, word: str) -> list[int]:
-    return list(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])  # type: ignore[operator]  # tokenizers share no type
+def _tokens_of(tokenizer: Any, word: str) -> list[int]:
+    return list(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])

@@ -11,14 +11,16 @@ from causal_probe import viz
 from causal_probe.experiments.mesa import mesa_optimizer, mesa_recovery, train_mesa
 from causal_probe.experiments.reproductions.base import Line, Reproduction, Run
 from causal_probe.tasks import AutoregressiveProcess
+from causal_probe.tasks.autoregressive import Start
 
 __all__ = ["mesa", "mesa_moments"]
 
 PAPER = ("zheng2024",)
 #: Three places to begin: balanced and small, unbalanced, and beyond the limit.
 STARTS = ((0.1, 0.1), (0.3, 0.03), (0.7, 0.5))
+Laws = tuple[tuple[Start, float], ...]
 #: (start, scale) of the processes whose limit the theory gives.
-LAWS = (("normal", 0.5), ("normal", 1.0), ("normal", 2.0), ("sparse", 0.5), ("sparse", 1.0), ("sparse", 2.0))
+LAWS: Laws = (("normal", 0.5), ("normal", 1.0), ("normal", 2.0), ("sparse", 0.5), ("sparse", 1.0), ("sparse", 2.0))
 
 
 def _begins(process: AutoregressiveProcess) -> list[tuple[float, float]]:
@@ -31,7 +33,7 @@ def mesa(run: Run) -> Reproduction:
     """Training of the whole layer from normal and sparse starts and from all ones."""
     length = 30
     steps, batch, sequences = (200, 256, 2_048) if run.quick else (600, 1_024, 8_192)
-    laws: tuple[tuple[str, float], ...] = (("normal", 0.5), ("sparse", 1.0), ("ones", 1.0))
+    laws: Laws = (("normal", 0.5), ("sparse", 1.0), ("ones", 1.0))
     if not run.quick:
         laws = (*LAWS, ("ones", 1.0))
     lines: list[Line] = []
@@ -39,7 +41,7 @@ def mesa(run: Run) -> Reproduction:
     references: dict[str, dict[str, float]] = {}
     distances: dict[str, list[float]] = {}
     for start, scale in laws:
-        process = AutoregressiveProcess(5, length, start=start, scale=scale)  # type: ignore[arg-type]  # the start is one of the names that it takes
+        process = AutoregressiveProcess(5, length, start=start, scale=scale)
         rows = []
         for number, (a, b) in enumerate(_begins(process)):
 
@@ -180,8 +182,9 @@ def mesa_moments(run: Run) -> Reproduction:
     lines: list[Line] = []
     curves: dict[str, viz.Curve] = {}
     products: dict[str, viz.Curve] = {}
-    for start, scale in (("sparse", 1.0), ("ones", 1.0), ("normal", 1.0)):
-        processes = [AutoregressiveProcess(5, length, start=start, scale=scale) for length in lengths]  # type: ignore[arg-type]  # the start is one of the names that it takes
+    laws: Laws = (("sparse", 1.0), ("ones", 1.0), ("normal", 1.0))
+    for start, scale in laws:
+        processes = [AutoregressiveProcess(5, length, start=start, scale=scale) for length in lengths]
 
         def measure(processes: list[AutoregressiveProcess] = processes) -> dict[str, Any]:
             found = [mesa_recovery(process, sequences=sequences, seed=run.seed) for process in processes]
@@ -210,7 +213,7 @@ def mesa_moments(run: Run) -> Reproduction:
             )
         )
     for start, scale in LAWS:
-        process = AutoregressiveProcess(5, 30, start=start, scale=scale)  # type: ignore[arg-type]  # the start is one of the names that it takes
+        process = AutoregressiveProcess(5, 30, start=start, scale=scale)
         ends = [float(process.flow(a, b).product[-1]) for a, b in _begins(process)]
         far = max(abs(end / process.limit - 1) for end in ends)
         lines.append(
