@@ -228,6 +228,19 @@ def test_saved_and_cited(copies: WeightGraphs, tmp_path: Path) -> None:
     assert "<table" in copies._repr_html_()
 
 
+def test_the_result_of_another_model_is_not_replaced_silently(tmp_path: Path) -> None:
+    first, second = (
+        weight_graphs(hand_set(FOREST, 3, match_scale=scale, output_scale=4.0), TASK, sequences=64)
+        for scale in (4.0, 8.0)
+    )
+    assert first.settings == second.settings
+    first.save(tmp_path / "out")
+    first.save(tmp_path / "out")
+    with pytest.raises(CausalProbeError, match="settings"):
+        second.save(tmp_path / "out")
+    second.save(tmp_path / "out", overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("positions", "options", "message"),
     [
