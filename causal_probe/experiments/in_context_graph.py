@@ -221,15 +221,7 @@ class InContextGraph:
 
     def cite(self) -> Citation:
         """The papers behind this result, and what a methods section may say."""
-        s = self.settings
-        return cite(
-            "nichani2024",
-            methods=(
-                f"{self.scores.provenance['model']} read {s['sequences']} sequences of the in-context task of Nichani, Damian & Lee on the "
-                f"graph {s['graph']} with {s['states']} states (Dirichlet concentration {s['alpha']:g}) as single-token words. A head sees "
-                "the graph if the last token attends to the successors of nodes that carry it (excess above 0.5 by three standard errors)."
-            ),
-        )
+        return cite_readings(self.scores.provenance["model"], f"the graph {self.settings['graph']}", self.settings)
 
     def __repr__(self) -> str:
         s = self.settings
@@ -273,6 +265,18 @@ class InContextGraph:
             caption="The heads that see the graph, at most 8; or the best one.",
         )
         return losses + heads
+
+
+def cite_readings(models: str, graphs: str, settings: Mapping[str, Any]) -> Citation:
+    """The papers behind readings of some models on some graphs, and what a methods section may say."""
+    return cite(
+        "nichani2024",
+        methods=(
+            f"{models} read {settings['sequences']} sequences of the in-context task of Nichani, Damian & Lee on {graphs} with "
+            f"{settings['states']} states (Dirichlet concentration {settings['alpha']:g}) as single-token words. A head sees a graph if the last "
+            "token attends to the successors of nodes that carry it (excess above 0.5 by three standard errors)."
+        ),
+    )
 
 
 def in_context_graph(

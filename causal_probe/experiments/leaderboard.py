@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
-from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
+from causal_probe.experiments.in_context_graph import InContextGraph, cite_readings, in_context_graph
 from causal_probe.experiments.in_context_report import leaderboard_report
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.hooks import describe, to_hooked
-from causal_probe.results import Citation, check_results_folder, cite, to_jsonable, versions, write_text
+from causal_probe.results import Citation, check_results_folder, to_jsonable, versions, write_text
 from causal_probe.viz import Report
 
 __all__ = ["GRAPHS", "Leaderboard", "leaderboard"]
@@ -113,16 +113,8 @@ class Leaderboard:
 
     def cite(self) -> Citation:
         """The papers behind these readings, and what a methods section may say."""
-        s = self.settings
-        return cite(
-            "nichani2024",
-            methods=(
-                f"{', '.join(dict.fromkeys(self.names))} read {s['sequences']} sequences each of the in-context task of Nichani, Damian & Lee on the "
-                f"graphs {', '.join(s['graphs'])} with {s['states']} states (Dirichlet "
-                f"concentration {s['alpha']:g}) as single-token words. A head sees a graph if the last token attends to the successors of nodes that "
-                "carry it (excess above 0.5 by three standard errors)."
-            ),
-        )
+        models = ", ".join(dict.fromkeys(self.names))
+        return cite_readings(models, f"each of the graphs {', '.join(self.settings['graphs'])}", self.settings)
 
     def __repr__(self) -> str:
         shown = self.to_pandas().drop(columns=["excess_stderr", "gain", "gain_stderr"])
