@@ -8,7 +8,10 @@ from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import give_slots
 
-__all__ = ["give_gradient_graph"]
+__all__ = ["GRAPH_OF_GRADIENTS", "give_gradient_graph"]
+
+#: How what is returned begins where layer 0 begins with the graph.
+GRAPH_OF_GRADIENTS = "layer 0 begins with what gradients of the untrained model show"
 
 
 def give_gradient_graph(model: DisentangledTransformer, task: InContextMarkov, *, seed: int) -> tuple[str, ...]:
@@ -28,6 +31,6 @@ def give_gradient_graph(model: DisentangledTransformer, task: InContextMarkov, *
         return give_slots(model, task, generator=slots)
     given = give_slots(model, task, generator=slots, graph=found.graph)
     return (
-        f"layer 0 begins with what gradients of the untrained model show, over {SEQUENCES_OF_SEVERAL:,} sequences",
+        f"{GRAPH_OF_GRADIENTS}, over {SEQUENCES_OF_SEVERAL:,} sequences",
         *given,
     )

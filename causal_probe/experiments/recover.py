@@ -235,11 +235,13 @@ class Recovery:
     def cite(self) -> Citation:
         """The papers behind this result, and one sentence for a methods section."""
         s = self.settings
+        # In a tree only the comparison is given; where nodes have several parents, training may begin with a graph that gradients show.
+        begun = "" if self.task.is_tree or not self.given else f"before training: {'; '.join(self.given)}; "
         methods = (
             f"A disentangled transformer (Nichani et al., 2024; heads per layer {list(self.model.heads)}) was trained "
             f"({s['training']}, {self.history.sequences} sequences) on the in-context Markov task over a known graph "
             f"({self.task.d_vocab} states, {self.task.n_positions} positions, Dirichlet concentration {self.task.alpha:g}); "
-            "candidate parents are the largest mean attention weights of layer 1, and an edge is confirmed when routing the "
+            f"{begun}candidate parents are the largest mean attention weights of layer 1, and an edge is confirmed when routing the "
             "child's attention wholly to the candidate lowers the loss below that of uniform attention over its past"
             f"{', by more than with the child redrawn as a root' if self.task.is_tree else ''} (paired one-sided tests over "
             f"{s['probe_sequences']} sequences, family-wise level {s['level']:g}); causal-probe "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from causal_probe import viz
+from causal_probe.experiments.gradient_start import GRAPH_OF_GRADIENTS
 from causal_probe.results import versions
 from causal_probe.tasks import generator
 
@@ -55,8 +56,13 @@ def recovery_report(result: Recovery) -> viz.Report:
     return viz.Report(
         title="A causal graph, recovered from a transformer",
         summary=(
-            f"A disentangled transformer was trained on sequences drawn along a causal graph that it was never shown. Its first "
-            f"layer was then probed through hooks, and the graph was recovered {verdict}."
+            "A disentangled transformer was trained on sequences drawn along a causal graph that it was never shown. "
+            + (
+                "Its first layer began with the graph that gradients showed before training, and kept it. "
+                if result.given and result.given[0].startswith(GRAPH_OF_GRADIENTS)
+                else ""
+            )
+            + f"Its first layer was then probed through hooks, and the graph was recovered {verdict}."
         ),
         sections=[
             viz.Section(

@@ -94,7 +94,12 @@ def test_several_parents_are_matched_to_heads_and_reported() -> None:
     assert found.last_row[0]["as_node"]["parents"] == (2, 4)
     assert found.comparison.children == tuple(range(5))
     json.dumps(found.to_dict(), allow_nan=False)
-    assert "Nodes after 4 are left out" in found.report().to_html()
+    page = found.report().to_html()
+    assert "Nodes after 4 are left out" in page
+    # Who reads the page, or the methods sentence, is told where the graph came from.
+    assert found.given[0].startswith("layer 0 begins with what gradients of the untrained model show")
+    assert found.given[0] in found.cite().methods
+    assert "began with the graph that gradients showed" in page
 
 
 def test_joint_training_starts_from_zero_with_nothing_given() -> None:
