@@ -2,16 +2,22 @@
 
 The subpackages, from the ground up:
 
-==============  =====================================================================
-`graphs`        directed graphs over positions: families, files, comparison
-`tasks`         data whose causal graph is known
-`models`        transformers whose mechanism is known
-`training`      fitting those models
-`hooks`         what is done at a hook point: record, edit
-`probes`        the questions, asked of any TransformerLens model and any tokens
-`viz`           pictures and the HTML report
-`experiments`   whole studies: a task, a model, training, probes and a comparison
-==============  =====================================================================
+================  =====================================================================
+`graphs`          directed graphs over positions: families, files, comparison
+`discovery`       causal discovery: from tests of independence to a mixed graph
+`tasks`           data whose causal graph is known
+`models`          transformers whose mechanism is known
+`training`        fitting those models
+`hooks`           what is done at a hook point: record, edit
+`probes`          the questions, asked of any TransformerLens model and any tokens
+`viz`             pictures and the parts of a page
+`first_gradient`  from data to a graph, without a trained model
+`mechanisms`      from a model and a task to numbers: descent, mesa, weights, learning
+`experiments`     whole studies: a task, a model, training, probes and a comparison
+`papers`          figures of the papers, reproduced
+`sweep`           large work: many studies, on many processes
+`reports`         the pages over results
+================  =====================================================================
 
 ``import causal_probe`` is light: a subpackage is imported when it is first named.
 """
@@ -29,17 +35,40 @@ from typing import TYPE_CHECKING, Any
 from causal_probe.errors import CausalProbeError
 
 if TYPE_CHECKING:
-    from causal_probe import errors, experiments, graphs, hooks, models, probes, results, tasks, training, viz
+    from causal_probe import (
+        discovery,
+        errors,
+        experiments,
+        first_gradient,
+        graphs,
+        hooks,
+        mechanisms,
+        models,
+        papers,
+        probes,
+        reports,
+        results,
+        sweep,
+        tasks,
+        training,
+        viz,
+    )
 
 __all__ = [
     "CausalProbeError",
+    "discovery",
     "errors",
     "experiments",
+    "first_gradient",
     "graphs",
     "hooks",
+    "mechanisms",
     "models",
+    "papers",
     "probes",
+    "reports",
     "results",
+    "sweep",
     "tasks",
     "training",
     "viz",

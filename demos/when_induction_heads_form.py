@@ -2,7 +2,7 @@
 
 Run ``python demos/when_induction_heads_form.py FOLDER`` (a minute or two on one core). A two-layer Llama (four heads in each layer, 64
 dimensions, 64 tokens) learns sequences of random tokens that repeat after a random number of tokens, so that only what came before
-tells the next token. Its checkpoints are saved as Hugging Face does, ``step100`` and so on. Then ``experiments.sweep`` scans them all, and
+tells the next token. Its checkpoints are saved as Hugging Face does, ``step100`` and so on. Then ``sweep.sweep`` scans them all, and
 ``Sweep.dynamics`` gives each head's score against training step, with change-points, and the picture.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from causal_probe import experiments
+from causal_probe.sweep import sweep
 
 VOCAB, LENGTH, BATCH = 64, 40, 64
 STEPS = [0, 50, 100, 125, 150, 175, 200, 225, 250, 300, 350, 400, 500]
@@ -30,7 +30,7 @@ def main(folder: str) -> None:
         "grid": {"model": [str(top / "run" / f"step{step}") for step in STEPS], "seed": [0, 1]},
         "settings": {"sequences": 32, "period": 16},
     }
-    found = experiments.sweep(spec, out=top / "sweep", progress=True)
+    found = sweep(spec, out=top / "sweep", progress=True)
     for template in ("previous-token", "induction"):
         over_time = found.dynamics(template)
         print(f"\n{template}\n{over_time}")

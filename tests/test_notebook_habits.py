@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import causal_probe
-from causal_probe import experiments, graphs, models, probes, tasks, training
+from causal_probe import experiments, first_gradient, graphs, mechanisms, models, probes, tasks, training
 from causal_probe.experiments import check_model
-from causal_probe.experiments.dynamics import dynamics
+from causal_probe.mechanisms.dynamics import dynamics
 from tests.viz import every_report
 from tests.viz.hostile import HOSTILE
 
@@ -82,7 +82,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         return training.task_loss(each.predict(batch.tokens), batch.target)
 
     def explained() -> Any:
-        found = probes.discover(tiny, tokens[0], layer=1, samples=100)
+        found = probes.discover_from_attention(tiny, tokens[0], layer=1, samples=100)
         return probes.explain(found, probes.outputs_of(tiny, "next"), target=11, replacement=0, head="any", max_size=1)[
             "cleann"
         ]
@@ -105,7 +105,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "Verification": lambda: every_report.scan().verification,
         "Blocks": lambda: every_report.scan().circuits[0].blocks,
         "Upstream": lambda: every_report.scan().circuits[1].upstream,
-        "Discovery": lambda: probes.discover(tiny, tokens[0], layer=1, samples=100),
+        "Discovery": lambda: probes.discover_from_attention(tiny, tokens[0], layer=1, samples=100),
         "Explanation": explained,
         "ExplanationStudy": studied,
         "HeadGraphs": lambda: heads,
@@ -119,16 +119,16 @@ def probed() -> dict[str, Callable[[], Any]]:
         "CopyLosses": lambda: probes.copy_losses(tiny, tokens[:, :6].repeat(1, 2), period=6),
         "CopySensitivity": lambda: probes.copy_sensitivity(linear.float(), torch.randn(2, 4, 3)),
         "ImpliedSteps": lambda: probes.implied_step(linear.double()),
-        "DescentAlignment": lambda: experiments.descent_alignment(
+        "DescentAlignment": lambda: mechanisms.descent_alignment(
             models.gradient_steps(2, 3, eta=[0.1]), tasks.LinearRegression(d_x=2, n_examples=3), sequences=8
         ),
-        "GradientGraph": lambda: experiments.gradient_graph([task.sample(64, tasks.generator(0, "shown"))]),
-        "GradientSlots": lambda: experiments.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
-        "MesaOptimizer": lambda: experiments.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, sequences=16),
+        "GradientGraph": lambda: first_gradient.gradient_graph([task.sample(64, tasks.generator(0, "shown"))]),
+        "GradientSlots": lambda: first_gradient.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
+        "MesaOptimizer": lambda: mechanisms.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, sequences=16),
         "EvidenceTable": lambda: experiments.EvidenceTable(
             experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, sequences=64), {"graphs": ["chain"]}
         ),
-        "WeightGraphs": lambda: experiments.weight_graphs(tiny, task, sequences=64),
+        "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, sequences=64),
     }  # fmt: skip
 
 
@@ -212,13 +212,13 @@ WITHOUT_EXAMPLE = {
     "tasks.log_bets": "the inner part of the root test; gradient_graph shows it",
     "training.algorithm_1": "needs a reduced model and minutes; the notebook on one gradient shows it",
     "training.give_slots": "needs a task of several parents and thousands of sequences",
-    "experiments.discover": "needs a model's folder with a tokenizer",
+    "experiments.discover_in_text": "needs a model's folder with a tokenizer",
     "experiments.explain_sentiment": "needs a pretrained encoder",
     "experiments.explain_sessions": "trains a recommender",
-    "experiments.feature_descent": "fits features of a trained MLP",
-    "experiments.layer_features": "needs a trained MLP in front of a layer",
+    "mechanisms.feature_descent": "fits features of a trained MLP",
+    "mechanisms.layer_features": "needs a trained MLP in front of a layer",
     "experiments.merge_scans": "needs a corpus that was scanned in shards",
-    "experiments.reproduce": "takes minutes",
+    "papers.reproduce": "takes minutes",
 }
 
 

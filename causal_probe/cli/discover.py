@@ -58,7 +58,7 @@ def discover(
     from causal_probe import experiments
 
     chosen: Any = head if head in ("all", "mean") else _number("--head", head)
-    result = experiments.discover(
+    result = experiments.discover_in_text(
         model,
         text,
         layer=layer,

@@ -29,16 +29,16 @@ def reproduce(
 ) -> None:
     """Do a paper's experiment again: its figures, and our numbers beside the paper's."""
     # torch and TransformerLens take seconds to import: --help needs neither.
-    from causal_probe import experiments
+    from causal_probe import papers
 
     if name is None:
-        typer.echo("\n".join(experiments.REPRODUCTIONS))
+        typer.echo("\n".join(papers.REPRODUCTIONS))
         return
 
     def kept() -> str | None:
-        parts = out and out / experiments.PARTS
+        parts = out and out / papers.PARTS
         return f"Finished parts and the training so far are kept in {parts}" if parts and parts.is_dir() else None
 
     with resumable(kept):
-        result = experiments.reproduce(name, quick=quick, seed=seed, out=out, overwrite=overwrite, progress=True)
+        result = papers.reproduce(name, quick=quick, seed=seed, out=out, overwrite=overwrite, progress=True)
     show(result, as_json=as_json, out=out)

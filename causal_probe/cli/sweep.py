@@ -37,10 +37,10 @@ def sweep(
 ) -> None:
     """Run probes over many models, tasks, seeds and settings. Run it again to go on after an interruption."""
     # torch and TransformerLens take seconds to import: --help needs neither.
-    from causal_probe import experiments
+    from causal_probe.sweep import sweep as run
 
     with resumable(lambda: "Finished cells are kept"):
-        found = experiments.sweep(spec, out=out, jobs=jobs, backend=backend, scheduler=scheduler, progress=True)
+        found = run(spec, out=out, jobs=jobs, backend=backend, scheduler=scheduler, progress=True)
     show(found, as_json=as_json, out=out)
     if found.failed:
         raise SystemExit(1)

@@ -63,7 +63,7 @@ class ExplanationStudy:
         Set size, success rate and replacement rank, with intervals.
     explanations
         For each input: by method. ``cleann`` searches the graphs of the paper, ``cleann, residual`` those that count the residual
-        stream for half (see :func:`causal_probe.probes.discovery.attention_correlation`); the others are the baselines.
+        stream for half (see :func:`causal_probe.discovery.attention_correlation`); the others are the baselines.
     planted
         For each input: the nodes that were planted as the cause; None where the truth is not known.
     decides
@@ -445,7 +445,7 @@ def _explain(
     }  # fmt: skip
     found = {}
     for name, residual in READINGS.items():
-        discovery = probes.discover(model, row, residual=residual)
+        discovery = probes.discover_from_attention(model, row, residual=residual)
         found[name] = probes.explain(discovery, outputs, **options)["cleann"]
     # The baselines rank the tokens; the graphs play no part in them.
     pattern = read_layer(model, row, -1).mean(dim=0)

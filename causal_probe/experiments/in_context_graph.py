@@ -203,7 +203,7 @@ class InContextGraph:
 
     def report(self) -> Report:
         """The report on this result, to be written as one offline HTML file."""
-        from causal_probe.experiments.in_context_report import in_context_report
+        from causal_probe.reports.in_context import in_context_report
 
         return in_context_report(self)
 

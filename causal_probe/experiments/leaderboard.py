@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.in_context_graph import InContextGraph, cite_readings, in_context_graph
-from causal_probe.experiments.in_context_report import leaderboard_report
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.hooks import describe, to_hooked
+from causal_probe.reports.in_context import leaderboard_report
 from causal_probe.results import Citation, check_results_folder, to_jsonable, versions, write_text
 from causal_probe.viz import Report
 

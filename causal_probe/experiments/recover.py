@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.gradient_start import give_gradient_graph
 from causal_probe.experiments.graph_choice import choose_graph
-from causal_probe.experiments.recovery_report import recovery_report
 from causal_probe.experiments.saving import REPORT, save_study
+from causal_probe.first_gradient.start import give_gradient_graph
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer, save
 from causal_probe.probes import EdgeEffects, HeadGraphs, HeadMatch, edge_effects, head_graphs, match_heads
+from causal_probe.reports.recovery import recovery_report
 from causal_probe.results import (
     Citation,
     check_results_folder,

@@ -20,7 +20,6 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.recover import choose_device
 from causal_probe.experiments.saving import REPORT, save_study
-from causal_probe.experiments.scan_report import scan_report
 from causal_probe.experiments.scan_sequences import (
     MadeSequences,
     ScannedSequences,
@@ -54,6 +53,7 @@ from causal_probe.probes import (
 )
 from causal_probe.probes.verify import NOT_BY_DEFAULT, HeadVerdict, Verification
 from causal_probe.probes.verify import verify as verify_heads
+from causal_probe.reports.scan import scan_report
 from causal_probe.results import (
     Citation,
     check_results_folder,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from causal_probe.probes.ablation import Measured, next_token
 from causal_probe.probes.bootstrap import bootstrap_intervals
 from causal_probe.probes.copying import CopySensitivity, copy_sensitivity
-from causal_probe.probes.discovery import AttentionGraph, Discovery, discover
+from causal_probe.probes.discover_from_attention import discover_from_attention
+from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
 from causal_probe.probes.explain import Explanation, ExplanationSummary, explain, outputs_of, summarise
 from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
@@ -73,7 +74,7 @@ __all__ = [
     "composition",
     "copy_losses",
     "copy_sensitivity",
-    "discover",
+    "discover_from_attention",
     "edge_effects",
     "explain",
     "from_graph",
@@ -101,7 +102,7 @@ __all__ = [
 _OFFERED = (
     "blocks",
     "composition",
-    "discover",
+    "discover_from_attention",
     "edge_effects",
     "explain",
     "from_graph",

@@ -23,11 +23,11 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from causal_probe.discovery.marks import Marks
+from causal_probe.discovery.possible_d_sep import possible_d_sep
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, undisturbed
-from causal_probe.probes.discovery.marks import Marks
-from causal_probe.probes.discovery.possible_d_sep import possible_d_sep
-from causal_probe.probes.discovery.result import AttentionGraph, Discovery
+from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 from causal_probe.results import Citation, cite, html_table, to_jsonable
 
 __all__ = ["Explanation", "ExplanationSummary", "Outputs", "explain", "outputs_of", "summarise"]
@@ -112,7 +112,7 @@ def explain(
     model: Any = None,
     batch_size: int = 64,
 ) -> dict[str, Explanation]:
-    """Explain the decision of a model on the input of a :class:`~causal_probe.probes.Discovery`.
+    """Explain the decision of a model on the input of a :class:`~causal_probe.discovery.Discovery`.
 
     CLEANN tries the legal subsets of the target's tree of possible d-separation (those whose every node is reached through the set),
     by size, then by the sum of distances, and returns all of the smallest size that change the decision.
@@ -162,7 +162,7 @@ def explain(
     >>> model = models.DisentangledTransformer(d_vocab=5, n_positions=6, heads=(1,))
     >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(3)
     >>> tokens = torch.tensor([0, 1, 2, 3, 4, 0])
-    >>> found = probes.discover(model, tokens, layer=0, samples=1000)
+    >>> found = probes.discover_from_attention(model, tokens, layer=0, samples=1000)
     >>> explained = explain(found, probes.outputs_of(model, "next"), target=5, replacement=1, head=0, max_size=1)
     >>> explained["cleann"].sets  # an untrained model decides the same whatever is replaced
     ()

@@ -15,7 +15,7 @@ is a product of two tables, so all c cost one matrix product. At the predicted n
 elsewhere (a sum over children of each child's largest entry), and row i then leads at the parent in c's slot.
 
 With the slots given out, stage 1 writes the graph as in a tree, or finds it written: it may come from elsewhere, as from the mixed
-derivative that shows all parents of a child at once (:func:`causal_probe.experiments.gradient_slots`). Stage 2 moves everything else, the
+derivative that shows all parents of a child at once (:func:`causal_probe.first_gradient.slots`). Stage 2 moves everything else, the
 token blocks of layer 0 included: logits that are linear in a frequency are far from a smoothed count where few nodes match, and states
 in layer 0's scores help the model to tell so. The graph's block stays: the loss alone would have some rows say other things than the graph
 (a row whose parent is a query position may as well look twice at its other parent), and ends higher for it.

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from causal_probe.probes.discovery import FisherZ, attention_correlation, data_with_correlation, icd, ordered_icd, pc
+from causal_probe.discovery import FisherZ, data_with_correlation, icd, ordered_icd, pc
+from causal_probe.probes.attention_correlation import attention_correlation
 
 LEARNERS: dict[str, Any] = {"pc": pc, "icd": icd, "ordered-icd": ordered_icd}
 SAMPLES = 768
@@ -29,7 +30,7 @@ def correlation(n: int) -> np.ndarray:
 
 
 def independence_test(matrix: np.ndarray) -> FisherZ:
-    """As :func:`causal_probe.probes.discover` makes it: no learner asks twice."""
+    """As :func:`causal_probe.probes.discover_from_attention` makes it: no learner asks twice."""
     return FisherZ(matrix, samples=SAMPLES, remember=False)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from causal_probe import graphs
-from causal_probe.experiments import gradient_graph, gradient_graphs, gradient_slots
+from causal_probe.first_gradient import gradient_graph, gradient_graphs, gradient_slots
 from causal_probe.tasks import InContextMarkov, generator, numpy_generator
 
 

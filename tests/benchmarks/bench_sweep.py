@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from causal_probe import experiments
-from causal_probe.experiments.sweep import Outcome
+from causal_probe.sweep import Outcome, sweep
 
 #: Cells of about a second.
 GRADIENT = {"graph": "forest", "positions": 16, "sequences": 2**18}
@@ -28,7 +27,7 @@ CELLS = 24
 BARE = """
 import sys
 import torch
-from causal_probe.experiments.sweep import PROBES
+from causal_probe.sweep import PROBES
 torch.set_num_threads(1)
 first, jobs, cells, options = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
 PROBES["gradient"](seed=1000, **options)
@@ -52,10 +51,10 @@ def cells_per_minute(folder: Path, jobs: int) -> float:
         "grid": {"seed": [1000 + i for i in range(2 * jobs)]},
         "settings": GRADIENT,
     }
-    experiments.sweep(warm, out=folder / f"warm{jobs}", jobs=jobs)
+    sweep(warm, out=folder / f"warm{jobs}", jobs=jobs)
     spec = {**warm, "grid": {"seed": list(range(CELLS))}}
     start = time.perf_counter()
-    experiments.sweep(spec, out=folder / f"jobs{jobs}", jobs=jobs)
+    sweep(spec, out=folder / f"jobs{jobs}", jobs=jobs)
     return 60 * CELLS / (time.perf_counter() - start)
 
 
@@ -113,7 +112,7 @@ def test_overhead_and_memory_over_a_thousand_cells(
 
     def run(cells: int, name: str) -> None:
         spec = {"probes": "nothing", "grid": {"a": list(range(cells))}}
-        experiments.sweep(spec, out=tmp_path / name, probes={"nothing": nothing})
+        sweep(spec, out=tmp_path / name, probes={"nothing": nothing})
 
     run(100, "warm")
     before, start = process.memory_info().rss, time.process_time()

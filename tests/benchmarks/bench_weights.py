@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from causal_probe.experiments import WeightGraphs, choose_graph, weight_graphs
+from causal_probe.experiments import choose_graph
+from causal_probe.mechanisms import WeightGraphs, weight_graphs
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import Stage, fit, give_matcher, joint, staged

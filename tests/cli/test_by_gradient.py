@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 from causal_probe import graphs, models
 from causal_probe.cli import main
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments import GradientRecovery, gradient_graph, recover_by_gradient, recover_from_tokens
-from causal_probe.experiments.gradient_recovery import attention
+from causal_probe.experiments import GradientRecovery, recover_by_gradient, recover_from_tokens
+from causal_probe.experiments.recover_by_gradient import attention
+from causal_probe.first_gradient import gradient_graph
 from causal_probe.tasks import InContextMarkov, generator
 
 FILES = {"attention.safetensors", "graph.json", "model", "recovered.json", "report.html", "result.json"}
@@ -59,7 +60,7 @@ def test_the_page_says_when_the_evidence_is_not_drawn(monkeypatch: pytest.Monkey
     page = found.report().to_html()
     assert drawn in page
     assert undrawn not in page
-    monkeypatch.setattr("causal_probe.experiments.gradient_report.DRAWN", 7)
+    monkeypatch.setattr("causal_probe.reports.by_gradient.DRAWN", 7)
     page = found.report().to_html()
     assert drawn not in page
     assert f"{undrawn}, as there are more than 7 positions (8)" in page
@@ -107,7 +108,7 @@ def test_the_predicted_node_s_parents_count() -> None:
 
 
 def test_a_search_that_was_cut_off_is_said_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("causal_probe.experiments.gradient_queries.MAX_JOINT", 8**2)
+    monkeypatch.setattr("causal_probe.first_gradient.queries.MAX_JOINT", 8**2)
     found = recover_by_gradient("two-parent", positions=8, sequences=2**15)
     said = "not decided: the search for the predicted node's parents was cut off, there may be more"
     assert ("roots", said) in found.rows()
@@ -222,8 +223,8 @@ def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pyt
     recover_by_gradient("chain", positions=20, sequences=2**14)
     assert sizes == [13_107, 2**14 - 13_107, 2**13]
     sizes.clear()
-    monkeypatch.setattr("causal_probe.experiments.gradient_recovery.TABLES_AT_ONCE", 2**14)
-    monkeypatch.setattr("causal_probe.experiments.gradient_recovery.EVALUATED", 2**16)
+    monkeypatch.setattr("causal_probe.first_gradient.batches.TABLES_AT_ONCE", 2**14)
+    monkeypatch.setattr("causal_probe.experiments.recover_by_gradient.EVALUATED", 2**16)
     found = recover_by_gradient("chain", positions=5, vocab=30, sequences=100)
     assert max(sizes) == 2**14 // 30**2
     assert sum(sizes) == 100 + found.settings["evaluation_sequences"]
@@ -236,7 +237,7 @@ def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pyt
         seen.extend(len(batch) for batch in batches)
         return gradient_graph(batches, **given)
 
-    monkeypatch.setattr("causal_probe.experiments.gradient_recovery.gradient_graph", counted)
+    monkeypatch.setattr("causal_probe.experiments.recover_by_gradient.gradient_graph", counted)
     own = recover_from_tokens(tmp_path / "tokens.npy", vocab=2000)
     assert max(seen) * 2000 <= 2**18
     assert own.found.sequences == sum(seen) == 600

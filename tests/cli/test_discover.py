@@ -76,7 +76,7 @@ def test_json_words_and_no_markup(classifier: Path, capsys: pytest.CaptureFixtur
     content = json.loads(shown)
     assert content["groups"] == [[0], [1], [2, 3], [4], [5]]
     assert [graph["head"] for graph in content["graphs"]] == [1]
-    result = experiments.discover(classifier, "the <b> sat", samples=50)
+    result = experiments.discover_in_text(classifier, "the <b> sat", samples=50)
     page = result.report().to_html()
     assert "&lt;b&gt;" in page
     assert "the <b> sat" not in page
@@ -112,4 +112,4 @@ def test_unknown_algorithm(classifier: Path, capsys: pytest.CaptureFixture[str])
     assert code == 2
     assert "lingam" in error
     with pytest.raises(CausalProbeError, match="there are pc, fci, icd, ordered-icd"):
-        experiments.discover(classifier, "the cat", algorithm="lingam")
+        experiments.discover_in_text(classifier, "the cat", algorithm="lingam")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from causal_probe.experiments import TextDiscovery, discover
+from causal_probe.experiments import TextDiscovery, discover_in_text
 from tests.real_model import minilm_folder
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ RAIN = (
 
 @pytest.fixture(scope="module")
 def letter(smollm2: Any) -> TextDiscovery:
-    return discover(smollm2, LETTER, explain=-1, max_size=2)
+    return discover_in_text(smollm2, LETTER, explain=-1, max_size=2)
 
 
 def decided(model: Any, tokens: list[int]) -> int:
@@ -77,7 +77,7 @@ def test_the_report_on_smollm2(letter: TextDiscovery) -> None:
 def test_minilm(words: bool) -> None:
     folder = minilm_folder()
     assert folder is not None
-    found = discover(Path(folder), RAIN, words=words).discovery
+    found = discover_in_text(Path(folder), RAIN, words=words).discovery
     assert len(found.graphs) == 12
     assert found.nodes[0] == "[CLS]"
     assert found.nodes[-1] == "[SEP]"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from causal_probe import experiments, graphs, hooks, models, probes, tasks, training
+from causal_probe import first_gradient, graphs, hooks, models, probes, tasks, training
 from tests import tiny_huggingface
 
 
@@ -89,7 +89,7 @@ def test_training_and_edge_effects(device):
 def test_one_gradient(device):
     task = tasks.InContextMarkov(graphs.chain(8), d_vocab=3, alpha=0.1)
     source = tasks.generator(0, "gradient", device=device)
-    found = experiments.gradient_graph([task.sample(512, source) for _ in range(4)])
+    found = first_gradient.gradient_graph([task.sample(512, source) for _ in range(4)])
     assert found.compare(graphs.chain(8)).exact
 
 

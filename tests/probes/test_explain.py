@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from causal_probe import CausalProbeError
+from causal_probe.discovery.marks import Marks
+from causal_probe.discovery.possible_d_sep import possible_d_sep
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes import discover, explain, outputs_of, summarise
-from causal_probe.probes.discovery.marks import Marks
-from causal_probe.probes.discovery.possible_d_sep import possible_d_sep
+from causal_probe.probes import discover_from_attention, explain, outputs_of, summarise
 
 TOKENS = torch.tensor([3, 1, 4, 2, 0, 3])
 
@@ -42,7 +42,7 @@ def test_all_sets_of_the_smallest_size_and_no_others(
     model: DisentangledTransformer, positions: tuple[int, ...]
 ) -> None:
     """Against brute force over every legal subset, each put to the model by hand."""
-    found = discover(model, TOKENS, samples=200)
+    found = discover_from_attention(model, TOKENS, samples=200)
     outputs = needs(*positions)
     explained = explain(found, outputs, target=5, replacement=5)["cleann"]
     tree = possible_d_sep(Marks.from_networkx(found.graphs[0].graph), 5)
@@ -64,7 +64,7 @@ def test_all_sets_of_the_smallest_size_and_no_others(
 
 
 def test_it_says_no_where_nothing_changes_the_decision(model: DisentangledTransformer) -> None:
-    found = discover(model, TOKENS, samples=200)
+    found = discover_from_attention(model, TOKENS, samples=200)
     explained = explain(
         found, lambda tokens: torch.tensor([[1.0, 0.0]]).repeat(len(tokens), 1), target=5, replacement=5
     )["cleann"]
@@ -81,7 +81,7 @@ def test_baselines_rank_by_what_they_say(model: DisentangledTransformer) -> None
         kept = ((tokens != 5).float() * weights).sum(dim=1)
         return torch.stack([kept, torch.full_like(kept, 1.5)], dim=1)
 
-    found = discover(model, TOKENS, samples=200)
+    found = discover_from_attention(model, TOKENS, samples=200)
     pattern = torch.eye(6)
     pattern[5] = torch.tensor([0.0, 0.1, 0.2, 0.6, 0.1, 0.0])
     explained = explain(
@@ -106,7 +106,7 @@ def test_gradient_times_input_is_the_derivative(model: DisentangledTransformer) 
     )
     bert = BertForMaskedLM._from_config(config, attn_implementation="eager").eval()
     outputs = outputs_of(bert, "masked", position=3)
-    found = discover(bert, torch.tensor([1, 2, 3, 4]), head="mean")
+    found = discover_from_attention(bert, torch.tensor([1, 2, 3, 4]), head="mean")
     explained = explain(found, outputs, target=3, replacement=10, methods=("gradient",), model=bert)["gradient"]
     decision = int(outputs(torch.tensor([[1, 2, 3, 4]])).argmax())
     embedding = bert.get_input_embeddings().weight[[1, 2, 3, 4]].detach()
@@ -126,7 +126,7 @@ def test_gradient_times_input_is_the_derivative(model: DisentangledTransformer) 
 
 
 def test_many_inputs_are_summarised(model: DisentangledTransformer) -> None:
-    found = discover(model, TOKENS, samples=200)
+    found = discover_from_attention(model, TOKENS, samples=200)
     methods = ("cleann", "leave-one-out")
     each = [explain(found, needs(k % 5), target=5, replacement=5, methods=methods) for k in range(10)]
     table = summarise(each).table
@@ -148,7 +148,7 @@ def test_many_inputs_are_summarised(model: DisentangledTransformer) -> None:
     ],
 )
 def test_bad_input(model: DisentangledTransformer, arguments: dict[str, Any], message: str) -> None:
-    found = discover(model, TOKENS, samples=200)
+    found = discover_from_attention(model, TOKENS, samples=200)
     with pytest.raises(CausalProbeError, match=message):
         explain(found, needs(0), **{"target": 5, "replacement": 5, **arguments})
     with pytest.raises(CausalProbeError, match="must give finite numbers"):

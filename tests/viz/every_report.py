@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from causal_probe import experiments, graphs, hooks, models, probes, viz
-from causal_probe.experiments.reproductions import Line, Reproduction
+from causal_probe.papers import Line, Reproduction
 
 from .hostile import HOSTILE
 
@@ -89,7 +89,7 @@ def leaderboard() -> Any:
 @cache
 def discovery() -> Any:
     text = " ".join(SPEAKABLE[:6])
-    return experiments.discover(language_model(), text, samples=50, explain=-1, max_size=1)
+    return experiments.discover_in_text(language_model(), text, samples=50, explain=-1, max_size=1)
 
 
 @cache
@@ -118,7 +118,7 @@ def sweep(folder: Path) -> Any:
         "grid": {"graph": ["chain", NAME], "seed": [0, 1]},
         "settings": {},
     }
-    return experiments.sweep(
+    return sweep.sweep(
         {**spec, "probes": {"gradient": {"positions": 5, "sequences": 32}, "broken": {}}},
         out=folder,
         probes={"broken": broken},

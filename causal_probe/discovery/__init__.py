@@ -1,0 +1,30 @@
+"""Causal discovery: from tests of conditional independence to a mixed graph. Nothing here knows a transformer.
+
+- :class:`FisherZ`, :class:`DSeparation`: tests of conditional independence;
+- :func:`pc`, :func:`icd`, :func:`ordered_icd`, :func:`fci`: from a test to a mixed graph.
+
+:func:`causal_probe.probes.discover_from_attention` reads the correlations of tokens out of a model's attention and learns from them.
+"""
+
+from __future__ import annotations
+
+from causal_probe.discovery.fci import data_with_correlation, fci
+from causal_probe.discovery.icd import icd, ordered_icd
+from causal_probe.discovery.independence import DSeparation, FisherZ, IndependenceTest, OrderCount
+from causal_probe.discovery.pc import pc
+from causal_probe.discovery.search import Evidence, Learned, Search
+
+__all__ = [
+    "DSeparation",
+    "Evidence",
+    "FisherZ",
+    "IndependenceTest",
+    "Learned",
+    "OrderCount",
+    "Search",
+    "data_with_correlation",
+    "fci",
+    "icd",
+    "ordered_icd",
+    "pc",
+]

@@ -1,0 +1,328 @@
+"""Causal discovery from the attention to one text, end to end: load a model, learn the graphs, explain a decision, write the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from causal_probe import probes
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.recover import choose_device
+from causal_probe.experiments.saving import save_study
+from causal_probe.hooks import HookedModel, to_hooked
+from causal_probe.models.loading import load_model
+from causal_probe.probes import Discovery, Explanation, outputs_of
+from causal_probe.reports.discovery import discovery_report
+from causal_probe.results import Citation, check_results_folder, html_table, to_jsonable
+from causal_probe.viz import Report
+
+__all__ = ["TextDiscovery", "discover_in_text"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TextDiscovery:
+    """What :func:`discover_in_text` found.
+
+    Attributes
+    ----------
+    discovery
+        The graphs, head by head.
+    explanations
+        By method, what explains the decision at the token that was asked for; empty without one. Their ``target`` is its node.
+    decision
+        The decision in words; None without one.
+    changed_to
+        What each set of the CLEANN explanation makes of it, in words.
+    settings
+        All that was asked for.
+    timings
+        Seconds for ``loading``, ``discovering`` and ``explaining``.
+    """
+
+    discovery: Discovery
+    explanations: Mapping[str, Explanation]
+    decision: str | None
+    changed_to: tuple[str, ...]
+    settings: Mapping[str, Any]
+    timings: Mapping[str, float]
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result."""
+        s = {name: value for name, value in self.settings.items() if name not in ("model", "text", "replacement")}
+        arguments = "".join(f", {name}={value!r}" for name, value in s.items())
+        return f"from causal_probe import experiments\n\nexperiments.discover_in_text({self.settings['model']!r}, {self.settings['text']!r}{arguments})"
+
+    def cite(self) -> Citation:
+        """The papers, and one sentence for a methods section."""
+        return self.discovery.cite()
+
+    def report(self) -> Report:
+        """What ``causal-probe discover`` writes."""
+        return discovery_report(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in JSON types."""
+        return {
+            **self.discovery.to_dict(),
+            "decision": self.decision,
+            "explanations": {name: found.to_dict() for name, found in self.explanations.items()},
+            "changed_to": list(self.changed_to),
+            "settings": to_jsonable(self.settings),
+            "timings": to_jsonable(self.timings),
+        }
+
+    def __repr__(self) -> str:
+        lines = [repr(self.discovery)]
+        if self.decision is not None:
+            nodes = self.discovery.nodes
+            lines.append(f"Decision at {nodes[next(iter(self.explanations.values())).target]!r}: {self.decision!r}")
+            for name, found in self.explanations.items():
+                sets = "; ".join(", ".join(repr(nodes[node]) for node in each) for each in found.sets[:5])
+                more = f"; and {len(found.sets) - 5} more" if len(found.sets) > 5 else ""
+                lines.append(
+                    f"  {name:<13} {sets or 'no set that was tried changes it'}{more}  ({found.tested} sets tried)"
+                )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        if self.decision is None:
+            return self.discovery._repr_html_()
+        nodes = self.discovery.nodes
+        rows = [
+            (
+                name,
+                "; ".join(", ".join(nodes[node] for node in each) for each in found.sets[:5]),
+                len(found.sets),
+                found.tested,
+            )
+            for name, found in self.explanations.items()
+        ]
+        decided = html_table(
+            ["method", "sets that change the decision (at most 5)", "sets", "tried"],
+            rows,
+            caption=f"Decision at {nodes[next(iter(self.explanations.values())).target]!r}: {self.decision!r}",
+        )
+        return self.discovery._repr_html_() + decided
+
+
+def discover_in_text(
+    model: Any,
+    text: str,
+    *,
+    layer: int = -1,
+    head: int | Literal["all", "mean"] = "all",
+    algorithm: str | None = None,
+    alpha: float = 0.01,
+    samples: int | Literal["auto"] = "auto",
+    source: str = "attention",
+    residual: float = 0.0,
+    words: bool = False,
+    explain: str | int | None = None,
+    max_size: int = 3,
+    dtype: str | None = None,
+    device: str = "auto",
+    tokenizer: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> TextDiscovery:
+    """Discover the graphs over the tokens of a text, explain a decision, and write ``discovery.json`` and ``report.html``.
+
+    Parameters
+    ----------
+    model
+        What :func:`~causal_probe.models.load_model` takes (encoders and classifiers too), or a model.
+    text
+        The text.
+    layer, head, algorithm, alpha, samples, source, residual
+        See :func:`~causal_probe.probes.discover_from_attention`.
+    words
+        Merge tokens into words.
+    explain
+        The token whose decision is to be explained: a text that occurs once among the nodes, or a node's number (negative from the
+        end). For a causal model the decision is the next token there; for a sequence classifier the class, whatever the token; for
+        a masked language model the token itself, which is masked.
+    max_size
+        The largest explaining set that is tried.
+    dtype, device
+        Of a model that is loaded here.
+    tokenizer
+        Of a Hugging Face model that is given as an object.
+    out, overwrite
+        The folder of results.
+
+    Raises
+    ------
+    CausalProbeError
+        If the text is empty or too long, the model has no tokenizer, an argument is out of range, there is no such token, or the model
+        takes no decision that could be explained.
+    """
+    if not text.strip():
+        raise CausalProbeError("The text is empty. Give some words.")
+    settings = {
+        "model": os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
+        "text": text,
+        "layer": layer,
+        "head": head,
+        "algorithm": algorithm,
+        "alpha": alpha,
+        "samples": samples,
+        "source": source,
+        "residual": residual,
+        "words": words,
+        "explain": explain,
+        "max_size": max_size,
+    }
+    if out is not None:
+        check_results_folder(out, settings=settings, overwrite=overwrite, result="discovery.json")
+    started = time.perf_counter()
+    name = None
+    if isinstance(model, (str, os.PathLike)):
+        loaded = load_model(model, dtype=dtype, device=str(choose_device(device)), any_kind=True)
+        model, tokenizer, name = loaded
+    tokenizer = tokenizer or getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise CausalProbeError(
+            "The model has no tokenizer, which turns the text into tokens. Give token numbers to probes.discover_from_attention."
+        )
+    if not isinstance(model, HookedModel) and (source == "values" or _is_causal(model)):
+        model = to_hooked(model, tokenizer, name)
+    encoded = tokenizer(text)
+    tokens = torch.tensor([encoded["input_ids"]])
+    nodes = _words(encoded, tokenizer) if words else None
+    loaded_at = time.perf_counter()
+    found = probes.discover_from_attention(
+        model,
+        tokens,
+        layer=layer,
+        head=head,
+        algorithm=algorithm,
+        alpha=alpha,
+        samples=samples,
+        source=source,
+        residual=residual,
+        groups=nodes,
+        texts=[tokenizer.decode([token]) for token in tokens[0].tolist()],
+    )
+    discovered_at = time.perf_counter()
+    explanations: dict[str, Explanation] = {}
+    decision, changed = None, tuple[str, ...]()
+    if explain is not None:
+        explanations, names = _explain(model, tokenizer, found, explain, max_size)
+        cleann = explanations["cleann"]
+        decision, changed = names(cleann.decision), tuple(map(names, cleann.changed_to))
+    result = TextDiscovery(
+        found,
+        explanations,
+        decision,
+        changed,
+        settings,
+        {
+            "loading": loaded_at - started,
+            "discovering": discovered_at - loaded_at,
+            "explaining": time.perf_counter() - discovered_at,
+        },
+    )
+    if out is not None:
+        with save_study(result, out, overwrite=overwrite, result="discovery.json"):
+            pass  # there is nothing beside the report
+    return result
+
+
+def _is_causal(model: Any) -> bool:
+    return "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
+
+
+def _words(encoded: Any, tokenizer: Any) -> list[list[int]]:
+    """The positions of each word; a special token is a word by itself."""
+    try:
+        of = encoded.word_ids()
+    except (ValueError, AttributeError) as error:
+        raise CausalProbeError(
+            f"The tokenizer {type(tokenizer).__name__} doesn't say which tokens are a word."
+        ) from error
+    groups: list[list[int]] = []
+    for position, word in enumerate(of):
+        if word is not None and position and of[position - 1] == word:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    return groups
+
+
+def _explain(
+    model: Any, tokenizer: Any, found: Discovery, explain: str | int, max_size: int
+) -> tuple[dict[str, Explanation], Any]:
+    node = _node(found, explain)
+    position = found.groups[node][-1]
+    kind = type(model).__name__
+    replacement = next(
+        (
+            token
+            for name in ("mask_token_id", "unk_token_id", "pad_token_id", "eos_token_id")
+            if (token := getattr(tokenizer, name, None)) is not None
+        ),
+        None,
+    )
+    if replacement is None:
+        raise CausalProbeError("The tokenizer has no mask, unknown, padding or end token to replace others by.")
+    if "ForSequenceClassification" in kind:
+        outputs, names = outputs_of(model, "class"), lambda choice: str(model.config.id2label.get(choice, choice))
+    elif isinstance(model, HookedModel) or "ForMaskedLM" in kind:
+        outputs = outputs_of(model, "masked", position=position)  # for a causal model: the next token at that position
+        if "ForMaskedLM" in kind:
+            outputs = _masked(outputs, position, tokenizer.mask_token_id)
+
+        def names(choice: int) -> str:
+            return str(tokenizer.decode([choice]))
+    else:
+        raise CausalProbeError(
+            f"A {kind} takes no decision that could be explained: give a causal or masked language model, or a classifier."
+        )
+    special = set(tokenizer.all_special_ids)
+    tokens = found.settings["tokens"]
+    fixed = [i for i, group in enumerate(found.groups) if all(tokens[position] in special for position in group)]
+    explanations = probes.explain(
+        found,
+        outputs,
+        target=node,
+        replacement=replacement,
+        methods=("cleann", "leave-one-out"),
+        head="any",
+        fixed=fixed,
+        max_size=max_size,
+    )
+    return explanations, names
+
+
+def _masked(outputs: Any, position: int, mask: int) -> Any:
+    def masked(tokens: Tensor) -> Tensor:
+        tokens = tokens.clone()
+        tokens[:, position] = mask
+        result: Tensor = outputs(tokens)
+        return result
+
+    return masked
+
+
+def _node(found: Discovery, explain: str | int) -> int:
+    n = len(found.nodes)
+    with_name = [node for node, text in enumerate(found.nodes) if text.strip() == str(explain).strip()]
+    if len(with_name) == 1:
+        return with_name[0]
+    try:
+        number = int(explain)
+    except ValueError:
+        number = n
+    if not -n <= number < n:
+        how = f"occurs {len(with_name)} times" if with_name else "does not occur"
+        raise CausalProbeError(
+            f"The token {explain!r} {how} among {', '.join(repr(text) for text in found.nodes)}. Give its number, 0 to {n - 1}."
+        )
+    return number % n

@@ -1,0 +1,30 @@
+"""How many sequences the first gradient is taken over, and how many of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from causal_probe.tasks import Batch, InContextMarkov
+
+__all__ = ["AT_ONCE", "SEQUENCES_OF_SEVERAL", "TABLES_AT_ONCE", "batches_of", "table_entries"]
+
+#: Sequences that the gradient is taken over where nodes have several parents.
+SEQUENCES_OF_SEVERAL = 2**17
+#: Entries of a batch of tokens, of their targets, and of a batch's tables of transitions: 64 MiB, of which sampling needs a few copies.
+AT_ONCE = 2**18
+TABLES_AT_ONCE = 2**24
+
+
+def batches_of(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
+    """Fresh sequences, so many at once that they, their targets and their tables fit into memory."""
+    at_once = max(1, min(AT_ONCE // max(task.n_positions, task.d_vocab), TABLES_AT_ONCE // table_entries(task)))
+    for start in range(0, sequences, at_once):
+        yield task.sample(min(at_once, sequences - start), source)
+
+
+def table_entries(task: InContextMarkov) -> int:
+    """Entries of the tables of transitions of one sequence."""
+    degrees = {1} if task.is_tree else {len(its) for its in task.parents if its}
+    return sum(task.d_vocab ** (k + 1) for k in degrees)

@@ -1,0 +1,354 @@
+"""What :func:`causal_probe.mechanisms.weight_graphs` found."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.saving import digest
+from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
+
+__all__ = ["BlockGraph", "Circuit", "Direction", "WeightGraphs"]
+
+#: How many rows are printed.
+SHOWN = 12
+#: A block takes part in a circuit if its ablation costs at least this share of the skill; and a token block compares states if its
+#: correlation with the identity (up to its sign) is at least this.
+TAKES_PART = 0.05
+COMPARES = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Direction:
+    """A block read as a graph, in one direction.
+
+    Attributes
+    ----------
+    parents
+        By child: the earlier position that leads; None for node 0 and in a tie. A block can't tell a root from a child.
+    right, edges
+        By parent slot: how many of the true edges have the leading position as their parent, and how many there are.
+    children
+        Number of nodes that have a parent.
+    chance
+        Expected number of right ones if each child's leading position were uniform over the earlier ones.
+    p_value
+        Probability of at least as many right ones then: the exact Poisson-binomial law.
+    """
+
+    parents: tuple[int | None, ...]
+    right: tuple[int, ...]
+    edges: tuple[int, ...]
+    children: int
+    chance: float
+    p_value: float
+
+    def __str__(self) -> str:
+        if len(self.right) < 2:
+            return f"{sum(self.right)}/{self.children}"
+        return " + ".join(f"{right}/{edges}" for right, edges in zip(self.right, self.edges, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockGraph:
+    """One block of a query-key matrix A.
+
+    Attributes
+    ----------
+    layer, head, query, key
+        Which one.
+    matrix
+        The block, [query part, key part].
+    as_it_stands, transposed
+        Read as a graph, A[child, parent] and A[parent, child]; None where it is none: a part holds tokens, the entries are masked
+        (transposed, where the query part is ``position``), or no entry differs from another.
+    identity
+        Blocks of token by token: correlation with the identity, rows about their mean, in [-1, 1]. 1: attends to equal states;
+        -1: to different ones. Chance is about 0. None for other blocks, and without spread.
+    cost, stderr
+        What the loss rises by when the block is set to zero, in nats, and its standard error over sequences, paired.
+    share, share_stderr
+        The cost over the in-context skill, and its standard error to first order. None without skill.
+    scrambled, scrambled_stderr
+        The same share, but of what the loss rises by when the block's rows are scrambled (:mod:`causal_probe.mechanisms.weight_graphs`), on
+        average over 128 scrambles; the standard error is over these, each with sequences of its own. Above 1 where a wrong block
+        is worse than in-context unigram. None without skill.
+    alone, alone_stderr
+        The share of the skill that is left when all other blocks of the layer, in all its heads, are set to zero. Chance level is
+        that of a layer that is all zero: see the rows of blocks that are zero. None without skill.
+    """
+
+    layer: int
+    head: int
+    query: str
+    key: str
+    matrix: Float[np.ndarray, "_query _key"]
+    as_it_stands: Direction | None
+    transposed: Direction | None
+    identity: float | None
+    cost: float
+    stderr: float
+    share: float | None
+    share_stderr: float | None
+    scrambled: float | None
+    scrambled_stderr: float | None
+    alone: float | None
+    alone_stderr: float | None
+
+    @property
+    def name(self) -> str:
+        """As in ``"L1H0 token x L0H0.token"``."""
+        return f"L{self.layer}H{self.head} {self.query} x {self.key}"
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(np.linalg.norm(self.matrix))
+
+
+@dataclasses.dataclass(frozen=True)
+class Circuit:
+    """A way of solving the task that the blocks show.
+
+    Attributes
+    ----------
+    name
+        ``"copy parents"`` (layer 0 holds the graph; layer 1 compares what it copied), ``"step to children"`` (layer 0 finds
+        equal states; layer 1 holds the transposed graph), or ``"read other states"`` (layer 0 attends to states that differ
+        from the query's; needs no graph).
+    blocks
+        The names of the blocks that it is made of.
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({'; '.join(self.blocks)})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class WeightGraphs:
+    """Every block of every A, by falling ablation cost.
+
+    Attributes
+    ----------
+    blocks
+        See :class:`BlockGraph`.
+    loss
+        Of the model as it is, in nats.
+    skill, skill_stderr
+        The in-context skill: the loss of the in-context unigram predictor minus the model's, in nats, and its standard error,
+        paired. At most the former.
+    truth, children
+        The true graph and the nodes over which blocks were compared with it.
+    settings, provenance
+        What was asked for; the model's name, dtype and device.
+    """
+
+    blocks: tuple[BlockGraph, ...]
+    loss: float
+    skill: float
+    skill_stderr: float
+    truth: nx.DiGraph
+    children: tuple[int, ...]
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    def block(self, layer: int, head: int, query: str, key: str) -> BlockGraph:
+        """One block.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such block.
+        """
+        for block in self.blocks:
+            if (block.layer, block.head, block.query, block.key) == (layer, head, query, key):
+                return block
+        raise CausalProbeError(f"There is no block L{layer}H{head} {query} x {key}.")
+
+    @property
+    def holders(self) -> tuple[tuple[BlockGraph, bool], ...]:
+        """The blocks that hold the graph, each with whether it is transposed; the smallest p-value first.
+
+        A block holds it if more leading positions are true parents than chance gives, at the family-wise level (Holm, over all
+        blocks and directions that are graphs). It need not be used: see ``cost``.
+        """
+        tested = [
+            (direction.p_value, block, transposed)
+            for block in self.blocks
+            for transposed, direction in ((False, block.as_it_stands), (True, block.transposed))
+            if direction is not None
+        ]
+        found = []
+        for index, (p_value, block, transposed) in enumerate(sorted(tested, key=lambda row: row[0])):
+            if p_value * (len(tested) - index) > self.settings["level"]:
+                break
+            found.append((block, transposed))
+        return tuple(found)
+
+    @property
+    def circuits(self) -> tuple[Circuit, ...]:
+        """The circuits that are known by name and shown by blocks of which each costs at least 5% of the skill when ablated.
+
+        The rule is a description, no proof: that a circuit does what its name says is shown by editing it. None: either
+        there is no skill, or it comes from something that has no name here.
+        """
+        at_work = [block for block in self.blocks if block.share is not None and block.share >= TAKES_PART]
+        holding = {(block.name, transposed) for block, transposed in self.holders}
+
+        def alike(block: BlockGraph, sign: int) -> bool:
+            return block.identity is not None and sign * block.identity >= COMPARES
+
+        copies = [b for b in at_work if b.layer == 0 and (b.name, False) in holding]
+        compares = [
+            b for b in at_work if b.layer == 1 and b.key.startswith("L0H") and b.key.count(".") == 1 and alike(b, 1)
+        ]
+        steps = [b for b in at_work if b.layer == 1 and b.query.startswith("L0H") and (b.name, True) in holding]
+        finds, avoids = (
+            [b for b in at_work if b.layer == 0 and b.query == b.key == "token" and alike(b, sign)] for sign in (1, -1)
+        )
+        found = [
+            ("copy parents", [*copies, *compares] if copies and compares else []),
+            ("step to children", [*finds, *steps] if finds and steps else []),
+            ("read other states", avoids),
+        ]
+        return tuple(Circuit(name, tuple(b.name for b in blocks)) for name, blocks in found if blocks)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per block; what is undefined is missing, as pandas has it (NaN)."""
+        return pd.DataFrame(
+            [
+                {
+                    "block": b.name,
+                    "share": b.share,
+                    "share_stderr": b.share_stderr,
+                    "scrambled": b.scrambled,
+                    "scrambled_stderr": b.scrambled_stderr,
+                    "alone": b.alone,
+                    "alone_stderr": b.alone_stderr,
+                    "cost": b.cost,
+                    "stderr": b.stderr,
+                    "edges": None if b.as_it_stands is None else str(b.as_it_stands),
+                    "p_value": None if b.as_it_stands is None else b.as_it_stands.p_value,
+                    "transposed": None if b.transposed is None else str(b.transposed),
+                    "transposed_p_value": None if b.transposed is None else b.transposed.p_value,
+                    "identity": b.identity,
+                    "norm": b.norm,
+                }
+                for b in self.blocks
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers in plain JSON types; the matrices are left to :meth:`save`."""
+        no_skill = dict.fromkeys(
+            ("share", "share_stderr", "scrambled", "scrambled_stderr", "alone", "alone_stderr"),
+            "the model's loss is not surely below that of the in-context unigram",
+        )
+        rows = [
+            {"name": b.name, "norm": b.norm}
+            | {f.name: getattr(b, f.name) for f in dataclasses.fields(b) if f.name != "matrix"}
+            for b in self.blocks
+        ]
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "weight graphs",
+                    "format": 1,
+                    "loss": self.loss,
+                    "skill": self.skill,
+                    "skill_stderr": self.skill_stderr,
+                    "holders": [{"block": b.name, "transposed": t} for b, t in self.holders],
+                    "circuits": self.circuits,
+                    "blocks": rows,
+                    "truth": list(self.truth.edges),
+                    "children": self.children,
+                    "undefined": no_skill if any(b.share is None for b in self.blocks) else {},
+                    "settings": self.settings,
+                    "provenance": self.provenance,
+                    "versions": versions(),
+                }
+            )
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write ``result.json`` and ``blocks.safetensors`` (every block by its name) into ``folder``; return it.
+
+        The settings name neither the model nor the graph, so the edges and a digest of the blocks stand beside them: the result of another
+        model replaces this one only with ``overwrite``.
+        """
+        named = sorted(self.blocks, key=lambda block: block.name)
+        settings = {**self.settings, "edges": list(self.truth.edges), "blocks": digest(*(b.matrix for b in named))}
+        with results_folder(folder, settings=settings, overwrite=overwrite) as staging:
+            write_arrays(staging / "blocks.safetensors", {b.name: b.matrix for b in self.blocks})
+            files = ["blocks.safetensors", "result.json"]
+            write_json(staging / "result.json", {**self.to_dict(), "settings": settings, "files": files})
+        return Path(folder)
+
+    def cite(self) -> Citation:
+        """The paper whose model this is about, and one sentence for a methods section."""
+        s = self.settings
+        return cite(
+            "nichani2024",
+            methods=(
+                "Every block of the query-key matrices of a disentangled transformer (Nichani et al., 2024) was read as a graph over "
+                "positions (the earlier position with the largest entry, rows about their mean, in both directions), tested against "
+                f"chance (Poisson-binomial, Holm, family-wise level {s['level']:g}), and set to zero; the rise of the loss is given as a "
+                "share of the in-context skill, the loss of the in-context unigram predictor minus the model's (paired over "
+                f"{s['sequences']:,} sequences; causal-probe {versions().get('causal-probe', '')})."
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self._table().to_string(index=False)}\n{self._found()}"
+
+    def _repr_html_(self) -> str:
+        table = self._table().to_html(index=False, border=0)
+        return f"<p>{escape(self._title())}</p>{table}<p>{escape(self._found())}</p>"
+
+    def _title(self) -> str:
+        return (
+            f"Blocks of the weights by the loss that their ablation costs: loss {self.loss:.4f}, in-context skill "
+            f"{self.skill:.4f} nats ({self.settings['sequences']:,} sequences)"
+        )
+
+    def _table(self) -> pd.DataFrame:
+        rows = []
+        for b in self.blocks[:SHOWN]:
+            share = "" if b.share is None else f"{b.share:.1%} +- {b.share_stderr:.1%}"
+            scrambled = "" if b.scrambled is None else f"{b.scrambled:.1%} +- {b.scrambled_stderr:.1%}"
+            alone = "" if b.alone is None else f"{b.alone:.1%}"
+            rows.append(
+                {
+                    "block": b.name,
+                    "share of skill": share,
+                    "scrambled": scrambled,
+                    "alone": alone,
+                    "cost": f"{b.cost:.4f} +- {b.stderr:.4f}",
+                    "edges": "" if b.as_it_stands is None else str(b.as_it_stands),
+                    "transposed": "" if b.transposed is None else str(b.transposed),
+                    "identity": "" if b.identity is None else f"{b.identity:.2f}",
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _found(self) -> str:
+        holders = [
+            f"{b.name}: {'transposed graph ' if t else ''}{b.transposed if t else b.as_it_stands}{'' if t else ' edges'}"
+            for b, t in self.holders
+        ]
+        return (
+            f"the graph lives in: {'; '.join(holders) or 'no block'}\n"
+            f"circuits by name: {'; '.join(map(str, self.circuits)) or 'none'}"
+        )

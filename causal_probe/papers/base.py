@@ -1,0 +1,421 @@
+"""What every reproduction of a paper shares: a result with the paper's numbers beside ours, and parts that are not done twice.
+
+A reproduction is a function ``(run: Run) -> Reproduction``, entered in
+:data:`causal_probe.papers.REPRODUCTIONS` under the name by which it is asked for. All that takes long it does
+in named *parts*, each a call of ``run.part(name, compute)``: with a folder, a part that is finished is written there, and the same
+command reads it instead of computing it again.
+
+>>> run = Run(quick=True)
+>>> run.part("sum", lambda: {"total": 1 + 1, "terms": [1, 1]})
+{'total': 2, 'terms': [1, 1]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from causal_probe import viz
+from causal_probe.errors import CausalProbeError
+from causal_probe.results import (
+    Citation,
+    cite,
+    escape,
+    list_files,
+    read_json,
+    to_jsonable,
+    versions,
+    write_arrays,
+    write_json,
+)
+from causal_probe.training import Checkpoint
+
+__all__ = ["PARTS", "Line", "Reproduction", "Run"]
+
+#: The result's file, which is written last: a folder that has it holds a whole reproduction.
+RESULT = "result.json"
+#: Where finished parts are kept, and what they are parts of.
+PARTS, BEGUN = "parts", "parts/run.json"
+#: The settings that say which run a folder belongs to. All others follow from them in one version of the code; what a part depends on
+#: besides, its own settings say.
+IDENTITY = ("name", "quick", "seed")
+
+
+#: What the table of a report shows.
+LINES = "Each quantity: ours with its standard error, where it is an estimate; the paper's; what ours was checked by; whether it holds."
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One quantity: what was measured here, and what the paper has.
+
+    Attributes
+    ----------
+    quantity
+        What it is, with its unit.
+    ours
+        What was measured; None if it is undefined, and then ``note`` says why.
+    standard_error
+        Of ``ours``; None where it is exact or has none.
+    paper
+        The paper's number, or in words what it shows; None if it gives none.
+    checked
+        What says so: where in the paper or its code, or the computation that stands in for it.
+    holds
+        Whether ours bears the paper out, by the rule that ``note`` states; None where there is nothing to be borne out.
+    note
+        What a reader must know to use the number.
+    """
+
+    quantity: str
+    ours: float | int | str | None
+    standard_error: float | None = None
+    paper: float | int | str | None = None
+    checked: str = ""
+    holds: bool | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Reproduction:
+    """A paper's experiment, done again.
+
+    Attributes
+    ----------
+    name
+        By which it is asked for, such as ``"gradient-descent"``.
+    title
+        One line.
+    paper
+        Keys of :data:`causal_probe.results.BIBLIOGRAPHY`.
+    summary
+        What was found, in a sentence or two.
+    lines
+        The table.
+    figures
+        matplotlib figures by their file's name, without an ending.
+    captions
+        What to see in each figure, by the same names.
+    notes
+        Deviations from the paper, and what does not hold, one paragraph each.
+    methods
+        One sentence for a paper's methods section.
+    arrays
+        Raw values behind the table and the figures.
+    settings
+        Everything that was chosen; ``name``, ``quick`` and ``seed`` among it.
+    """
+
+    name: str
+    title: str
+    paper: tuple[str, ...]
+    summary: str
+    lines: tuple[Line, ...]
+    figures: Mapping[str, Figure]
+    settings: Mapping[str, Any]
+    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    methods: str = ""
+    arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in (*self.figures, *self.arrays) if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name)]
+        if wrong:
+            raise CausalProbeError(
+                f"Figures and arrays are named in lower case, as files can be; these are not: {wrong}."
+            )
+
+    @property
+    def holds(self) -> bool:
+        """Whether every line that can bear the paper out does."""
+        return all(line.holds is not False for line in self.lines)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table: one row for each line."""
+        return pd.DataFrame([dataclasses.asdict(line) for line in self.lines])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``result.json``, in plain JSON types; arrays are in ``arrays.safetensors``."""
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "reproduction",
+                    "format": 1,
+                    "name": self.name,
+                    "title": self.title,
+                    "summary": self.summary,
+                    "holds": self.holds,
+                    "lines": list(self.lines),
+                    "notes": self.notes,
+                    "captions": self.captions,
+                    "settings": self.settings,
+                    "versions": versions(),
+                    "citation": self.cite(),
+                }
+            )
+        )
+
+    def report(self) -> viz.Report:
+        """The report on this result, to be written as one offline HTML file."""
+        columns = ["quantity", "ours", "standard error", "paper", "checked by", "holds", "note"]
+        rows = [tuple(_cell(value) for value in dataclasses.astuple(line)) for line in self.lines]
+        pictures = [viz.Picture(figure, self.captions.get(name, "")) for name, figure in self.figures.items()]
+        sections = [viz.Section("Result", [viz.Table(columns, rows, LINES)])]
+        if pictures:
+            sections.append(viz.Section("Figures", pictures))
+        if self.notes:
+            sections.append(viz.Section("Notes", [viz.Paragraph("\n\n".join(self.notes))]))
+        return viz.Report(
+            title=self.title,
+            summary=self.summary,
+            sections=sections,
+            settings=self.settings,
+            versions=versions(),
+            call=self.call,
+            citation=self.cite(),
+        )
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result."""
+        chosen = "".join(f", {name}={self.settings[name]!r}" for name in ("quick", "seed") if self.settings.get(name))
+        return f"from causal_probe import experiments\n\nexperiments.reproduce({self.name!r}{chosen})"
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``report.html``, one SVG for each figure, ``arrays.safetensors`` and, last, ``result.json``; return the report's path.
+
+        Each file is written whole or not at all, in a new or empty folder or one of the same name, ``quick`` and ``seed``.
+
+        Raises
+        ------
+        CausalProbeError
+            If ``folder`` can't be written, or holds anything else.
+        """
+        target = _open(folder, self.settings, overwrite=False)
+        for name, figure in self.figures.items():
+            viz.write_svg(figure, target / f"{name}.svg", description=self.captions.get(name, ""))
+        if self.arrays:
+            write_arrays(target / "arrays.safetensors", self.arrays)
+        self.report().write(target / "report.html")
+        files = sorted({*list_files(target), RESULT})
+        write_json(target / RESULT, {**self.to_dict(), "files": files})
+        return Path(folder) / "report.html"
+
+    def cite(self) -> Citation:
+        """The papers behind this result, and one sentence for a methods section."""
+        return cite(*self.paper, methods=self.methods or f"{self.title} ({self.name}), with causal-probe.")
+
+    def __repr__(self) -> str:
+        rows = [("quantity", "ours", "paper", "holds")]
+        rows += [(line.quantity, _value(line), _text(line.paper), _yes(line.holds)) for line in self.lines]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.title, *(f"  {line}" for line in table), "", self.summary])
+
+    def _repr_html_(self) -> str:
+        def line(cells: Sequence[str], tag: str) -> str:
+            return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+        body = "".join(
+            line((each.quantity, _value(each), _text(each.paper), _yes(each.holds)), "td") for each in self.lines
+        )
+        return (
+            f"<table><caption>{escape(self.title)}</caption><thead>{line(('quantity', 'ours', 'paper', 'holds'), 'th')}"
+            f"</thead><tbody>{body}</tbody></table><p>{escape(self.summary)}</p>"
+        )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _value(line: Line) -> str:
+    if line.ours is None:
+        return f"undefined: {line.note}"
+    return _text(line.ours) + ("" if line.standard_error is None else f" ± {line.standard_error:.2g}")
+
+
+def _yes(value: bool | None) -> str:
+    return "" if value is None else "yes" if value else "NO"
+
+
+def _cell(value: object) -> object:
+    return "" if value is None else value
+
+
+# ------------------------------------------------------------------------------------------------------------ a run's parts
+
+
+class Run:
+    """What a reproduction is given: its options, and a way to do its parts once.
+
+    Parameters
+    ----------
+    quick
+        Do little enough that it takes less than five minutes on two CPU cores.
+    seed
+        Of all random numbers.
+    progress
+        Show progress bars on standard error.
+    folder
+        Where finished parts are kept; None: nowhere.
+    settings
+        What else the parts depend on: ``name``. A folder of another name, ``quick`` or ``seed`` is refused.
+    overwrite
+        Remove what an earlier run of other settings has left in the folder.
+
+    Raises
+    ------
+    CausalProbeError
+        If the folder can't be written, or holds anything but an earlier run of the same settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        quick: bool = False,
+        seed: int = 0,
+        progress: bool = False,
+        folder: str | os.PathLike[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.quick, self.seed, self.progress = quick, seed, progress
+        self.settings: dict[str, Any] = {"quick": quick, "seed": seed, **(settings or {})}
+        self._parts = None if folder is None else _open(folder, self.settings, overwrite=overwrite) / PARTS
+
+    def part(
+        self, name: str, compute: Callable[[], Mapping[str, Any]], *, settings: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What ``compute()`` returns, computed once.
+
+        Parameters
+        ----------
+        name
+            In kebab-case; one for each part.
+        compute
+            Returns plain values and NumPy arrays by their names. Plain values come back as JSON gives them, in the first run and
+            in every later one alike: tuples are lists. Arrays come back as they are.
+        settings
+            What the part depends on. A part that was computed with others, or without its arrays, is refused.
+
+        Raises
+        ------
+        CausalProbeError
+            If the name is not one, or the folder holds a part of that name which can't be used.
+        """
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            raise CausalProbeError(f"A part's name is in kebab-case, such as 'seed-0'; this one is {name!r}.")
+        done = None if self._parts is None else self._parts / f"{name}.json"
+        if done is not None and done.is_file():
+            return _read_part(done, to_jsonable(settings))
+        content = dict(compute())
+        arrays = {key: value for key, value in content.items() if isinstance(value, np.ndarray)}
+        values = to_jsonable({key: value for key, value in content.items() if key not in arrays})
+        if done is not None:
+            if arrays:
+                write_arrays(done.with_suffix(".safetensors"), arrays)
+            identity = {"kind": "part", "settings": settings, "arrays": sorted(arrays)}
+            write_json(done, {**identity, "values": values})  # last: a part with this file is whole
+            self._checkpoint_file(name).unlink(missing_ok=True)
+        return {**values, **arrays}
+
+    def checkpoint(
+        self, name: str, *, every: int = 500, settings: Mapping[str, Any] | None = None
+    ) -> Checkpoint | None:
+        """Where the training in the part ``name`` keeps how far it is; None without a folder. It is deleted when the part is done.
+
+        Parameters
+        ----------
+        every
+            Training steps between two checkpoints.
+        settings
+            What the training depends on: a checkpoint of others is refused.
+        """
+        if self._parts is None:
+            return None
+        identity = {**{key: self.settings.get(key) for key in IDENTITY}, "part": name, "settings": settings}
+        return Checkpoint(self._checkpoint_file(name), to_jsonable(identity), every=every)
+
+    def _checkpoint_file(self, name: str) -> Path:
+        assert self._parts is not None
+        return self._parts / f"{name}.checkpoint.safetensors"
+
+
+def _read_part(done: Path, settings: Any) -> dict[str, Any]:
+    """The values and arrays of a part, if it was computed with these settings and is whole."""
+    kept = read_json(done)
+    anew = f"Delete {done.name} to compute it again, or pass --overwrite to begin anew."
+    if kept.get("settings") != settings:
+        raise CausalProbeError(f"The part {done.stem} in {done.parent} was computed with other settings. {anew}")
+    arrays = _read_arrays(done.with_suffix(".safetensors"))
+    if missing := sorted(set(kept.get("arrays", ())) - set(arrays)):
+        raise CausalProbeError(f"The part {done.stem} in {done.parent} lacks its arrays {', '.join(missing)}. {anew}")
+    return {**kept["values"], **arrays}
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CausalProbeError(
+            f"Can't read {path}: {error}. Delete it and the .json beside it to compute it again."
+        ) from error
+
+
+def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwrite: bool) -> Path:
+    """The folder, made if it is missing, with the settings written into it; refused if it holds anything else than their run."""
+    target = Path(folder)
+    settings = {key: settings.get(key) for key in IDENTITY}
+    try:
+        if target.exists() and not target.is_dir():
+            raise CausalProbeError(f"--out names {folder}, which is a file. Name a folder.")
+        if target.is_dir() and any(target.iterdir()):
+            begun = target / BEGUN
+            if not begun.is_file():
+                raise CausalProbeError(
+                    f"{folder} is not empty and holds no earlier reproduction. Name a new or empty folder."
+                )
+            if read_json(begun) != to_jsonable(settings):
+                if not overwrite:
+                    raise CausalProbeError(
+                        f"{folder} holds a reproduction of other settings. Name another folder, or pass --overwrite."
+                    )
+                _clear(target)
+        (target / PARTS).mkdir(parents=True, exist_ok=True)
+        for cut_short in (target / PARTS).glob(".*.partial"):  # a kill in the middle of writing leaves one
+            cut_short.unlink()
+    except OSError as error:
+        raise CausalProbeError(
+            f"Can't make the folder {folder}: {error.strerror}. Name another one with --out."
+        ) from error
+    write_json(target / BEGUN, settings)
+    return target
+
+
+def _clear(target: Path) -> None:
+    """Remove an earlier run's own files; refuse if there are others."""
+    result = target / RESULT
+    own = set(read_json(result).get("files", ())) if result.is_file() else set()
+    foreign = sorted(name for name in set(list_files(target)) - own if not name.startswith(f"{PARTS}/"))
+    if foreign:
+        raise CausalProbeError(
+            f"{target} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."
+        )
+    shutil.rmtree(target / PARTS)
+    for name in own:
+        (target / name).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The pages: one offline HTML report for each kind of result."""

@@ -1,0 +1,198 @@
+"""The report on causal discovery from the attention to one text."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from causal_probe import viz
+from causal_probe.graphs import mixed_edges, show_mixed_edge
+from causal_probe.results import versions
+from causal_probe.viz.report import Block
+
+if TYPE_CHECKING:
+    from causal_probe.experiments.discover_in_text import TextDiscovery
+
+__all__ = ["discovery_report"]
+
+#: So many heads are drawn, of so many edges in all (an edge is a kilobyte of a page that is to stay under three megabytes), ...
+DRAWN = 12
+DRAWN_EDGES = 2000
+#: ... and so many edges of each listed.
+LISTED = 60
+
+HOW_TO_READ = (
+    "Each head's attention A is read as a linear structural equation model over the tokens, in which causes may be latent: A A^T are "
+    "the covariances of what the tokens receive. A constraint-based learner then removes every edge whose two tokens are independent "
+    "given some others. An arrow at a token says: it is no cause of the other. A tail: it is one. A circle: the covariances don't say. Two "
+    "arrows: a common cause that is no token."
+    "\n\n"
+    "This reads where a head looks in one layer on one text. It is no proof that the model uses an edge; what replacing tokens does to "
+    "the decision is."
+)
+
+
+def discovery_report(result: TextDiscovery) -> viz.Report:
+    """The report that ``causal-probe discover`` writes."""
+    found = result.discovery
+    edges = Counter[tuple[int, int]](edge for each in found.graphs for edge in mixed_edges(each.graph))
+    n = len(found.graphs)
+    cleann = result.explanations.get("cleann")
+    return viz.Report(
+        title=f"A causal graph of {found.provenance['model']}'s attention to a text",
+        summary=(
+            f"“{result.settings['text']}” Layer {found.settings['layer']}, {n} graph{'s' if n != 1 else ''} over "
+            f"{len(found.nodes)} nodes."
+        ),
+        sections=[
+            viz.Section("Result", [viz.Headline(_headline(result)), viz.Paragraph(HOW_TO_READ), _overview(result)]),
+            *([] if cleann is None else [viz.Section("Why this decision?", list(_decision(result)))]),
+            viz.Section("The graphs", list(_graphs(result))),
+            viz.Section("Edges that heads share", [_shared(result, edges)]),
+            viz.Section("Tests", list(_tests(result))),
+        ],
+        settings={**result.settings, "algorithm": found.settings["algorithm"], "samples": found.settings["samples"]},
+        versions=versions(),
+        call=result.call,
+        citation=result.cite(),
+    )
+
+
+def _headline(result: TextDiscovery) -> list[tuple[str, object, str]]:
+    found = result.discovery
+    counts = [each.graph.number_of_edges() // 2 for each in found.graphs]
+    n = len(found.nodes)
+    shown: list[tuple[str, object, str]] = [
+        (
+            "edges",
+            f"{min(counts)}–{max(counts)}" if len(set(counts)) > 1 else counts[0],
+            f"of {n * (n - 1) // 2} pairs, by head",
+        ),
+        ("tests", sum(each.tests for each in found.graphs), "of conditional independence"),
+        (
+            "undefined",
+            sum(count.undefined for each in found.graphs for count in each.by_order),
+            "tests that decide nothing",
+        ),
+    ]
+    if result.decision is not None:
+        size = result.explanations["cleann"].size
+        meaning = "no small set changes it" if size is None else f"changed by replacing {size} node{'s' * (size != 1)}"
+        shown.append(("decision", repr(result.decision), meaning))
+    return shown
+
+
+def _overview(result: TextDiscovery) -> viz.Table:
+    rows = []
+    for each in result.discovery.graphs:
+        kinds = each.kinds()
+        condition = each.correlation.condition
+        shown = "singular" if condition is None else f"{condition:.1e}"
+        rows.append(
+            (
+                each.name,
+                sum(kinds.values()),
+                kinds["-->"],
+                kinds["<->"],
+                kinds["o->"],
+                kinds["o-o"],
+                each.tests,
+                each.correlation.rank,
+                shown,
+            )
+        )
+    return viz.Table(
+        ["graph", "edges", "-->", "<->", "o->", "o-o", "tests", "rank", "condition"],
+        rows,
+        f"The graph of each head. Rank: of the correlation matrix over {len(result.discovery.nodes)} nodes to working precision; "
+        "condition: its condition number.",
+    )
+
+
+def _decision(result: TextDiscovery) -> Iterator[Block]:
+    found, nodes = result.explanations["cleann"], result.discovery.nodes
+    yield viz.Paragraph(
+        f"At “{nodes[found.target]}” the model decides {result.decision!r}. A set of nodes explains that if replacing them changes it. "
+        "CLEANN tries sets that the graphs join to that node, smallest first; leave-one-out replaces the nodes in the order of what each "
+        "alone does to the decision's output."
+    )
+    rows = [
+        ("cleann", ", ".join(nodes[node] for node in each), len(each), after, rank)
+        for each, after, rank in zip(found.sets, result.changed_to, found.ranks, strict=True)
+    ]
+    other = result.explanations["leave-one-out"]
+    rows += [
+        ("leave-one-out", ", ".join(nodes[n] for n in each), len(each), "", rank)
+        for each, rank in zip(other.sets, other.ranks, strict=True)
+    ]
+    yield viz.Table(
+        ["method", "set", "size", "decision then", "its rank before"],
+        rows[:30],
+        f"Sets of the smallest size that change the decision{'' if len(rows) <= 30 else f' (30 of {len(rows)})'}; {found.tested} were tried. A rank of 2 is the most specific change.",
+    )
+
+
+def _graphs(result: TextDiscovery) -> Iterator[Block]:
+    found = result.discovery
+    cleann = result.explanations.get("cleann")
+    highlight = cleann.sets[0] if cleann is not None and cleann.sets else ()
+    target = None if cleann is None else cleann.target
+    together = itertools.accumulate(each.graph.number_of_edges() // 2 for each in found.graphs)
+    drawn = max(1, sum(edges <= DRAWN_EDGES for edges in itertools.islice(together, DRAWN)))
+    for each in found.graphs[:drawn]:
+        edges = [show_mixed_edge(each.graph, u, v) for u, v in mixed_edges(each.graph)]
+        yield viz.Picture(
+            viz.mixed(each.graph, found.nodes, highlight=highlight, target=target, title=each.name),
+            f"{each.name}: {len(edges)} edges."
+            + (" Dark: the token that is explained; wine red: the first explaining set." if cleann is not None else ""),
+        )
+    if len(found.graphs) > drawn:
+        yield viz.Paragraph(
+            f"Not drawn, for the size of the page: {len(found.graphs) - drawn} more heads. They are in discovery.json."
+        )
+
+
+def _shared(result: TextDiscovery, edges: Counter[tuple[int, int]]) -> viz.Table:
+    found = result.discovery
+    rows = []
+    for (u, v), count in sorted(edges.items(), key=lambda item: (-item[1], item[0]))[:LISTED]:
+        marks = Counter(
+            show_mixed_edge(each.graph, u, v).split(" ")[1] for each in found.graphs if each.graph.has_edge(u, v)
+        )
+        p = [each.graph.edges[u, v]["p"] for each in found.graphs if each.graph.has_edge(u, v)]
+        known = [value for value in p if value is not None]
+        rows.append(
+            (
+                f"{u} {found.nodes[u]}",
+                f"{v} {found.nodes[v]}",
+                count,
+                ", ".join(f"{m} {k}" for m, k in marks.most_common()),
+                f"{max(known):.1e}" if known else None,
+            )
+        )
+    return viz.Table(
+        ["node", "node", "heads", "marks", "largest p"],
+        rows,
+        f"The edges that most heads have, at most {LISTED}; the largest p-value of any test of the pair in those heads.",
+    )
+
+
+def _tests(result: TextDiscovery) -> Iterator[Block]:
+    rows = [
+        (each.name, count.order, count.tests, count.undefined, count.detectable, count.least_variance)
+        for each in result.discovery.graphs
+        for count in each.by_order
+    ]
+    yield viz.Table(
+        ["graph", "order", "tests", "undefined", "detectable", "least variance left"],
+        rows,
+        "Tests by the size of the conditioning set. Detectable: the smallest partial correlation that can be told from zero. Undefined: given "
+        "the set, nothing is left of one of the two tokens that the arithmetic can tell from zero; such a test removes nothing.",
+    )
+    notes = Counter(note for each in result.discovery.graphs for note in each.notes)
+    if notes:
+        yield viz.Paragraph(
+            "\n\n".join(f"{note} ({count} of {len(result.discovery.graphs)} graphs)" for note, count in notes.items())
+        )

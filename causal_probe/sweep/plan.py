@@ -1,0 +1,286 @@
+"""What a sweep is to do: a grid or a list of points, times probes, written out as cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.results import to_jsonable
+
+__all__ = ["Cell", "fingerprint", "plan", "read_spec"]
+
+#: What a spec may say.
+KEYS = ("probes", "grid", "cells", "settings", "threads")
+#: Options that may name a file or folder; what is in it belongs to the cell.
+PATHS = ("model", "graph", "corpus")
+#: Of a file up to the first size, in bytes, all of the content is looked at; of a larger one, as much as the second.
+LOOKED_AT = (2**26, 2**20)
+#: What a cell's random numbers do not depend on: models are compared on the same sequences.
+NOT_IN_THE_SEED = ("model", "revision", "dtype", "device", "device_map")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of one probe at one point: what it holds decides the answer, and nothing else does.
+
+    Attributes
+    ----------
+    probe
+        The probe's name.
+    seed
+        As the spec counts them. The probe gets :attr:`derived_seed`.
+    options
+        The probe's other arguments, in plain JSON types.
+    threads
+        Of every numerical library, while the cell runs.
+    inputs
+        By option, the fingerprint of the file or folder that it names: names and sizes of the files, their content up to 64 MiB,
+        and of larger files the first MiB.
+
+    Examples
+    --------
+    >>> cell = Cell("gradient", 0, {"graph": "chain"}, 1, {})
+    >>> cell.text
+    '{"inputs":{},"options":{"graph":"chain"},"probe":"gradient","seed":0,"threads":1}'
+    >>> cell.key
+    '8773c35e79049254c00f7eac6cdadc89'
+    """
+
+    probe: str
+    seed: int
+    options: Mapping[str, Any]
+    threads: int
+    inputs: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        """The cell as canonical JSON: keys sorted, no spaces."""
+        return _canonical(to_jsonable(self))
+
+    @cached_property
+    def key(self) -> str:
+        """The name of the cell and of its file: the first 128 bits of the SHA-256 of :attr:`text`, in hexadecimal digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+    @property
+    def derived_seed(self) -> int:
+        """What the probe is seeded with: the first 32 bits of the SHA-256 of the cell without its model and number of threads.
+
+        So cells that differ in seed, probe, task or settings draw independently, and different models, such as the checkpoints
+        of one run, are measured on the same sequences.
+        """
+        options = {name: value for name, value in self.options.items() if name not in NOT_IN_THE_SEED}
+        text = _canonical(to_jsonable({"probe": self.probe, "seed": self.seed, "options": options}))
+        return int(hashlib.sha256(f"seed {text}".encode()).hexdigest()[:8], 16)
+
+
+def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A spec from a YAML file (JSON is YAML).
+
+    Raises
+    ------
+    CausalProbeError
+        If the file can't be read, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CausalProbeError(f"Can't read {path}: {error.strerror or error}.") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise CausalProbeError(f"{path} can't be read as a YAML file: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise CausalProbeError(f"{path} must hold a mapping with {', '.join(KEYS)}; it holds {content!r:.100}.")
+    return content
+
+
+def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> tuple[Cell, ...]:
+    """The cells of a spec, in its order: points outermost, probes innermost.
+
+    Parameters
+    ----------
+    spec
+        See :func:`causal_probe.sweep`.
+    probes
+        By name, what is called with a cell's options and its derived seed. The arguments that it takes are the options that
+        there are.
+
+    Raises
+    ------
+    CausalProbeError
+        If the spec can't be understood, names a probe or an option that there is not, gives an option a value of another type, says
+        something twice, or holds a cell twice.
+
+    Examples
+    --------
+    >>> def probe(*, seed: int, graph: str) -> None: ...
+    >>> spec = {"probes": "probe", "grid": {"graph": ["chain", "pairs"], "seed": [0, 1]}}
+    >>> [(cell.options["graph"], cell.seed) for cell in plan(spec, {"probe": probe})]
+    [('chain', 0), ('chain', 1), ('pairs', 0), ('pairs', 1)]
+    """
+    if unknown := sorted(map(str, set(spec) - set(KEYS))):
+        raise CausalProbeError(
+            f"A sweep's spec says {', '.join(KEYS)}; this one also says {', '.join(unknown)}{_near(unknown[0], KEYS)} Options of a probe "
+            "go into grid, cells or settings."
+        )
+    threads = spec.get("threads", 1)
+    if not _is_whole(threads) or threads < 1:
+        raise CausalProbeError(f"threads is the number of threads of each cell, 1 or more; it is {threads!r}.")
+    wanted = _probes_of(spec.get("probes"), probes)
+    common = _mapping(spec.get("settings"), "settings")
+    grid = _mapping(spec.get("grid"), "grid")
+    for what, its in {"settings": common, **{f"the settings of {name}": own for name, own in wanted.items()}}.items():
+        if both := sorted(set(its) & set(grid)):
+            raise CausalProbeError(f"{', '.join(both)} is said both by the grid and by {what}; say it in one of them.")
+    fingerprints: dict[str, str] = {}
+    cells = [
+        _cell(probes[name], name, {**common, **own, **point}, threads, fingerprints)
+        for point in _points(spec)
+        for name, own in wanted.items()
+    ]
+    counts = Counter(cell.key for cell in cells)
+    if twice := [cell.text for cell in cells if counts[cell.key] > 1]:
+        raise CausalProbeError(f"The sweep holds a cell twice: {twice[0]}")
+    return tuple(cells)
+
+
+def _probes_of(asked: Any, probes: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Any]]:
+    """By name, the settings that are a probe's own."""
+    if isinstance(asked, str):
+        asked = [asked]
+    if isinstance(asked, Sequence):
+        asked = dict.fromkeys(map(str, asked))
+    if not isinstance(asked, Mapping) or not asked:
+        raise CausalProbeError(f"A sweep needs probes, one or more of {', '.join(probes)}; found {asked!r}.")
+    if unknown := sorted(map(str, set(asked) - set(probes))):
+        raise CausalProbeError(
+            f"There is no probe {', '.join(unknown)} for a sweep{_near(unknown[0], probes)} There are {', '.join(probes)}."
+        )
+    return {str(name): _mapping(own, f"the settings of {name}") for name, own in asked.items()}
+
+
+def _points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    grid = _mapping(spec.get("grid"), "grid")
+    listed = spec.get("cells")
+    if listed is None and not grid:
+        raise CausalProbeError(
+            "A sweep needs points: a grid (lists of values by option), cells (a list of mappings), or both."
+        )
+    axes = {name: list(v) if isinstance(v, (list, tuple, range)) else [v] for name, v in grid.items()}
+    if empty := [name for name, values in axes.items() if not values]:
+        raise CausalProbeError(f"The grid has no values for {', '.join(empty)}.")
+    if listed is not None and (not isinstance(listed, (list, tuple)) or not listed):
+        raise CausalProbeError(f"cells must be a list of mappings; found {listed!r:.100}.")
+    for point in [{}] if listed is None else listed:
+        given = _mapping(point, "a cell")
+        if both := sorted(set(given) & set(axes)):
+            raise CausalProbeError(f"{', '.join(both)} is said both by the grid and by a cell; say it in one of them.")
+        for values in itertools.product(*axes.values()):
+            yield {**given, **dict(zip(axes, values, strict=True))}
+
+
+def _cell(
+    function: Callable[..., Any], name: str, options: Mapping[str, Any], threads: int, fingerprints: dict[str, str]
+) -> Cell:
+    hints = _hints(function)
+    seed = options.get("seed", 0)
+    if not _is_whole(seed) or seed < 0:
+        raise CausalProbeError(f"A seed must be a whole number of at least 0, not {seed!r}.")
+    given = {key: value for key, value in options.items() if key != "seed"}
+    takes = {key: p for key, p in inspect.signature(function).parameters.items() if key not in ("seed", "options")}
+    free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    if not free and (unknown := sorted(set(given) - set(takes))):
+        raise CausalProbeError(
+            f"The probe {name} has no option {', '.join(unknown)}{_near(unknown[0], takes)} Its options are {', '.join(takes)} and seed. "
+            f"Options of one probe alone go into its own settings: probes: {{{name}: {{...}}}}."
+        )
+    required = [key for key, p in takes.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+    if missing := sorted(set(required) - set(given)):
+        raise CausalProbeError(f"The probe {name} needs {', '.join(missing)}.")
+    plain = dict(to_jsonable(given))
+    for option, value in plain.items():
+        if option in hints and not _fits(value, hints[option]):
+            wanted = (
+                hints[option].__name__ if isinstance(hints[option], type) else str(hints[option]).replace("typing.", "")
+            )
+            raise CausalProbeError(f"The probe {name} takes {option} as {wanted}; found {value!r:.100}.")
+    inputs = {}
+    for option in PATHS:
+        value = plain.get(option)
+        if isinstance(value, str) and os.path.exists(value):
+            if value not in fingerprints:
+                fingerprints[value] = fingerprint(value)
+            inputs[option] = fingerprints[value]
+    return Cell(name, seed, plain, threads, inputs)
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a probe's options, as far as they can be found out."""
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError):  # a name that only a type checker knows; something that carries no annotations
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value can be of a type. What is neither a plain type, a choice of such, nor Literal values fits anything."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint in (int, str, bool):
+        return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    return True
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that there is not."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else "."
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """What tells one file or folder from another: the first 128 bits of a SHA-256 (see :attr:`Cell.inputs`)."""
+    top = Path(path)
+    found = hashlib.sha256()
+    for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+        if file.is_file():
+            size = file.stat().st_size
+            found.update(f"{file.relative_to(top).as_posix()} {size}\n".encode(errors="surrogateescape"))
+            with open(file, "rb") as content:
+                found.update(content.read(size if size <= LOOKED_AT[0] else LOOKED_AT[1]))
+    return found.hexdigest()[:32]
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise CausalProbeError(f"In a sweep's spec, {what} must be a mapping; found {value!r:.100}.")
+    return {str(key): item for key, item in value.items()}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

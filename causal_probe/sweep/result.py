@@ -1,0 +1,181 @@
+"""What a sweep has found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.mechanisms.dynamics import Dynamics, dynamics
+from causal_probe.reports.sweep import sweep_report
+from causal_probe.results import Citation, cite, escape, to_jsonable, versions
+from causal_probe.sweep.merging import merge_shards
+from causal_probe.sweep.plan import Cell
+from causal_probe.sweep.store import Store
+from causal_probe.viz import Report
+
+__all__ = ["Sweep"]
+
+#: How many errors are shown.
+SHOWN = 5
+#: What a sweep's probes rest on.
+WORKS = {"recover": "nichani2024", "gradient": "nichani2024", "scan": "olsson2022", "head_graphs": "nichani2024"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Sweep:
+    """What :func:`sweep` found: cells, most of them finished.
+
+    Attributes
+    ----------
+    folder
+        Where the results are; ``pandas.read_parquet(folder / "cells")`` reads them without this class.
+    cells
+        What was asked for, in the spec's order.
+    failed
+        By key, the error of each cell that failed. It is tried again when the sweep is started again.
+    spec
+        What was asked for, as it was given.
+    """
+
+    folder: Path
+    cells: tuple[Cell, ...]
+    failed: Mapping[str, str]
+    spec: Mapping[str, Any]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each head or edge of each finished cell, in the order of the cells.
+
+        The columns are those of :data:`~causal_probe.sweep.store.COLUMNS`. What a probe doesn't measure is missing.
+
+        Raises
+        ------
+        CausalProbeError
+            If a file is damaged, or of a newer format.
+        """
+        keys = [cell.key for cell in self.cells if cell.key not in self.failed]
+        return Store(self.folder).read(keys).to_pandas()
+
+    def summary(self) -> pd.DataFrame:
+        """One row for each cell: its options, how many rows it has, its metrics, and its error if it failed."""
+        store = Store(self.folder)
+        rows = []
+        for cell in self.cells:
+            row: dict[str, Any] = {"cell": cell.key, "probe": cell.probe, "seed": cell.seed, **cell.options}
+            if cell.key in self.failed:
+                row |= {"status": "failed", "error": self.failed[cell.key]}
+            else:
+                about = store.about(cell.key)
+                row |= {"status": "finished", "rows": about["rows"], **about["metrics"]}
+            rows.append({name: str(v) if isinstance(v, (list, dict)) else v for name, v in row.items()})
+        return pd.DataFrame(rows)
+
+    def merged(self) -> pd.DataFrame:
+        """The scans of corpora, all shards of each put together: one row for each corpus, model, seed, head and template.
+
+        Sums are added up, not means averaged; so scores, standard errors and all else are those of one pass over the whole, to
+        rounding. (Bootstrap intervals take every sequence: :func:`~causal_probe.experiments.merge_scans`.)
+
+        Raises
+        ------
+        CausalProbeError
+            If there are no scans of corpora, or a shard is missing or failed.
+        """
+        return merge_shards(self.cells, self.failed, self.to_pandas())
+
+    def dynamics(self, template: str, *, value: str = "excess", models: str | None = None) -> Dynamics:
+        """Each head's score against training step, and its change-point: the scans of checkpoints of one training run.
+
+        Where there are several seeds, their mean. For the definition of a change-point and its interval see
+        :mod:`causal_probe.mechanisms.dynamics`. The series are named ``"L0H0"``, ...
+
+        Parameters
+        ----------
+        template
+            Such as ``"induction"``.
+        value
+            ``"excess"``, ``"score"`` or ``"sink"``.
+        models
+            Where the sweep holds several runs: what the names of this run's models begin with.
+
+        Raises
+        ------
+        CausalProbeError
+            If there are fewer than four checkpoints whose step is known, a score is undefined, or two checkpoints have the
+            same step.
+        """
+        table = self.to_pandas()
+        table = table[(table["probe"] == "scan") & (table["template"] == template) & table["step"].notna()]
+        if models is not None:
+            table = table[table["model"].str.startswith(models)]
+        checkpoints = table[["model", "revision", "step"]].drop_duplicates()
+        if checkpoints["step"].duplicated().any():
+            twice = checkpoints[checkpoints["step"].duplicated(keep=False)]
+            raise CausalProbeError(
+                f"Several checkpoints have the same step ({', '.join(twice['model'].astype(str).unique()[:4])}): say which run by "
+                "models=..., what the names of its models begin with."
+            )
+        if len(checkpoints) < 4:
+            raise CausalProbeError(
+                f"A change-point needs scans of {template!r} at four checkpoints or more, each with its training step; there are "
+                f"{len(checkpoints)}. The step is the number at the end of a checkpoint's name, or the option step."
+            )
+        series = table.pivot_table(index="step", columns=["layer", "head"], values=value, aggfunc="mean", dropna=False)
+        if series.isna().any().any():
+            raise CausalProbeError(
+                f"The {value} of {template!r} is undefined at some checkpoint, or a head is missing there."
+            )
+        values = {f"L{int(layer)}H{int(head)}": its.to_numpy() for (layer, head), its in series.items()}
+        return dynamics([int(step) for step in series.index], values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, errors and the summary in plain JSON types."""
+        rows = [{k: None if pd.isna(v) else v for k, v in row.items()} for row in self.summary().to_dict("records")]
+        return dict(
+            to_jsonable(
+                {
+                    "kind": "sweep",
+                    "format": 1,
+                    "cells": len(self.cells),
+                    "finished": len(self.cells) - len(self.failed),
+                    "failed": self.failed,
+                    "summary": rows,
+                    "spec": self.spec,
+                    "versions": versions(),
+                }
+            )
+        )
+
+    def report(self) -> Report:
+        """The report on this sweep, to be written as one offline HTML file."""
+        return sweep_report(self)
+
+    def cite(self) -> Citation:
+        """The papers behind the probes, and one sentence for a methods section."""
+        probes = list(dict.fromkeys(cell.probe for cell in self.cells))
+        works = list(dict.fromkeys(WORKS[probe] for probe in probes if probe in WORKS))
+        return cite(
+            *works,
+            methods=(
+                f"{len(self.cells)} runs ({', '.join(probes)}), of which {len(self.failed)} failed, each seeded by a hash of its "
+                f"settings and run with a fixed number of threads (causal-probe {versions().get('causal-probe', '')})."
+            ),
+        )
+
+    def __repr__(self) -> str:
+        finished = len(self.cells) - len(self.failed)
+        lines = [f"Sweep in {self.folder}: {finished} of {len(self.cells)} cells finished, {len(self.failed)} failed"]
+        named = {cell.key: cell for cell in self.cells}
+        for key, error in list(self.failed.items())[:SHOWN]:
+            lines.append(f"  {named[key].probe} {dict(named[key].options)}, seed {named[key].seed}: {error}")
+        if len(self.failed) > SHOWN:
+            lines.append(f"  and {len(self.failed) - SHOWN} more; see failed/ and summary.csv")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{escape(line)}</p>" for line in repr(self).splitlines())
+        return f"{notes}{self.summary().head(20).to_html(index=False, na_rep='', border=0)}"
