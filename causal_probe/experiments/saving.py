@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from causal_probe.results import list_files, results_folder, write_json
 from causal_probe.viz import Report
 
-__all__ = ["REPORT", "digest", "save_study"]
+__all__ = ["REPORT", "save_study"]
 
 REPORT = "report.html"
 
@@ -54,15 +50,3 @@ def save_study(
         yield staging
         study.report().write(staging / REPORT)
         write_json(staging / result, {**study.to_dict(), "files": sorted([*list_files(staging), result])})
-
-
-def digest(*arrays: NDArray[Any]) -> str:
-    """What tells the content of arrays from that of others: for results of data that have no name.
-
-    >>> digest(np.zeros(2)) == digest(np.zeros(2)) != digest(np.zeros((1, 2)))
-    True
-    """
-    content = hashlib.sha256()
-    for array in arrays:
-        content.update(f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
-    return content.hexdigest()[:32]

@@ -14,9 +14,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causal_probe import graphs
-from causal_probe.experiments.saving import digest
 from causal_probe.graphs import GraphComparison
-from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
+from causal_probe.results import (
+    Citation,
+    cite,
+    digest,
+    escape,
+    results_folder,
+    to_jsonable,
+    versions,
+    write_arrays,
+    write_json,
+)
 from causal_probe.tasks import surprise
 
 __all__ = ["GradientGraph", "Status"]

@@ -14,8 +14,17 @@ import pandas as pd
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.saving import digest
-from causal_probe.results import Citation, cite, escape, results_folder, to_jsonable, versions, write_arrays, write_json
+from causal_probe.results import (
+    Citation,
+    cite,
+    digest,
+    escape,
+    results_folder,
+    to_jsonable,
+    versions,
+    write_arrays,
+    write_json,
+)
 
 __all__ = ["BlockGraph", "Circuit", "Direction", "WeightGraphs"]
 
