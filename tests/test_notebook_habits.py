@@ -21,7 +21,7 @@ from causal_probe.mechanisms.dynamics import dynamics
 from tests.viz import every_report
 from tests.viz.hostile import HOSTILE
 
-PLACES = ("graphs", "tasks", "models", "training", "hooks", "probes", "viz", "experiments", "results")
+PLACES = tuple(room for room in causal_probe.__all__ if room not in ("CausalProbeError", "errors"))
 
 
 def exported() -> Iterator[tuple[str, Any]]:

@@ -8,21 +8,17 @@
 
 from __future__ import annotations
 
-from causal_probe.discovery.fci import data_with_correlation, fci
+from causal_probe.discovery.fci import fci
 from causal_probe.discovery.icd import icd, ordered_icd
-from causal_probe.discovery.independence import DSeparation, FisherZ, IndependenceTest, OrderCount
+from causal_probe.discovery.independence import DSeparation, FisherZ, IndependenceTest
 from causal_probe.discovery.pc import pc
-from causal_probe.discovery.search import Evidence, Learned, Search
+from causal_probe.discovery.search import Learned
 
 __all__ = [
     "DSeparation",
-    "Evidence",
     "FisherZ",
     "IndependenceTest",
     "Learned",
-    "OrderCount",
-    "Search",
-    "data_with_correlation",
     "fci",
     "icd",
     "ordered_icd",

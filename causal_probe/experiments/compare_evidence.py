@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from causal_probe import graphs, probes
+from causal_probe import probes
 from causal_probe.discovery import DSeparation, Learned, icd, ordered_icd, pc
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
@@ -27,6 +27,7 @@ from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.recover import recover
 from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.first_gradient.slots import gradient_slots
+from causal_probe.graphs.mixed import as_mixed
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.results import check_results_folder
 from causal_probe.tasks import Batch, InContextMarkov, generator
@@ -344,14 +345,15 @@ def union(found: Sequence[nx.DiGraph]) -> nx.DiGraph:
 
     Examples
     --------
-    >>> from causal_probe.graphs import mixed_edges, mixed_graph, show_mixed_edge
+    >>> from causal_probe.graphs import mixed_graph
+    >>> from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
     >>> both = union([mixed_graph(3, [(0, "-", ">", 1)]), mixed_graph(3, [(0, "o", ">", 1), (1, "-", "-", 2)])])
     >>> [show_mixed_edge(both, *edge) for edge in mixed_edges(both)]
     ['0 o-> 1', '1 --- 2']
     """
     together = nx.empty_graph(found[0].nodes, create_using=nx.DiGraph)
     for graph in found:
-        for u, v, data in graphs.as_mixed(graph).edges(data=True):
+        for u, v, data in as_mixed(graph).edges(data=True):
             known = together.get_edge_data(u, v, data)["mark"]
             together.add_edge(u, v, mark=known if known == data["mark"] else "circle")
     return together

@@ -15,6 +15,7 @@ import pandas as pd
 from causal_probe import graphs, viz
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.results import Citation, cite, to_jsonable, versions, write_text
+from causal_probe.viz import report as page
 
 __all__ = ["Agreement", "EvidenceRow", "EvidenceTable"]
 
@@ -214,8 +215,8 @@ class EvidenceTable:
             title="Which evidence finds the causal graph, and at what cost?",
             summary=f"{', '.join(self.settings['graphs'])}; {self.settings['positions']} tokens of {self.settings['vocab']} states.",
             sections=[
-                viz.Section("Result", [viz.Paragraph(HOW_TO_READ), self._picture(), *self._tables()]),
-                viz.Section("Is the deepest layer best?", [self._layers()]),
+                page.Section("Result", [page.Paragraph(HOW_TO_READ), self._picture(), *self._tables()]),
+                page.Section("Is the deepest layer best?", [self._layers()]),
             ],
             settings=self.settings,
             versions=versions(),
@@ -249,13 +250,13 @@ class EvidenceTable:
             columns=lambda name: name.replace("skeleton_", "skeleton ").replace("arrowheads_", "arrows ")
         )
 
-    def _picture(self) -> viz.Picture:
-        return viz.Picture(
+    def _picture(self) -> page.Picture:
+        return page.Picture(
             viz.table_map(self.by_graph(), value_name="F1 of the skeleton", limit=1.0),
             "F1 of the skeleton by evidence and graph. Of discovery, in each row, the options with the best mean.",
         )
 
-    def _tables(self) -> list[viz.Table]:
+    def _tables(self) -> list[page.Table]:
         best, names = self.summary(), self.by_graph().index
         rows = list(zip(names, best.itertuples(), strict=True))
         agreement = [
@@ -266,12 +267,12 @@ class EvidenceTable:
             for name, row in rows
         ]  # fmt: skip
         return [
-            viz.Table(
+            page.Table(
                 ["evidence", "options", "skeleton F1", "precision", "recall", "arrowhead F1", "exact"],
                 agreement,
                 "Means over the graphs. Discovery with the options that agree best with the truth; exact: the share of skeletons without a fault.",
             ),
-            viz.Table(
+            page.Table(
                 ["evidence", "sequences", "seconds"],
                 [(name, round(row.sequences), round(row.seconds, 3)) for name, row in rows],
                 "What it costs, means over the graphs. Sequences: through the model, for all readings together; seconds: of one reading, on "
@@ -279,13 +280,13 @@ class EvidenceTable:
             ),
         ]
 
-    def _layers(self) -> viz.Table:
+    def _layers(self) -> page.Table:
         table = self.deepest()
         rows = [
             (*index, *(None if pd.isna(value) else value for value in row))
             for index, row in zip(table.index, table.to_numpy(), strict=True)
         ]
-        return viz.Table(
+        return page.Table(
             ["graph", "model", *(f"layer {layer}" for layer in table.columns)],
             rows,
             "F1 of the skeleton that discovery finds in each layer, with the options that agree best there.",

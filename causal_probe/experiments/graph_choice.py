@@ -9,6 +9,7 @@ import networkx as nx
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
+from causal_probe.graphs.files import file_form
 from causal_probe.tasks import numpy_generator
 
 __all__ = ["FAMILIES", "choose_graph"]
@@ -63,7 +64,7 @@ def choose_graph(
 
 
 def _read(path: Path, positions: int | None) -> nx.DiGraph:
-    if graphs.file_form(path) != "an edge list":
+    if file_form(path) != "an edge list":
         return _checked(graphs.read_graph(path), positions)
     if positions is None:
         raise CausalProbeError(

@@ -46,39 +46,25 @@ in 3 -> 1. Its nodes must be the integers 0..n-1, its edges go from parent to ch
 
 from __future__ import annotations
 
-from causal_probe.graphs.check import check_graph, parent_lists
+from causal_probe.graphs.check import check_graph
 from causal_probe.graphs.compare import GraphComparison, compare
 from causal_probe.graphs.families import chain, from_parents, lag, pairs, random_dag, random_forest, two_parent_tree
-from causal_probe.graphs.files import file_form, read_graph, write_graph
-from causal_probe.graphs.mixed import (
-    arrowheads,
-    as_mixed,
-    is_mixed,
-    mixed_edges,
-    mixed_graph,
-    show_mixed_edge,
-    skeleton,
-)
+from causal_probe.graphs.files import read_graph, write_graph
+from causal_probe.graphs.mixed import arrowheads, mixed_graph, skeleton
 
 __all__ = [
     "GraphComparison",
     "arrowheads",
-    "as_mixed",
     "chain",
     "check_graph",
     "compare",
-    "file_form",
     "from_parents",
-    "is_mixed",
-    "mixed_edges",
     "mixed_graph",
     "lag",
     "pairs",
-    "parent_lists",
     "random_dag",
     "random_forest",
     "read_graph",
-    "show_mixed_edge",
     "skeleton",
     "two_parent_tree",
     "write_graph",

@@ -41,6 +41,7 @@ from causal_probe.results import (
     write_json,
 )
 from causal_probe.training import Checkpoint
+from causal_probe.viz import report as page
 
 __all__ = ["PARTS", "Line", "Reproduction", "Run"]
 
@@ -171,12 +172,12 @@ class Reproduction:
         """The report on this result, to be written as one offline HTML file."""
         columns = ["quantity", "ours", "standard error", "paper", "checked by", "holds", "note"]
         rows = [tuple(_cell(value) for value in dataclasses.astuple(line)) for line in self.lines]
-        pictures = [viz.Picture(figure, self.captions.get(name, "")) for name, figure in self.figures.items()]
-        sections = [viz.Section("Result", [viz.Table(columns, rows, LINES)])]
+        pictures = [page.Picture(figure, self.captions.get(name, "")) for name, figure in self.figures.items()]
+        sections = [page.Section("Result", [page.Table(columns, rows, LINES)])]
         if pictures:
-            sections.append(viz.Section("Figures", pictures))
+            sections.append(page.Section("Figures", pictures))
         if self.notes:
-            sections.append(viz.Section("Notes", [viz.Paragraph("\n\n".join(self.notes))]))
+            sections.append(page.Section("Notes", [page.Paragraph("\n\n".join(self.notes))]))
         return viz.Report(
             title=self.title,
             summary=self.summary,

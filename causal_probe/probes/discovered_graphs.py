@@ -13,7 +13,8 @@ import pandas as pd
 from causal_probe.discovery.independence import OrderCount
 from causal_probe.discovery.search import Evidence, Learned
 from causal_probe.errors import CausalProbeError
-from causal_probe.graphs import GraphComparison, compare, mixed_edges, show_mixed_edge
+from causal_probe.graphs import GraphComparison, compare
+from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
 from causal_probe.probes.attention_correlation import Correlation
 from causal_probe.results import Citation, cite, html_table, to_jsonable, write_json
 

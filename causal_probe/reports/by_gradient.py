@@ -9,6 +9,7 @@ import numpy as np
 from causal_probe import viz
 from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.results import versions
+from causal_probe.viz import report as page
 
 if TYPE_CHECKING:
     from causal_probe.experiments.recover_by_gradient import GradientRecovery
@@ -34,22 +35,22 @@ def gradient_report(result: GradientRecovery) -> viz.Report:
             )
         ),
         sections=[
-            viz.Section(
+            page.Section(
                 "Result",
                 [
-                    viz.Picture(
+                    page.Picture(
                         viz.graph(result.recovered) if truth is None else viz.graph(truth, result.recovered),
                         "An arc runs from parent to child."
                         + ("" if truth is None else " The true graph above the line, the found one below it."),
                     ),
-                    viz.Table(
+                    page.Table(
                         ["what", "value"],
                         result.rows(),
                         "What was found, and the losses of exact predictors beside it (nats).",
                     ),
                 ],
             ),
-            viz.Section("Evidence", [*_heat_maps(result), *_tables(result)]),
+            page.Section("Evidence", [*_heat_maps(result), *_tables(result)]),
         ],
         settings=result.settings,
         versions=versions(),
@@ -58,7 +59,7 @@ def gradient_report(result: GradientRecovery) -> viz.Report:
     )
 
 
-def _heat_maps(result: GradientRecovery) -> list[viz.Picture]:
+def _heat_maps(result: GradientRecovery) -> list[page.Picture]:
     found = result.found
     if isinstance(found, GradientGraph):
         maps = {"gradient: child x parent": np.tril(found.evidence, -1)}
@@ -69,7 +70,7 @@ def _heat_maps(result: GradientRecovery) -> list[viz.Picture]:
         return []
     edges = [] if result.truth is None else [(c, p) for p, c in result.truth.edges if c < size]
     return [
-        viz.Picture(
+        page.Picture(
             viz.blocks(maps, marks=dict.fromkeys(maps, edges), value_name="minus the gradient"),
             "Minus the gradient with respect to layer 1's pattern, in the units of chi-square information."
             + (" True edges are outlined." if edges else ""),
@@ -77,7 +78,7 @@ def _heat_maps(result: GradientRecovery) -> list[viz.Picture]:
     ]
 
 
-def _tables(result: GradientRecovery) -> list[viz.Table]:
+def _tables(result: GradientRecovery) -> list[page.Table]:
     found = result.found
     size = found.evidence.shape[-1]
     undrawn = (
@@ -99,7 +100,7 @@ def _tables(result: GradientRecovery) -> list[viz.Table]:
             for row in found.to_pandas().itertuples()
         ]
         return [
-            viz.Table(
+            page.Table(
                 ["child", "leading", "evidence", "margin", "nats against a root", "may be", "decision"],
                 rows,
                 "Each with one standard error. Margin: the largest entry minus the second-largest, undefined where there is no second."
@@ -114,7 +115,7 @@ def _tables(result: GradientRecovery) -> list[viz.Table]:
         ]
     log_e = found.log_e_values
     return [
-        viz.Table(
+        page.Table(
             ["node", "parents", "nats against a root"],
             [
                 (

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from causal_probe import viz
-from causal_probe.graphs import mixed_edges, show_mixed_edge
+from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
 from causal_probe.results import versions
+from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
 if TYPE_CHECKING:
@@ -47,11 +48,11 @@ def discovery_report(result: TextDiscovery) -> viz.Report:
             f"{len(found.nodes)} nodes."
         ),
         sections=[
-            viz.Section("Result", [viz.Headline(_headline(result)), viz.Paragraph(HOW_TO_READ), _overview(result)]),
-            *([] if cleann is None else [viz.Section("Why this decision?", list(_decision(result)))]),
-            viz.Section("The graphs", list(_graphs(result))),
-            viz.Section("Edges that heads share", [_shared(result, edges)]),
-            viz.Section("Tests", list(_tests(result))),
+            page.Section("Result", [page.Headline(_headline(result)), page.Paragraph(HOW_TO_READ), _overview(result)]),
+            *([] if cleann is None else [page.Section("Why this decision?", list(_decision(result)))]),
+            page.Section("The graphs", list(_graphs(result))),
+            page.Section("Edges that heads share", [_shared(result, edges)]),
+            page.Section("Tests", list(_tests(result))),
         ],
         settings={**result.settings, "algorithm": found.settings["algorithm"], "samples": found.settings["samples"]},
         versions=versions(),
@@ -84,7 +85,7 @@ def _headline(result: TextDiscovery) -> list[tuple[str, object, str]]:
     return shown
 
 
-def _overview(result: TextDiscovery) -> viz.Table:
+def _overview(result: TextDiscovery) -> page.Table:
     rows = []
     for each in result.discovery.graphs:
         kinds = each.kinds()
@@ -103,7 +104,7 @@ def _overview(result: TextDiscovery) -> viz.Table:
                 shown,
             )
         )
-    return viz.Table(
+    return page.Table(
         ["graph", "edges", "-->", "<->", "o->", "o-o", "tests", "rank", "condition"],
         rows,
         f"The graph of each head. Rank: of the correlation matrix over {len(result.discovery.nodes)} nodes to working precision; "
@@ -113,7 +114,7 @@ def _overview(result: TextDiscovery) -> viz.Table:
 
 def _decision(result: TextDiscovery) -> Iterator[Block]:
     found, nodes = result.explanations["cleann"], result.discovery.nodes
-    yield viz.Paragraph(
+    yield page.Paragraph(
         f"At “{nodes[found.target]}” the model decides {result.decision!r}. A set of nodes explains that if replacing them changes it. "
         "CLEANN tries sets that the graphs join to that node, smallest first; leave-one-out replaces the nodes in the order of what each "
         "alone does to the decision's output."
@@ -127,7 +128,7 @@ def _decision(result: TextDiscovery) -> Iterator[Block]:
         ("leave-one-out", ", ".join(nodes[n] for n in each), len(each), "", rank)
         for each, rank in zip(other.sets, other.ranks, strict=True)
     ]
-    yield viz.Table(
+    yield page.Table(
         ["method", "set", "size", "decision then", "its rank before"],
         rows[:30],
         f"Sets of the smallest size that change the decision{'' if len(rows) <= 30 else f' (30 of {len(rows)})'}; {found.tested} were tried. A rank of 2 is the most specific change.",
@@ -143,18 +144,18 @@ def _graphs(result: TextDiscovery) -> Iterator[Block]:
     drawn = max(1, sum(edges <= DRAWN_EDGES for edges in itertools.islice(together, DRAWN)))
     for each in found.graphs[:drawn]:
         edges = [show_mixed_edge(each.graph, u, v) for u, v in mixed_edges(each.graph)]
-        yield viz.Picture(
+        yield page.Picture(
             viz.mixed(each.graph, found.nodes, highlight=highlight, target=target, title=each.name),
             f"{each.name}: {len(edges)} edges."
             + (" Dark: the token that is explained; wine red: the first explaining set." if cleann is not None else ""),
         )
     if len(found.graphs) > drawn:
-        yield viz.Paragraph(
+        yield page.Paragraph(
             f"Not drawn, for the size of the page: {len(found.graphs) - drawn} more heads. They are in discovery.json."
         )
 
 
-def _shared(result: TextDiscovery, edges: Counter[tuple[int, int]]) -> viz.Table:
+def _shared(result: TextDiscovery, edges: Counter[tuple[int, int]]) -> page.Table:
     found = result.discovery
     rows = []
     for (u, v), count in sorted(edges.items(), key=lambda item: (-item[1], item[0]))[:LISTED]:
@@ -172,7 +173,7 @@ def _shared(result: TextDiscovery, edges: Counter[tuple[int, int]]) -> viz.Table
                 f"{max(known):.1e}" if known else None,
             )
         )
-    return viz.Table(
+    return page.Table(
         ["node", "node", "heads", "marks", "largest p"],
         rows,
         f"The edges that most heads have, at most {LISTED}; the largest p-value of any test of the pair in those heads.",
@@ -185,7 +186,7 @@ def _tests(result: TextDiscovery) -> Iterator[Block]:
         for each in result.discovery.graphs
         for count in each.by_order
     ]
-    yield viz.Table(
+    yield page.Table(
         ["graph", "order", "tests", "undefined", "detectable", "least variance left"],
         rows,
         "Tests by the size of the conditioning set. Detectable: the smallest partial correlation that can be told from zero. Undefined: given "
@@ -193,6 +194,6 @@ def _tests(result: TextDiscovery) -> Iterator[Block]:
     )
     notes = Counter(note for each in result.discovery.graphs for note in each.notes)
     if notes:
-        yield viz.Paragraph(
+        yield page.Paragraph(
             "\n\n".join(f"{note} ({count} of {len(result.discovery.graphs)} graphs)" for note, count in notes.items())
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from causal_probe import viz
 from causal_probe.results import versions
+from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ def in_context_report(result: InContextGraph) -> viz.Report:
         title=f"Does {model} read the graph in its context?",
         summary=f"{result.settings['graph']}, {result.settings['states']} states: {result.verdict}.",
         sections=[
-            viz.Section("Result", list(_answer(result))),
-            viz.Section("Which heads see the graph", list(_heads(result))),
-            viz.Section("The graph", list(_graph(result))),
+            page.Section("Result", list(_answer(result))),
+            page.Section("Which heads see the graph", list(_heads(result))),
+            page.Section("The graph", list(_graph(result))),
         ],
         settings=result.settings,
         versions=versions(),
@@ -52,7 +53,7 @@ def leaderboard_report(result: Leaderboard) -> viz.Report:
     return viz.Report(
         title="Which causal structures can these models read in context?",
         summary=_summary(result),
-        sections=[viz.Section("Result", [viz.Paragraph(WHAT_IS_ASKED), *_maps(result), *_tables(result)])],
+        sections=[page.Section("Result", [page.Paragraph(WHAT_IS_ASKED), *_maps(result), *_tables(result)])],
         settings=result.settings,
         versions=versions(),
         call=result.call,
@@ -62,7 +63,7 @@ def leaderboard_report(result: Leaderboard) -> viz.Report:
 
 def _answer(result: InContextGraph) -> Iterator[Block]:
     best = result.best
-    yield viz.Headline(
+    yield page.Headline(
         [
             ("heads that see the graph", len(result.carriers), "excess above 0.5"),
             ("best head", f"L{best.layer}H{best.head}", f"score {best.score or 0:.2f}, chance {best.chance or 0:.2f}"),
@@ -78,8 +79,8 @@ def _answer(result: InContextGraph) -> Iterator[Block]:
             ),
         ]
     )
-    yield viz.Paragraph(WHAT_IS_ASKED)
-    yield viz.Table(
+    yield page.Paragraph(WHAT_IS_ASKED)
+    yield page.Table(
         ["predictor", "loss (nats)", "standard error"],
         [(name, each.value, round(each.stderr, 6)) for name, each in result.losses.items()],
         f"Cross-entropy with the true distribution of the next word, mean over {result.settings['sequences']} sequences. model: over the "
@@ -91,7 +92,7 @@ def _heads(result: InContextGraph) -> Iterator[Block]:
     name = result.scores.names[0]
     if max(result.scores.heads) * len(result.scores.heads) > 1:
         excess = [list(layer) for layer in result.scores.heatmap(name)]
-        yield viz.Picture(
+        yield page.Picture(
             viz.heads(excess, score_name="excess attention on the successors of the last word", limit=1.0),
             "Every head, in the last row.",
         )
@@ -105,14 +106,14 @@ def _heads(result: InContextGraph) -> Iterator[Block]:
         rows.append(
             (f"L{head.layer}H{head.head}", head.score, head.stderr, head.chance, head.excess, head.sink, *verdict)
         )
-    yield viz.Table(
+    yield page.Table(
         ["head", "score", "standard error", "chance", "excess", "sink", "verdict", "effect (nats)"],
         rows,
         "The ten heads with the largest score. Verdicts are given, where they were asked for, to those whose excess is surely above 0.25.",
     )
     if result.verification is not None:
         for joint in result.verification.joint.values():
-            yield viz.Paragraph(
+            yield page.Paragraph(
                 f"Ablating the {len(joint.heads)} heads that see the graph together raises the loss by {joint.effect.value:.3f} ± "
                 f"{joint.effect.stderr:.3f} nats."
             )
@@ -120,13 +121,13 @@ def _heads(result: InContextGraph) -> Iterator[Block]:
 
 def _graph(result: InContextGraph) -> Iterator[Block]:
     if len(result.graph) <= SHOWN_GRAPH:
-        yield viz.Picture(viz.graph(result.graph), "Edges go from parent to child.")
+        yield page.Picture(viz.graph(result.graph), "Edges go from parent to child.")
     else:
-        yield viz.Paragraph(f"{len(result.graph)} nodes and {result.graph.number_of_edges()} edges; not drawn.")
+        yield page.Paragraph(f"{len(result.graph)} nodes and {result.graph.number_of_edges()} edges; not drawn.")
 
 
 def _maps(result: Leaderboard) -> Iterator[Block]:
-    yield viz.Picture(
+    yield page.Picture(
         viz.table_map(
             result.table("excess"),
             value_name="excess of the best head",
@@ -136,7 +137,7 @@ def _maps(result: Leaderboard) -> Iterator[Block]:
         ),
         "Does a head see the graph? 1: all of the last word's attention is on the right nodes; 0: chance.",
     )
-    yield viz.Picture(
+    yield page.Picture(
         viz.table_map(
             result.table("skill").clip(lower=-1),
             value_name="skill of the answer",
@@ -149,12 +150,12 @@ def _maps(result: Leaderboard) -> Iterator[Block]:
     )
 
 
-def _tables(result: Leaderboard) -> Iterator[viz.Table]:
+def _tables(result: Leaderboard) -> Iterator[page.Table]:
     readings = [
         (name, each.settings["graph"], each, each.best)
         for name, each in zip(result.names, result.readings, strict=True)
     ]
-    yield viz.Table(
+    yield page.Table(
         ["model", "graph", "best head", "chance", "excess", "heads"],
         [
             (
@@ -170,7 +171,7 @@ def _tables(result: Leaderboard) -> Iterator[viz.Table]:
         "What the heads see: attention of the last word on the successors of nodes that carry it, above chance ± one standard error; heads: "
         "how many see the graph.",
     )
-    yield viz.Table(
+    yield page.Table(
         ["model", "graph", "loss", "frequencies", "known graph", "skill"],
         [
             (name, graph, _show(each.losses["model"].value, each.losses["model"].stderr),
@@ -179,7 +180,7 @@ def _tables(result: Leaderboard) -> Iterator[viz.Table]:
         ],
         "What the answer uses: losses in nats, beside those of the words' frequencies in the context and of a predictor that knows the graph.",
     )  # fmt: skip
-    yield viz.Table(
+    yield page.Table(
         ["model", "graph", "verdict"], [(name, graph, each.verdict) for name, graph, each, _ in readings], "In words."
     )
 

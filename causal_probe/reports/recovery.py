@@ -8,6 +8,7 @@ from causal_probe import viz
 from causal_probe.first_gradient.start import GRAPH_OF_GRADIENTS
 from causal_probe.results import versions
 from causal_probe.tasks import generator
+from causal_probe.viz import report as page
 
 if TYPE_CHECKING:
     from causal_probe.experiments.recover import Recovery
@@ -65,10 +66,10 @@ def recovery_report(result: Recovery) -> viz.Report:
             + f"Its first layer was then probed through hooks, and the graph was recovered {verdict}."
         ),
         sections=[
-            viz.Section(
+            page.Section(
                 "Result",
                 [
-                    viz.Headline(
+                    page.Headline(
                         [
                             ("edges right", f"{found.true_positives} of {true_edges}", "true edges that were found"),
                             ("roots right", right_roots, "nodes without a parent, found to have none"),
@@ -80,7 +81,7 @@ def recovery_report(result: Recovery) -> viz.Report:
                             ),
                         ]
                     ),
-                    viz.Picture(
+                    page.Picture(
                         viz.graph(*(graph.subgraph(asked) for graph in (result.truth, result.recovered))),
                         "The true graph above the line, the found one below it. An arc runs from parent to child."
                         + (
@@ -89,7 +90,7 @@ def recovery_report(result: Recovery) -> viz.Report:
                             else ""
                         ),
                     ),
-                    viz.Table(
+                    page.Table(
                         ["metric", "value", "what it is"],
                         [(name, result.metrics[key], _explained(result, key, text)) for name, key, text in METRICS],
                         "Nodes are aligned by name; the rows compared are those of the children "
@@ -98,15 +99,15 @@ def recovery_report(result: Recovery) -> viz.Report:
                     *_head_table(result),
                 ],
             ),
-            viz.Section(
+            page.Section(
                 "What was given, what was learnt",
                 [
-                    viz.Table(
+                    page.Table(
                         ["given"],
                         [(what,) for what in result.given or ("nothing",)],
                         "What was set before training; all else is zero or small noise.",
                     ),
-                    viz.Table(
+                    page.Table(
                         ["stage", "moves", "steps", "sequences per step", "optimiser", "learning rate", "schedule"],
                         [
                             (
@@ -125,10 +126,10 @@ def recovery_report(result: Recovery) -> viz.Report:
                     ),
                 ],
             ),
-            viz.Section(
+            page.Section(
                 "Evidence",
                 [
-                    viz.Paragraph(
+                    page.Paragraph(
                         "Attention alone does not tell a root from a child: the row of a trained root may saturate on some "
                         "node. So each node's candidate parent, the earlier node it attends to most, is tested by what it does "
                         "to the loss: the gain is the loss with the node's attention spread evenly over its past, minus the loss "
@@ -139,10 +140,10 @@ def recovery_report(result: Recovery) -> viz.Report:
                     *(_evidence_table(result, head) for head in range(len(result.effects))),
                 ],
             ),
-            viz.Section(
+            page.Section(
                 "Weights",
                 [
-                    viz.Picture(
+                    page.Picture(
                         viz.blocks(
                             _layer_blocks(result, layer), marks=_marks(result, layer), title=f"Layer {layer + 1}"
                         ),
@@ -152,10 +153,10 @@ def recovery_report(result: Recovery) -> viz.Report:
                     for layer in range(min(2, len(result.model.heads)))
                 ],
             ),
-            viz.Section(
+            page.Section(
                 "Training",
                 [
-                    viz.Picture(
+                    page.Picture(
                         viz.training(
                             {"step": result.history.step, "loss": result.history.loss, "stage": result.history.stage},
                             result.reference_losses,
@@ -165,9 +166,9 @@ def recovery_report(result: Recovery) -> viz.Report:
                     )
                 ]
                 if result.history.step
-                else [viz.Paragraph("No step was made.")],
+                else [page.Paragraph("No step was made.")],
             ),
-            viz.Section("Attention on a few sequences", _attention(result)),
+            page.Section("Attention on a few sequences", _attention(result)),
         ],
         settings=result.settings,
         versions=versions(),
@@ -181,7 +182,7 @@ def _explained(result: Recovery, key: str, text: str) -> str:
     return f"{text}; undefined: {reason}" if reason else text
 
 
-def _head_table(result: Recovery) -> list[viz.Table]:
+def _head_table(result: Recovery) -> list[page.Table]:
     if result.match is None or len(result.match.heads) + len(result.match.unmatched_heads) == 1:
         return []
     rows = [
@@ -191,7 +192,7 @@ def _head_table(result: Recovery) -> list[viz.Table]:
         )
     ]
     tables = [
-        viz.Table(
+        page.Table(
             ["parent slot", "head", "attention on that parent", "children whose slots are swapped"],
             rows,
             "Heads of layer 1, assigned to parent slots (slot 0: the smaller parent).",
@@ -200,7 +201,7 @@ def _head_table(result: Recovery) -> list[viz.Table]:
     if result.last_row is not None:
         last = result.task.n_positions - 1
         tables.append(
-            viz.Table(
+            page.Table(
                 ["head", f"attention on node {last}'s parents", f"attention on node {last + 1}'s parents"],
                 [
                     (
@@ -221,7 +222,7 @@ def _head_table(result: Recovery) -> list[viz.Table]:
     return tables
 
 
-def _evidence_table(result: Recovery, head: int) -> viz.Table:
+def _evidence_table(result: Recovery, head: int) -> page.Table:
     effects = result.effects[head]
     table = effects.to_pandas()
     weights = result.head_graphs.weights[0][head]
@@ -239,7 +240,7 @@ def _evidence_table(result: Recovery, head: int) -> viz.Table:
         )
         for row, excess, stderr in zip(table.itertuples(), effects.excess, effects.excess_stderr, strict=True)
     ]
-    return viz.Table(
+    return page.Table(
         ["child", "candidate", "attention", "gain", "excess", "p", "decision", "truth", "cut"],
         rows,
         f"L0H{head}: {effects.sequences:,} sequences, paired one-sided tests, family-wise level {effects.level:g} "
@@ -265,7 +266,7 @@ def _marks(result: Recovery, layer: int) -> dict[tuple[int, int, str, str], list
     return {(0, head, "position", "position"): inside for head in range(result.model.heads[0])}
 
 
-def _attention(result: Recovery) -> list[viz.Attention]:
+def _attention(result: Recovery) -> list[page.Attention]:
     batch = result.task.sample(
         SHOWN_SEQUENCES, generator(result.settings["seed"], "shown", device=result.settings["device"])
     )
@@ -277,7 +278,7 @@ def _attention(result: Recovery) -> list[viz.Attention]:
         patterns = [cache["pattern", layer][i] for layer in range(len(result.model.heads))]
         stacked = [head for pattern in patterns for head in pattern.tolist()]
         shown.append(
-            viz.Attention(
+            page.Attention(
                 viz.attention(tokens, stacked, head_names=names, graphs=read),
                 f"Sequence {i + 1}: rows are queries, columns keys. Beside it the graph of each head's attention, averaged over "
                 f"{result.head_graphs.sequences:,} sequences.",

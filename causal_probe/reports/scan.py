@@ -13,6 +13,7 @@ from causal_probe import viz
 from causal_probe.probes import HeadGraphs
 from causal_probe.probes.verify import Estimate, Verification
 from causal_probe.results import versions
+from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
 if TYPE_CHECKING:
@@ -58,16 +59,16 @@ def scan_report(result: ModelScan) -> viz.Report:
             f"Every head was scored against {len(scores.names)} head types in one pass. {found} described by one of them.{causal}"
         ),
         sections=[
-            viz.Section("Result", [viz.Headline(_headline(result)), *_tables(result)]),
-            *([] if verification is None else [viz.Section("Does the model use it?", list(_checks(verification)))]),
+            page.Section("Result", [page.Headline(_headline(result)), *_tables(result)]),
+            *([] if verification is None else [page.Section("Does the model use it?", list(_checks(verification)))]),
             *(
-                [viz.Section("What makes them attend there", list(_circuits(result)))]
+                [page.Section("What makes them attend there", list(_circuits(result)))]
                 if result.settings["blocks"]
                 else []
             ),
-            viz.Section("Every head, template by template", list(_heat_maps(result))),
+            page.Section("Every head, template by template", list(_heat_maps(result))),
             *([] if result.settings["source"] == "merged" else _shown(result)),
-            viz.Section("What it was measured on", [_sequences(result)]),
+            page.Section("What it was measured on", [_sequences(result)]),
         ],
         settings=result.settings,
         versions=versions(),
@@ -76,11 +77,11 @@ def scan_report(result: ModelScan) -> viz.Report:
     )
 
 
-def _shown(result: ModelScan) -> list[viz.Section]:
+def _shown(result: ModelScan) -> list[page.Section]:
     """What takes the model: results of several processes that are merged have none."""
     return [
-        viz.Section("Graphs of the leading heads", list(_graphs(result))),
-        viz.Section("Attention of the leading heads", list(_patterns(result))),
+        page.Section("Graphs of the leading heads", list(_graphs(result))),
+        page.Section("Attention of the leading heads", list(_patterns(result))),
     ]
 
 
@@ -106,9 +107,9 @@ def _headline(result: ModelScan) -> list[tuple[str, object, str]]:
 
 
 def _tables(result: ModelScan) -> Iterator[Block]:
-    yield viz.Paragraph(HOW_TO_READ)
+    yield page.Paragraph(HOW_TO_READ)
     if result.notes:
-        yield viz.Paragraph("\n\n".join(result.notes).replace(" -", " \N{MINUS SIGN}"))
+        yield page.Paragraph("\n\n".join(result.notes).replace(" -", " \N{MINUS SIGN}"))
     verified = result.verification is not None
     has_intervals = result.intervals is not None
     rows = []
@@ -126,7 +127,7 @@ def _tables(result: ModelScan) -> Iterator[Block]:
     columns = ["template", "head", "score", "chance", "excess", *["95% interval"] * has_intervals, "sink", "called"]
     by_bootstrap = " 95% interval: of the excess, by the bootstrap over sequences." if has_intervals else ""
     left_out = [f"{more} more for {name}" for name in result.scores.names if (more := result.left_out(name))]
-    yield viz.Table(
+    yield page.Table(
         [*columns, *(["verdict", "effect (nats)"] if verified else [])],
         rows,
         f"The heads that a template describes, at most {result.settings['top']}, and the best one that it does not. "
@@ -138,11 +139,11 @@ def _tables(result: ModelScan) -> Iterator[Block]:
 
 
 def _checks(verification: Verification) -> Iterator[Block]:
-    yield viz.Paragraph(VERDICTS)
+    yield page.Paragraph(VERDICTS)
     if not verification.verdicts:
-        yield viz.Paragraph("No head was flagged: there is nothing to verify.")
+        yield page.Paragraph("No head was flagged: there is nothing to verify.")
         return
-    yield viz.Table(
+    yield page.Table(
         ["head", "template", "verdict", "effect", "exceeds", "zero", "resample", "direct", "restored"],
         [
             (
@@ -164,7 +165,7 @@ def _checks(verification: Verification) -> Iterator[Block]:
         "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. The effect is given ± one "
         "standard error; scan.json holds the others' too, and the p-values.",
     )
-    yield viz.Table(
+    yield page.Table(
         ["template", "heads", "together", "random sets, mean", "exceeds"],
         [
             (
@@ -179,16 +180,16 @@ def _checks(verification: Verification) -> Iterator[Block]:
         "All heads flagged for a template ablated together, against random sets of as many heads that were not flagged.",
     )
     if verification.undefined:
-        yield viz.Paragraph(
+        yield page.Paragraph(
             "Undefined: " + "; ".join(f"{what}: {why}" for what, why in verification.undefined.items()) + "."
         )
-    yield viz.Picture(
+    yield page.Picture(
         viz.heads(_effects(verification), score_name="rise of the loss (nats)"),
         "The rise of the loss when each head alone is ablated by its mean.",
     )
     if verification.dependence.number_of_edges():
         drawn, names = _on_a_line(verification.dependence)
-        yield viz.Picture(
+        yield page.Picture(
             viz.graph(drawn, labels=names),
             "Dependence: an arc runs from a head to one whose score falls when the first is ablated.",
         )
@@ -226,10 +227,10 @@ def _unbroken(text: str) -> str:
 def _heat_maps(result: ModelScan) -> Iterator[Block]:
     for template in result.scores.templates:
         if template.name in result.scores.undefined:
-            yield viz.Paragraph(f"{result.scores.undefined[template.name]}: there is nothing to draw.")
+            yield page.Paragraph(f"{result.scores.undefined[template.name]}: there is nothing to draw.")
             continue
         excess = result.scores.heatmap(template.name)
-        yield viz.Picture(
+        yield page.Picture(
             viz.heads([layer.tolist() for layer in excess], score_name="excess", title=template.name, limit=1),
             f"Excess attention of every head on the targets of {template.name}: {template.description}.",
         )
@@ -237,14 +238,14 @@ def _heat_maps(result: ModelScan) -> Iterator[Block]:
 
 def _graphs(result: ModelScan) -> Iterator[Block]:
     if not result.graphs:
-        yield viz.Paragraph("No template that was scored has earlier positions other than the first as its targets.")
+        yield page.Paragraph("No template that was scored has earlier positions other than the first as its targets.")
         return
-    yield viz.Paragraph(
+    yield page.Paragraph(
         "A position's parent is the earlier position that it attends to most, with at least half of the attention. Attention on "
         "position 0 that exceeds it is read as “no parent”: many heads look there when they have nothing to say. So an edge "
         "from position 0 is never found."
     )
-    yield viz.Table(
+    yield page.Table(
         ["template", "head", "precision", "recall", "sequences"],
         [
             (
@@ -262,10 +263,10 @@ def _graphs(result: ModelScan) -> Iterator[Block]:
     called = {found[:3] for found in result.scores.called()}
     drawn = [found for found in result.graphs if (found.layer, found.head, found.template.name) in called]
     if not drawn:
-        yield viz.Paragraph("No template describes any of them, so none is drawn.")
+        yield page.Paragraph("No template describes any of them, so none is drawn.")
     for found in _first_of_each_template(drawn):
         truth = _truth(found)
-        yield viz.Picture(
+        yield page.Picture(
             viz.graph(truth, found.shown.graph(0, found.layer, found.head), labels=found.tokens),
             f"Below the line {found.name} on one sequence, above it the targets of {found.template.name} there.",
         )
@@ -273,16 +274,16 @@ def _graphs(result: ModelScan) -> Iterator[Block]:
 
 def _circuits(result: ModelScan) -> Iterator[Block]:
     if result.no_circuits is not None:
-        yield viz.Paragraph(f"The scores of this model could not be taken apart. {result.no_circuits}")
+        yield page.Paragraph(f"The scores of this model could not be taken apart. {result.no_circuits}")
         return
     if not result.circuits:
-        yield viz.Paragraph("No template describes any head, so none is taken apart.")
+        yield page.Paragraph("No template describes any head, so none is taken apart.")
         return
-    yield viz.Paragraph(CIRCUITS)
+    yield page.Paragraph(CIRCUITS)
     for found in result.circuits:
         blocks, arrows = found.blocks, found.upstream.arrows
         name = f"L{blocks.layer}H{blocks.head}"
-        yield viz.Picture(
+        yield page.Picture(
             viz.table_map(
                 blocks.heatmap(10), value_name="contribution to the score", row_name="in the query", column_name="in the key",
                 title=f"{name}: {blocks.edges}",
@@ -291,7 +292,7 @@ def _circuits(result: ModelScan) -> Iterator[Block]:
             f"that the model uses by {blocks.error:.0e} at most.",
         )  # fmt: skip
         if arrows:
-            yield viz.Table(
+            yield page.Table(
                 ["source", "side", "contribution", "drop", "standard error", "largest control", "confirmed"],
                 [
                     (
@@ -323,10 +324,10 @@ def _truth(found: HeadGraph) -> nx.DiGraph:
 
 def _patterns(result: ModelScan) -> Iterator[Block]:
     if not result.examples:
-        yield viz.Paragraph("No head stands out for any template other than current-token and first-token.")
+        yield page.Paragraph("No head stands out for any template other than current-token and first-token.")
         return
     names = [f"L{layer}H{head}" for layer, head in result.leading]
-    yield viz.Paragraph(
+    yield page.Paragraph(
         "Rows are queries, columns keys. Hover over a head to see it large, click to keep it. Beside the picture: each head's excess by "
         "template, and its edges in this sequence (the earlier position with at least half of the attention; attention on position 0 "
         "that exceeds it says that there is none)."
@@ -338,7 +339,7 @@ def _patterns(result: ModelScan) -> Iterator[Block]:
     }
     for example in result.examples:
         read = HeadGraphs((example.patterns,), None, 1, result.scores.provenance, sink="root")
-        yield viz.Attention(
+        yield page.Attention(
             viz.attention(
                 example.tokens,
                 example.patterns,
@@ -350,10 +351,10 @@ def _patterns(result: ModelScan) -> Iterator[Block]:
         )
 
 
-def _sequences(result: ModelScan) -> viz.Table:
+def _sequences(result: ModelScan) -> page.Table:
     if result.readings:
         counted = ("documents", "sequences", "length", "tokens", "left_over", "bos", "separator")
-        return viz.Table(
+        return page.Table(
             ["text", "documents", "sequences", "tokens in each", "tokens", "left out", "BOS", "separator"],
             [
                 (
@@ -364,7 +365,7 @@ def _sequences(result: ModelScan) -> viz.Table:
             ],
             "No sequence holds text of two documents. The end of a document that fills no sequence is left out.",
         )
-    return viz.Table(
+    return page.Table(
         ["templates", "sequences of", "number", "period", "copies", "BOS", "first tokens"],
         [
             (

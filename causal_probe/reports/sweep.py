@@ -10,6 +10,7 @@ import pandas as pd
 
 from causal_probe import viz
 from causal_probe.results import versions
+from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def sweep_report(result: Sweep) -> viz.Report:
         title="A sweep",
         summary=f"{finished} of {len(result.cells)} cells are finished, {len(result.failed)} failed.",
         sections=[
-            viz.Section("Result", [viz.Headline(_headline(result, table)), *_points(result, table)]),
-            *([viz.Section("What failed", list(_failures(result)))] if result.failed else []),
+            page.Section("Result", [page.Headline(_headline(result, table)), *_points(result, table)]),
+            *([page.Section("What failed", list(_failures(result)))] if result.failed else []),
         ],
         settings=dict(result.spec),
         versions=versions(),
@@ -75,7 +76,7 @@ def _points(result: Sweep, table: pd.DataFrame) -> Iterator[Block]:
         left = (
             f" Left out: {len(groups) - LISTED} more points, which are in summary.csv." if len(groups) > LISTED else ""
         )
-        yield viz.Table(
+        yield page.Table(
             [*varied, "cells", *(name.replace("_", " ") for name in metrics)],
             rows,
             f"{probe}: the options that vary, the number of cells at each point, and the mean of each metric over them; yes "
@@ -95,7 +96,7 @@ def _failures(result: Sweep) -> Iterator[Block]:
         for key, error in list(result.failed.items())[:LISTED]
     ]
     left = len(result.failed) - len(rows)
-    yield viz.Table(
+    yield page.Table(
         ["probe", "options", "seed", "error"],
         rows,
         f"Each with its traceback in failed/.{f' Left out: {left} more.' if left else ''}",

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.graphs import parent_lists
+from causal_probe.graphs.check import parent_lists
 from causal_probe.tasks.dirichlet import dirichlet
 from causal_probe.tasks.markov import InContextMarkov
 from causal_probe.tasks.stationary import stationary_distribution

@@ -29,7 +29,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.graphs import check_graph, parent_lists
+from causal_probe.graphs import check_graph
+from causal_probe.graphs.check import parent_lists
 from causal_probe.tasks.dirichlet import ALPHAS, dirichlet
 from causal_probe.tasks.stationary import stationary_distribution
 

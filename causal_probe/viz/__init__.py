@@ -22,20 +22,13 @@ from causal_probe.viz.figure import write_svg
 from causal_probe.viz.graph import graph
 from causal_probe.viz.heads import heads
 from causal_probe.viz.mixed import mixed
-from causal_probe.viz.report import Attention, Code, Headline, Paragraph, Picture, Report, Section, Table
+from causal_probe.viz.report import Report
 from causal_probe.viz.table_map import table_map
 from causal_probe.viz.training import training
 
 __all__ = [
-    "Attention",
-    "Code",
     "Curve",
-    "Headline",
-    "Paragraph",
-    "Picture",
     "Report",
-    "Section",
-    "Table",
     "attention",
     "blocks",
     "curves",

@@ -11,7 +11,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.graphs import mixed_edges
+from causal_probe.graphs.mixed import mixed_edges
 from causal_probe.viz.figure import Drawing, drawing_style, fit_lines
 from causal_probe.viz.palette import EXTRA, INK, MISSING, MUTED, PAPER, RIGHT
 from causal_probe.viz.text import show_token

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from causal_probe.discovery import FisherZ, data_with_correlation, icd, ordered_icd, pc
+from causal_probe.discovery import FisherZ, icd, ordered_icd, pc
+from causal_probe.discovery.fci import data_with_correlation
 from causal_probe.probes.attention_correlation import attention_correlation
 
 LEARNERS: dict[str, Any] = {"pc": pc, "icd": icd, "ordered-icd": ordered_icd}

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from causal_probe import CausalProbeError
-from causal_probe.discovery import DSeparation, FisherZ, data_with_correlation
+from causal_probe.discovery import DSeparation, FisherZ
+from causal_probe.discovery.fci import data_with_correlation
 from causal_probe.discovery.independence import partial_correlations
 from causal_probe.probes.attention_correlation import attention_correlation
 

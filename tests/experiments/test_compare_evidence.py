@@ -13,13 +13,15 @@ import pytest
 
 from causal_probe import CausalProbeError, graphs, probes
 from causal_probe.cli.main import main
-from causal_probe.experiments import EvidenceTable, compare_evidence, evidence, measure_evidence
+from causal_probe.experiments import EvidenceTable, compare_evidence, measure_evidence
 from causal_probe.experiments.compare_evidence import union, without_model
 from causal_probe.experiments.compared_evidence import Agreement
+from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
 from causal_probe.models import hand_set
 from causal_probe.papers import reproduce
 from causal_probe.tasks import InContextMarkov, generator
 
+evidence = importlib.import_module("causal_probe.experiments.compare_evidence")
 LEARNERS = {name: evidence.ALGORITHMS[name] for name in ("pc", "ordered-icd")}
 
 
@@ -115,9 +117,9 @@ def test_the_first_gradient_needs_no_model() -> None:
 def test_union_keeps_the_marks_that_heads_agree_on() -> None:
     one, two = graphs.mixed_graph(3, [(0, "-", ">", 1)]), graphs.mixed_graph(3, [(0, "<", ">", 1), (1, "o", ">", 2)])
     both = union([one, two])
-    assert [graphs.show_mixed_edge(both, *edge) for edge in graphs.mixed_edges(both)] == ["0 o-> 1", "1 o-> 2"]
+    assert [show_mixed_edge(both, *edge) for edge in mixed_edges(both)] == ["0 o-> 1", "1 o-> 2"]
     plain = union([nx.DiGraph([(0, 1)])])
-    assert graphs.show_mixed_edge(plain, 0, 1) == "0 --> 1"
+    assert show_mixed_edge(plain, 0, 1) == "0 --> 1"
 
 
 def test_agreement_over_readings() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from causal_probe import experiments, graphs
+from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient import GradientGraph, gradient_graph, gradient_graphs
 from causal_probe.first_gradient.stream import GradientStream, blocks_stderr
@@ -329,7 +329,3 @@ def test_the_result_of_other_sequences_is_not_replaced_silently(found: GradientG
     with pytest.raises(CausalProbeError, match="settings"):
         second.save(tmp_path / "out")
     second.save(tmp_path / "out", overwrite=True)
-
-
-def test_it_is_offered() -> None:
-    assert {"gradient_graph", "gradient_graphs", "GradientGraph"} <= set(experiments.__all__)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.graphs import chain, check_graph, from_parents, parent_lists
-from causal_probe.graphs.check import NAMED, find_problems
+from causal_probe.graphs import chain, check_graph, from_parents
+from causal_probe.graphs.check import NAMED, find_problems, parent_lists
 
 # The time of an example says nothing on a busy machine.
 quick = settings(deadline=None, max_examples=50)

@@ -6,7 +6,8 @@ import networkx as nx
 import pytest
 
 from causal_probe import CausalProbeError
-from causal_probe.graphs import arrowheads, as_mixed, compare, mixed_edges, mixed_graph, show_mixed_edge, skeleton
+from causal_probe.graphs import arrowheads, compare, mixed_graph, skeleton
+from causal_probe.graphs.mixed import as_mixed, mixed_edges, show_mixed_edge
 
 
 def test_skeletons_are_compared_whatever_the_marks() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from causal_probe import CausalProbeError, viz
+from causal_probe import papers as registry
 from causal_probe.cli import main
-from causal_probe.experiments import reproductions as registry
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers import Line, Reproduction, Run, reproduce
 from causal_probe.tasks import generator

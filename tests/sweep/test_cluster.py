@@ -56,7 +56,7 @@ def started(folder, n_workers):
 
 
 #: The module, which the function of the same name hides.
-RUN = sys.modules[sweep.sweep.__module__]
+RUN = sys.modules[sweep.__module__]
 
 
 def contents(folder):

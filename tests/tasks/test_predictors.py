@@ -11,6 +11,7 @@ import torch
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
+from causal_probe.graphs.check import parent_lists
 from causal_probe.tasks import (
     Batch,
     InContextMarkov,
@@ -25,8 +26,8 @@ from causal_probe.tasks import (
 from tests.tasks.tiny_tasks import DAGS, TREES, make
 
 RANDOM = {
-    **{f"forest {seed}": graphs.parent_lists(graphs.random_forest(9, seed=seed)) for seed in range(4)},
-    **{f"{k} parents {seed}": graphs.parent_lists(graphs.random_dag(9, parents=k, seed=seed)) for k in (2, 3) for seed in (0, 1)},
+    **{f"forest {seed}": parent_lists(graphs.random_forest(9, seed=seed)) for seed in range(4)},
+    **{f"{k} parents {seed}": parent_lists(graphs.random_dag(9, parents=k, seed=seed)) for k in (2, 3) for seed in (0, 1)},
 }  # fmt: skip
 TASKS = TREES | DAGS | RANDOM
 

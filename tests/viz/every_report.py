@@ -14,6 +14,8 @@ import transformers
 
 from causal_probe import experiments, graphs, hooks, models, probes, viz
 from causal_probe.papers import Line, Reproduction
+from causal_probe.sweep import sweep
+from causal_probe.viz import report as page
 
 from .hostile import HOSTILE
 
@@ -118,7 +120,7 @@ def sweep(folder: Path) -> Any:
         "grid": {"graph": ["chain", NAME], "seed": [0, 1]},
         "settings": {},
     }
-    return sweep.sweep(
+    return sweep(
         {**spec, "probes": {"gradient": {"positions": 5, "sequences": 32}, "broken": {}}},
         out=folder,
         probes={"broken": broken},
@@ -148,14 +150,14 @@ def everything() -> viz.Report:
         viz.curves({text: {text: viz.Curve([0, 1], [0, 1])}}, x_name=text, y_name=text, title=text),
     ]
     blocks = [
-        viz.Headline([(text, 0, text), (text, None, text)]),
-        viz.Paragraph(f"First.\n\n{text}"),
-        *(viz.Picture(figure, text) for figure in pictures),
-        viz.Table((text, "value"), [(text, 1.0), (text, None)], text),
-        viz.Code(text, text),
-        viz.Attention(widget, text),
+        page.Headline([(text, 0, text), (text, None, text)]),
+        page.Paragraph(f"First.\n\n{text}"),
+        *(page.Picture(figure, text) for figure in pictures),
+        page.Table((text, "value"), [(text, 1.0), (text, None)], text),
+        page.Code(text, text),
+        page.Attention(widget, text),
     ]
-    return viz.Report(text, [viz.Section(text, blocks)], {text: text}, {text: text}, text, text)
+    return viz.Report(text, [page.Section(text, blocks)], {text: text}, {text: text}, text, text)
 
 
 #: By command: what it finds.

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from causal_probe import viz
+from causal_probe.viz import report as parts
 from causal_probe.viz.figure import to_svg
 
 from .hostile import HOSTILE
@@ -58,14 +59,14 @@ def page(text: str) -> str:
         [text, text], np.tril(np.ones((1, 2, 2))), head_names=[text], graphs=[graph], scores={text: [1.0]}
     )
     blocks = [
-        viz.Headline([(text, text, text)]),
-        viz.Paragraph(f"one {text}".replace("\n\n", " ")),
-        viz.Table([text], [[text]], text),
-        viz.Code(text, f"one {text}"),
-        viz.Attention(widget, text),
+        parts.Headline([(text, text, text)]),
+        parts.Paragraph(f"one {text}".replace("\n\n", " ")),
+        parts.Table([text], [[text]], text),
+        parts.Code(text, f"one {text}"),
+        parts.Attention(widget, text),
     ]
     return viz.Report(
-        text, [viz.Section(text, blocks)], {f"name {text}": text}, {f"name {text}": text}, text, f"one {text}"
+        text, [parts.Section(text, blocks)], {f"name {text}": text}, {f"name {text}": text}, text, f"one {text}"
     ).to_html()
 
 
@@ -134,6 +135,6 @@ def test_a_long_token_is_cut_with_a_mark() -> None:
     assert widget.props["tokens"] == ["x" * 23 + "…"]
     assert "1 token longer than 24 characters is cut" in widget.note
     assert "…</text>" in graph(long)
-    table = viz.Report("T", [viz.Section("S", [viz.Table(["a"], [[long]])])], {}, {}, "").to_html()
+    table = viz.Report("T", [parts.Section("S", [parts.Table(["a"], [[long]])])], {}, {}, "").to_html()
     assert f"{'x' * 500}… (10,000 characters)" in table
     assert "x" * 501 not in table

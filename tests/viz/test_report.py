@@ -15,6 +15,7 @@ from circuitsvis.tokens import colored_tokens
 from causal_probe import viz
 from causal_probe.errors import CausalProbeError
 from causal_probe.results import Citation
+from causal_probe.viz import report as parts
 from causal_probe.viz.figure import to_svg
 from causal_probe.viz.widget import bundle
 
@@ -37,26 +38,26 @@ def example(title: str = "An example") -> viz.Report:
     widgets.append(viz.attention(HOSTILE, pattern(2, len(HOSTILE)), head_names=HOSTILE[:2]))
     text = " ".join(HOSTILE)
     sections = [
-        viz.Section(
+        parts.Section(
             "Result",
             [
-                viz.Headline([("SHD", 0, "edges to change"), (text, None, text)]),
-                viz.Paragraph(f"First.\n\n{text}"),
-                viz.Picture(viz.graph(chain, chain, labels=(HOSTILE * 2)[:20], title=text), text),
-                viz.Picture(viz.graph(chain), "The truth."),
-                viz.Picture(viz.training({"step": [0, 1], "loss": [1.0, 0.5]}, {HOSTILE[0]: 0.7}, title=HOSTILE[1])),
-                viz.Picture(viz.blocks({HOSTILE[0]: np.eye(3)})),
-                viz.Picture(viz.heads(np.ones((2, 2)), score_name=HOSTILE[0])),
+                parts.Headline([("SHD", 0, "edges to change"), (text, None, text)]),
+                parts.Paragraph(f"First.\n\n{text}"),
+                parts.Picture(viz.graph(chain, chain, labels=(HOSTILE * 2)[:20], title=text), text),
+                parts.Picture(viz.graph(chain), "The truth."),
+                parts.Picture(viz.training({"step": [0, 1], "loss": [1.0, 0.5]}, {HOSTILE[0]: 0.7}, title=HOSTILE[1])),
+                parts.Picture(viz.blocks({HOSTILE[0]: np.eye(3)})),
+                parts.Picture(viz.heads(np.ones((2, 2)), score_name=HOSTILE[0])),
             ],
         ),
-        viz.Section(
+        parts.Section(
             f"Metrics {HOSTILE[0]}",
             [
-                viz.Table(("metric", "value", text), [("precision", 1.0, text), ("AUROC", None, "one class")], text),
-                viz.Code(text, text),
+                parts.Table(("metric", "value", text), [("precision", 1.0, text), ("AUROC", None, "one class")], text),
+                parts.Code(text, text),
             ],
         ),
-        viz.Section("Attention", [viz.Attention(widget, HOSTILE[0]) for widget in widgets]),
+        parts.Section("Attention", [parts.Attention(widget, HOSTILE[0]) for widget in widgets]),
     ]
     settings = {"seed": 0, "heads": [1, 1], "graph": HOSTILE[0], HOSTILE[1]: None}
     return viz.Report(
@@ -85,7 +86,7 @@ def test_the_bundle_is_there_once(html: str) -> None:
 
 
 def test_a_page_without_widgets_has_no_script() -> None:
-    report = viz.Report("Text", [viz.Section("One", [viz.Paragraph("Hello.")])], {}, {}, "")
+    report = viz.Report("Text", [parts.Section("One", [parts.Paragraph("Hello.")])], {}, {}, "")
     assert "<script" not in report.to_html()
     assert "script-src &#39;none&#39;" in report.to_html()
 
@@ -177,7 +178,7 @@ def test_values_of_a_table(page: Page) -> None:
      (True, "yes"), ("a", "a"), (np.float32(0.5), "0.5000"), (np.int64(3), "3"), (1.5e-7, "1.500e−07")],
 )  # fmt: skip
 def test_cells(value: object, shown: str) -> None:
-    section = viz.Section("One", [viz.Table(("name",), [(value,)])])
+    section = parts.Section("One", [parts.Table(("name",), [(value,)])])
     assert f">{shown}</td>" in viz.Report("T", [section], {}, {}, "").to_html()
 
 
@@ -188,8 +189,8 @@ def test_the_page_is_small(html: str) -> None:
 def test_the_same_report_is_the_same_file(tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         chain = nx.path_graph(4, create_using=nx.DiGraph)
-        blocks = [viz.Picture(viz.graph(chain, chain)), viz.Attention(viz.attention(["a"], [[[1.0]]]))]
-        viz.Report("T", [viz.Section("One", blocks)], {}, {}, "").write(tmp_path / name)
+        blocks = [parts.Picture(viz.graph(chain, chain)), parts.Attention(viz.attention(["a"], [[[1.0]]]))]
+        viz.Report("T", [parts.Section("One", blocks)], {}, {}, "").write(tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
@@ -203,12 +204,12 @@ def test_two_drawings_share_no_id() -> None:
 
 def test_a_table_of_uneven_rows() -> None:
     with pytest.raises(CausalProbeError, match="2 columns has rows of other lengths, at the places 1"):
-        viz.Table(("a", "b"), [(1, 2), (1,)])
+        parts.Table(("a", "b"), [(1, 2), (1,)])
 
 
 def test_html_of_circuitsvis_itself_is_refused() -> None:
     with pytest.raises(CausalProbeError, match="can't be made safe"):
-        viz.Attention(colored_tokens(["a"], [1.0]))
+        parts.Attention(colored_tokens(["a"], [1.0]))
 
 
 def test_a_setting_without_a_plain_form() -> None:
