@@ -14,7 +14,7 @@ import transformers
 
 from causal_probe import experiments, graphs, hooks, models, probes, viz
 from causal_probe.papers import Line, Reproduction
-from causal_probe.sweep import sweep
+from causal_probe.sweep import sweep as run_sweep
 from causal_probe.viz import report as page
 
 from .hostile import HOSTILE
@@ -120,7 +120,7 @@ def sweep(folder: Path) -> Any:
         "grid": {"graph": ["chain", NAME], "seed": [0, 1]},
         "settings": {},
     }
-    return sweep(
+    return run_sweep(
         {**spec, "probes": {"gradient": {"positions": 5, "sequences": 32}, "broken": {}}},
         out=folder,
         probes={"broken": broken},
