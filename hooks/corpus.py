@@ -305,7 +305,7 @@ def corpus(
         Whether a BOS token comes first; see :func:`~causal_probe.hooks.text_start`.
     shard
         ``"i/n"`` or (i, n): only the documents whose number, counted from 0, is i modulo n. What is measured on all n merges to what
-        would have been measured on the whole (``HeadScores.merge``, ``HeadGraphs.merge``).
+        would have been measured on the whole (``HeadScores.merge``, ``Evidence.merge``).
 
     Raises
     ------

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, live_hooks, require_hooks, undisturbed
+from causal_probe.hooks.patterns import row_slack
 from causal_probe.hooks.tokens import special_tokens
 
 __all__ = ["Finding", "context_length", "find_faults", "preflight"]
@@ -269,7 +270,7 @@ def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None) -> _Pattern:
     if mask is not None:
         rows &= mask.bool()[:, None, :]
     nan = totals.isnan() & rows
-    wrong = ((totals - 1).abs() > max(1e-4, 4 * torch.finfo(pattern.dtype).eps)) & rows
+    wrong = ((totals - 1).abs() > row_slack(pattern.dtype)) & rows
     ahead = (pattern.triu(1) > 1e-6).any(-1) & rows
     found = totals[wrong] if wrong.any() else totals.new_ones(1)
     nan_heads, wrong_heads, ahead_heads = (

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import token_batches
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, require_hooks, undisturbed
+from causal_probe.hooks.patterns import row_slack
 
 __all__ = ["Rows", "Visit", "check_heads", "check_pattern", "run_layers", "visit_patterns", "visit_values"]
 
@@ -216,7 +217,7 @@ def check_pattern(name: str, pattern: Tensor) -> None:
             f"{name} was expected to carry [batch, head, query, key] and carries {list(pattern.shape)}."
         )
     totals = pattern.sum(-1, dtype=torch.promote_types(pattern.dtype, torch.float32))
-    right = (totals - 1).abs() <= max(1e-4, 4 * torch.finfo(pattern.dtype).eps)  # False for NaN
+    right = (totals - 1).abs() <= row_slack(pattern.dtype)  # False for NaN
     if not right.all():
         batch, head, query = (int(i) for i in (~right).nonzero()[0])
         raise CausalProbeError(

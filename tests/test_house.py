@@ -233,7 +233,7 @@ def test_wrong_arrows_are_found(module: str, source: str) -> None:
         ("causal_probe.probes.heads", "from .match import match_heads\nfrom . import match"),
         ("causal_probe.probes.heads", "from causal_probe import __version__"),
         ("causal_probe.probes.heads", "import torch\nfrom causal_probe.errors import CausalProbeError"),
-        ("causal_probe.viz.graph", "from causal_probe.probes.heads import HeadGraphs"),
+        ("causal_probe.viz.graph", "from causal_probe.probes.heads import Evidence"),
         ("causal_probe.cli.main", "from causal_probe import experiments"),
         ("causal_probe.results", "from causal_probe.errors import CausalProbeError"),
     ],

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import networkx as nx
 import torch
-from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -165,7 +164,7 @@ def measure_evidence(
 
     - **discovery**: :func:`causal_probe.probes.discover_from_attention` on one input at a time, by PC, ICD and Ordered ICD, from attention, the heads'
       outputs (``values``), and attention beside half a residual stream (``residual``), at the paper's number of samples and at 10^6.
-    - **attention**: :meth:`causal_probe.probes.HeadGraphs.graph` of mean attention, threshold one half.
+    - **attention**: :meth:`causal_probe.probes.Evidence.graph` of mean attention, threshold one half.
     - **gradient**: a child's parent is the earlier position with the largest entry of
       :func:`causal_probe.probes.score_gradients`, if it is above zero by a one-sided z-test at 0.001, Bonferroni over all pairs.
     - **ablation**: :func:`causal_probe.probes.edge_effects` on the position that each row attends to most; with redrawn
@@ -297,17 +296,8 @@ class _Study:
 
     def by_gradient(self, batches: list[Batch], layer: int) -> list[nx.DiGraph]:
         found = probes.score_gradients(self.model, batches, self.loss, layers=[layer])
-        heads = self.model.heads[layer]
-        pairs = heads * self.nodes * (self.nodes - 1) / 2
-        bound = float(stats.norm.isf(LEVEL / pairs))
-        each = []
-        for head in range(heads):
-            z = found.z_values(layer, head)
-            assert z is not None  # two sequences at least
-            leading = found.leading(layer, head)[: self.nodes]
-            edges = [(p, child) for child, p in enumerate(leading) if p is not None and z[child, p] > bound]
-            each.append(self._graph(edges))
-        return [union(each)]
+        claim = probes.AboveZero(LEVEL)
+        return [union([found.graph(layer, h, claim=claim, nodes=self.nodes) for h in range(self.model.heads[layer])])]
 
     def ablated(self, batches: list[Batch], layer: int) -> list[nx.DiGraph]:
         attention = probes.head_graphs(self.model, [batch.tokens for batch in batches])
@@ -321,7 +311,7 @@ class _Study:
         heads = self.model.heads[layer]
         each = []
         for head in range(heads):
-            candidates = attention.graph(layer, head, threshold=0, nodes=self.nodes)
+            candidates = attention.graph(layer, head, claim=0, nodes=self.nodes)
             effects = probes.edge_effects(
                 self.model, batches, self.loss, layer=layer, head=head, candidates=candidates, level=LEVEL / heads, redraw=redraw
             )  # fmt: skip

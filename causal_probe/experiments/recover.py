@@ -22,7 +22,7 @@ from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.first_gradient.start import give_gradient_graph
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer, save
-from causal_probe.probes import EdgeEffects, HeadGraphs, HeadMatch, edge_effects, head_graphs, match_heads
+from causal_probe.probes import EdgeEffects, Evidence, HeadMatch, edge_effects, head_graphs, match_heads
 from causal_probe.reports.recovery import recovery_report
 from causal_probe.results import (
     Citation,
@@ -117,7 +117,7 @@ class Recovery:
     steps_to_all_parents: int | None
     loss: float
     reference_losses: Mapping[str, float]
-    head_graphs: HeadGraphs
+    head_graphs: Evidence
     effects: tuple[EdgeEffects, ...]
     match: HeadMatch | None
     last_row: tuple[Mapping[str, Any], ...] | None
@@ -222,7 +222,7 @@ class Recovery:
         CausalProbeError
             If ``folder`` can't be written or holds something else (see :func:`causal_probe.results.results_folder`).
         """
-        arrays = {"layer0.mean": self.head_graphs.weights[0]}
+        arrays = {"layer0.mean": self.head_graphs.values[0]}
         if self.head_graphs.stderr is not None:
             arrays["layer0.stderr"] = self.head_graphs.stderr[0]
         with save_study(self, folder, overwrite=overwrite, unfinished=CHECKPOINT_FILE) as staging:
@@ -414,7 +414,7 @@ def recover(
                 lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
                 layer=0,
                 head=head,
-                candidates=attention.graph(0, head, threshold=0, nodes=len(task.children)),
+                candidates=attention.graph(0, head, claim=0, nodes=len(task.children)),
                 level=LEVEL / model.heads[0],
                 redraw=partial(_redraw, task, generator(seed, "redrawing", device=place)) if task.is_tree else None,
             )
@@ -547,14 +547,14 @@ def watch_interval(step: int, every: int) -> int:
     return every << max(0, (step // (WATCH_CLOSELY * every)).bit_length() - 1)
 
 
-def _argmax_accuracy(attention: HeadGraphs, truth: nx.DiGraph) -> float:
+def _argmax_accuracy(attention: Evidence, truth: nx.DiGraph) -> float:
     """Share of the true edges whose parent leads its child's past in the head that is matched to the parent's slot.
 
     Edges of a slot that no head is left for count as wrong.
     """
     leading = [
         {child: parent for child, parent, *_ in attention.parents(0, head, nodes=len(truth))}
-        for head in range(len(attention.weights[0]))
+        for head in range(len(attention.values[0]))
     ]
     heads = match_heads(attention, truth).heads
     right = [
@@ -565,7 +565,7 @@ def _argmax_accuracy(attention: HeadGraphs, truth: nx.DiGraph) -> float:
     return float(np.mean(right))
 
 
-def _last_row(attention: HeadGraphs, task: InContextMarkov) -> tuple[dict[str, Any], ...]:
+def _last_row(attention: Evidence, task: InContextMarkov) -> tuple[dict[str, Any], ...]:
     """What the last row of each head holds. As a key it stands for node T - 1, as a query for node T: it can't be right for both."""
     last = task.n_positions - 1
     rows = {"as_node": task.parents[last], "as_query": task.parents[last + 1]}
@@ -577,7 +577,7 @@ def _last_row(attention: HeadGraphs, task: InContextMarkov) -> tuple[dict[str, A
                 for role, its in rows.items()
             },
         }
-        for head, row in enumerate(attention.weights[0][:, last])
+        for head, row in enumerate(attention.values[0][:, last])
     )
 
 

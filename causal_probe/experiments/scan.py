@@ -51,7 +51,9 @@ from causal_probe.probes import (
     bootstrap_intervals,
     head_graphs,
 )
-from causal_probe.probes.verify import NOT_BY_DEFAULT, HeadVerdict, Verification
+from causal_probe.probes.sequences import longest_ngram
+from causal_probe.probes.templates import TEMPLATES
+from causal_probe.probes.verify import HeadVerdict, Verification
 from causal_probe.probes.verify import verify as verify_heads
 from causal_probe.reports.scan import scan_report
 from causal_probe.results import (
@@ -175,7 +177,7 @@ class ModelScan:
     examples
         Their patterns on repeated tokens and, where the model has a tokenizer, on English text.
     graphs
-        Their graphs. Not of ``current-token`` and ``first-token``, which have no earlier parent but the sink.
+        Their graphs. Not of templates that don't look back (``current-token``, ``first-token``).
     circuits
         Of each template's best head, if a template describes it and circuits were asked for: what makes it attend there.
     no_circuits
@@ -556,8 +558,8 @@ def scan(
     text: Corpus | None = None
     make: ScannedSequences
     if corpus is None:
-        options: dict[str, Any] = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
-        make = MadeSequences(hooked, options)
+        options: dict[str, Any] = {"n_sequences": sequences, "period": period, "bos": bos, "seed": seed}
+        make = MadeSequences(hooked, options, TEMPLATES.values() if wanted is None else wanted)
         preflight(hooked, make.scanned(_kind(wanted), CHECKED), hooks=checked)
         scores = probes.scan(hooked, templates=wanted, batch_size=batch_size, **options)
     else:
@@ -624,8 +626,9 @@ def _texts(templates: str | Template | Iterable[str | Template] | None) -> list[
 
 def _kind(templates: tuple[Template, ...] | None) -> str:
     """The kind of sequences that the first of these templates, or the shipped ones, are scored on."""
-    ngrams = [1] if templates is None else [template.ngram for template in templates]
-    return "repeated" if 1 in ngrams else f"{max(ngrams)}-gram"
+    kinds = ["repeated"] if templates is None else [template.kind for template in templates]
+    n = longest_ngram(kinds)
+    return "repeated" if "repeated" in kinds else kinds[0] if n is None else f"{n}-gram"
 
 
 # ----------------------------------------------------------------------------------------------------------- what is shown
@@ -635,10 +638,10 @@ def _leading(scores: HeadScores) -> list[tuple[int, int, str]]:
     """(layer, head, template): of each template the best heads that it describes, or the best one."""
     called = {found[:3] for found in scores.called()}
     leading = []
-    for template in scores.names:
-        best = [found[:3] for found in scores.top(template, SHOWN_HEADS)]
+    for template in scores.templates:
+        best = [found[:3] for found in scores.top(template.name, SHOWN_HEADS)]
         described = [found for found in best if found in called]
-        if template not in NOT_BY_DEFAULT:
+        if template.looks_back:
             leading += described or best[:1]
     # By rank, then template, so that where not all fit each template's best are in.
     rank = {found: sum(other[2] == found[2] for other in leading[:index]) for index, found in enumerate(leading)}
@@ -675,7 +678,7 @@ def _circuits(
         tokens = make.scanned(made["kind"], CIRCUIT_SEQUENCES)
         for template in (each for each in scores.templates if each.name in made["templates"]):
             best = next(iter(scores.top(template.name, 1)), None)
-            if best is None or best[:3] not in called or template.name in NOT_BY_DEFAULT:
+            if best is None or best[:3] not in called or not template.looks_back:
                 continue
             place = (best.layer, best.head)
             try:

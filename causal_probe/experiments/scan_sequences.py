@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jaxtyping import Int
@@ -12,7 +12,8 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import Corpus, HookedModel, context_length, read_shard, text_start
 from causal_probe.hooks.corpus import IN_MEMORY
-from causal_probe.probes import Sequences, ngram_tokens, repeated_tokens
+from causal_probe.probes import Template
+from causal_probe.probes.sequences import Sequences, make_sequences
 
 __all__ = ["MadeSequences", "ScannedSequences", "TextSequences", "of_a_corpus", "sequence_length"]
 
@@ -30,14 +31,17 @@ class MadeSequences:
     model
         The model that is scanned.
     options
-        ``sequences``, ``period``, ``bos`` and ``seed`` of the scan.
+        ``n_sequences``, ``period``, ``bos`` and ``seed`` of the scan.
+    templates
+        The templates of the scan, which may bring sequences of their own.
     """
 
     title = "Repeated random tokens"
 
-    def __init__(self, model: HookedModel, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: HookedModel, options: Mapping[str, Any], templates: Iterable[Template]) -> None:
         self.model = model
         self.options = options
+        self.makers = {template.kind: template.shown_by for template in templates}
 
     def scanned(self, kind: str, n: int) -> Int[Tensor, "sequence pos"]:
         """The first ``n``, as :func:`causal_probe.probes.scan` makes them."""
@@ -45,22 +49,19 @@ class MadeSequences:
 
     def shown(self, kind: str) -> Int[Tensor, "one pos"]:
         """One of the kind, of a shorter period if need be."""
-        found = self._make(kind, sequences=1).tokens
+        found = self._make(kind, n_sequences=1).tokens
         return (
             found
             if found.shape[1] <= 2 * SHOWN_PERIOD + 2
-            else self._make(kind, sequences=1, period=SHOWN_PERIOD).tokens
+            else self._make(kind, n_sequences=1, period=SHOWN_PERIOD).tokens
         )
 
     def start(self, kind: str) -> list[int]:
         """The tokens that each sequence begins with."""
-        return list(self._make(kind, sequences=1).settings["start"])
+        return list(self._make(kind, n_sequences=1).settings["start"])
 
     def _make(self, kind: str, **changes: Any) -> Sequences:
-        options = {**self.options, **changes}
-        if kind == "repeated":
-            return repeated_tokens(self.model, **options)
-        return ngram_tokens(self.model, n=int(kind.removesuffix("-gram")), **options)
+        return make_sequences(self.model, self.makers.get(kind, kind), **{**self.options, **changes})
 
 
 class TextSequences:

@@ -153,7 +153,7 @@ class Watch:
 
         model.run_with_hooks(self.tokens, fwd_hooks=[(f"blocks.{len(model.heads) - 1}.attn.hook_pattern", keep)])
         self._steps.append(step)
-        self._attention.append(heads.weights[0][:, children, parents])
+        self._attention.append(heads.values[0][:, children, parents])
         self._matching.append(float((patterns[0] * self._match[:, None]).sum(-1).mean(0).max()))
 
     def dynamics(self) -> Dynamics:

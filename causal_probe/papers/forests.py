@@ -78,7 +78,7 @@ def figure_9(run: Run) -> Reproduction:
         ) -> dict[str, Any]:
             attention, compared = read_tree(model, task, seed=run.seed + number, sequences=PROBING)
             truth = true_graph(task)
-            pattern = attention.weights[0][0][: POSITIONS - 1, : POSITIONS - 1]
+            pattern = attention.values[0][0][: POSITIONS - 1, : POSITIONS - 1]
             return {
                 "attention": parent_attention(task, attention)[0],
                 "edges": [float(pattern[child, parent]) for parent, child in truth.edges],

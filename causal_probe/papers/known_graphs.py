@@ -17,7 +17,7 @@ from causal_probe import graphs
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Run
-from causal_probe.probes import HeadGraphs, edge_effects, head_graphs, match_heads
+from causal_probe.probes import Evidence, edge_effects, head_graphs, match_heads
 from causal_probe.tasks import Batch, InContextMarkov, generator
 from causal_probe.training import Stage, fit, task_loss
 
@@ -131,7 +131,7 @@ def true_graph(task: InContextMarkov) -> nx.DiGraph:
     return nx.freeze(task.graph.subgraph(task.children))
 
 
-def parent_attention(task: InContextMarkov, attention: HeadGraphs) -> tuple[float, float]:
+def parent_attention(task: InContextMarkov, attention: Evidence) -> tuple[float, float]:
     """Mean attention from a child to its true parent, and the share of true parents that lead their child's past.
 
     Both are over all true edges, in the head of layer 0 that is matched to the parent's slot, after averaging over sequences.
@@ -139,7 +139,7 @@ def parent_attention(task: InContextMarkov, attention: HeadGraphs) -> tuple[floa
     truth = true_graph(task)
     match = match_heads(attention, truth)
     leads = [
-        head is not None and int(attention.weights[0][head, child, :child].argmax()) == parent
+        head is not None and int(attention.values[0][head, child, :child].argmax()) == parent
         for child in truth
         for head, parent in zip(match.heads, sorted(truth.predecessors(child)), strict=False)
     ]
@@ -148,7 +148,7 @@ def parent_attention(task: InContextMarkov, attention: HeadGraphs) -> tuple[floa
 
 def read_tree(
     model: DisentangledTransformer, task: InContextMarkov, *, seed: int, sequences: int
-) -> tuple[HeadGraphs, GraphComparison]:
+) -> tuple[Evidence, GraphComparison]:
     """Mean attention, and the edges that layer 0 holds, decided as :func:`causal_probe.experiments.recover` does and compared with the truth."""
     attention = head_graphs(model, _sample(task, ATTENTION, seed, "attention"))
     redraw = partial(_redraw, task, generator(seed, "redrawing"))
@@ -158,7 +158,7 @@ def read_tree(
         lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
         layer=0,
         head=0,
-        candidates=attention.graph(0, 0, threshold=0, nodes=len(task.children)),
+        candidates=attention.graph(0, 0, claim=0, nodes=len(task.children)),
         level=LEVEL,
         redraw=redraw,
     )

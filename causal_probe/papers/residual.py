@@ -91,7 +91,7 @@ def figure_8(run: Run) -> Reproduction:
         Line("layer 1: true parents that lead", leading, None, None, "", leading == 1, "all"),
         Line("loss (nats)", float(losses.mean()), float(losses.std() / len(losses) ** 0.5), None, "", bool(losses.mean() < known["in-context unigram"]), f"below in-context unigram, {known['in-context unigram']:.4f}; known graph {known['known-graph']:.4f}"),
     )  # fmt: skip
-    patterns = {f"layer {layer + 1}": attention.weights[layer][0] for layer in range(LAYERS)}
+    patterns = {f"layer {layer + 1}": attention.values[layer][0] for layer in range(LAYERS)}
     edges = [(child, parent) for parent, child in true_graph(task).edges]
     stretch = size["steps"] / len(kept["losses"])
     return Reproduction(

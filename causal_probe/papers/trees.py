@@ -128,4 +128,4 @@ def _measure(
         Line(f"{tree}, {way}: diagonal over off-diagonal of layer 2's comparison, difference of means", contrast, None, "positive", "a multiple of the identity", contrast > 0 if judged else None, "above 0"),
         Line(f"{tree}, {way}: loss (nats)", loss, None, None, "", None, f"known graph {known['known-graph']:.4f}, in-context unigram {known['in-context unigram']:.4f}"),
     ]  # fmt: skip
-    return np.asarray(attention.weights[0][0]), matcher, on_parent, lines
+    return np.asarray(attention.values[0][0]), matcher, on_parent, lines

@@ -174,7 +174,7 @@ def _control(run: Run, task: InContextMarkov, trained: Trained) -> list[Line]:
     attention = head_graphs(
         trained.model, task.sample(ATTENTION, generator(run.seed, "attention")).tokens, batch_size=1024
     )
-    truth, pattern = true_graph(task), np.asarray(attention.weights[0][0])
+    truth, pattern = true_graph(task), np.asarray(attention.values[0][0])
     by_slot = [
         float(
             np.mean(
@@ -211,7 +211,7 @@ def _draw(figure: str, task: InContextMarkov, found: dict[str, Trained], measure
             slot_of = {head: slot for slot, head in enumerate(its["match"].heads)}
             for head in heads:
                 name = f"{way}, L0H{head}"
-                patterns[name] = np.asarray(its["attention"].weights[0][head])
+                patterns[name] = np.asarray(its["attention"].values[0][head])
                 marks[name] = [
                     (child, sorted(truth.predecessors(child))[slot_of[head]])
                     for child in truth
@@ -221,7 +221,7 @@ def _draw(figure: str, task: InContextMarkov, found: dict[str, Trained], measure
     if figure == "heads":
         attention = measured["staged"]["attention"]
         leading = [
-            {int(attention.weights[0][head, child, :child].argmax()) for head in heads}
+            {int(attention.values[0][head, child, :child].argmax()) for head in heads}
             if truth.in_degree(child)
             else None
             for child in range(len(truth))

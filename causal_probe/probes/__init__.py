@@ -11,19 +11,21 @@ from causal_probe.probes.copying import CopySensitivity, copy_sensitivity
 from causal_probe.probes.discover_from_attention import discover_from_attention
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
+from causal_probe.probes.evidence import AboveZero, Evidence, Quantity
 from causal_probe.probes.explain import Explanation, ExplanationSummary, explain, outputs_of, summarise
-from causal_probe.probes.head_graphs import Candidate, HeadGraphs, head_graphs
+from causal_probe.probes.head_graphs import head_graphs
 from causal_probe.probes.head_scores import HeadScore, HeadScores
 from causal_probe.probes.implied_step import ImpliedStep, ImpliedSteps, implied_step
 from causal_probe.probes.in_context import CopyLosses, InContextScore, copy_losses, in_context_score
 from causal_probe.probes.match import HeadMatch, match_heads
 from causal_probe.probes.scan import scan
 from causal_probe.probes.score_blocks import Blocks, PairGraph, blocks
-from causal_probe.probes.score_gradients import ScoreGradients, score_gradients
+from causal_probe.probes.score_gradients import score_gradients
+from causal_probe.probes.scoring import score_patterns
 from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
 from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
 from causal_probe.probes.templates import (
-    SHIPPED,
+    TEMPLATES,
     Template,
     from_graph,
     induction,
@@ -36,20 +38,19 @@ from causal_probe.probes.verify import Estimate, HeadVerdict, JointEffect, Rule,
 from causal_probe.probes.weights import Composition, HeadWeights, composition, head_weights
 
 __all__ = [
-    "SHIPPED",
+    "AboveZero",
     "AttentionGraph",
     "Arrow",
     "Blocks",
-    "Candidate",
     "Composition",
     "CopyLosses",
     "CopySensitivity",
     "Discovery",
     "EdgeEffects",
+    "Evidence",
     "Estimate",
     "Explanation",
     "ExplanationSummary",
-    "HeadGraphs",
     "HeadMatch",
     "HeadScore",
     "HeadScores",
@@ -62,10 +63,11 @@ __all__ = [
     "Measured",
     "PairGraph",
     "Rule",
-    "ScoreGradients",
+    "Quantity",
     "SequenceComparison",
     "SequenceGraphs",
     "Sequences",
+    "TEMPLATES",
     "Template",
     "Upstream",
     "Verification",
@@ -91,6 +93,7 @@ __all__ = [
     "repeated_tokens",
     "scan",
     "score_gradients",
+    "score_patterns",
     "successor_of_parent",
     "summarise",
     "template",
@@ -115,6 +118,7 @@ _OFFERED = (
     "offset",
     "scan",
     "score_gradients",
+    "score_patterns",
     "successor_of_parent",
     "template",
     "upstream",

@@ -41,7 +41,7 @@ def bootstrap_intervals(
     --------
     >>> from causal_probe import probes
     >>> from causal_probe.models import DisentangledTransformer
-    >>> scores = probes.scan(DisentangledTransformer(d_vocab=12, n_positions=24), templates="induction", sequences=4)
+    >>> scores = probes.scan(DisentangledTransformer(d_vocab=12, n_positions=24), templates="induction", n_sequences=4)
     >>> bootstrap_intervals(scores, resamples=100).columns.tolist()
     ['layer', 'head', 'template', 'score', 'score_low', 'score_high', 'excess', 'excess_low', 'excess_high', 'sequences']
     """
@@ -52,15 +52,15 @@ def bootstrap_intervals(
     ends = [(1 - coverage) / 2, (1 + coverage) / 2]
     rows: list[dict[str, Any]] = []
     for name in scores.names:
-        evidence = scores.evidence[name]
-        used = evidence.rows > 0
+        sums = scores.sums[name]
+        used = sums.rows > 0
         n = int(used.sum())
         if n < 2:
             rows += [one._asdict() for one in scores if one.template == name]
             continue
         # [sequence, head]: all layers side by side, and the chance last
-        each = np.concatenate([layer[used] for layer in evidence.attention], axis=1) / evidence.rows[used, None]
-        values = np.concatenate([each, (evidence.chance[used] / evidence.rows[used])[:, None]], axis=1)
+        each = np.concatenate([layer[used] for layer in sums.attention], axis=1) / sums.rows[used, None]
+        values = np.concatenate([each, (sums.chance[used] / sums.rows[used])[:, None]], axis=1)
         values = values[np.lexsort(values.T)]  # the order of the sequences, or how shards were merged, decides nothing
         source = np.random.default_rng(seed)
         drawn = []

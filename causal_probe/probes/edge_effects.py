@@ -422,7 +422,7 @@ def edge_effects(
     layer, head
         Whose pattern is edited, counted from 0.
     candidates
-        Pairs (parent, child) or a graph, such as ``head_graphs(...).graph(layer, head, threshold=0)``. They should be chosen
+        Pairs (parent, child) or a graph, such as ``head_graphs(...).graph(layer, head, claim=0)``. They should be chosen
         without looking at these gains.
     level
         Family-wise level in (0, 1), one-sided.

@@ -6,28 +6,27 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import merge_readings
+from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import Template, recall_template
 from causal_probe.results import Citation, cite, escape, read_arrays, to_jsonable, versions, write_arrays
 
-__all__ = ["CALLED", "Evidence", "HeadScore", "HeadScores"]
+__all__ = ["CALLED", "HeadScore", "HeadScores"]
 
 #: A head is called what a template says if its excess is surely above this: of what chance leaves to be explained, more is on
 #: the targets than elsewhere.
 CALLED = 0.5
 #: "Surely": by so many standard errors.
 SURELY = 3.0
-#: What a file of :meth:`HeadScores.save` says that it is, and what it says of a template.
+#: What a file of :meth:`HeadScores.save` says that it is.
 KIND, FORMAT = "head scores", 1
-SAID = ("name", "description", "ngram")
 
 
 class HeadScore(NamedTuple):
@@ -70,91 +69,6 @@ class HeadScore(NamedTuple):
     sequences: int
 
 
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """The raw sums for one template, sequence by sequence.
-
-    Attributes
-    ----------
-    attention
-        By layer: sum over the scored rows of each head's attention on the targets.
-    sink
-        By layer: sum over the scored rows of each head's attention on position 0.
-    rows
-        Number of scored rows.
-    chance
-        Sum over the scored rows of the share of visible keys that are targets.
-    """
-
-    attention: tuple[Float[np.ndarray, "sequence _head"], ...]
-    sink: tuple[Float[np.ndarray, "sequence _head"], ...]
-    rows: Int[np.ndarray, " sequence"]
-    chance: Float[np.ndarray, " sequence"]
-
-    def merge(self, *others: Evidence) -> Evidence:
-        """The evidence of the sequences of all, in order."""
-        all_of = (self, *others)
-        return Evidence(
-            attention=tuple(map(np.concatenate, zip(*(one.attention for one in all_of), strict=True))),
-            sink=tuple(map(np.concatenate, zip(*(one.sink for one in all_of), strict=True))),
-            rows=np.concatenate([one.rows for one in all_of]),
-            chance=np.concatenate([one.chance for one in all_of]),
-        )
-
-    def first(self, n: int) -> Evidence:
-        """The evidence of the first ``n`` sequences."""
-        attention, sink = (tuple(layer[:n] for layer in layers) for layers in (self.attention, self.sink))
-        return Evidence(attention, sink, self.rows[:n], self.chance[:n])
-
-    @property
-    def covariance(self) -> tuple[float, tuple[Float[np.ndarray, " _head"], ...]] | None:
-        """The sampling variance of the chance, and by layer the covariance of each head's score with it; None below two sequences.
-
-        With them, the counts, scores and standard errors of several parts give those of the whole.
-        """
-        used = self.rows > 0
-        n = int(used.sum())
-        if n < 2:
-            return None
-        chances = self.chance[used] / self.rows[used]
-        off = (chances - chances.mean()) / (n * (n - 1))
-        return float(off @ (chances - chances.mean())), tuple(
-            off @ (layer[used] / self.rows[used, None]) for layer in self.attention
-        )
-
-    @cached_property
-    def summary(self) -> tuple[dict[str, Float[np.ndarray, " _head"]], ...] | None:
-        """By layer, ``score``, ``chance``, ``excess``, ``stderr``, ``excess_stderr`` and ``sink`` of each head.
-
-        The standard errors are NaN for one sequence. None if no row of any sequence is scored.
-        """
-        used = self.rows > 0
-        n = int(used.sum())
-        if not n:
-            return None
-        rows = self.rows[used]
-        chances = self.chance[used] / rows
-        chance = chances.mean()
-        found = []
-        for attention, sink in zip(self.attention, self.sink, strict=True):
-            scores = attention[used] / rows[:, None]  # float64, as rows is integer
-            score = scores.mean(0)
-            excess = (score - chance) / (1 - chance)
-            # excess is the root of mean(score - chance - excess (1 - chance)): what each sequence adds to that, to first order
-            residuals = scores - chances[:, None] - excess * (1 - chances[:, None])
-            found.append(
-                {
-                    "score": score,
-                    "chance": np.full_like(score, chance),
-                    "excess": excess,
-                    "stderr": _stderr(scores),
-                    "excess_stderr": _stderr(residuals) / (1 - chance),
-                    "sink": (sink[used] / rows[:, None]).mean(0),
-                }
-            )
-        return tuple(found)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScores:
     """What :func:`~causal_probe.probes.scan` found: every head of a model against every template.
@@ -163,7 +77,7 @@ class HeadScores:
     ----------
     templates
         The templates, in the order in which they were asked for.
-    evidence
+    sums
         By template name, the raw sums of every sequence.
     shared
         By pair of template names that were scored on the same sequences: the number of triples (sequence, query, key) that
@@ -175,7 +89,7 @@ class HeadScores:
     """
 
     templates: tuple[Template, ...]
-    evidence: Mapping[str, Evidence]
+    sums: Mapping[str, TemplateSums]
     shared: Mapping[tuple[str, str], int]
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -190,7 +104,7 @@ class HeadScores:
     @property
     def heads(self) -> tuple[int, ...]:
         """Number of heads of each layer."""
-        return tuple(layer.shape[1] for layer in self.evidence[self.names[0]].attention)
+        return tuple(layer.shape[1] for layer in self.sums[self.names[0]].attention)
 
     def of(self, layer: int, head: int, template: str) -> HeadScore:
         """One head against one template.
@@ -203,11 +117,11 @@ class HeadScores:
         heads = self.heads
         if not 0 <= layer < len(heads) or not 0 <= head < heads[layer]:
             raise CausalProbeError(f"There is no head L{layer}H{head}; the heads by layer are {list(heads)}.")
-        evidence = self._of(template)
-        rows, sequences = int(evidence.rows.sum()), int((evidence.rows > 0).sum())
-        if evidence.summary is None:
+        sums = self._of(template)
+        rows, sequences = int(sums.rows.sum()), int((sums.rows > 0).sum())
+        if sums.summary is None:
             return HeadScore(layer, head, template, None, None, None, None, None, None, rows, sequences)
-        found = {name: float(values[head]) for name, values in evidence.summary[layer].items()}
+        found = {name: float(values[head]) for name, values in sums.summary[layer].items()}
         defined = {name: value if np.isfinite(value) else None for name, value in found.items()}
         return HeadScore(layer=layer, head=head, template=template, rows=rows, sequences=sequences, **defined)
 
@@ -294,7 +208,7 @@ class HeadScores:
         return {
             name: f"No row has a target of {name!r} and a visible key that is none"
             for name in self.names
-            if self.evidence[name].summary is None
+            if self.sums[name].summary is None
         }
 
     # --------------------------------------------------------------------------------------------------------------- merging
@@ -321,9 +235,7 @@ class HeadScores:
                     raise CausalProbeError(f"Scores can't be merged: their {what} differ, {mine} and {theirs}.")
         return HeadScores(
             templates=self.templates,
-            evidence={
-                name: found.merge(*(other.evidence[name] for other in others)) for name, found in self.evidence.items()
-            },
+            sums={name: found.merge(*(other.sums[name] for other in others)) for name, found in self.sums.items()},
             shared={pair: count + sum(other.shared[pair] for other in others) for pair, count in self.shared.items()},
             settings=_merged([self.settings, *(other.settings for other in others)]),
             provenance=self.provenance,
@@ -348,7 +260,7 @@ class HeadScores:
         """
         undefined = dict(self.undefined)
         for name in self.names:
-            if name not in undefined and int((self.evidence[name].rows > 0).sum()) == 1:
+            if name not in undefined and int((self.sums[name].rows > 0).sum()) == 1:
                 undefined[f"{name}: stderr"] = "a standard error needs two sequences or more"
         rest = {key: value for key, value in self.provenance.items() if key not in ("model", "versions")}
         return dict(
@@ -371,14 +283,14 @@ class HeadScores:
         It takes 8 bytes for each sequence, template and head.
         """
         arrays: dict[str, np.ndarray] = {}
-        for number, found in enumerate(self.evidence[name] for name in self.names):
+        for number, found in enumerate(self.sums[name] for name in self.names):
             arrays |= {f"{number}.rows": found.rows, f"{number}.chance": found.chance}
             for layer, (attention, sink) in enumerate(zip(found.attention, found.sink, strict=True)):
                 arrays |= {f"{number}.attention.{layer}": attention, f"{number}.sink.{layer}": sink}
         about = {
             "kind": KIND,
             "format": FORMAT,
-            "templates": [{name: getattr(each, name) for name in SAID} for each in self.templates],
+            "templates": [[each.name, each.description, each.kind, each.looks_back] for each in self.templates],
             "shared": [[*pair, count] for pair, count in self.shared.items()],
             "settings": self.settings,
             "provenance": self.provenance,
@@ -396,14 +308,14 @@ class HeadScores:
             If the file is missing, damaged, something else, or of a newer format.
         """
         arrays, about = read_arrays(path, kind=KIND, newest=FORMAT)
-        templates = tuple(recall_template(**each) for each in about["templates"])
+        templates = tuple(recall_template(*each) for each in about["templates"])
         n_layers = sum(name.startswith("0.sink.") for name in arrays)
 
         def layers(number: int, what: str) -> tuple[np.ndarray, ...]:
             return tuple(arrays[f"{number}.{what}.{layer}"] for layer in range(n_layers))
 
-        evidence = {
-            each.name: Evidence(
+        sums = {
+            each.name: TemplateSums(
                 attention=layers(number, "attention"),
                 sink=layers(number, "sink"),
                 rows=arrays[f"{number}.rows"],
@@ -412,7 +324,7 @@ class HeadScores:
             for number, each in enumerate(templates)
         }
         shared = {(one, other): int(count) for one, other, count in about["shared"]}
-        return cls(templates, evidence, shared, about["settings"], about["provenance"])
+        return cls(templates, sums, shared, about["settings"], about["provenance"])
 
     def cite(self) -> Citation:
         """The papers behind the shipped templates, and one sentence for a methods section."""
@@ -426,7 +338,7 @@ class HeadScores:
                 f"Every attention head of {self.provenance['model']} was scored against the templates {', '.join(self.names)}: the "
                 "score is the attention on a template's target keys, averaged over the rows that have a target (rows whose targets "
                 "are all visible keys are left out) and then over sequences "
-                f"({', '.join(f'{len(found.rows)} for {name}' for name, found in self.evidence.items())}), and the excess is "
+                f"({', '.join(f'{len(found.rows)} for {name}' for name, found in self.sums.items())}), and the excess is "
                 "(score - chance)/(1 - chance), with the share of visible keys that are targets as chance; standard errors are over "
                 f"sequences (causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens "
                 f"{number_of['transformer-lens']}, {self.provenance['dtype']} on {self.provenance['device']})."
@@ -452,7 +364,7 @@ class HeadScores:
         )
 
     def _title(self) -> str:
-        counts = sorted({len(found.rows) for found in self.evidence.values()})
+        counts = sorted({len(found.rows) for found in self.sums.values()})
         return (
             f"{self.provenance['model']}: {sum(self.heads)} heads in {len(self.heads)} layers, {len(self.names)} templates, "
             f"{' or '.join(f'{count:,}' for count in counts)} sequences"
@@ -472,12 +384,12 @@ class HeadScores:
         notes = [f"the same targets on these sequences: {', '.join(group)}" for group in self.coinciding]
         return notes + [f"{reason}." for reason in self.undefined.values()]
 
-    def _of(self, template: str) -> Evidence:
-        if template not in self.evidence:
+    def _of(self, template: str) -> TemplateSums:
+        if template not in self.sums:
             raise CausalProbeError(
                 f"The template {template!r} was not scored; those that were: {', '.join(self.names)}."
             )
-        return self.evidence[template]
+        return self.sums[template]
 
 
 def _merged(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -491,11 +403,3 @@ def _merged(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             merged[key] = values[0] if all(value == values[0] for value in values) else tuple(values)
     return merged
-
-
-def _stderr(values: Float[np.ndarray, "sequence _head"]) -> Float[np.ndarray, " _head"]:
-    """Sample standard deviation (n - 1) over sqrt(n); NaN for one sequence."""
-    n = len(values)
-    if n < 2:
-        return np.full(values.shape[1], np.nan)
-    return np.asarray(values.std(0, ddof=1) / np.sqrt(n))

@@ -12,7 +12,9 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.probes.head_graphs import HeadGraphs, compared_children
+from causal_probe.hooks.heads import find_layer
+from causal_probe.probes.evidence import Evidence
+from causal_probe.probes.reading import compared_children
 from causal_probe.results import Citation, cite, to_jsonable, versions
 
 __all__ = ["HeadMatch", "match_heads"]
@@ -106,7 +108,7 @@ class HeadMatch:
 
 
 def match_heads(
-    head_graphs: HeadGraphs, truth: nx.DiGraph, *, layer: int = 0, children: Iterable[int] | None = None
+    evidence: Evidence, truth: nx.DiGraph, *, layer: int = 0, children: Iterable[int] | None = None
 ) -> HeadMatch:
     """Assign the heads of a layer to parent slots so that the summed mean attention on the true parents is largest.
 
@@ -116,14 +118,14 @@ def match_heads(
 
     Parameters
     ----------
-    head_graphs
+    evidence
         What :func:`~causal_probe.probes.head_graphs` found.
     truth
         Edges parent -> child over nodes that are positions.
     layer
         Whose heads, counted from 0.
     children
-        Only these children; by default those of :meth:`HeadGraphs.compare <causal_probe.probes.HeadGraphs.compare>`.
+        Only these children; by default those of :meth:`Evidence.compare <causal_probe.probes.Evidence.compare>`.
 
     Raises
     ------
@@ -134,19 +136,22 @@ def match_heads(
     --------
     >>> import numpy as np
     >>> from causal_probe.graphs import two_parent_tree
-    >>> from causal_probe.probes import HeadGraphs, match_heads
+    >>> from causal_probe.probes import Evidence, match_heads
     >>> weights = np.zeros((2, 4, 4))
     >>> weights[0, [2, 3], [1, 2]] = 0.9    # head 0 attends to the later parent, head 1 to the earlier one
     >>> weights[1, [2, 3], [0, 1]] = 0.8
-    >>> match_heads(HeadGraphs((weights,), None, 1, {"model": "by hand"}), two_parent_tree(4))
+    >>> match_heads(Evidence.from_arrays([weights]), two_parent_tree(4))
     HeadMatch of layer 0: mean attention on the true parent 0.850
       slot 0: L0H1   attention 0.800   swapped children 0
       slot 1: L0H0   attention 0.900   swapped children 0
     """
-    if not 0 <= layer < len(head_graphs.weights):
-        raise CausalProbeError(f"There is no layer {layer}; there are {len(head_graphs.weights)}.")
-    weights = head_graphs.weights[layer]
-    rows = compared_children(truth, head_graphs.positions, children)
+    layer = find_layer(1 + max(evidence.values), layer)
+    if layer not in evidence.values:
+        raise CausalProbeError(
+            f"There is no evidence of layer {layer}; there is of {', '.join(map(str, evidence.values))}."
+        )
+    weights = evidence.values[layer]
+    rows = compared_children(truth, evidence.n_positions, children)
     parents = {child: sorted(truth.predecessors(child)) for child in rows}
     n_slots = max(map(len, parents.values()), default=0)
     if n_slots == 0:

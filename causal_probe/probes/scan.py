@@ -20,10 +20,11 @@ from causal_probe.hooks import (
     preflight,
     require_hooks,
 )
-from causal_probe.probes.head_scores import Evidence, HeadScores
+from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.scoring import Part, score_batches, settings_of
-from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
-from causal_probe.probes.templates import SHIPPED, Template, find_templates
+from causal_probe.probes.sequences import longest_ngram, make_sequences
+from causal_probe.probes.template_sums import TemplateSums
+from causal_probe.probes.templates import TEMPLATES, Template, find_templates
 from causal_probe.results import versions
 
 __all__ = ["scan"]
@@ -38,7 +39,7 @@ def scan(
     *,
     templates: str | Template | Iterable[str | Template] | None = None,
     queries: Sequence[int] | None = None,
-    sequences: int | None = None,
+    n_sequences: int | None = None,
     period: int | None = None,
     bos: str = "auto",
     seed: int = 0,
@@ -61,14 +62,12 @@ def scan(
         evaluation mode without gradients, with the caller's own hooks, and is left as it was.
     tokens
         Tokens [batch, pos] without padding, or an iterable of such tensors (or of anything with ``.tokens``), all of one length;
-        they are taken as they are. Text, as a :func:`~causal_probe.hooks.corpus`: what was read of it is in ``settings``. By default :func:`~causal_probe.probes.repeated_tokens`, and for n-gram templates
-        :func:`~causal_probe.probes.ngram_tokens`, on which they differ from plain induction.
+        they are taken as they are. Text, as a :func:`~causal_probe.hooks.corpus`: what was read of it is in ``settings``. By default, for each template those that show it (:attr:`Template.shown_by <causal_probe.probes.Template>`).
     templates
-        Templates or their names. By default those of :data:`~causal_probe.probes.SHIPPED`, without the n-gram templates where
-        the context is too short for their sequences.
+        Templates or their names. By default those of ``TEMPLATES``, without those whose sequences the context is too short for.
     queries
         Score only these rows, negative ones counted from the end; all by default.
-    sequences, period, bos, seed
+    n_sequences, period, bos, seed
         Of the sequences that are made; see :func:`~causal_probe.probes.repeated_tokens`.
     batch_size
         Sequences in a forward pass. By default as many as keep the patterns of all layers, and the logits, within 256 MiB.
@@ -100,8 +99,8 @@ def scan(
     the token itself.
     """
     require_hooks(model, ())
-    wanted = find_templates(SHIPPED if templates is None else templates)
-    made = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
+    wanted = find_templates(TEMPLATES if templates is None else templates)
+    made = {"n_sequences": n_sequences, "period": period, "bos": bos, "seed": seed}
     if tokens is None:
         parts = _make(model, wanted, made, optional=templates is None)
         first = parts[0].tokens
@@ -114,18 +113,18 @@ def scan(
         parts = [Part(wanted, batches, {"kind": "given"})]
     # A few tokens tell whether the model uses the patterns that it shows. What is wrong with others is seen where they are run.
     preflight(model, first[:1, :CHECKED] if isinstance(first, Tensor) and first.ndim == 2 else first)
-    evidence: dict[str, Evidence] = {}
+    sums: dict[str, TemplateSums] = {}
     shared: dict[tuple[str, str], int] = {}
     for part in parts:
         scored = score_batches(model, part.templates, part.tokens, queries, batch_size)
-        evidence |= scored.evidence
+        sums |= scored.sums
         shared |= scored.shared
     if tokens is not None and reading is not None:
         parts = [replace(parts[0], settings=reading.reading)]
-    kept = tuple(template for template in wanted if template.name in evidence)
+    kept = tuple(template for template in wanted if template.name in sums)
     return HeadScores(
         templates=kept,
-        evidence={template.name: evidence[template.name] for template in kept},
+        sums={template.name: sums[template.name] for template in kept},
         shared=shared,
         settings=settings_of(parts, queries),
         provenance={**describe(model), "versions": versions()},
@@ -135,19 +134,26 @@ def scan(
 def _make(
     model: HookedModel, templates: tuple[Template, ...], made: Mapping[str, Any], *, optional: bool
 ) -> list[Part]:
+    """The templates, with the sequences that show them. Where they are optional, those whose sequences can't be made are left out."""
     parts = []
-    if plain := tuple(template for template in templates if template.ngram == 1):
-        parts.append(_part(plain, repeated_tokens(model, **made)))
-    ngrams = tuple(template for template in templates if template.ngram > 1)
-    while ngrams:
-        longest = max(template.ngram for template in ngrams)
+    rest = sorted(templates, key=lambda template: template.kind != "repeated")
+    while rest:
+        n = longest_ngram(template.kind for template in rest)
+        first = rest[0]
+        if longest_ngram([first.kind]):  # the sequences for the longest n-grams serve the others as well
+            first = next(template for template in rest if template.kind == f"{n}-gram")
+            its = tuple(template for template in rest if longest_ngram([template.kind]))
+        else:
+            its = tuple(template for template in rest if template.kind == first.kind)
         try:
-            parts.append(_part(ngrams, ngram_tokens(model, n=longest, **made)))
-            break
+            sequences = make_sequences(model, first.shown_by, **made)
         except CausalProbeError:
-            if not optional:
+            if not optional or first.kind == "repeated":
                 raise
-        ngrams = tuple(template for template in ngrams if template.ngram < longest)
+            its = tuple(template for template in its if template.kind == first.kind)  # left out; smaller ones may fit
+        else:
+            parts.append(Part(its, sequences.tokens, {**sequences.settings, "kind": first.kind}))
+        rest = [template for template in rest if template not in its]
     return parts
 
 
@@ -168,19 +174,15 @@ def _nothing(
     scored = score_batches(model, templates, one, queries, 1)
     return HeadScores(
         templates=templates,
-        evidence={name: found.first(0) for name, found in scored.evidence.items()},
+        sums={name: found.first(0) for name, found in scored.sums.items()},
         shared=dict.fromkeys(scored.shared, 0),
         settings=settings_of([Part(templates, None, reading.reading)], queries),
         provenance={**describe(model), "versions": versions()},
     )
 
 
-def _part(templates: tuple[Template, ...], made: Sequences) -> Part:
-    return Part(templates, made.tokens, made.settings)
-
-
 def _refuse(made: Mapping[str, Any]) -> None:
-    default = {"sequences": None, "period": None, "bos": "auto", "seed": 0}
+    default = {"n_sequences": None, "period": None, "bos": "auto", "seed": 0}
     if given := [f"{name}={value!r}" for name, value in made.items() if value != default[name]]:
         raise CausalProbeError(
             f"{', '.join(given)} is about sequences that are made, and tokens were given, which are taken as they are. Leave out "

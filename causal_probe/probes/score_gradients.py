@@ -7,125 +7,27 @@ when the score grows. Rows sum to zero, because a softmax does not see a shift o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, describe
-from causal_probe.hooks.gradients import Route, record_score_gradients
+from causal_probe.hooks.gradients import record_score_gradients
 from causal_probe.probes.ablation import next_token
-from causal_probe.results import Citation, cite, escape, to_jsonable, versions
+from causal_probe.probes.evidence import Evidence, Quantity
+from causal_probe.results import versions
 
-__all__ = ["ScoreGradients", "score_gradients"]
+__all__ = ["GRADIENT", "score_gradients"]
 
-#: How many heads are printed.
-SHOWN = 12
-
-
-@dataclass(frozen=True, repr=False)
-class ScoreGradients:
-    """Minus the mean gradient of a loss with respect to every head's attention scores.
-
-    Attributes
-    ----------
-    gradient : Mapping[int, NDArray], by layer [head, query, key]
-        Minus the mean over sequences of d loss / d score, in units of the loss per unit of score: positive where more
-        attention lowers the loss. Rows sum to zero; masked entries are exactly 0.
-    stderr : Mapping[int, NDArray], or None
-        Its standard error over sequences. None for one sequence.
-    routes : Mapping[int, str]
-        By layer, ``"scores"``: taken at a live score hook; or ``"pattern"``: there is none, and it is
-        (diag p - p p^T) dL/dp from the gradient at the pattern.
-    sequences
-        How many.
-    provenance
-        Model, dtype, device and versions.
-    """
-
-    gradient: Mapping[int, Float[np.ndarray, "_head query key"]]
-    stderr: Mapping[int, Float[np.ndarray, "_head query key"]] | None
-    routes: Mapping[int, Route]
-    sequences: int
-    provenance: Mapping[str, Any]
-
-    def leading(self, layer: int, head: int) -> tuple[int | None, ...]:
-        """For every query the earlier key with the largest entry, as if it were to be its parent; None for query 0."""
-        found = self._of(layer, head)
-        return (None, *(int(found[query, :query].argmax()) for query in range(1, len(found))))
-
-    def z_values(self, layer: int, head: int) -> NDArray[np.float64] | None:
-        """Entries over their standard errors, 0 where both are 0. None for one sequence."""
-        found = self._of(layer, head)
-        if self.stderr is None:
-            return None
-        error = self.stderr[layer][head]
-        return np.asarray(np.divide(found, error, out=np.zeros_like(found), where=error > 0))
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per head: its largest entry, where it is, its standard error, and the route."""
-        rows = []
-        for layer, gradient in self.gradient.items():
-            for head, its in enumerate(gradient):
-                query, key = np.unravel_index(int(its.argmax()), its.shape)
-                error = None if self.stderr is None else float(self.stderr[layer][head, query, key])
-                norm = float(np.linalg.norm(its))
-                rows.append(
-                    (f"L{layer}H{head}", float(its[query, key]), error, int(query), int(key), norm, self.routes[layer])
-                )
-        return pd.DataFrame(rows, columns=["head", "largest", "stderr", "query", "key", "norm", "route"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields in plain JSON types."""
-        return dict(
-            to_jsonable(
-                {
-                    "gradient": self.gradient,
-                    "stderr": self.stderr,
-                    "routes": self.routes,
-                    "sequences": self.sequences,
-                    "undefined": {} if self.stderr else {"stderr": "a standard error needs two sequences or more"},
-                    "provenance": self.provenance,
-                }
-            )
-        )
-
-    def cite(self) -> Citation:
-        """The paper, and one sentence for a methods section."""
-        return cite(
-            "nichani2024",
-            methods=(
-                f"Score gradients are minus the mean gradient of the loss of {self.provenance['model']} with respect to its attention scores, "
-                f"over {self.sequences} sequences (after Nichani et al., 2024; causal-probe "
-                f"{versions().get('causal-probe', 'from source')})."
-            ),
-        )
-
-    def __repr__(self) -> str:
-        return f"{self._title()}\n{self._shown().to_string(index=False, float_format='{:.3g}'.format)}"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(self._title())}</p>{self._shown().to_html(index=False, float_format='{:.3g}'.format)}"
-
-    def _shown(self) -> pd.DataFrame:
-        return self.to_pandas().sort_values("norm", ascending=False, kind="stable").head(SHOWN)
-
-    def _title(self) -> str:
-        heads = sum(map(len, self.gradient.values()))
-        rest = f", the {SHOWN} with the largest norm" if heads > SHOWN else ""
-        return f"ScoreGradients of {self.provenance['model']}: {heads} heads{rest}, {self.sequences:,} sequences"
-
-    def _of(self, layer: int, head: int) -> NDArray[np.float64]:
-        if layer not in self.gradient or not 0 <= head < len(self.gradient[layer]):
-            heads = {layer: len(its) for layer, its in self.gradient.items()}
-            raise CausalProbeError(f"There is no head L{layer}H{head} here; the heads by layer are {heads}.")
-        return np.asarray(self.gradient[layer][head])
+GRADIENT = Quantity(
+    name="gradient",
+    unit="units of the loss per unit of score",
+    chance="0",
+    works=("nichani2024",),
+    sentence="minus the gradient of the loss with respect to the attention score from child to parent",
+    level=1e-3,
+)
 
 
 def score_gradients(
@@ -135,7 +37,7 @@ def score_gradients(
     *,
     layers: Iterable[int] | None = None,
     batch_size: int | None = None,
-) -> ScoreGradients:
+) -> Evidence:
     """Minus the mean gradient of a loss with respect to the attention scores of every head, in one streaming pass.
 
     Parameters
@@ -153,6 +55,14 @@ def score_gradients(
     batch_size
         Run larger tensors in pieces of this size. A backward pass keeps what the forward pass computed: take small ones.
 
+    Returns
+    -------
+    Evidence
+        By layer, minus the mean over sequences of d loss / d score, in units of the loss per unit of score: positive where more
+        attention lowers the loss. Rows sum to zero; masked entries are exactly 0. ``settings["routes"]`` says by layer where it was taken:
+        ``"scores"``, at a live score hook; or ``"pattern"``: there is none, and it is (diag p - p p^T) dL/dp from the gradient at the
+        pattern. An edge is claimed where it is above zero (:class:`~causal_probe.probes.AboveZero`).
+
     Raises
     ------
     CausalProbeError
@@ -164,19 +74,12 @@ def score_gradients(
     >>> import torch
     >>> from causal_probe.models import ReducedTransformer
     >>> found = score_gradients(ReducedTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 0, 1], [2, 0, 2, 0]]))
-    >>> found.gradient[0].shape, found.routes[0], bool((abs(found.gradient[0].sum(-1)) < 1e-6).all())
-    ((1, 4, 4), 'scores', True)
+    >>> found.values[0].shape, found.settings["routes"], bool((abs(found.of("L0H0").sum(-1)) < 1e-6).all())
+    ((1, 4, 4), {'L0': 'scores', 'L1': 'scores'}, True)
     """
     found = record_score_gradients(model, tokens, loss or _next_token, layers=layers, batch_size=batch_size)
-    errors = {layer: moments.stderr for layer, moments in found.moments.items()}
-    known = {layer: error.cpu().numpy() for layer, error in errors.items() if error is not None}
-    return ScoreGradients(
-        gradient={layer: moments.mean.cpu().numpy() for layer, moments in found.moments.items()},
-        stderr=known or None,
-        routes=found.routes,
-        sequences=next(iter(found.moments.values())).count,
-        provenance={**describe(model), "versions": versions()},
-    )
+    settings = {"routes": {f"L{layer}": route for layer, route in found.routes.items()}}
+    return Evidence.of_moments(found.moments, GRADIENT, settings, {**describe(model), "versions": versions()})
 
 
 def _next_token(model: Any, batch: Any) -> Tensor:

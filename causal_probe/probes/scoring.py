@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, describe, each_batch
+from causal_probe.hooks.patterns import attention_on_nothing, given_patterns, row_slack
 from causal_probe.hooks.stream import Rows, Visit, visit_patterns
-from causal_probe.probes.head_scores import Evidence, HeadScores
+from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.targets import compile_targets
-from causal_probe.probes.templates import SHIPPED, Template, find_templates
+from causal_probe.probes.template_sums import TemplateSums
+from causal_probe.probes.templates import TEMPLATES, Template, find_templates
 from causal_probe.results import versions
 
 __all__ = ["Part", "Scored", "micro_batch_size", "micro_batches", "score_batches", "score_patterns", "settings_of"]
@@ -39,9 +41,9 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Evidence by template, and the shared targets of pairs of them."""
+    """The sums by template, and the shared targets of pairs of them."""
 
-    evidence: dict[str, Evidence]
+    sums: dict[str, TemplateSums]
     shared: dict[tuple[str, str], int]
 
 
@@ -78,41 +80,69 @@ def micro_batch_size(model: HookedModel, pos: int) -> int:
 
 
 def score_patterns(
-    patterns: Sequence[Float[Tensor, "batch _head query key"]],
+    patterns: Any,
     tokens: Int[Tensor, "batch pos"],
+    templates: str | Template | Iterable[str | Template] = tuple(TEMPLATES),
     *,
-    templates: str | Template | Iterable[str | Template] = SHIPPED,
     queries: Sequence[int] | None = None,
 ) -> HeadScores:
-    """Score attention patterns that are already there, one tensor for each layer, as :func:`scan` does.
+    """Score attention patterns that you have already, as :func:`scan` does.
+
+    Parameters
+    ----------
+    patterns
+        Of all layers, [batch, head, query, key]: a TransformerLens ``ActivationCache`` (or any mapping with its names,
+        ``blocks.{layer}.attn.hook_pattern``), or a list with one tensor or array for each layer, as from nnsight,
+        ``output_attentions``, or NumPy.
+    tokens
+        The tokens that they were made on.
+    templates, queries
+        As for :func:`scan`.
 
     Raises
     ------
     CausalProbeError
-        If a template is unknown or returns something else, or the patterns don't fit the tokens.
+        If a template is unknown or returns something else, the patterns don't fit the tokens, their rows don't sum to one or less, or
+        they look ahead.
+
+    Examples
+    --------
+    >>> import torch
+    >>> previous = torch.eye(4).roll(1, 0).tril()
+    >>> previous[0, 0] = 1
+    >>> score_patterns([previous.expand(2, 1, 4, 4)], torch.randint(9, (2, 4)), "previous-token").of(0, 0, "previous-token").score
+    1.0
     """
     wanted = find_templates(templates)
+    tokens = torch.as_tensor(tokens)
     n_pos = tokens.shape[1]
+    given = given_patterns(patterns)
     if wrong := [
-        list(each.shape) for each in patterns if (*each.shape[:1], *each.shape[2:]) != (len(tokens), n_pos, n_pos)
+        list(its.shape) for its in given.values() if its.shape[:1] + its.shape[2:] != (len(tokens), n_pos, n_pos)
     ]:
         raise CausalProbeError(
             f"Patterns of {len(tokens)} sequences of {n_pos} tokens are [{len(tokens)}, head, {n_pos}, {n_pos}]; there are {wrong}."
         )
+    attention_on_nothing(given)
+    if ahead := [layer for layer, its in given.items() if bool((its.triu(1) > row_slack(its.dtype)).any())]:
+        raise CausalProbeError(
+            f"The patterns of layer {ahead[0]} attend to later positions. Templates are about earlier ones: give those of a causal model."
+        )
     sums = _Sums(wanted, queries)
     score = sums.add(tokens)
-    for layer, pattern in enumerate(patterns):
+    for layer, pattern in given.items():
         score(layer, pattern)
     scored = sums.scored()
+    first = next(iter(given.values()))
     return HeadScores(
         templates=wanted,
-        evidence=scored.evidence,
+        sums=scored.sums,
         shared=scored.shared,
         settings=settings_of([Part(wanted, tokens, {"kind": "given"})], queries),
         provenance={
             "model": "patterns",
-            "dtype": str(patterns[0].dtype).removeprefix("torch."),
-            "device": str(patterns[0].device),
+            "dtype": str(first.dtype).removeprefix("torch."),
+            "device": str(first.device),
             "versions": versions(),
         },
     )
@@ -177,7 +207,7 @@ class _Sums:
         names = [template.name for template in self._templates]
         return Scored(
             {
-                name: Evidence(
+                name: TemplateSums(
                     attention=tuple(layer[..., i] for layer in attention),
                     sink=tuple(layer[..., i] for layer in sink),
                     rows=rows[:, i],

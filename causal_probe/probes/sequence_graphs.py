@@ -15,15 +15,11 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
+from causal_probe.probes.reading import REST
 from causal_probe.probes.templates import Template, from_graph
 from causal_probe.results import Citation, cite, escape, to_jsonable
 
-__all__ = ["REST", "SINKS", "SequenceComparison", "SequenceGraphs", "largest_parents"]
-
-#: What may become of the attention on position 0, where many heads of language models look when they have nothing to say.
-SINKS = ("exclude", "root", "keep")
-#: With ``sink="exclude"``, a row with less than this share of its attention off position 0 is a root: so little is noise.
-REST = 0.1
+__all__ = ["SequenceComparison", "SequenceGraphs", "largest_parents"]
 
 #: A repr shows this many heads at most.
 SHOWN = 24

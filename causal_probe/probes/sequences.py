@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, content_tokens, context_length, describe, text_start
 
-__all__ = ["Sequences", "ngram_tokens", "repeated_tokens"]
+__all__ = ["Sequences", "longest_ngram", "make_sequences", "ngram_tokens", "repeated_tokens"]
 
 #: Tokens in a period, and sequences, where nothing stands in the way.
 PERIOD = 50
@@ -33,7 +34,7 @@ class Sequences:
     tokens
         [sequence, pos], on the model's device.
     settings
-        What made them: ``kind``, ``sequences``, ``period``, ``copies``, ``bos`` (what was asked for), ``start`` (the tokens that
+        What made them: ``kind``, ``n_sequences``, ``period``, ``copies``, ``bos`` (what was asked for), ``start`` (the tokens that
         each sequence begins with), ``drawn_from`` (how many tokens could be drawn), ``seed``.
     """
 
@@ -41,8 +42,50 @@ class Sequences:
     settings: Mapping[str, Any]
 
 
+def make_sequences(model: HookedModel, kind: str | Callable[..., Sequences], **options: Any) -> Sequences:
+    """Sequences of a kind, as a template's ``shown_by`` names it.
+
+    Parameters
+    ----------
+    kind
+        ``"repeated"``: :func:`repeated_tokens`; ``"3-gram"``: :func:`ngram_tokens` of that n; or a function that makes them.
+    options
+        ``n_sequences``, ``period``, ``bos``, ``seed``, as for these functions.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such kind, or the function says so.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> make_sequences(DisentangledTransformer(d_vocab=12, n_positions=48), "2-gram", n_sequences=2).settings["kind"]
+    '2-gram'
+    """
+    if callable(kind):
+        return kind(model, **options)
+    if kind == "repeated":
+        return repeated_tokens(model, **options)
+    if n := longest_ngram([kind]):
+        return ngram_tokens(model, n=n, **options)
+    raise CausalProbeError(
+        f"There are no sequences of the kind {kind!r}; there are 'repeated', 'N-gram' such as '3-gram', or a function that makes them."
+    )
+
+
+def longest_ngram(kinds: Iterable[str]) -> int | None:
+    """The largest n among kinds such as ``"3-gram"``, whose sequences serve the smaller ones too; None where there is none.
+
+    >>> longest_ngram(["repeated", "2-gram", "3-gram"]), longest_ngram(["repeated"])
+    (3, None)
+    """
+    found = [int(match[1]) for kind in kinds if (match := re.fullmatch(r"(\d+)-gram", kind))]
+    return max(found, default=None)
+
+
 def repeated_tokens(
-    model: HookedModel, *, sequences: int | None = None, period: int | None = None, bos: str = "auto", seed: int = 0
+    model: HookedModel, *, n_sequences: int | None = None, period: int | None = None, bos: str = "auto", seed: int = 0
 ) -> Sequences:
     """Random tokens, repeated: x_1 ... x_p x_1 ... x_p, with a BOS token first where there is to be one.
 
@@ -54,7 +97,7 @@ def repeated_tokens(
     ----------
     model
         Says which tokens there are (``cfg.d_vocab``, ``tokenizer``), and how many fit (``cfg.n_ctx``).
-    sequences
+    n_sequences
         How many. By default 32, and more where the period is short, so that there are about as many tokens.
     period
         Tokens in a period. By default 50, or what the context and the vocabulary hold; where the vocabulary is the
@@ -72,7 +115,7 @@ def repeated_tokens(
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer
-    >>> repeated_tokens(DisentangledTransformer(d_vocab=12, n_positions=8), sequences=1, period=4).tokens
+    >>> repeated_tokens(DisentangledTransformer(d_vocab=12, n_positions=8), n_sequences=1, period=4).tokens
     tensor([[8, 0, 5, 9, 8, 0, 5, 9]])
     """
     allowed, start, room = _vocabulary(model, bos)
@@ -87,9 +130,9 @@ def repeated_tokens(
             f"Two copies of {period} different tokens are wanted, of at least 2; the context has room for {room} tokens, and "
             f"{len(allowed)} can be drawn."
         )
-    sequences = _count(sequences, period)
+    n_sequences = _count(n_sequences, period)
     generator = torch.Generator().manual_seed(seed)
-    periods = [allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(sequences)]
+    periods = [allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(n_sequences)]
     made = {"kind": "repeated", "copies": copies, "bos": bos, "drawn_from": len(allowed), "seed": seed}
     return _finish(model, torch.stack(periods), start, made)
 
@@ -98,7 +141,7 @@ def ngram_tokens(
     model: HookedModel,
     *,
     n: int = 3,
-    sequences: int | None = None,
+    n_sequences: int | None = None,
     period: int | None = None,
     bos: str = "auto",
     seed: int = 0,
@@ -116,7 +159,7 @@ def ngram_tokens(
         At least 2. The sequences serve all smaller n too.
     period
         At most this many tokens in a period; by default 50, or half of what the context holds.
-    model, sequences, bos, seed
+    model, n_sequences, bos, seed
         As for :func:`repeated_tokens`.
 
     Raises
@@ -127,7 +170,7 @@ def ngram_tokens(
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer
-    >>> ngram_tokens(DisentangledTransformer(d_vocab=12, n_positions=48), n=2, sequences=2).tokens.shape
+    >>> ngram_tokens(DisentangledTransformer(d_vocab=12, n_positions=48), n=2, n_sequences=2).tokens.shape
     torch.Size([2, 48])
     """
     allowed, start, room = _vocabulary(model, bos)
@@ -140,9 +183,10 @@ def ngram_tokens(
             f"Sequences for {n}-grams need two copies of {2**n} tokens or more; a period of at most {longest} is possible."
         )
     generator = torch.Generator().manual_seed(seed)
-    sequences = _count(sequences, m << (n - 1))
+    n_sequences = _count(n_sequences, m << (n - 1))
     periods = [
-        allowed[torch.randperm(len(allowed), generator=generator)[:m]][_walk(m, n, generator)] for _ in range(sequences)
+        allowed[torch.randperm(len(allowed), generator=generator)[:m]][_walk(m, n, generator)]
+        for _ in range(n_sequences)
     ]
     made = {"kind": f"{n}-gram", "copies": 2, "bos": bos, "drawn_from": len(allowed), "seed": seed}
     return _finish(model, torch.stack(periods), start, made)
@@ -164,16 +208,16 @@ def _walk(m: int, n: int, generator: torch.Generator) -> Tensor:
 def _finish(model: HookedModel, periods: Tensor, start: tuple[int, ...], made: Mapping[str, Any]) -> Sequences:
     first = torch.tensor(start, dtype=torch.long).expand(len(periods), -1)
     tokens = torch.cat([first, periods.repeat(1, made["copies"])], 1)
-    settings = {**made, "sequences": len(periods), "period": periods.shape[1], "start": list(start)}
+    settings = {**made, "n_sequences": len(periods), "period": periods.shape[1], "start": list(start)}
     return Sequences(tokens.to(describe(model)["device"] or "cpu"), settings)
 
 
-def _count(sequences: int | None, period: int) -> int:
-    if sequences is None:
+def _count(n_sequences: int | None, period: int) -> int:
+    if n_sequences is None:
         return max(SEQUENCES, math.ceil(SEQUENCES * PERIOD / period))
-    if sequences < 1:
-        raise CausalProbeError(f"One sequence or more is needed; {sequences} were asked for.")
-    return sequences
+    if n_sequences < 1:
+        raise CausalProbeError(f"One sequence or more is needed; {n_sequences} were asked for.")
+    return n_sequences
 
 
 def _vocabulary(model: HookedModel, bos: str) -> tuple[Tensor, tuple[int, ...], int]:

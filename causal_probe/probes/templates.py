@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
 
 __all__ = [
-    "SHIPPED",
+    "TEMPLATES",
     "Template",
     "find_templates",
     "from_graph",
@@ -57,10 +57,13 @@ class Template:
         where a head of this type may attend. Targets after the query are ignored: a causal model can't see them.
     description
         One line for tables and reports.
-    ngram
-        How many tokens must match for a key to be a target. Above 1, the sequences that
-        :func:`~causal_probe.probes.scan` makes for the template are those of
-        :func:`~causal_probe.probes.ngram_tokens`, on which fewer tokens match more often.
+    shown_by
+        The sequences that :func:`~causal_probe.probes.scan` makes for the template: ``"repeated"`` tokens; ``"3-gram"`` walks, on which
+        fewer than three matching tokens say less (:mod:`causal_probe.probes.sequences`); or a function that makes
+        them, ``(model, *, n_sequences, period, bos, seed) -> Sequences``, whose name is their kind.
+    looks_back
+        Whether its targets are earlier positions other than the first. Where they are not, heads are scored, and neither verified
+        nor drawn by default.
 
     Raises
     ------
@@ -71,13 +74,19 @@ class Template:
     name: str
     targets: Callable[[Tensor], Tensor]
     description: str = ""
-    ngram: int = 1
+    shown_by: str | Callable[..., Any] = "repeated"
+    looks_back: bool = True
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
             raise CausalProbeError(
                 f"A template's name is in kebab-case, such as 'previous-token'; this one is {self.name!r}."
             )
+
+    @property
+    def kind(self) -> str:
+        """The name of the sequences that show it."""
+        return self.shown_by if isinstance(self.shown_by, str) else self.shown_by.__name__
 
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos pos"]:
         """The visible targets, [batch, query, key]: those at or before their query.
@@ -142,30 +151,27 @@ def induction(n: int = 1) -> Template:
 
     if n == 1:
         return Template("induction", targets, "after an earlier occurrence of the current token")
-    return Template(
-        f"induction-{n}gram", targets, f"after an earlier occurrence of the last {n} tokens together", ngram=n
+    said = f"after an earlier occurrence of the last {n} tokens together"
+    return Template(f"induction-{n}gram", targets, said, shown_by=f"{n}-gram")
+
+
+#: What :func:`~causal_probe.probes.scan` looks for by default, by name.
+TEMPLATES: Mapping[str, Template] = {
+    each.name: each
+    for each in (
+        Template("previous-token", lambda tokens: _back(tokens, 1), "one position back"),
+        Template(
+            "duplicate-token",
+            lambda tokens: (tokens[:, :, None] == tokens[:, None, :]).tril(-1),
+            "an earlier occurrence of the current token",
+        ),
+        induction(),
+        induction(2),
+        induction(3),
+        Template("current-token", lambda tokens: _back(tokens, 0), "the query's own position", looks_back=False),
+        Template("first-token", lambda tokens: _first(tokens), "position 0, the attention sink", looks_back=False),
     )
-
-
-PREVIOUS_TOKEN = Template("previous-token", lambda tokens: _back(tokens, 1), "one position back")
-DUPLICATE_TOKEN = Template(
-    "duplicate-token",
-    lambda tokens: (tokens[:, :, None] == tokens[:, None, :]).tril(-1),
-    "an earlier occurrence of the current token",
-)
-CURRENT_TOKEN = Template("current-token", lambda tokens: _back(tokens, 0), "the query's own position")
-FIRST_TOKEN = Template("first-token", lambda tokens: _first(tokens), "position 0, the attention sink")
-
-#: What :func:`~causal_probe.probes.scan` looks for by default.
-SHIPPED = (
-    PREVIOUS_TOKEN,
-    DUPLICATE_TOKEN,
-    induction(),
-    induction(2),
-    induction(3),
-    CURRENT_TOKEN,
-    FIRST_TOKEN,
-)
+}
 
 
 def template(name: str) -> Template:
@@ -179,16 +185,15 @@ def template(name: str) -> Template:
     CausalProbeError
         If there is none of this name; the message lists those that there are.
     """
-    known = {shipped.name: shipped for shipped in SHIPPED}
-    if name in known:
-        return known[name]
+    if name in TEMPLATES:
+        return TEMPLATES[name]
     if match := re.fullmatch(r"offset-(\d+)", name):
         return offset(int(match[1]))
     if match := re.fullmatch(r"induction-([1-9]\d*)gram", name):
         return induction(int(match[1]))
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, TEMPLATES, n=1)
     raise CausalProbeError(
-        f"There is no template {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} The known ones: {', '.join(known)}, "
+        f"There is no template {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} The known ones: {', '.join(TEMPLATES)}, "
         "offset-K, induction-Ngram. A template of your own is causal_probe.probes.Template(name, function)."
     )
 
@@ -216,11 +221,11 @@ def find_templates(templates: Any) -> tuple[Template, ...]:
     return found
 
 
-def recall_template(name: str, description: str, ngram: int) -> Template:
+def recall_template(name: str, description: str, shown_by: str, looks_back: bool) -> Template:
     """A template that was written down: the shipped one, if it is that; otherwise its function is not known, and is not called."""
     with contextlib.suppress(CausalProbeError):
         shipped = template(name)
-        if (shipped.description, shipped.ngram) == (description, ngram):
+        if (shipped.description, shipped.kind, shipped.looks_back) == (description, shown_by, looks_back):
             return shipped
 
     def unknown(tokens: Tensor) -> Tensor:
@@ -228,7 +233,7 @@ def recall_template(name: str, description: str, ngram: int) -> Template:
             f"The template {name!r} was read from a file, which holds its name and not its function: give the template itself."
         )
 
-    return Template(name, unknown, description, ngram)
+    return Template(name, unknown, description, shown_by, looks_back)
 
 
 # ----------------------------------------------------------------------------------------------------------------- graphs

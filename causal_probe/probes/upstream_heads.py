@@ -25,16 +25,7 @@ from causal_probe.hooks.values import read_values
 from causal_probe.probes.p_values import holm, t_p_value
 from causal_probe.probes.score_blocks import contrast, micro_batches
 from causal_probe.probes.score_terms import TermReader, Terms, head_of, term_reader
-from causal_probe.probes.templates import (
-    CURRENT_TOKEN,
-    DUPLICATE_TOKEN,
-    FIRST_TOKEN,
-    PREVIOUS_TOKEN,
-    Template,
-    find_templates,
-    from_graph,
-    induction,
-)
+from causal_probe.probes.templates import TEMPLATES, Template, find_templates, from_graph
 from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 
 __all__ = ["Arrow", "Upstream", "upstream"]
@@ -47,7 +38,7 @@ LEAST = 0.1
 SOMEWHERE = 0.3
 #: A known template describes a head if it holds at least this much of its attention.
 DESCRIBED = 0.5
-KNOWN = (PREVIOUS_TOKEN, DUPLICATE_TOKEN, induction(), CURRENT_TOKEN, FIRST_TOKEN)
+KNOWN = tuple(template for template in TEMPLATES.values() if template.kind == "repeated")
 SIDES = ("query", "key")
 
 

@@ -54,10 +54,6 @@ __all__ = ["Estimate", "HeadVerdict", "JointEffect", "Measured", "Rule", "Verifi
 #: output adds its own content.
 KINDS = ("mean", "zero", "resample")
 
-#: Heads of these templates are not verified unless they are asked for (nor those of n-gram templates, which coincide with induction
-#: where tokens don't recur within a period): what repeats is not what they look at.
-NOT_BY_DEFAULT = ("current-token", "first-token")
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -782,7 +778,7 @@ def _make(
     )
     bos, seed = scanned.get("bos", "auto"), int(scanned.get("seed", 0)) + 1 if seed is None else seed
     count = sequences + max(16, sequences)
-    made = repeated_tokens(model, sequences=count, period=period, bos=bos, seed=seed)
+    made = repeated_tokens(model, n_sequences=count, period=period, bos=bos, seed=seed)
     begin = len(made.settings["start"]) + int(made.settings["period"])
     settings = {**made.settings, "sequences": sequences, "for_the_means": count - sequences}
     return made.tokens[:sequences], made.tokens[sequences:], begin, settings
@@ -828,7 +824,9 @@ def _check(
     batch_size: int | None,
 ) -> list[str]:
     """The names of the templates that are verified; all that is wrong with the arguments is said at once."""
-    by_default = [each.name for each in scores.templates if each.ngram == 1 and each.name not in NOT_BY_DEFAULT]
+    # Not what doesn't look back: what repeats is not what it looks at. Nor n-grams, which coincide with induction where tokens don't
+    # recur within a period.
+    by_default = [each.name for each in scores.templates if each.kind == "repeated" and each.looks_back]
     names = by_default if templates is None else list(templates)
     problems = []
     if unknown := [name for name in names if name not in scores.names]:

@@ -225,7 +225,7 @@ def _head_table(result: Recovery) -> list[page.Table]:
 def _evidence_table(result: Recovery, head: int) -> page.Table:
     effects = result.effects[head]
     table = effects.to_pandas()
-    weights = result.head_graphs.weights[0][head]
+    weights = result.head_graphs.values[0][head]
     rows = [
         (
             row.child,
@@ -281,7 +281,7 @@ def _attention(result: Recovery) -> list[page.Attention]:
             page.Attention(
                 viz.attention(tokens, stacked, head_names=names, graphs=read),
                 f"Sequence {i + 1}: rows are queries, columns keys. Beside it the graph of each head's attention, averaged over "
-                f"{result.head_graphs.sequences:,} sequences.",
+                f"{result.head_graphs.n_sequences:,} sequences.",
             )
         )
     return shown

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from causal_probe import viz
-from causal_probe.probes import HeadGraphs
+from causal_probe.probes import Evidence
+from causal_probe.probes.sequences import longest_ngram
 from causal_probe.probes.verify import Estimate, Verification
 from causal_probe.results import versions
 from causal_probe.viz import report as page
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["scan_report"]
 
+KINDS = {"repeated": "random tokens, none twice in a period"}
 HOW_TO_READ = (
     "A template says which keys a head of some type attends to, given the tokens. The score is the attention on those keys, "
     "averaged over the queries that have one and then over sequences; chance is the score of a head that spreads its attention "
@@ -96,13 +98,13 @@ def _count_causal(verification: Verification) -> str:
 def _headline(result: ModelScan) -> list[tuple[str, object, str]]:
     """The best head of the types that a reader looks for first, of those that were scored."""
     figures: list[tuple[str, object, str]] = []
-    for template in result.scores.names:
-        rows = result.rows(template)
-        if rows and template not in ("current-token", "first-token"):
+    for template in result.scores.templates:
+        rows = result.rows(template.name)
+        if rows and template.looks_back:
             score = rows[0].score
             excess = f"excess {score.excess:.2f}".replace("-", "\N{MINUS SIGN}")
             meaning = excess if rows[0].called else f"{excess}, not enough to be called that"
-            figures.append((template, rows[0].name, meaning))
+            figures.append((template.name, rows[0].name, meaning))
     return figures[:4]
 
 
@@ -324,7 +326,7 @@ def _truth(found: HeadGraph) -> nx.DiGraph:
 
 def _patterns(result: ModelScan) -> Iterator[Block]:
     if not result.examples:
-        yield page.Paragraph("No head stands out for any template other than current-token and first-token.")
+        yield page.Paragraph("No head stands out for any template that looks back.")
         return
     names = [f"L{layer}H{head}" for layer, head in result.leading]
     yield page.Paragraph(
@@ -338,7 +340,7 @@ def _patterns(result: ModelScan) -> Iterator[Block]:
         if template not in result.scores.undefined
     }
     for example in result.examples:
-        read = HeadGraphs((example.patterns,), None, 1, result.scores.provenance, sink="root")
+        read = Evidence.from_arrays([example.patterns], sink="root")
         yield page.Attention(
             viz.attention(
                 example.tokens,
@@ -370,12 +372,9 @@ def _sequences(result: ModelScan) -> page.Table:
         [
             (
                 ", ".join(made["templates"]),
-                "random tokens, none twice in a period" if made["kind"] == "repeated" else f"{made['kind']} walks",
-                made["sequences"],
-                made["period"],
-                made["copies"],
-                made["bos"],
-                ", ".join(map(str, made["start"])) or "none",
+                KINDS.get(made["kind"], f"{made['kind']} walks" if longest_ngram([made["kind"]]) else made["kind"]),
+                *(made.get(name) for name in ("n_sequences", "period", "copies", "bos")),
+                ", ".join(map(str, made.get("start", ()))) or "none",
             )
             for made in result.scores.settings["tokens"]
         ],

@@ -123,7 +123,7 @@ def recover(
         {
             "layer": 0,
             "head": head,
-            "attention": found.head_graphs.weights[0][head, int(row["child"]), int(row["parent"])],
+            "attention": found.head_graphs.values[0][head, int(row["child"]), int(row["parent"])],
             **{name: row[name] for name in ("child", "parent", "gain", "stderr", "excess", "excess_stderr", "p_value")},
             "found": row["confirmed"],
             "true": truth.has_edge(int(row["parent"]), int(row["child"])),
@@ -209,7 +209,7 @@ def scan(
     """
     hooked, _ = open_model(model, revision=revision, dtype=dtype, device=device, device_map=device_map)
     wanted = None if templates is None else choose_templates(templates)
-    options: dict[str, Any] = {"sequences": sequences, "period": period, "bos": bos, "seed": seed}
+    options: dict[str, Any] = {"n_sequences": sequences, "period": period, "bos": bos, "seed": seed}
     text = _text(hooked, corpus, length, separator, field, shard, options)
     made = options if text is None else {}
     found = probes.scan(hooked, text, templates=wanted, batch_size=batch_size, **made)
@@ -230,7 +230,7 @@ def scan(
 
 def _spread(scores: probes.HeadScores, layer: int, head: int, template: str) -> dict[str, float]:
     """What merging needs beside a score and its standard error; empty where there is none."""
-    found = scores.evidence[template].covariance
+    found = scores.sums[template].covariance
     return {} if found is None else {"chance_variance": found[0], "covariance": float(found[1][layer][head])}
 
 
@@ -245,7 +245,7 @@ def _text(
 ) -> Corpus | None:
     """The text of a cell, if it is about one."""
     # Refuses what does not go together.
-    of_a_corpus(corpus, length, separator, field, shard, sequences=made["sequences"], period=made["period"])
+    of_a_corpus(corpus, length, separator, field, shard, sequences=made["n_sequences"], period=made["period"])
     if corpus is None:
         return None
     fits = sequence_length(model, length)
@@ -279,32 +279,30 @@ def head_graphs(
 ) -> Outcome:
     """:func:`causal_probe.probes.head_graphs` on repeated tokens or a corpus: a row for each head's node, with its candidate parent.
 
-    There is no shard: candidates of parts do not add up to that of the whole. :meth:`~causal_probe.probes.HeadGraphs.save` keeps what
+    There is no shard: candidates of parts do not add up to that of the whole. :meth:`~causal_probe.probes.Evidence.save` keeps what
     does.
     """
     hooked, _ = open_model(model, revision=revision, dtype=dtype, device=device, device_map=device_map)
-    options: dict[str, Any] = {"sequences": sequences, "period": period, "bos": bos}
+    options: dict[str, Any] = {"n_sequences": sequences, "period": period, "bos": bos}
     text = _text(hooked, corpus, length, separator, field, "0/1", options)
     batches: Any = probes.repeated_tokens(hooked, seed=seed, **options).tokens if text is None else text
     found = probes.head_graphs(hooked, batches, sink=sink, batch_size=batch_size)
     rows = [
         {
-            "layer": layer,
-            "head": head,
-            "child": child,
-            "parent": parent,
-            "attention": weight,
-            "stderr": None if found.stderr is None else found.stderr[layer][head, child, parent],
-            "found": weight >= 0.5,
-            "sequences": found.sequences,
+            "layer": row.layer,
+            "head": row.head,
+            "child": row.child,
+            "parent": row.parent,
+            "attention": row.value,
+            "stderr": row.stderr,
+            "found": row.claimed,
+            "sequences": found.n_sequences,
             "step": _step(model, revision, step),
         }
-        for layer, heads in enumerate(found.weights)
-        for head in range(len(heads))
-        for child, parent, weight, _ in found.parents(layer, head)
+        for row in found.to_pandas().itertuples()
     ]
     read = found.provenance.get("corpus", {"kind": "made"})
-    return Outcome(rows, {"heads": sum(map(len, found.weights))} | _counts(read), found.provenance)
+    return Outcome(rows, {"heads": sum(found.heads.values())} | _counts(read), found.provenance)
 
 
 def _step(model: str, revision: str | None, step: int | None) -> int | None:

@@ -53,7 +53,7 @@ def attention(
         One name for each head. The default are the heads' numbers, H0, H1, ...
     graphs
         One graph for each head, over the positions of the sequence: the edges that were read out of it (by
-        :meth:`HeadGraphs.graph() <causal_probe.probes.HeadGraphs.graph>`, say). An edge's ``weight``, where there is one, is shown.
+        :meth:`Evidence.graph() <causal_probe.probes.Evidence.graph>`, say). An edge's ``weight``, where there is one, is shown.
     scores
         By name, one number for each head, None where it is undefined.
     sort_by

@@ -18,7 +18,7 @@ import torch
 
 from causal_probe.hooks import to_hooked
 from causal_probe.hooks.stream import run_layers
-from causal_probe.probes import SHIPPED, scan
+from causal_probe.probes import TEMPLATES, scan
 
 HEAD_TYPES = ("previous_token_head", "duplicate_token_head", "induction_head")
 BATCH = 16
@@ -64,10 +64,10 @@ def test_against_detect_head(benchmark: Any, gpt2: Any, length: int) -> None:
 
     tokens = repeated(gpt2, length)
     texts = [" ".join(map(str, row)) for row in tokens.tolist()]
-    ours = bench(benchmark, lambda: scan(gpt2, tokens, templates=SHIPPED), rounds=3 if length == 128 else 1)
+    ours = bench(benchmark, lambda: scan(gpt2, tokens, templates=TEMPLATES), rounds=3 if length == 128 else 1)
     with torch.no_grad():
         theirs = cpu_seconds(lambda: [detect_head(gpt2, texts, head_type) for head_type in HEAD_TYPES])
-    benchmark.extra_info.update(detect_head_seconds=theirs, times_faster=theirs / ours, templates=len(SHIPPED))
+    benchmark.extra_info.update(detect_head_seconds=theirs, times_faster=theirs / ours, templates=len(TEMPLATES))
     assert theirs / ours >= 4
 
 
@@ -75,7 +75,7 @@ def test_against_detect_head(benchmark: Any, gpt2: Any, length: int) -> None:
 def test_overhead_over_the_bare_forward(benchmark: Any, gpt2: Any) -> None:
     """At the same micro-batch: over the model's forward, and over one that is stopped where the scan stops it."""
     tokens = repeated(gpt2, 128)
-    ours = bench(benchmark, lambda: scan(gpt2, tokens, templates=SHIPPED, batch_size=BATCH), rounds=4)
+    ours = bench(benchmark, lambda: scan(gpt2, tokens, templates=TEMPLATES, batch_size=BATCH), rounds=4)
     with torch.no_grad():
         whole = min(cpu_seconds(lambda: gpt2(tokens)) for _ in range(4))
         stopped = min(cpu_seconds(lambda: run_layers(gpt2, tokens, gpt2.cfg.n_layers)) for _ in range(4))
@@ -91,14 +91,14 @@ MEMORY = """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     from causal_probe.hooks import to_hooked
-    from causal_probe.probes import SHIPPED, offset, scan
+    from causal_probe.probes import TEMPLATES, offset, scan
 
     what, sequences, n_templates = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.manual_seed(0)
     shape = dict(vocab_size=512, n_positions=256, n_embd=96, n_layer=4, n_head=12)
     model = to_hooked(GPT2LMHeadModel(GPT2Config(**shape)))
     tokens = torch.randint(512, (sequences, 64)).repeat(1, 2)
-    templates = [*SHIPPED, *(offset(k) for k in range(1, 100))][:n_templates]
+    templates = [*TEMPLATES, *(offset(k) for k in range(1, 100))][:n_templates]
     if what == "scan":
         scan(model, tokens, templates=templates, batch_size=16)
     else:

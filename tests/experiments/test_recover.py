@@ -125,13 +125,13 @@ def test_the_export_gives_the_same_graphs_edge_effects_and_head_scores(chain: Re
     tokens = [batch.tokens for batch in batches]
     ours, theirs = probes.head_graphs(chain.model, tokens), probes.head_graphs(standard, tokens)
     for layer in range(2):
-        np.testing.assert_allclose(ours.weights[layer], theirs.weights[layer], atol=1e-6)
+        np.testing.assert_allclose(ours.values[layer], theirs.values[layer], atol=1e-6)
     assert set(ours.graph(0, 0).edges) == set(theirs.graph(0, 0).edges)
 
     def loss(model: object, batch: tasks.Batch) -> torch.Tensor:
         return training.task_loss(model(batch.tokens)[:, -1], batch.target)  # type: ignore[operator]  # any model
 
-    candidates = ours.graph(0, 0, threshold=0, nodes=5)
+    candidates = ours.graph(0, 0, claim=0, nodes=5)
     a, b = (
         probes.edge_effects(model, batches, loss, layer=0, head=0, candidates=candidates)
         for model in (chain.model, standard)
@@ -167,7 +167,7 @@ def test_what_is_saved(chain: Recovery, tmp_path: Path) -> None:
     tokens = chain.task.sample(8, torch.Generator().manual_seed(0)).tokens
     assert torch.equal(loaded.predict(tokens), chain.model.predict(tokens))
     arrays = load_file(report.parent / "attention.safetensors")
-    np.testing.assert_array_equal(arrays["layer0.mean"], chain.head_graphs.weights[0])
+    np.testing.assert_array_equal(arrays["layer0.mean"], chain.head_graphs.values[0])
 
 
 @pytest.mark.usefixtures("plain_report")

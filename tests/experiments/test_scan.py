@@ -19,7 +19,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import ModelScan, choose_templates, scan
 from causal_probe.hooks import corpus, to_hooked
 from causal_probe.models import DisentangledTransformer, fit_scales, hand_set, save
-from causal_probe.probes import SHIPPED, successor_of_parent
+from causal_probe.probes import TEMPLATES, successor_of_parent
 from causal_probe.probes.scoring import score_patterns
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import fit, give_matcher, staged, task_loss
@@ -53,7 +53,7 @@ def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_the_probes_scan_and_the_probes_verdicts() -> None:
     found = verified()
-    scores = probes.scan(induction_model(), sequences=8)
+    scores = probes.scan(induction_model(), n_sequences=8)
     pd.testing.assert_frame_equal(found.scores.to_pandas(), scores.to_pandas())
     assert found.verification is not None
     assert [(v.name, v.template, v.verdict) for v in found.verification.verdicts] == [
@@ -88,7 +88,7 @@ def test_graphs_of_the_leading_heads_are_compared_with_the_templates() -> None:
     period = verified().scores.settings["tokens"][0]["period"]
     assert induction.comparison.recall == pytest.approx((period - 1) / period)
     assert {found.template.name for found in verified().graphs} == {
-        template.name for template in SHIPPED if template.name not in ("current-token", "first-token")
+        name for name, template in TEMPLATES.items() if template.looks_back
     }
 
 
@@ -169,11 +169,11 @@ def test_a_forest_is_learnt_by_a_head_of_its_own_kind() -> None:
     task, model = trained(graph, 10, beta=6.0, steps=100)
     own = successor_of_parent(graph)
     tokens = task.sample(1024, generator(0, "scanning")).tokens
-    found = probes.scan(model, tokens, templates=[*SHIPPED, own], queries=[-1])
+    found = probes.scan(model, tokens, templates=[*TEMPLATES, own], queries=[-1])
     excess = {name: found.of(1, 0, name).excess for name in found.names}
     assert excess[own.name] >= 0.9
     others = [name for name in found.names if name != own.name and found.overlap(name, own.name) != 1]
-    assert len(others) == len(SHIPPED)
+    assert len(others) == len(TEMPLATES)
     assert max(excess[name] for name in others) < 0.2
 
 
@@ -232,7 +232,7 @@ def test_on_pairs_plain_induction_follows_the_graphs_own_type() -> None:
 
     # A trained model's second layer: the own type leads, and plain induction has at least the attention that it has.
     _, model = trained(graph, 10, beta=6.0, steps=100)
-    scored = probes.scan(model, tokens, templates=[*SHIPPED, own], queries=[-1])
+    scored = probes.scan(model, tokens, templates=[*TEMPLATES, own], queries=[-1])
     excess = {name: scored.of(1, 0, name).excess for name in scored.names}
     assert max(excess, key=lambda name: excess[name] or 0) == own.name
     assert excess["induction"] > 0.4

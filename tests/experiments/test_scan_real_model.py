@@ -41,7 +41,7 @@ def test_its_known_heads(found: ModelScan) -> None:
 
 
 def test_its_heads_graphs(smollm2: Any) -> None:
-    tokens = repeated_tokens(smollm2, sequences=8, period=50, bos="yes", seed=1).tokens
+    tokens = repeated_tokens(smollm2, n_sequences=8, period=50, bos="yes", seed=1).tokens
     found = head_graphs(smollm2, tokens, per="sequence")
     chain = from_graph(graphs.chain(tokens.shape[1]))
     for head, truth in {(18, 6): template("induction"), (16, 0): chain}.items():

@@ -99,9 +99,9 @@ def test_any_split_into_shards_gives_the_whole(model, texts, splits, order):
         assert (one.rows, one.sequences) == (other.rows, other.sequences)
         # what a sequence gives is kept as float32, and the order of a float64 sum may differ
         assert one[3:9] == pytest.approx(other[3:9], abs=1e-9)
-    assert graphs.sequences == graphs_once.sequences
+    assert graphs.n_sequences == graphs_once.n_sequences
     for layer in range(2):
-        np.testing.assert_allclose(graphs.weights[layer], graphs_once.weights[layer], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(graphs.values[layer], graphs_once.values[layer], rtol=0, atol=1e-12)
         np.testing.assert_allclose(graphs.stderr[layer], graphs_once.stderr[layer], rtol=0, atol=1e-7)
 
 
@@ -122,10 +122,10 @@ def test_saved_shards_merge_as_they_would_have(model, texts, tmp_path):
     columns = ["score_low", "score_high", "excess_low", "excess_high"]
     intervals = [probes.bootstrap_intervals(each, resamples=100)[columns] for each in (together, whole)]
     np.testing.assert_allclose(*intervals, rtol=0, atol=1e-7)  # the order of the sequences decides nothing
-    graphs = [probes.HeadGraphs.load(tmp_path / f"{i}.graphs") for i in range(3)]
+    graphs = [probes.Evidence.load(tmp_path / f"{i}.graphs") for i in range(3)]
     merged, once = graphs[0].merge(graphs[1]).merge(graphs[2]), probes.head_graphs(model, whole_of(shards))
     for layer in range(2):
-        np.testing.assert_allclose(merged.weights[layer], once.weights[layer], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(merged.values[layer], once.values[layer], rtol=0, atol=1e-12)
     assert {**merged.provenance["corpus"], "shards": None} == {**once.provenance["corpus"], "shards": None}
 
 

@@ -37,8 +37,8 @@ def test_a_batch_that_is_too_large_is_halved_and_counts_once(most, device):
         assert one.score == pytest.approx(other.score, abs=1e-7)
     model, _ = limited(most, device)
     graphs, once = (probes.head_graphs(m, tokens, batch_size=8) for m in (model, disentangled()))
-    assert graphs.sequences == once.sequences == 20
-    for one, other in zip(graphs.weights, once.weights, strict=True):
+    assert graphs.n_sequences == once.n_sequences == 20
+    for one, other in zip(graphs.values.values(), once.values.values(), strict=True):
         assert abs(one - other).max() < 1e-12
 
 

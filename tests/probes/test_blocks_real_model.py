@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def tokens(smollm2: Any) -> Any:
-    return probes.repeated_tokens(smollm2, sequences=8, period=25, bos="yes", seed=3).tokens
+    return probes.repeated_tokens(smollm2, n_sequences=8, period=25, bos="yes", seed=3).tokens
 
 
 def test_the_keys_of_the_induction_head_hold_what_the_previous_token_head_wrote(smollm2: Any, tokens: Any):

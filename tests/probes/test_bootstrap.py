@@ -20,7 +20,7 @@ def test_it_is_scipys_percentile_bootstrap(scores):
     table = probes.bootstrap_intervals(scores, resamples=4000)
     assert list(zip(table["layer"], table["head"], table["template"], strict=True)) == [one[:3] for one in scores]
     for row in table.to_dict("records"):
-        evidence = scores.evidence[row["template"]]
+        evidence = scores.sums[row["template"]]
         used = evidence.rows > 0
         each = evidence.attention[row["layer"]][used, row["head"]] / evidence.rows[used]
         chance = evidence.chance[used] / evidence.rows[used]

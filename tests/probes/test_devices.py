@@ -24,7 +24,7 @@ def induction_model(device):
 
 def test_scan_and_verify(device):
     model = induction_model(device)
-    scores = probes.scan(model, templates=["previous-token", "induction"], period=10, sequences=8)
+    scores = probes.scan(model, templates=["previous-token", "induction"], period=10, n_sequences=8)
     assert scores.provenance["device"].startswith(device)
     assert [found[:3] for found in scores.called()] == [(0, 0, "previous-token"), (1, 0, "induction")]
     verdicts = probes.verify(scores, model, period=10, sequences=4)
@@ -33,7 +33,7 @@ def test_scan_and_verify(device):
 
 def test_tokens_on_the_cpu(device):
     model = induction_model(device)
-    tokens = probes.repeated_tokens(induction_model("cpu"), sequences=4, period=10).tokens
+    tokens = probes.repeated_tokens(induction_model("cpu"), n_sequences=4, period=10).tokens
     found = probes.scan(model, tokens, templates="induction")
     assert found.of(1, 0, "induction").excess > 0.85
     assert list(probes.head_graphs(model, tokens).graph(0, 0).edges) == [(i, i + 1) for i in range(19)]
@@ -47,8 +47,8 @@ def test_a_pretrained_model_as_on_the_cpu(device):
     for one, other in zip(probes.scan(here, tokens), probes.scan(there, tokens), strict=True):
         assert one[3:9] == pytest.approx(other[3:9], abs=1e-4)
     gradients = [probes.score_gradients(model, tokens.to(place)) for model, place in ((here, "cpu"), (there, device))]
-    for layer, values in gradients[0].gradient.items():
-        np.testing.assert_allclose(gradients[1].gradient[layer], values, atol=1e-5)
+    for layer, values in gradients[0].values.items():
+        np.testing.assert_allclose(gradients[1].values[layer], values, atol=1e-5)
 
 
 def test_blocks_and_upstream(device):
@@ -97,6 +97,6 @@ def test_where_and_how_a_model_is_loaded(device, tmp_path):
     tiny_huggingface.llama().save_pretrained(tmp_path / "model")
     loaded = models.load_model(tmp_path / "model", dtype="bfloat16", device_map={"": device})
     assert loaded.model.device.type == device
-    found = probes.scan(hooks.to_hooked(*loaded), templates="previous-token", sequences=2, period=4, bos="no")
+    found = probes.scan(hooks.to_hooked(*loaded), templates="previous-token", n_sequences=2, period=4, bos="no")
     assert found.provenance["dtype"] == "bfloat16"
     assert found.provenance["device"].startswith(device)

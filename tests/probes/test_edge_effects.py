@@ -147,7 +147,7 @@ def test_a_solving_model_has_exactly_its_edges_confirmed_though_its_root_rows_ar
     truth = graphs.random_forest(9, seed=seed)
     model = solving(truth, roots_attend_to=lambda node: max(0, node - 1))
     batches, generator = sampled(truth, 6, seed=seed)
-    candidates = head_graphs(model, batches).graph(0, 0, threshold=0, nodes=9)
+    candidates = head_graphs(model, batches).graph(0, 0, claim=0, nodes=9)
     assert head_graphs(model, batches).compare(truth, 0, 0).shd > 0  # attention takes saturated roots for children
     found = edge_effects(
         model, batches, task_loss, layer=0, head=0, candidates=candidates,

@@ -6,11 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from causal_probe.probes import SHIPPED, from_graph, scan, successor_of_parent
+from causal_probe.probes import TEMPLATES, from_graph, scan, successor_of_parent
 from causal_probe.probes.scoring import score_patterns
 
 BOS = 99
-NAMES = [template.name for template in SHIPPED]
+#: The templates whose scores were derived for every ideal head.
+NAMES = [
+    "previous-token", "duplicate-token", "induction", "induction-2gram", "induction-3gram", "current-token", "first-token",
+]  # fmt: skip
+
+#: By template: tokens, and by query the keys that are its targets there, by hand. Each template that is shipped has a row.
+GOLDEN = {
+    "previous-token": ([3, 1, 4, 1], {1: [0], 2: [1], 3: [2]}),
+    "duplicate-token": ([3, 1, 3, 1, 3], {2: [0], 3: [1], 4: [0, 2]}),
+    "induction": ([3, 1, 3, 1, 3], {2: [1], 3: [2], 4: [1, 3]}),
+    "induction-2gram": ([3, 1, 3, 1, 3], {3: [2], 4: [3]}),
+    "induction-3gram": ([3, 1, 3, 1, 3], {4: [3]}),
+    "current-token": ([3, 1, 4], {0: [0], 1: [1], 2: [2]}),
+    "first-token": ([3, 1, 4], {0: [0], 1: [0], 2: [0]}),
+}
 
 
 def repeated(period, bos, batch=3):
@@ -75,12 +89,21 @@ def by_hand(p, b):
     }
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_shipped_template_has_its_targets_where_they_were_put_by_hand(name):
+    assert name in GOLDEN, "give the template a row in GOLDEN"
+    tokens, expected = GOLDEN[name]
+    targets = TEMPLATES[name](torch.tensor([tokens]))[0]
+    found = {query: row.nonzero().flatten().tolist() for query, row in enumerate(targets) if row.any()}
+    assert found == expected
+
+
 @pytest.mark.parametrize("bos", [0, 1])
 @pytest.mark.parametrize("period", [4, 5, 12, 13])
 def test_ideal_heads_score_what_was_derived_by_hand(period, bos):
     tokens, heads = repeated(period, bos), ideal_heads(period, bos)
     pattern = torch.cat(list(heads.values()), 1).expand(3, -1, -1, -1)
-    found = score_patterns([pattern], tokens)
+    found = score_patterns([pattern], tokens, NAMES)
     expected = by_hand(period, bos)
     for head, name in enumerate(heads):
         scores = [found.of(0, head, template).score for template in NAMES]

@@ -12,10 +12,8 @@ from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes import HeadGraphs, head_graphs
+from causal_probe.probes import Evidence, head_graphs
 from tests.tiny_models import MODELS, disentangled, random_tokens
-
-VERSIONS = {"transformer-lens": "4.3.0"}
 
 
 def holding(*graphs_of_heads, strength=20.0):
@@ -30,9 +28,8 @@ def holding(*graphs_of_heads, strength=20.0):
 
 
 def from_weights(*layers, stderr=None, sequences=4):
-    """Head graphs of given mean attention."""
-    provenance = {"model": "by hand", "dtype": "float64", "device": "cpu", "versions": VERSIONS}
-    return HeadGraphs(tuple(np.asarray(layer, dtype=float) for layer in layers), stderr, sequences, provenance)
+    """Evidence of given mean attention."""
+    return Evidence.from_arrays([np.asarray(layer, dtype=float) for layer in layers], stderr, n_sequences=sequences)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -40,10 +37,10 @@ def test_weights_are_the_mean_patterns_of_the_full_cache(kind):
     model, tokens = MODELS[kind](), random_tokens(8)
     found = head_graphs(model, [tokens[:5], tokens[5:]])
     _, cache = model.run_with_cache(tokens)
-    assert (found.sequences, found.positions, len(found.weights)) == (8, 7, 2)
+    assert (found.n_sequences, found.n_positions, len(found.values)) == (8, 7, 2)
     for layer in (0, 1):
         patterns = cache[attention_hook(layer, "pattern")].detach().double().numpy()
-        np.testing.assert_allclose(found.weights[layer], patterns.mean(0), atol=1e-7)
+        np.testing.assert_allclose(found.values[layer], patterns.mean(0), atol=1e-7)
         np.testing.assert_allclose(found.stderr[layer], patterns.std(0, ddof=1) / 8**0.5, atol=1e-7)
 
 
@@ -67,7 +64,7 @@ def test_uniform_attention_makes_every_node_beyond_the_first_pair_a_root():
     found = head_graphs(DisentangledTransformer(3, 6), torch.zeros(2, 6, dtype=torch.long))
     # Node 1 gives its one earlier node exactly half of its attention, which is the default threshold.
     assert list(found.graph(0, 0).edges) == [(0, 1)]
-    assert list(found.graph(0, 0, threshold=0.51).edges) == []
+    assert list(found.graph(0, 0, claim=0.51).edges) == []
     # Of equals the candidate is the smallest.
     assert [(c.child, c.parent, c.margin) for c in found.parents(0, 0)] == [
         (1, 0, None),
@@ -89,8 +86,8 @@ def test_the_rule_for_a_parent_or_a_root():
     assert list(graph.nodes) == [0, 1, 2, 3]
     assert graph.edges[1, 2] == {"weight": 0.5, "margin": pytest.approx(0.4), "stderr": 0.01}
     assert set(graph.edges) == {(1, 2), (2, 3)}  # node 1 keeps most to itself
-    assert set(found.graph(0, 0, threshold=0.55).edges) == {(2, 3)}
-    assert set(found.graph(0, 0, threshold=0).edges) == {(0, 1), (1, 2), (2, 3)}
+    assert set(found.graph(0, 0, claim=0.55).edges) == {(2, 3)}
+    assert set(found.graph(0, 0, claim=0).edges) == {(0, 1), (1, 2), (2, 3)}
     assert set(found.graph(0, 0, nodes=3).edges) == {(1, 2)}
     assert len(found.graph(0, 0, nodes=3)) == 3
 
@@ -103,7 +100,7 @@ def test_a_comparison_covers_the_nodes_that_have_a_row_of_their_own():
     beyond = found.compare(larger, 0, 0)  # the k-parent task: the last row is the query of node 4
     assert beyond.children == (0, 1, 2)
     assert beyond.missing == ((0, 1),)
-    result = found.compare(larger, 0, 0, children=[2, 3], threshold=0.55)
+    result = found.compare(larger, 0, 0, children=[2, 3], claim=0.55)
     assert (result.children, result.missing, result.true_positives) == ((2, 3), ((1, 2),), 1)
     # Of (0,2) .1, (1,2) .5 true, (0,3) .2, (1,3) .2, (2,3) .6 true: every true pair outweighs every other.
     assert result.auroc == 1
@@ -112,9 +109,9 @@ def test_a_comparison_covers_the_nodes_that_have_a_row_of_their_own():
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda found: found.graph(1, 0), r"no head L1H0; the heads by layer are \[1\]"),
+        (lambda found: found.graph(1, 0), r"no head L1H0. Heads, counted from 0: layer 0: 1"),
         (lambda found: found.graph(0, -1), "no head L0H-1"),
-        (lambda found: found.graph(0, 0, threshold=1.2), "from 0 to 1; it is 1.2"),
+        (lambda found: found.graph(0, 0, claim=1.2), "from 0 to 1; it is 1.2"),
         (lambda found: found.graph(0, 0, nodes=5), "over 5 nodes was asked for; the sequences have 4 positions"),
         (lambda found: found.compare(graphs.chain(3), 0, 0, children=[2, 3, 9]), r"children \[3, 9\] have no row"),
     ],
@@ -127,7 +124,7 @@ def test_what_is_not_there_is_refused(ask, message):
 def test_one_sequence_has_no_standard_error_and_says_so():
     found = head_graphs(disentangled(), random_tokens(1))
     assert found.stderr is None
-    assert found.graph(0, 0, threshold=0).edges[0, 1]["stderr"] is None
+    assert found.graph(0, 0, claim=0).edges[0, 1]["stderr"] is None
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert content["stderr"] is None
     assert content["undefined"] == {"stderr": "a standard error needs two sequences or more"}
@@ -136,8 +133,8 @@ def test_one_sequence_has_no_standard_error_and_says_so():
 def test_a_result_carries_its_numbers_and_where_they_come_from():
     found = head_graphs(disentangled(), SimpleNamespace(tokens=random_tokens(3)), batch_size=2)
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert np.shape(content["weights"][0]) == (2, 7, 7)
-    assert content["weights"][1][0][3][2] == pytest.approx(found.weights[1][0, 3, 2])
+    assert np.shape(content["values"]["0"]) == (2, 7, 7)
+    assert content["values"]["1"][0][3][2] == pytest.approx(found.values[1][0, 3, 2])
     assert content["undefined"] == {}
     assert content["provenance"]["model"] == "disentangled-transformer"
     citation = found.cite()

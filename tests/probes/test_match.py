@@ -9,11 +9,11 @@ import pytest
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.probes import HeadGraphs, match_heads
+from causal_probe.probes import Evidence, match_heads
 
 
 def by_hand(weights):
-    return HeadGraphs((np.asarray(weights, dtype=float),), None, 1, {"model": "by hand"})
+    return Evidence.from_arrays([np.asarray(weights, dtype=float)])
 
 
 def attending(truth, slots):
@@ -105,7 +105,7 @@ def test_children_can_be_chosen_and_leave_out_the_query_row_of_a_node_beyond():
     ("truth", "options", "message"),
     [
         (nx.empty_graph(3, create_using=nx.DiGraph), {}, "none of the compared nodes has a parent"),
-        (graphs.chain(3), {"layer": 1}, "no layer 1; there are 1"),
+        (graphs.chain(3), {"layer": 1}, "Layer 1 was asked for; there are 1 layers"),
         (graphs.chain(3), {"children": [5]}, r"children \[5\] have no row"),
     ],
 )

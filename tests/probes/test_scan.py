@@ -17,23 +17,26 @@ from causal_probe.hooks import to_hooked
 from causal_probe.hooks.stream import visit_patterns
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import (
-    SHIPPED,
+    TEMPLATES,
     HeadScores,
     Template,
     from_graph,
     ngram_tokens,
+    offset,
     repeated_tokens,
     scan,
     successor_of_parent,
+    template,
 )
-from causal_probe.probes.head_scores import Evidence
 from causal_probe.probes.scoring import micro_batch_size, score_patterns
+from causal_probe.probes.sequences import Sequences
+from causal_probe.probes.template_sums import TemplateSums
 from tests.probes import oracle
 from tests.tiny_models import MODELS, disentangled, random_tokens, transformer_lens
 
 GRAPH = from_parents([None, 0, 0, [1, 2], None, 3, 5])
-TEMPLATES = [*SHIPPED, "offset-2", "induction-4gram", from_graph(GRAPH), successor_of_parent(GRAPH)]
-NAMES = [found if isinstance(found, str) else found.name for found in TEMPLATES]
+SCORED = [*TEMPLATES, "offset-2", "induction-4gram", from_graph(GRAPH), successor_of_parent(GRAPH)]
+NAMES = [found if isinstance(found, str) else found.name for found in SCORED]
 
 
 def cached_patterns(model, tokens):
@@ -46,11 +49,11 @@ def equal(one: HeadScores, other: HeadScores) -> bool:
     return all(
         np.array_equal(mine, theirs)
         for name in one.names
-        for mine, theirs in zip(arrays(one.evidence[name]), arrays(other.evidence[name]), strict=True)
+        for mine, theirs in zip(arrays(one.sums[name]), arrays(other.sums[name]), strict=True)
     ) and (one.names, one.shared) == (other.names, other.shared)
 
 
-def arrays(evidence: Evidence):
+def arrays(evidence: TemplateSums):
     return [*evidence.attention, *evidence.sink, evidence.rows, evidence.chance]
 
 
@@ -61,7 +64,7 @@ def arrays(evidence: Evidence):
 @pytest.mark.parametrize("kind", MODELS)
 def test_scores_are_those_of_plain_loops_over_the_full_cache(kind, queries):
     model, tokens = MODELS[kind](), random_tokens(6, seed=3)
-    found = scan(model, tokens, templates=TEMPLATES, batch_size=4, queries=queries)
+    found = scan(model, tokens, templates=SCORED, batch_size=4, queries=queries)
     rows = None if queries is None else [query % 7 for query in queries]
     defined = 0
     for layer, pattern in enumerate(cached_patterns(model, tokens)):
@@ -84,11 +87,12 @@ def test_large_and_dense_targets_are_scored_in_pieces(monkeypatch):
 
     tokens = random_tokens(5, n=7)
     pattern = torch.rand(5, 3, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tril()
+    pattern /= pattern.sum(-1, keepdim=True)
     dense = Template("dense", lambda tokens: torch.ones(7, 7, dtype=torch.bool).tril(-1))
     whole = score_patterns([pattern], tokens, templates=["induction", dense])
     monkeypatch.setattr(targets, "MASKS", 2 * 2 * 49)
     monkeypatch.setattr(targets, "NUMBERS", 2 * 3 * 4)
-    assert len(targets.compile_targets([*SHIPPED[:2]], tokens)) == 3
+    assert len(targets.compile_targets([*TEMPLATES.values()][:2], tokens)) == 3
     pieces = score_patterns([pattern], tokens, templates=["induction", dense])
     for one, other in zip(whole, pieces, strict=True):
         assert one == pytest.approx(other)
@@ -102,7 +106,7 @@ def test_the_standard_error_of_the_excess_is_that_of_the_jackknife():
     rows = generator.integers(1, 9, 300)
     chance = rows * generator.uniform(0.05, 0.4, 300)
     attention = (chance + rows * generator.uniform(0, 0.5, 300))[:, None].astype(np.float32)
-    evidence = Evidence((attention,), (attention,), rows, chance)
+    evidence = TemplateSums((attention,), (attention,), rows, chance)
 
     def excess(keep):
         score, expected = (attention[keep, 0] / rows[keep]).mean(), (chance[keep] / rows[keep]).mean()
@@ -131,9 +135,9 @@ def test_sequences_without_a_row_are_left_out_and_counted():
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_merge_is_one_run_over_both(kind):
     model, tokens = MODELS[kind](), random_tokens(8)
-    whole = scan(model, tokens, templates=TEMPLATES, batch_size=2)
-    first = scan(model, tokens[:2], templates=TEMPLATES, batch_size=2)
-    merged = first.merge(scan(model, tokens[2:], templates=TEMPLATES, batch_size=2))
+    whole = scan(model, tokens, templates=SCORED, batch_size=2)
+    first = scan(model, tokens[:2], templates=SCORED, batch_size=2)
+    merged = first.merge(scan(model, tokens[2:], templates=SCORED, batch_size=2))
     assert equal(whole, merged)
     assert not equal(whole, first.merge(first).merge(first).merge(first))
     assert merged.settings == whole.settings
@@ -142,10 +146,10 @@ def test_a_merge_is_one_run_over_both(kind):
 
 def test_merged_runs_on_made_sequences_say_what_both_were():
     model = disentangled(scale=0.3)
-    one, other = (scan(model, templates="induction", sequences=4, seed=seed) for seed in (0, 1))
+    one, other = (scan(model, templates="induction", n_sequences=4, seed=seed) for seed in (0, 1))
     merged = one.merge(other)
     assert [tokens[0]["seed"] for tokens in merged.settings["tokens"]] == [0, 1]
-    assert len(merged.evidence["induction"].rows) == 8
+    assert len(merged.sums["induction"].rows) == 8
 
 
 @pytest.mark.parametrize(
@@ -241,11 +245,11 @@ def test_heads_set_by_hand_are_called_what_they_are():
     best = found.top("induction")
     assert [head.score for head in best] == sorted((head.score for head in best), reverse=True)
     assert found.called(minimum=0.999) == tuple(head for head in found.called() if head.excess > 0.999)
-    assert not scan(set_by_hand(), templates="induction", sequences=1).called()  # one sequence has no standard error
+    assert not scan(set_by_hand(), templates="induction", n_sequences=1).called()  # one sequence has no standard error
 
 
 def test_uniform_attention_has_no_excess():
-    found = scan(DisentangledTransformer(9, 19, (2, 1)), templates=TEMPLATES[:8])
+    found = scan(DisentangledTransformer(9, 19, (2, 1)), templates=SCORED[:8])
     assert len(found.names) == 8
     assert max(abs(head.excess) for head in found) < 1e-6
     assert not found.called(minimum=0.01)
@@ -315,8 +319,8 @@ def test_random_models_are_called_nothing(architecture):
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-        found = scan(model, sequences=4)
-        assert found.names == tuple(template.name for template in SHIPPED)
+        found = scan(model, n_sequences=4)
+        assert found.names == tuple(TEMPLATES)
         assert not found.called()
         largest.append(max(abs(head.excess) for head in found))
     assert min(largest) > 0.01
@@ -337,6 +341,33 @@ def test_templates_that_coincide_on_the_data_are_reported():
     ngrams = ngram_tokens(DisentangledTransformer(20, 49), n=3).tokens
     apart = scan(DisentangledTransformer(20, 49), ngrams, templates=grams)
     assert apart.overlap(*grams[:2]) < 0.6 > apart.overlap(*grams[1:])
+
+
+def every_other(model, *, n_sequences=None, period=None, bos="auto", seed=0):
+    """x y x z x ..., as ``shown_by`` of a template of one's own."""
+    tokens = torch.randint(1, 5, (n_sequences or 3, 8), generator=torch.Generator().manual_seed(seed))
+    tokens[:, ::2] = 0
+    return Sequences(tokens, {"kind": "", "n_sequences": len(tokens)})
+
+
+def test_a_template_brings_the_sequences_that_show_it():
+    model = DisentangledTransformer(5, 8)
+    model.block(0, 0, query="position", key="position").diagonal(-2).fill_(30)
+    own = Template(
+        "same-token-two-back",
+        lambda tokens: offset(2)(tokens) & template("duplicate-token")(tokens),
+        shown_by=every_other,
+    )
+    found = scan(model, templates=["previous-token", own, "induction-2gram"])
+    assert [(its["kind"], its["templates"]) for its in found.settings["tokens"]] == [
+        ("repeated", ["previous-token"]),
+        ("every_other", ["same-token-two-back"]),
+        ("2-gram", ["induction-2gram"]),
+    ]
+    assert found.of(0, 0, own.name).score == pytest.approx(1)
+    assert found.overlap(own.name, "previous-token") is None
+    with pytest.raises(CausalProbeError, match="no sequences of the kind 'walks'; there are 'repeated', 'N-gram'"):
+        scan(model, templates=Template("odd", own.targets, shown_by="walks"))
 
 
 # -------------------------------------------------------------------------------------------------------- made sequences
@@ -387,18 +418,18 @@ def test_bos_is_what_was_asked_for_and_is_recorded(adds, bos, start):
 
 
 def test_periods_are_drawn_without_replacement_and_without_special_tokens():
-    made = repeated_tokens(with_tokenizer(), sequences=40, seed=5)
+    made = repeated_tokens(with_tokenizer(), n_sequences=40, seed=5)
     period = made.settings["period"]
     assert made.settings == {
-        "kind": "repeated", "sequences": 40, "period": 7, "copies": 2, "bos": "auto", "start": [7], "drawn_from": 7,
+        "kind": "repeated", "n_sequences": 40, "period": 7, "copies": 2, "bos": "auto", "start": [7], "drawn_from": 7,
         "seed": 5,
     }  # fmt: skip
     first, second = made.tokens[:, 1 : 1 + period], made.tokens[:, 1 + period :]
     assert torch.equal(first, second)
     assert all(sorted(row) == list(range(7)) for row in first.tolist())
     assert len({tuple(row) for row in first.tolist()}) > 30
-    assert torch.equal(made.tokens, repeated_tokens(with_tokenizer(), sequences=40, seed=5).tokens)
-    assert not torch.equal(made.tokens, repeated_tokens(with_tokenizer(), sequences=40, seed=6).tokens)
+    assert torch.equal(made.tokens, repeated_tokens(with_tokenizer(), n_sequences=40, seed=5).tokens)
+    assert not torch.equal(made.tokens, repeated_tokens(with_tokenizer(), n_sequences=40, seed=6).tokens)
 
 
 def test_fragments_of_characters_are_not_drawn():
@@ -426,14 +457,18 @@ def test_a_context_that_is_not_named_holds_all_that_is_made_by_default():
 def test_period_and_number_adapt_to_vocabulary_and_context(d_vocab, n_ctx, period, copies, sequences):
     made = repeated_tokens(DisentangledTransformer(d_vocab, n_ctx - 1))
     assert made.tokens.shape[1] < n_ctx
-    assert (made.settings["period"], made.settings["copies"], made.settings["sequences"]) == (period, copies, sequences)
+    assert (made.settings["period"], made.settings["copies"], made.settings["n_sequences"]) == (
+        period,
+        copies,
+        sequences,
+    )
     assert made.tokens.shape == (sequences, period * copies)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("d_vocab", [2, 3, 11])
 def test_in_n_gram_sequences_fewer_tokens_match_without_the_n_gram(n, d_vocab):
-    made = ngram_tokens(DisentangledTransformer(d_vocab, 44), n=n, sequences=6)
+    made = ngram_tokens(DisentangledTransformer(d_vocab, 44), n=n, n_sequences=6)
     period = made.settings["period"]
     m = period // 2 ** (n - 1)
     assert m == min(d_vocab, 22 // 2 ** (n - 1))
@@ -454,13 +489,13 @@ def test_in_n_gram_sequences_fewer_tokens_match_without_the_n_gram(n, d_vocab):
 
 def test_n_gram_templates_are_scored_on_their_own_sequences():
     model = DisentangledTransformer(20, 49)
-    found = scan(model, sequences=3)
-    plain, grams = found.settings["tokens"]
+    found = scan(model, n_sequences=3)
+    plain, grams = found.settings["tokens"][:2]
     assert grams["templates"] == ["induction-2gram", "induction-3gram"]
     assert (plain["kind"], grams["kind"], grams["period"]) == ("repeated", "3-gram", 24)
-    assert found.names == tuple(template.name for template in SHIPPED)
-    short = scan(DisentangledTransformer(20, 9), sequences=3)  # room for a period of 4: 2-grams, no 3-grams
-    assert [tokens["kind"] for tokens in short.settings["tokens"]] == ["repeated", "2-gram"]
+    assert found.names == tuple(TEMPLATES)
+    short = scan(DisentangledTransformer(20, 9), n_sequences=3)  # room for a period of 4: 2-grams, no 3-grams
+    assert [tokens["kind"] for tokens in short.settings["tokens"]][:2] == ["repeated", "2-gram"]
     assert "induction-3gram" not in short.names
     with pytest.raises(
         CausalProbeError, match=r"Sequences for 3-grams need two copies of 8 tokens or more; .* 4 is possible"
@@ -473,7 +508,7 @@ def test_n_gram_templates_are_scored_on_their_own_sequences():
     [
         ({"period": 30}, "Two copies of 30 different tokens are wanted, .* room for 7 tokens, and 5 can be drawn"),
         ({"period": 1}, "Two copies of 1 different"),
-        ({"sequences": 0}, "One sequence or more is needed; 0 were asked for"),
+        ({"n_sequences": 0}, "One sequence or more is needed; 0 were asked for"),
         ({"bos": "yes"}, "A BOS token was asked for, and the model names none"),
         ({"bos": "maybe"}, "bos is 'auto', 'yes' or 'no'; it is 'maybe'"),
         ({"tokens": random_tokens(2), "period": 3}, "period=3 is about sequences that are made, and tokens were given"),
@@ -495,13 +530,13 @@ def test_bad_input_is_told(options, message):
 
 
 def test_a_table_has_one_row_for_each_head_and_template():
-    found = scan(set_by_hand(), sequences=3)
+    found = scan(set_by_hand(), n_sequences=3)
     table = found.to_pandas()
     assert len(table) == 3 * len(found.names)
     assert list(table.columns) == list(found.of(0, 0, "induction")._fields)
     row = table[(table.layer == 1) & (table.template == "induction")].iloc[0]
     assert tuple(row) == tuple(found.of(1, 0, "induction"))
-    one = scan(set_by_hand(), templates="induction", sequences=1).to_pandas()
+    one = scan(set_by_hand(), templates="induction", n_sequences=1).to_pandas()
     assert one.stderr.isna().all()
 
 
@@ -527,7 +562,7 @@ def test_json_has_the_agreed_form():
 def test_a_heat_map_is_what_viz_draws():
     from causal_probe.viz import heads
 
-    found = scan(set_by_hand(), sequences=3)
+    found = scan(set_by_hand(), n_sequences=3)
     scores = found.heatmap("induction", value="score")
     assert [len(layer) for layer in scores] == [2, 1]
     assert scores[1][0] == found.of(1, 0, "induction").score
@@ -537,17 +572,17 @@ def test_a_heat_map_is_what_viz_draws():
 
 
 def test_it_prints_and_cites():
-    found = scan(set_by_hand(), sequences=3)
+    found = scan(set_by_hand(), n_sequences=3)
     assert "disentangled-transformer: 3 heads in 2 layers, 7 templates, 3 sequences" in repr(found)
     assert "<th>induction</th><td>L1H0</td><td>0.9" in found._repr_html_()
     assert "olsson2022" in found.cite().bibtex
     assert "nichani2024" not in found.cite().bibtex
     graph = successor_of_parent(GRAPH)
-    assert "nichani2024" in scan(set_by_hand(), sequences=3, templates=graph).cite().bibtex
+    assert "nichani2024" in scan(set_by_hand(), n_sequences=3, templates=graph).cite().bibtex
 
 
 def test_what_is_not_there_is_told():
-    found = scan(set_by_hand(), sequences=3, templates=["induction"])
+    found = scan(set_by_hand(), n_sequences=3, templates=["induction"])
     with pytest.raises(CausalProbeError, match="'previous-token' was not scored; those that were: induction"):
         found.top("previous-token")
     with pytest.raises(CausalProbeError, match=r"no head L2H0; the heads by layer are \[2, 1\]"):

@@ -73,8 +73,8 @@ def test_they_are_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch)
     for layer, head, query, key in ENTRIES:
         expected = finite_difference(model, tokens, (layer, head, query, key))
         assert abs(expected) > 1e-7
-        assert found.gradient[layer][head, query, key] == pytest.approx(expected, rel=1e-5, abs=1e-11)
-    for gradient in found.gradient.values():
+        assert found.values[layer][head, query, key] == pytest.approx(expected, rel=1e-5, abs=1e-11)
+    for gradient in found.values.values():
         assert (gradient[:, ~np.tri(6, dtype=bool)] == 0).all()
         np.testing.assert_allclose(gradient.sum(-1), 0, atol=1e-12)
     assert found.provenance["dtype"] == "float64"
@@ -84,9 +84,9 @@ def test_the_route_is_said() -> None:
     """Scores where they are live; the exported model's are on 3.9 and not on 4.3."""
     tokens = tiny_models.random_tokens(2)
     ours = score_gradients(tiny_models.disentangled(), tokens)
-    assert ours.routes == {0: "scores", 1: "scores"}
+    assert ours.settings["routes"] == {"L0": "scores", "L1": "scores"}
     standard = exported()
-    routes = set(score_gradients(standard, tokens).routes.values())
+    routes = set(score_gradients(standard, tokens).settings["routes"].values())
     native = type(standard).__name__ == "TransformerBridge"
     assert routes == ({"pattern"} if native else {"scores"})
 
@@ -95,8 +95,8 @@ def test_both_routes_agree() -> None:
     tokens = tiny_models.random_tokens(5)
     by_scores = score_gradients(tiny_models.disentangled(scale=0.3), tokens)
     by_export = score_gradients(exported(), tokens)
-    np.testing.assert_allclose(by_export.gradient[0], by_scores.gradient[0], atol=1e-12)
-    np.testing.assert_allclose(by_export.gradient[1][:1], by_scores.gradient[1], atol=1e-12)
+    np.testing.assert_allclose(by_export.values[0], by_scores.values[0], atol=1e-12)
+    np.testing.assert_allclose(by_export.values[1][:1], by_scores.values[1], atol=1e-12)
 
 
 def test_on_the_reduced_transformer_it_is_its_first_gradient() -> None:
@@ -108,16 +108,16 @@ def test_on_the_reduced_transformer_it_is_its_first_gradient() -> None:
     product = np.tril((u.mT @ m / 20).numpy())
     share = 1 / np.arange(1, 8)[:, None]
     expected = np.tril(share * (product - share * product.sum(-1, keepdims=True)))
-    np.testing.assert_allclose(found.gradient[0][0], expected, atol=1e-12)
+    np.testing.assert_allclose(found.values[0][0], expected, atol=1e-12)
 
 
 def test_streaming_and_standard_errors() -> None:
     model, tokens = tiny_models.disentangled(), tiny_models.random_tokens(9)
     whole = score_gradients(model, tokens)
     cut = score_gradients(model, [tokens[:2], tokens[2:]], batch_size=3)
-    each = np.stack([score_gradients(model, row[None]).gradient[0] for row in tokens])
-    np.testing.assert_allclose(whole.gradient[0], each.mean(0), atol=1e-12)
-    np.testing.assert_allclose(cut.gradient[1], whole.gradient[1], atol=1e-12)
+    each = np.stack([score_gradients(model, row[None]).values[0] for row in tokens])
+    np.testing.assert_allclose(whole.values[0], each.mean(0), atol=1e-12)
+    np.testing.assert_allclose(cut.values[1], whole.values[1], atol=1e-12)
     assert whole.stderr is not None
     np.testing.assert_allclose(whole.stderr[0], each.std(0, ddof=1) / 3, atol=1e-9)
     assert score_gradients(model, tokens[:1]).stderr is None
@@ -157,17 +157,17 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(CausalProbeError, match="batch_size"):
         score_gradients(model, tokens, batch_size=0)
     with pytest.raises(CausalProbeError, match="no head L7H0"):
-        score_gradients(model, tokens).leading(7, 0)
+        score_gradients(model, tokens).of(7, 0)
 
 
 def test_the_result_shows_and_cites() -> None:
     found = score_gradients(tiny_models.disentangled(), tiny_models.random_tokens(4))
     assert "L0H1" in repr(found)
     assert "<table" in found._repr_html_()
-    assert found.leading(0, 0)[0] is None
+    assert [candidate.child for candidate in found.parents("L0H0")] == list(range(1, 7))
     z = found.z_values(0, 0)
     assert z is not None
     assert np.isfinite(z).all()
-    assert set(found.to_dict()) >= {"gradient", "routes"}
+    assert set(found.to_dict()) >= {"values", "quantity", "settings"}
     assert "nichani2024" in found.cite().bibtex
     assert "score_gradients" in probes.__all__

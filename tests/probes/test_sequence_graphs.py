@@ -10,7 +10,7 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import chain, random_forest
-from causal_probe.probes import HeadGraphs, SequenceGraphs, head_graphs, template
+from causal_probe.probes import Evidence, SequenceGraphs, head_graphs, template
 from causal_probe.probes.sequence_graphs import largest_parents
 from tests.tiny_models import MODELS, disentangled, random_tokens
 
@@ -25,7 +25,7 @@ def of_pattern(pattern, sink, tokens=None):
 
 
 def from_mean(pattern, sink):
-    return HeadGraphs((pattern.mean(0).numpy(),), None, len(pattern), PROVENANCE, sink)
+    return Evidence.from_arrays([pattern.mean(0)], sink=sink)
 
 
 def random_pattern(batch=3, heads=2, n=8, *, sharpness=3.0, seed=0):
@@ -74,7 +74,7 @@ def test_the_mean_of_one_sequence_has_the_graph_of_that_sequence(sink):
     pattern = random_pattern(batch=1, n=9, seed=1)
     for threshold in (0.2, 0.5):
         for head in range(2):
-            mean = from_mean(pattern, sink).graph(0, head, threshold=threshold)
+            mean = from_mean(pattern, sink).graph(0, head, claim=threshold)
             assert set(mean.edges) == set(of_pattern(pattern, sink).graph(0, 0, head, threshold=threshold).edges)
 
 
@@ -95,7 +95,7 @@ def test_the_three_readings_of_one_row():
     assert of_pattern(pattern, "exclude").graph(0, 0, 0).edges[1, 3]["weight"] == pytest.approx(0.75)
     # Below one half the root rule asks for more than the sink gets.
     assert of_pattern(pattern, "root").parents(0, 0, threshold=0.25)[0].tolist() == [-1] * 5
-    evidence = from_mean(pattern, "exclude").evidence(0, 0)
+    evidence = from_mean(pattern, "exclude").decisive(0, 0)
     np.testing.assert_allclose(evidence[3], [0, 0.75, 0.125, 0.125, 0])
     np.testing.assert_allclose(evidence[4], np.zeros(5))
 
@@ -171,7 +171,7 @@ def test_graphs_by_relative_offset():
         assert offsets[2] == pytest.approx(np.mean([0.8 if i % 2 else 0.4 for i in range(first, n)]))
         graph = mean.offset_graph(0, 0)
         assert set(graph.edges) == {(i - 2, i) for i in range(first, n)}
-        assert not mean.offset_graph(0, 0, threshold=0.7).edges
+        assert not mean.offset_graph(0, 0, claim=0.7).edges
     each = of_pattern(pattern, "root").by_offset(0, 0)
     assert each[2] == pytest.approx(5 / 10)  # of the ten rows with a key two back, 3, 5, 7, 9, 11; row 2's is the sink
     assert each.sum() == each[2]

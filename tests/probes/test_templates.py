@@ -9,12 +9,22 @@ from hypothesis import strategies as st
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import chain, from_parents, random_dag
-from causal_probe.probes import SHIPPED, Template, from_graph, induction, offset, successor_of_parent, template
+from causal_probe.probes import TEMPLATES, Template, from_graph, induction, offset, successor_of_parent, template
 from causal_probe.probes.templates import find_templates
 from tests.probes.oracle import is_target
 
 GRAPH = from_parents([None, 0, 0, [1, 2], None, 3, 5])
-NAMED = [*(shipped.name for shipped in SHIPPED), "offset-0", "offset-3", "induction-4gram"]
+NAMED = [
+    "previous-token",
+    "duplicate-token",
+    "current-token",
+    "first-token",
+    "induction",
+    "induction-2gram",
+    "offset-0",
+    "offset-3",
+    "induction-4gram",
+]
 
 
 @settings(max_examples=40, deadline=None)
@@ -31,7 +41,7 @@ def test_every_template_is_the_loop_over_its_definition(tokens):
 
 def test_rows_of_a_batch_have_their_own_targets():
     tokens = torch.tensor([[1, 2, 1, 2], [1, 1, 2, 2]])
-    for found in map(template, NAMED):
+    for found in TEMPLATES.values():
         assert torch.equal(found(tokens), torch.cat([found(row[None]) for row in tokens]))
 
 
@@ -50,7 +60,7 @@ def test_a_graph_may_start_after_bos_and_reach_beyond_the_sequence():
 
 def test_names_are_found():
     assert template("offset-12").name == "offset-12"
-    assert template("induction-5gram").ngram == 5
+    assert template("induction-5gram").shown_by == "5-gram"
     assert [found.name for found in find_templates(["induction", offset(2)])] == ["induction", "offset-2"]
     assert find_templates("induction") == find_templates([induction().name])
 

@@ -15,7 +15,7 @@ from causal_probe import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import repeated_tokens, scan
 from causal_probe.probes.ablation import Experiment, Laboratory, Measured, replayed
-from causal_probe.probes.verify import NOT_BY_DEFAULT, Rule, next_token, verify
+from causal_probe.probes.verify import Rule, next_token, verify
 from tests import tiny_huggingface
 
 D_VOCAB, PERIOD = 12, 10
@@ -38,7 +38,7 @@ def circuit(*, induction: int = 1, ignored: int = 0, heads: tuple[int, int] = (3
 
 
 def checked(model: Any, **options: Any) -> Any:
-    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, n_sequences=8)
     return verify(scores, model, **{"period": PERIOD, "random_sets": 20, **options})
 
 
@@ -176,9 +176,9 @@ def put(z: torch.Tensor, head: int, donor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_number_by_hand(kind: str) -> None:
     model = MODELS[kind]()
-    made = repeated_tokens(model, sequences=5, period=8, seed=3)
+    made = repeated_tokens(model, n_sequences=5, period=8, seed=3)
     tokens, rows = made.tokens, range(8, 15)
-    scores = scan(model, templates=TEMPLATES, sequences=256, period=8)
+    scores = scan(model, templates=TEMPLATES, n_sequences=256, period=8)
     # Random models have no head that deserves a flag: flag the best two, so that there are both kinds.
     excess = sorted(score.excess for score in scores if score.template == "induction")
     rule = Rule(minimum_excess=(excess[-2] + excess[-3]) / 2, level=0.9, minimum_effect=0.001)
@@ -231,7 +231,7 @@ def check(estimate: Any, values: np.ndarray) -> None:
 def test_resampling_by_hand(kind: str) -> None:
     """The sequence before in the batch takes a head's place."""
     model = MODELS[kind]()
-    tokens, rows = repeated_tokens(model, sequences=4, period=8).tokens, range(8, 15)
+    tokens, rows = repeated_tokens(model, n_sequences=4, period=8).tokens, range(8, 15)
     laboratory = Laboratory(model, next_token(rows), reference=[tokens], example=tokens[:2])
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens)
@@ -245,7 +245,7 @@ def test_resampling_by_hand(kind: str) -> None:
 
 def test_the_direct_effect_of_a_disentangled_head_is_its_rows_of_the_unembedding() -> None:
     model = MODELS["disentangled"]()
-    tokens, rows = repeated_tokens(model, sequences=4, period=8).tokens, range(8, 15)
+    tokens, rows = repeated_tokens(model, n_sequences=4, period=8).tokens, range(8, 15)
     laboratory = Laboratory(model, next_token(rows), reference=[tokens], example=tokens[:2])
     _, cache = model.run_with_cache(tokens)
     with torch.no_grad():
@@ -266,7 +266,7 @@ def test_the_direct_effect_in_gpt2_goes_through_the_last_normalization_alone() -
     """What the head adds to the stream, by W_O, is taken from the last stream, and nothing else is."""
     model = gpt2()
     hugging_face = tiny_huggingface.gpt2(bos_token_id=0, eos_token_id=0, attn_implementation="eager")
-    tokens, rows = repeated_tokens(model, sequences=3, period=8).tokens, range(8, 15)
+    tokens, rows = repeated_tokens(model, n_sequences=3, period=8).tokens, range(8, 15)
     laboratory = Laboratory(model, next_token(rows), reference=[tokens], example=tokens[:2])
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens)
@@ -287,8 +287,8 @@ def test_the_direct_effect_in_gpt2_goes_through_the_last_normalization_alone() -
 
 def test_falls_of_scores_by_hand() -> None:
     model = circuit(noise=0.1, heads=(2, 2))
-    made = repeated_tokens(model, sequences=4, period=PERIOD, seed=5)
-    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    made = repeated_tokens(model, n_sequences=4, period=PERIOD, seed=5)
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, n_sequences=8)
     found = verify(scores, model, made.tokens, measure=next_token(range(PERIOD, 2 * PERIOD - 1)))
     with torch.no_grad():
         _, cache = model.run_with_cache(made.tokens)
@@ -319,7 +319,7 @@ def test_falls_of_scores_by_hand() -> None:
 def test_layers_below_the_first_ablated_head_are_replayed(kind: str) -> None:
     """And the result is exactly that of running them."""
     model = MODELS[kind]()
-    tokens = repeated_tokens(model, sequences=4, period=8).tokens
+    tokens = repeated_tokens(model, n_sequences=4, period=8).tokens
     laboratory = Laboratory(model, next_token(), reference=[tokens], example=tokens[:2])
     assert laboratory.replays
     fired: list[int] = []
@@ -363,7 +363,7 @@ def test_the_cost_is_what_the_documentation_says() -> None:
 
 def test_results_do_not_depend_on_the_batch_size() -> None:
     model = circuit(induction=2, noise=0.1)
-    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, n_sequences=8)
     one, other = (verify(scores, model, period=PERIOD, random_sets=4, batch_size=size) for size in (2, 8))
     table, same = (
         each.to_pandas().drop(columns=[c for c in each.to_pandas() if "resample" in c]) for each in (one, other)
@@ -380,7 +380,7 @@ def test_results_do_not_depend_on_the_batch_size() -> None:
 def test_the_model_is_left_as_it_was(build: Any) -> None:
     model = build()
     model.train()
-    scores = scan(model, templates=["induction"], period=8, sequences=4)
+    scores = scan(model, templates=["induction"], period=8, n_sequences=4)
     rule = Rule(minimum_excess=-2.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     verify(scores, model, period=8, sequences=2, ranked_on=2, random_sets=2, rule=rule)
@@ -396,13 +396,13 @@ def test_a_measure_of_ones_own_on_batches_of_ones_own() -> None:
 
     class Batch:
         def __init__(self, seed: int) -> None:
-            self.tokens = repeated_tokens(model, sequences=3, period=PERIOD, seed=seed).tokens[:, : 2 * PERIOD - 1]
+            self.tokens = repeated_tokens(model, n_sequences=3, period=PERIOD, seed=seed).tokens[:, : 2 * PERIOD - 1]
             self.target = torch.nn.functional.one_hot(self.tokens[:, PERIOD - 1], D_VOCAB).float()
 
     def measure(logits: torch.Tensor, batch: Batch) -> Measured:
         return Measured(-(batch.target * logits[:, -1].log_softmax(-1)).sum(-1), None)
 
-    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, n_sequences=8)
     found = verify(scores, model, [Batch(7), Batch(8)], measure=measure)
     assert verdicts(found) == {("L0H0", "previous-token"): "causal", ("L1H0", "induction"): "causal"}
     assert found.of(1, 0, "induction").direct_effect is None
@@ -443,14 +443,14 @@ def test_results_are_written_printed_and_cited() -> None:
 
 def test_sinks_the_current_token_and_ngrams_are_not_verified_by_default() -> None:
     model = circuit()
-    tokens = repeated_tokens(model, sequences=8, period=PERIOD).tokens
-    scores = scan(model, tokens, templates=[*TEMPLATES, *NOT_BY_DEFAULT, "induction-2gram"])
+    tokens = repeated_tokens(model, n_sequences=8, period=PERIOD).tokens
+    scores = scan(model, tokens, templates=[*TEMPLATES, "current-token", "first-token", "induction-2gram"])
     assert verify(scores, model, period=PERIOD, random_sets=2).settings["templates"] == TEMPLATES
 
 
 def test_wrong_arguments_are_told_all_at_once() -> None:
     model = circuit()
-    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, n_sequences=8)
     with pytest.raises(
         CausalProbeError,
         match=r"offset-3 was not scanned \(but previous-token, induction\); sequences must be at least 2 and is 1; "
@@ -464,10 +464,10 @@ def test_wrong_arguments_are_told_all_at_once() -> None:
     with pytest.raises(CausalProbeError, match="a model with other heads"):
         verify(scores, circuit(heads=(2, 6)), period=PERIOD)
     with pytest.raises(CausalProbeError, match="fewer than two sequences"):
-        verify(scores, model, repeated_tokens(model, sequences=1, period=PERIOD).tokens)
+        verify(scores, model, repeated_tokens(model, n_sequences=1, period=PERIOD).tokens)
     with pytest.raises(CausalProbeError, match="no sequences to measure on"):
         verify(scores, model, [])
-    single = scan(model, templates=TEMPLATES, period=PERIOD, sequences=1)
+    single = scan(model, templates=TEMPLATES, period=PERIOD, n_sequences=1)
     with pytest.raises(CausalProbeError, match="scan two sequences or more"):
         verify(single, model)
 
@@ -480,7 +480,7 @@ def test_a_next_token_that_is_not_there(queries: list[int]) -> None:
 
 def test_a_loss_that_is_no_number_is_refused() -> None:
     model = circuit()
-    scores = scan(model, templates=TEMPLATES, period=PERIOD, sequences=8)
+    scores = scan(model, templates=TEMPLATES, period=PERIOD, n_sequences=8)
     for loss, what in ((torch.full((2,), torch.nan), "nan"), (torch.zeros(5), r"one finite number for each of 2")):
         with pytest.raises(CausalProbeError, match=what):
             verify(

@@ -185,7 +185,7 @@ def test_every_shipped_probe_gives_rows_of_the_dataset(tmp_path):
     assert not found.failed
     table = found.to_pandas()
     cell = found.cells[0]
-    direct = probes.scan(model, sequences=4, period=3, seed=cell.derived_seed)
+    direct = probes.scan(model, n_sequences=4, period=3, seed=cell.derived_seed)
     rows = table[table["probe"] == "scan"]
     assert rows["score"].tolist() == pytest.approx(direct.to_pandas()["score"].tolist(), nan_ok=True, abs=0)
     graphs = table[table["probe"] == "head_graphs"]
@@ -442,7 +442,7 @@ def test_checkpoints_give_scores_against_training_step(tmp_path):
     assert over_time.changes["L1H0"] is None  # a head that never moves
     seeds = [cell.derived_seed for cell in found.cells[:2]]
     direct = [
-        probes.scan(models.load(tmp_path / "step40"), templates="previous-token", sequences=8, seed=seed).of(
+        probes.scan(models.load(tmp_path / "step40"), templates="previous-token", n_sequences=8, seed=seed).of(
             0, 0, "previous-token"
         )
         for seed in seeds
@@ -480,7 +480,7 @@ def test_revisions_from_the_hub(tmp_path, monkeypatch):
     assert table["revision"].unique().tolist() == list(made)
     for cell, (revision, model) in zip(found.cells, made.items(), strict=True):
         hooked = hooks.to_hooked(model, tiny_huggingface.tokenizer(bos=True))
-        direct = probes.scan(hooked, templates="previous-token", sequences=4, period=8, seed=cell.derived_seed)
+        direct = probes.scan(hooked, templates="previous-token", n_sequences=4, period=8, seed=cell.derived_seed)
         rows = table[table["revision"] == revision]
         assert rows["score"].tolist() == pytest.approx([one.score for one in direct], abs=1e-6)
     assert found.dynamics("previous-token").steps == (1000, 2000, 3000, 4000)
@@ -548,7 +548,7 @@ def test_a_model_of_another_place_and_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", spy)
     loaded = models.load_model(tmp_path / "llama", dtype="bfloat16", device_map={"": "cpu"})
     assert asked["device_map"] == {"": "cpu"}
-    scored = probes.scan(hooks.to_hooked(*loaded), templates="previous-token", sequences=2, period=4, bos="no")
+    scored = probes.scan(hooks.to_hooked(*loaded), templates="previous-token", n_sequences=2, period=4, bos="no")
     assert scored.provenance["dtype"] == "bfloat16"
     with pytest.raises(CausalProbeError, match="is on this machine and has none"):
         models.load_model(tmp_path / "llama", revision="step1")

@@ -337,7 +337,7 @@ def test_staged_training_writes_a_small_graph_into_layer_0() -> None:
     run = staged(n_positions=task.n_positions, steps=60)
     history = fit(model, task, run, generator=seeded())
     held_out = task.sample(4096, seeded(1))
-    pattern = head_graphs(model, held_out.tokens).weights[0][0]
+    pattern = head_graphs(model, held_out.tokens).values[0][0]
     for parent, child in truth.edges:
         assert pattern[child, parent] > 0.9
     assert history.loss[0] > history.loss[-1]

@@ -72,7 +72,7 @@ def test_heads_learn_the_slots_that_they_were_given() -> None:
 def test_a_graph_that_was_found_elsewhere_is_written_a_slot_for_each_head() -> None:
     model = DisentangledTransformer(3, TASK.n_positions, [2, 1])
     give_slots(model, TASK, generator=seeded(), graph=TASK.graph)
-    pattern = head_graphs(model, TASK.sample(64, seeded(2)).tokens).weights[0]
+    pattern = head_graphs(model, TASK.sample(64, seeded(2)).tokens).values[0]
     for child in TASK.children:
         parents = TASK.parents[child]
         for head in (0, 1):

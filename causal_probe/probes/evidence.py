@@ -1,0 +1,521 @@
+"""Evidence: for every pair of positions (child, parent) of every head, the mean of one quantity over sequences.
+
+What a head attends to, where a little more attention would lower a loss, what a block of the weights holds: all of it is a number
+for each possible edge parent -> child, ``[layer][head, child, parent]``, with its standard error. A *claim* makes a graph of it: a
+threshold, or a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeAlias
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from scipy import stats
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.graphs import GraphComparison, compare
+from causal_probe.hooks import Moments
+from causal_probe.hooks.heads import find_head
+from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
+from causal_probe.probes.averages import Averages, Quantity, shapes
+from causal_probe.probes.reading import (
+    Candidate,
+    candidates,
+    check_sink,
+    chosen_nodes,
+    compared_children,
+    mean_by_offset,
+    without_sink,
+)
+from causal_probe.results import escape, versions
+
+__all__ = ["ATTENTION", "AboveZero", "Claim", "Evidence", "Quantity"]
+
+#: A repr shows this many heads at most.
+SHOWN = 24
+
+
+@dataclass(frozen=True)
+class AboveZero:
+    """A claim: the edge's value is above zero, by a one-sided z-test over sequences.
+
+    Attributes
+    ----------
+    level
+        Family-wise level, in (0, 1).
+    n_tests
+        Bonferroni's number of tests. By default all pairs parent < child of the nodes, in all heads of the layer.
+    """
+
+    level: float = 1e-3
+    n_tests: int | None = None
+
+    def __call__(
+        self, evidence: Evidence, layer: int, head: int, nodes: Sequence[int]
+    ) -> Bool[np.ndarray, "child parent"]:
+        """Which pairs pass."""
+        z = evidence.z_values(layer, head)
+        if z is None:
+            raise CausalProbeError("One sequence has no standard error to test with. Give two or more, or a threshold.")
+        n_tests = self.n_tests or evidence.heads[layer] * len(nodes) * (len(nodes) - 1) / 2
+        return np.asarray(z > float(stats.norm.isf(self.level / n_tests)))
+
+
+#: What makes a candidate an edge: its least value; or which pairs [child, parent] of a head, over these nodes, are edges.
+Claim: TypeAlias = "float | Callable[[Evidence, int, int, Sequence[int]], Bool[np.ndarray, 'child parent']]"
+
+ATTENTION = Quantity(
+    name="attention",
+    unit="share of a row's attention",
+    chance="1 / (child + 1), even attention",
+    works=("nichani2024",),
+    sentence="the attention from child to parent",
+    threshold=0.5,
+    least=0.0,
+    largest=1.0,
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(Averages):
+    """For every head, and every pair of a position (child) and an earlier one (parent), the mean of a quantity over sequences.
+
+    Attributes
+    ----------
+    values
+        By layer: the mean, [head, query, key] = [head, child, parent]. With :attr:`labels`, one array for each comes first.
+    stderr
+        Its standard error over sequences, in the same shape. None for one sequence.
+    n_sequences
+        Number of sequences that were averaged over.
+    quantity
+        What was measured.
+    settings
+        How: results of other settings can't be merged. ``settings["sink"]`` says what graphs make of the attention on position 0.
+        ``"keep"``: position 0 is a key as any other. ``"root"``: it says "no parent", so a row is a root where it exceeds the
+        attention on any other earlier position. ``"exclude"``: it says nothing; a row's other attention is scaled up to one, and
+        a row that has less than 0.1 of it is a root.
+    provenance
+        The model's name, dtype and device, and the versions of the packages.
+    nothing
+        By layer: the mean attention on nothing, [head, child], of models whose rows sum to less than one (a learnt sink, as in
+        GPT-OSS). None where rows sum to one, or the quantity is no attention.
+    labels, n_by_label
+        Groups of sequences that were averaged by themselves, and their numbers of sequences; :meth:`at` is one of them.
+    """
+
+    values: Mapping[int, Float[np.ndarray, "*_label _head child parent"]]
+    stderr: Mapping[int, Float[np.ndarray, "*_label _head child parent"]] | None
+    nothing: Mapping[int, Float[np.ndarray, "*_label _head child"]] | None = None
+
+    KIND: ClassVar[str] = "evidence"
+    ARRAYS: ClassVar[tuple[str, ...]] = ("values", "stderr", "nothing")
+
+    # -------------------------------------------------------------------------------------------------------------- making
+
+    @classmethod
+    def of_moments(
+        cls,
+        moments: Mapping[int, Moments],
+        quantity: Quantity,
+        settings: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> Evidence:
+        """The evidence whose sums over sequences these are, by layer."""
+        errors = {layer: its.stderr for layer, its in moments.items()}
+        known = {layer: error.cpu().numpy() for layer, error in errors.items() if error is not None}
+        return cls(
+            values={layer: its.mean.cpu().numpy() for layer, its in moments.items()},
+            stderr=known or None,
+            n_sequences=next(iter(moments.values())).count,
+            quantity=quantity,
+            settings=settings,
+            provenance=provenance,
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        values: Any,
+        stderr: Any = None,
+        *,
+        n_sequences: int | None = None,
+        quantity: Quantity = ATTENTION,
+        sink: str = "keep",
+        model: str = "given arrays",
+    ) -> Evidence:
+        """Evidence that you have as arrays: means over sequences, or one array for each sequence, such as attention patterns.
+
+        Parameters
+        ----------
+        values
+            By layer, an array or tensor [head, child, parent] of means, or [batch, head, child, parent] of one for each sequence (then
+            the numbers are those of :func:`~causal_probe.probes.head_graphs` on the same sequences): a list, one for each layer, as
+            ``output_attentions`` gives it; a mapping from the layer; or a TransformerLens ``ActivationCache``, or any mapping with its
+            names, ``blocks.{layer}.attn.hook_pattern``.
+        stderr
+            Of means: their standard errors, in the same form. None where they are not known.
+        n_sequences
+            Of means: the number of sequences. It is needed for standard errors, and to merge.
+        quantity
+            What the numbers are. Values must lie in its range, and rows of attention sum to one or less; the rest is
+            attention on :attr:`nothing`.
+        sink
+            See :attr:`settings`.
+        model
+            The model's name, for provenance.
+
+        Raises
+        ------
+        CausalProbeError
+            If an array has another shape, differs in length from the others, is not finite or out of range, or an argument does
+            not go with the others.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> pattern = np.array([[[1, 0, 0], [0.9, 0.1, 0], [0.0, 0.7, 0.3]]])
+        >>> found = Evidence.from_arrays([pattern])
+        >>> list(found.graph("L0H0").edges)
+        [(0, 1), (1, 2)]
+        """
+        check_sink(sink)
+        given = given_patterns(values, low=quantity.least, high=quantity.largest)
+        first = next(iter(given.values()))
+        settings = {"sink": sink}
+        provenance = {
+            "model": model,
+            "dtype": str(first.dtype).removeprefix("torch."),
+            "device": str(first.device),
+            "versions": versions(),
+        }
+        if first.ndim == 4:
+            if stderr is not None or n_sequences is not None:
+                raise CausalProbeError(
+                    "Arrays [batch, head, child, parent] give their own number and standard errors: leave out the others."
+                )
+            moments = {layer: Moments.of(array) for layer, array in given.items()}
+            found = cls.of_moments(moments, quantity, settings, provenance)
+        else:
+            errors = None if stderr is None else _arrays(given_patterns(stderr, low=0))
+            n = 1 if n_sequences is None else n_sequences
+            if errors is not None and n < 2:
+                raise CausalProbeError(f"A standard error needs two sequences or more; n_sequences is {n_sequences}.")
+            means = _arrays(given)
+            if errors is not None and shapes(errors) != shapes(means):
+                raise CausalProbeError("stderr must have the layers and the shapes of the values.")
+            found = cls(means, errors, n, quantity, settings, provenance)
+        if quantity.name != ATTENTION.name:
+            return found
+        rest = attention_on_nothing(given)
+        return found if rest is None else replace(found, nothing=_arrays(rest))
+
+    # ------------------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def heads(self) -> dict[int, int]:
+        """By layer, the number of its heads."""
+        return {layer: array.shape[-3] for layer, array in self.values.items()}
+
+    @property
+    def n_positions(self) -> int:
+        """Number of positions T of the sequences."""
+        return int(next(iter(self.values.values())).shape[-1])
+
+    @property
+    def claim(self) -> Claim | None:
+        """What makes a candidate an edge by default. None: a claim must be given (a test needs two sequences)."""
+        if self.quantity.level is None:
+            return self.quantity.threshold
+        return None if self.stderr is None else AboveZero(self.quantity.level)
+
+    @property
+    def sink(self) -> str:
+        """What graphs make of the attention on position 0: see :attr:`settings`."""
+        return str(self.settings.get("sink", "keep"))
+
+    def of(self, layer: Any, head: Any = None) -> Float[np.ndarray, "child parent"]:
+        """The mean of one head, for every pair.
+
+        Parameters
+        ----------
+        layer, head
+            A layer and a head, counted from 0; or the head alone, as ``"L1H2"`` or ``(1, 2)``. So in all methods.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head, or groups of sequences must be told apart first (:meth:`at`).
+        """
+        layer, head = self._find(layer, head)
+        return np.asarray(self.values[layer][head])
+
+    def stderr_of(self, layer: Any, head: Any = None) -> Float[np.ndarray, "child parent"] | None:
+        """The standard errors of one head; None for one sequence."""
+        layer, head = self._find(layer, head)
+        return None if self.stderr is None else np.asarray(self.stderr[layer][head])
+
+    def z_values(self, layer: Any, head: Any = None) -> Float[np.ndarray, "child parent"] | None:
+        """Means over their standard errors, 0 where both are 0. None for one sequence."""
+        found, error = self.of(layer, head), self.stderr_of(layer, head)
+        if error is None:
+            return None
+        return np.asarray(np.divide(found, error, out=np.zeros_like(found), where=error > 0))
+
+    def decisive(self, layer: Any, head: Any = None) -> Float[np.ndarray, "child parent"]:
+        """One head's evidence after the rule of :attr:`sink`: what its graph is read from."""
+        return without_sink(self.of(layer, head), self.sink)
+
+    def parents(
+        self, layer: Any, head: Any = None, *, nodes: int | Iterable[int] | None = None
+    ) -> tuple[Candidate, ...]:
+        """The candidate parent of every node that has one: the earlier node with the most evidence.
+
+        Node 0 has none. Where the sink is excluded or says "root", position 0 is no candidate.
+
+        Parameters
+        ----------
+        nodes
+            Only these positions, or 0..nodes-1; all by default.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head, or no such position.
+        """
+        its = chosen_nodes(nodes, self.n_positions)
+        return candidates(self.decisive(layer, head), its, first=self._first)
+
+    def graph(
+        self, layer: Any, head: Any = None, *, claim: Claim | None = None, nodes: int | Iterable[int] | None = None
+    ) -> nx.DiGraph:
+        """One head's graph: each node has one parent, or is a root.
+
+        The rule: a node's candidate parent is the earlier node with the most evidence, on the mean over sequences (of equals the
+        smallest). The node is a root unless the claim holds for the candidate. For attention the default, a threshold of one
+        half, asks for more than all other keys together. What becomes of attention on position 0 is the rule of :attr:`sink`.
+
+        The limits of the rule: attention alone does not tell a root from a child. What a root's row holds has no bearing on
+        the loss, so it may saturate on any node; and a head that has not been trained to the end may spread a true child's row
+        below the threshold. :func:`~causal_probe.probes.edge_effects` decides by effect; give it the candidates, which are
+        ``graph(layer, head, claim=0)``. Averaging over sequences keeps what depends on position alone: a head whose
+        target depends on the tokens has a flat mean.
+
+        Parameters
+        ----------
+        layer, head
+            As in :meth:`of`.
+        claim
+            What makes a candidate an edge: its least value (for attention 0 makes every candidate an edge), or a test such as
+            :class:`AboveZero`. By default that of the quantity.
+        nodes
+            Only these positions, or 0..nodes-1; by default all. (In the in-context tree task the last position is a query and no
+            node.)
+
+        Returns
+        -------
+        networkx.DiGraph
+            Edges parent -> child with the value as ``weight``, the ``margin`` of the :class:`Candidate`, and ``stderr`` of the
+            weight (None for one sequence, and where the sink is excluded).
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head or position, the claim is out of range, or there is none.
+        """
+        layer, head = self._find(layer, head)
+        its = chosen_nodes(nodes, self.n_positions)
+        claimed = self._claimed(claim, layer, head, its)
+        # The standard error is that of the attention, and says nothing of a share of the rest.
+        errors = None if self.sink == "exclude" else self.stderr_of(layer, head)
+        graph = nx.DiGraph()
+        graph.add_nodes_from(its)
+        for child, parent, value, margin in self.parents(layer, head, nodes=its):
+            if claimed[child, parent]:
+                stderr = None if errors is None else float(errors[child, parent])
+                graph.add_edge(parent, child, weight=value, margin=margin, stderr=stderr)
+        return graph
+
+    def compare(
+        self,
+        truth: nx.DiGraph,
+        layer: Any,
+        head: Any = None,
+        *,
+        claim: Claim | None = None,
+        children: Iterable[int] | None = None,
+        reversal_cost: int = 1,
+    ) -> GraphComparison:
+        """Compare :meth:`graph` with the truth by :func:`causal_probe.graphs.compare`, ranked by :meth:`decisive`.
+
+        Nodes are positions: a truth over the nodes 8, 9, 10 is compared on these rows and columns, and others are nobody's parents.
+
+        Parameters
+        ----------
+        truth
+            Edges parent -> child over nodes that are positions; every parent comes before its child.
+        children
+            Compare only the edges into these nodes. By default every node of ``truth`` that has a row of its own: all of
+            them, or, where ``truth`` has nodes beyond the last position, those before the last position (whose row is the
+            query for what comes next, not the row of its own node).
+
+        Raises
+        ------
+        CausalProbeError
+            If an argument does not fit, here or in :func:`~causal_probe.graphs.compare`.
+        """
+        layer, head = self._find(layer, head)
+        rows = compared_children(truth, self.n_positions, children)
+        found = self.graph(layer, head, claim=claim, nodes=[node for node in truth if node < self.n_positions])
+        return compare(found, truth, weights=self.decisive(layer, head), children=rows, reversal_cost=reversal_cost)
+
+    def by_offset(self, layer: Any, head: Any = None) -> Float[np.ndarray, " offset"]:
+        """The evidence by relative offset: for k = 0 ... T - 1, its mean over the rows that have a key k positions back.
+
+        Where the sink is excluded or says "root", over those for which that key is not position 0; 0 where there is none.
+        """
+        return mean_by_offset(self.decisive(layer, head), first=self._first)
+
+    def offset_graph(self, layer: Any, head: Any = None, *, claim: float | None = None) -> nx.DiGraph:
+        """One head's graph by relative offset: one offset for all positions, or no edges.
+
+        The offset k >= 1 with the largest :meth:`by_offset` (of equals the smallest) gives each position i >= k the parent i - k,
+        if it reaches the threshold ``claim``. Edges carry that as ``weight``. Such a graph sees a head that looks a fixed distance
+        back also where single rows are noisy; and it sees no other.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head, or the claim is no value in range.
+        """
+        threshold = self._threshold(self.claim if claim is None else claim)
+        graph = nx.empty_graph(self.n_positions, create_using=nx.DiGraph)
+        values = self.by_offset(layer, head)[1:]
+        if len(values) and values.max() >= threshold:
+            k = 1 + int(values.argmax())
+            weight = {"weight": float(values.max())}
+            graph.add_edges_from((i - k, i, weight) for i in range(k + self._first, self.n_positions))
+        return graph
+
+    # ------------------------------------------------------------------------------------------------------------- showing
+
+    def to_pandas(self, *, claim: Claim | None = None) -> pd.DataFrame:
+        """One row for each head's node with its candidate parent: layer, head, child, parent, value, stderr, margin, and whether it is claimed."""
+        rows = []
+        for layer, head in self._each_head():
+            asked = self.claim if claim is None else claim
+            claimed = None if asked is None else self._claimed(asked, layer, head, range(self.n_positions))
+            errors = self.stderr_of(layer, head)
+            for child, parent, value, margin in self.parents(layer, head):
+                stderr = None if errors is None else float(errors[child, parent])
+                rows.append(
+                    (
+                        layer,
+                        head,
+                        child,
+                        parent,
+                        value,
+                        stderr,
+                        margin,
+                        None if claimed is None else bool(claimed[child, parent]),
+                    )
+                )
+        columns = ["layer", "head", "child", "parent", "value", "stderr", "margin", "claimed"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def methods(self) -> str:
+        """What was done, as a sentence without its end."""
+        test = (
+            "that reaches a threshold"
+            if self.quantity.level is None
+            else f"it is above zero by a one-sided z-test at the family-wise level {self.quantity.level:g} (Bonferroni)"
+        )
+        return (
+            f"{super().methods()} of {self.n_positions} tokens, for every attention head: a node's candidate parent is the earlier "
+            f"position with the largest mean, and the node is a root unless {test}"
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"Evidence of {self._title()}"]
+        lines += [f"  {name:<7} {edges:>3} edges   {largest:.3g}" for name, edges, largest in self._rows()]
+        return "\n".join([*lines, f"  {self._legend()}"])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{edges}</td><td>{mean:.3g}</td></tr>" for name, edges, mean in self._rows()
+        )
+        return (
+            f"<table><caption>Evidence of {escape(self._title())}</caption>"
+            "<thead><tr><th>head</th><th>edges</th><th>mean largest value</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table><p>{escape(self._legend())}</p>"
+        )
+
+    def _title(self) -> str:
+        heads = ", ".join(str(n) for n in self.heads.values())
+        groups = f" in {len(self.labels)} groups" if self.labels else ""
+        return (
+            f"{self.provenance['model']} ({self.quantity.name}): {heads} heads by layer, {self.n_positions} positions, "
+            f"mean over {self.n_sequences:,} sequences{groups}{'' if self.sink == 'keep' else f', sink={self.sink!r}'}"
+        )
+
+    def _legend(self) -> str:
+        if self.labels:
+            return f"groups: {', '.join(self.labels)}; .at(label) is the evidence of one"
+        n_heads = sum(self.heads.values())
+        rest = f"; and {n_heads - SHOWN} more heads" if n_heads > SHOWN else ""
+        name, claim = self.quantity.name, self.claim
+        test = f"above zero at level {claim.level:g}" if isinstance(claim, AboveZero) else f"{name} >= {claim}"
+        return f"{'' if claim is None else f'edges: {test}; '}number: mean over nodes of the largest {name} on an earlier node{rest}"
+
+    def _rows(self) -> Iterator[tuple[str, str, float]]:
+        for layer, head in [] if self.labels else self._each_head()[:SHOWN]:
+            values = [candidate.value for candidate in self.parents(layer, head)]
+            edges = "-" if self.claim is None else str(self.graph(layer, head).number_of_edges())
+            yield f"L{layer}H{head}", edges, float(np.mean(values or [0.0]))
+
+    # ------------------------------------------------------------------------------------------------------------- helpers
+
+    @property
+    def _first(self) -> int:
+        """The first position that may be a parent."""
+        return 0 if self.sink == "keep" else 1
+
+    def _each_head(self) -> list[tuple[int, int]]:
+        return [(layer, head) for layer, n in self.heads.items() for head in range(n)]
+
+    def _find(self, layer: Any, head: Any) -> tuple[int, int]:
+        if self.labels:
+            raise CausalProbeError(
+                f"There are several groups of sequences: take one by .at(label), {', '.join(self.labels)}."
+            )
+        return find_head(self.heads, layer, head)
+
+    def _threshold(self, claim: Any) -> float:
+        least, largest = self.quantity.least, self.quantity.largest
+        low, high = -np.inf if least is None else least, np.inf if largest is None else largest
+        if not isinstance(claim, (int, float)) or not low <= claim <= high:
+            inside = "" if least is None or largest is None else f", from {least:g} to {largest:g}"
+            raise CausalProbeError(
+                f"A threshold is a value of the {self.quantity.name} ({self.quantity.unit}){inside}; it is {claim!r}."
+            )
+        return float(claim)
+
+    def _claimed(
+        self, claim: Claim | None, layer: int, head: int, nodes: Sequence[int]
+    ) -> Bool[np.ndarray, "child parent"]:
+        claim = self.claim if claim is None else claim
+        if callable(claim):
+            return np.asarray(claim(self, layer, head, nodes))
+        values = self.decisive(layer, head)
+        # Where the sink takes evidence away, what is left of it is 0, and no edge whatever the threshold.
+        return np.asarray((values >= self._threshold(claim)) & ((values > 0) | (self.sink == "keep")))
+
+
+def _arrays(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
+    return {layer: tensor.double().cpu().numpy() for layer, tensor in tensors.items()}
