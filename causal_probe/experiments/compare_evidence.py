@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import networkx as nx
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from causal_probe import probes
-from causal_probe.discovery import DSeparation, Learned, icd, ordered_icd, pc
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.experiments.graph_choice import choose_graph
+from causal_probe.experiments.methods import METHODS, Asked, Method, draw
 from causal_probe.experiments.recover import recover
-from causal_probe.first_gradient.graph import gradient_graph
-from causal_probe.first_gradient.slots import gradient_slots
-from causal_probe.graphs.mixed import as_mixed
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.results import check_results_folder
 from causal_probe.tasks import Batch, InContextMarkov, generator
-from causal_probe.training import task_loss
 
 __all__ = ["EVIDENCE_GRAPHS", "EVIDENCE_MODELS", "compare_evidence", "measure_evidence"]
 
@@ -38,20 +31,6 @@ EVIDENCE_GRAPHS = ("chain", "pairs", "forest", "two-parent")
 #: Circuits that are set by hand.
 CIRCUITS: tuple[Literal["copy parents", "step to children"], ...] = ("copy parents", "step to children")
 EVIDENCE_MODELS = ("trained", *CIRCUITS)
-ALGORITHMS: Mapping[str, Callable[[DSeparation], Learned]] = {"pc": pc, "icd": icd, "ordered-icd": ordered_icd}
-#: What the correlations are of, by name: A A^T as in the paper, the heads' outputs, and A A^T with half a residual stream (ours).
-SOURCES: Mapping[str, Mapping[str, Any]] = {
-    "attention": {"source": "attention"},
-    "values": {"source": "values"},
-    "residual": {"source": "attention", "residual": 0.5},
-}
-#: What the correlations count as: the paper's convention, and so many that only rounding counts as zero.
-SAMPLES: tuple[int | Literal["auto"], ...] = ("auto", 10**6)
-LEVEL = 1e-3
-#: Sequences in a forward pass.
-BATCH = 2048
-#: Of the first gradients: for one parent, and for several (of which some are held out).
-FIRST_SEQUENCES = {True: 2**13, False: 2**17}
 
 
 def compare_evidence(
@@ -160,15 +139,8 @@ def measure_evidence(
     """Read one model's graph by every kind of evidence, layer by layer.
 
     Where a layer has several heads, a kind's answer is the union of their edges (an end on which they disagree gets a circle). The
-    nodes are the positions 0..T-2: the last row is the query's.
-
-    - **discovery**: :func:`causal_probe.probes.discover_from_attention` on one input at a time, by PC, ICD and Ordered ICD, from attention, the heads'
-      outputs (``values``), and attention beside half a residual stream (``residual``), at the paper's number of samples and at 10^6.
-    - **attention**: :meth:`causal_probe.probes.Evidence.graph` of mean attention, threshold one half.
-    - **gradient**: a child's parent is the earlier position with the largest entry of
-      :func:`causal_probe.probes.score_gradients`, if it is above zero by a one-sided z-test at 0.001, Bonferroni over all pairs.
-    - **ablation**: :func:`causal_probe.probes.edge_effects` on the position that each row attends to most; with redrawn
-      children where the task is a tree.
+    nodes are the positions 0..T-2: the last row is the query's. The kinds, and what each is, are in
+    :data:`causal_probe.experiments.methods.METHODS`.
 
     Parameters
     ----------
@@ -197,66 +169,45 @@ def measure_evidence(
         raise CausalProbeError(
             f"Evidence needs an input at least and two sequences; inputs is {inputs} and sequences {sequences}."
         )
-    study = _Study(model, task, graph, name, seed)
+    study = _Study(model, task, graph, name)
     single = task.sample(inputs, generator(seed, "inputs")).tokens
-    batches = list(_batches(task, sequences, generator(seed, "evidence")))
-    rows = []
-    for layer in range(len(model.heads)):
-        for algorithm in ALGORITHMS:
-            for source in SOURCES:
-                for samples in SAMPLES:
-                    options = {"algorithm": algorithm, **SOURCES[source], "samples": samples, "alpha": alpha}
-                    shown = {"algorithm": algorithm, "source": source, "samples": samples}
-                    rows.append(study.row("discovery", layer, partial(study.discovered, single, layer, options), shown))
-        rows.append(study.row("attention", layer, partial(study.attended, batches, layer)))
-        rows.append(study.row("gradient", layer, partial(study.by_gradient, batches, layer)))
-        rows.append(study.row("ablation", layer, partial(study.ablated, batches, layer)))
-    return tuple(rows)
+    batches = list(draw(task, sequences, generator(seed, "evidence")))
+    return tuple(
+        study.row(method, Asked(layer, single, alpha, seed), batches, variant)
+        for layer in range(len(model.heads))
+        for method in METHODS.values()
+        if method.of_model
+        for variant in method.variants()
+    )
 
 
 def without_model(task: InContextMarkov, *, graph: str = "", seed: int = 0) -> tuple[EvidenceRow, ...]:
-    """What needs no model: no evidence at all, the learners with a perfect test, and the first gradient of an untrained model.
-
-    - **every pair**: all edges from earlier to later nodes. What it scores is what being right takes no evidence for.
-    - **perfect test**: the learners, asking d-separation in the true graph instead of correlations: the most they can know.
-    - **first gradient**: :func:`~causal_probe.first_gradient.graph` (one parent) or
-      :func:`~causal_probe.first_gradient.slots` (several), from sequences and their tables of transitions.
-    """
-    study = _Study(None, task, graph, "none", seed)
-    nodes = len(task.children)
-    every = nx.DiGraph((i, j) for j in range(nodes) for i in range(j))
-    every.add_nodes_from(range(nodes))
-    truth = nx.DiGraph(study.truth)
-    rows = [study.row("every pair", None, lambda: [every])]
-    for algorithm, learner in ALGORITHMS.items():
-        learned = partial(lambda learner: [learner(DSeparation(truth)).marks.to_networkx()], learner)
-        rows.append(study.row("perfect test", None, learned, {"algorithm": algorithm}))
-    rows.append(study.row("first gradient", None, study.from_first_gradient))
-    return tuple(rows)
+    """What needs no model: no evidence at all, the learners with a perfect test, and the first gradient of an untrained model."""
+    study = _Study(None, task, graph, "none")
+    asked = Asked(0, torch.empty(0, task.n_positions, dtype=torch.long), 0.0, seed)
+    return tuple(
+        study.row(method, asked, [], variant)
+        for method in METHODS.values()
+        if not method.of_model
+        for variant in method.variants()
+    )
 
 
 class _Study:
     """One model on one task."""
 
-    def __init__(self, model: Any, task: InContextMarkov, graph: str, name: str, seed: int) -> None:
-        self.model, self.task, self.graph, self.name, self.seed = model, task, graph, name, seed
-        self.nodes = len(task.children)
+    def __init__(self, model: Any, task: InContextMarkov, graph: str, name: str) -> None:
+        self.model, self.task, self.graph, self.name = model, task, graph, name
         self.truth = nx.freeze(task.graph.subgraph(task.children))
         self.drawn = 0
 
-    def row(
-        self,
-        evidence: str,
-        layer: int | None,
-        read: Callable[[], list[nx.DiGraph]],
-        options: Mapping[str, Any] | None = None,
-    ) -> EvidenceRow:
+    def row(self, method: Method, asked: Asked, batches: Sequence[Batch], variant: Mapping[str, Any]) -> EvidenceRow:
         """What one kind of evidence says, with the sequences that went through the model and the seconds it took."""
         self.drawn = 0
         handle = None if self.model is None else self.model.register_forward_pre_hook(self._count)
         started = time.perf_counter()
         try:
-            found = read()
+            found = method.graphs(self.model, self.task, batches, asked, variant)
         finally:
             if handle is not None:
                 handle.remove()
@@ -264,91 +215,15 @@ class _Study:
         return EvidenceRow(
             graph=self.graph,
             model=self.name,
-            evidence=evidence,
-            algorithm=(options or {}).get("algorithm"),
-            source=(options or {}).get("source"),
-            samples=(options or {}).get("samples"),
-            layer=layer,
-            readings=len(found),
-            skeleton=Agreement.of(found, self.truth, "skeleton"),
-            arrowheads=Agreement.of(found, self.truth, "arrowheads"),
-            sequences=self.drawn,
-            seconds=seconds / len(found),
+            evidence=method.name,
+            **{name: variant.get(name) for name in ("algorithm", "source", "samples")},
+            layer=asked.layer if method.of_model else None,
+            readings=len(found.graphs),
+            skeleton=Agreement.of(found.graphs, self.truth, "skeleton"),
+            arrowheads=Agreement.of(found.graphs, self.truth, "arrowheads"),
+            sequences=self.drawn + found.n_sequences,
+            seconds=seconds / len(found.graphs),
         )
 
     def _count(self, module: Any, passed: tuple[Any, ...]) -> None:
         self.drawn += len(passed[0])
-
-    def loss(self, model: Any, batch: Batch) -> Tensor:
-        return task_loss(model(batch.tokens)[:, -1], batch.target)
-
-    def discovered(self, tokens: Tensor, layer: int, options: Mapping[str, Any]) -> list[nx.DiGraph]:
-        groups = [[node] for node in range(self.nodes)]
-        found = []
-        for row in tokens:
-            each = probes.discover_from_attention(self.model, row, layer=layer, groups=groups, **options)
-            found.append(union([head.graph for head in each.graphs]))
-        return found
-
-    def attended(self, batches: list[Batch], layer: int) -> list[nx.DiGraph]:
-        attention = probes.head_graphs(self.model, [batch.tokens for batch in batches])
-        return [union([attention.graph(layer, h, nodes=self.nodes) for h in range(self.model.heads[layer])])]
-
-    def by_gradient(self, batches: list[Batch], layer: int) -> list[nx.DiGraph]:
-        found = probes.score_gradients(self.model, batches, self.loss, layers=[layer])
-        claim = probes.AboveZero(LEVEL)
-        return [union([found.graph(layer, h, claim=claim, nodes=self.nodes) for h in range(self.model.heads[layer])])]
-
-    def ablated(self, batches: list[Batch], layer: int) -> list[nx.DiGraph]:
-        attention = probes.head_graphs(self.model, [batch.tokens for batch in batches])
-        redraw = None
-        if self.task.is_tree:
-            source = generator(self.seed, "redrawing")
-
-            def redraw(batch: Batch, child: int, edges: nx.DiGraph) -> Batch:
-                return self.task.redraw_as_root(batch, child, edges, source)
-
-        heads = self.model.heads[layer]
-        each = []
-        for head in range(heads):
-            candidates = attention.graph(layer, head, claim=0, nodes=self.nodes)
-            effects = probes.edge_effects(
-                self.model, batches, self.loss, layer=layer, head=head, candidates=candidates, level=LEVEL / heads, redraw=redraw
-            )  # fmt: skip
-            each.append(effects.graph(self.nodes))
-        return [union(each)]
-
-    def from_first_gradient(self) -> list[nx.DiGraph]:
-        self.drawn = FIRST_SEQUENCES[self.task.is_tree]
-        batches = list(_batches(self.task, self.drawn, generator(self.seed, "first gradient")))
-        found: Any = gradient_graph(batches) if self.task.is_tree else gradient_slots(batches)
-        return [self._graph((p, child) for p, child in found.graph.edges if child < self.nodes)]
-
-    def _graph(self, edges: Iterable[tuple[int, int]]) -> nx.DiGraph:
-        graph = nx.empty_graph(self.nodes, create_using=nx.DiGraph)
-        graph.add_edges_from(edges)
-        return graph
-
-
-def union(found: Sequence[nx.DiGraph]) -> nx.DiGraph:
-    """All edges of several graphs over the same nodes, with marks: an end on which they disagree gets a circle.
-
-    Examples
-    --------
-    >>> from causal_probe.graphs import mixed_graph
-    >>> from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
-    >>> both = union([mixed_graph(3, [(0, "-", ">", 1)]), mixed_graph(3, [(0, "o", ">", 1), (1, "-", "-", 2)])])
-    >>> [show_mixed_edge(both, *edge) for edge in mixed_edges(both)]
-    ['0 o-> 1', '1 --- 2']
-    """
-    together = nx.empty_graph(found[0].nodes, create_using=nx.DiGraph)
-    for graph in found:
-        for u, v, data in as_mixed(graph).edges(data=True):
-            known = together.get_edge_data(u, v, data)["mark"]
-            together.add_edge(u, v, mark=known if known == data["mark"] else "circle")
-    return together
-
-
-def _batches(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
-    for start in range(0, sequences, BATCH):
-        yield task.sample(min(BATCH, sequences - start), source)

@@ -13,23 +13,23 @@ import pytest
 
 from causal_probe import CausalProbeError, graphs, probes
 from causal_probe.cli.main import main
-from causal_probe.experiments import EvidenceTable, compare_evidence, measure_evidence
-from causal_probe.experiments.compare_evidence import union, without_model
+from causal_probe.experiments import EvidenceTable, compare_evidence, measure_evidence, methods
+from causal_probe.experiments.compare_evidence import without_model
 from causal_probe.experiments.compared_evidence import Agreement
+from causal_probe.experiments.methods import METHODS, method, union
 from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
 from causal_probe.models import hand_set
 from causal_probe.papers import reproduce
 from causal_probe.tasks import InContextMarkov, generator
 
-evidence = importlib.import_module("causal_probe.experiments.compare_evidence")
-LEARNERS = {name: evidence.ALGORITHMS[name] for name in ("pc", "ordered-icd")}
+LEARNERS = {name: methods.ALGORITHMS[name] for name in ("pc", "ordered-icd")}
 
 
 @pytest.fixture(scope="module")
 def table() -> EvidenceTable:
     with pytest.MonkeyPatch.context() as patch:  # a quick look is enough here
-        patch.setattr(evidence, "FIRST_SEQUENCES", {True: 1024, False: 2**14})
-        patch.setattr(evidence, "ALGORITHMS", LEARNERS)
+        patch.setattr(methods, "FIRST_SEQUENCES", {True: 1024, False: 2**14})
+        patch.setattr(methods, "ALGORITHMS", LEARNERS)
         models = ("copy parents", "step to children")
         return compare_evidence(("chain", "two-parent"), models=models, positions=7, vocab=3, inputs=2, sequences=32)
 
@@ -101,7 +101,7 @@ def test_ablation_confirms_what_the_model_needs() -> None:
     task = InContextMarkov(graphs.pairs(6), 3)
     model = hand_set(task.graph, 3, match_scale=8, output_scale=4, graph_scale=16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evidence, "ALGORITHMS", {})
+        patch.setattr(methods, "ALGORITHMS", {})
         rows = {(r.evidence, r.layer): r for r in measure_evidence(model, task, inputs=1, sequences=4096)}
     assert rows["ablation", 0].skeleton.exact == rows["ablation", 0].arrowheads.exact == 1
     assert rows["ablation", 1].skeleton.f1 == 0
@@ -111,7 +111,31 @@ def test_ablation_confirms_what_the_model_needs() -> None:
 def test_the_first_gradient_needs_no_model() -> None:
     rows = {row.evidence: row for row in without_model(InContextMarkov(graphs.chain(6), 3))}
     assert rows["first gradient"].skeleton.exact == 1
-    assert rows["first gradient"].sequences == evidence.FIRST_SEQUENCES[True]
+    assert rows["first gradient"].sequences == methods.FIRST_SEQUENCES[True]
+
+
+def test_a_method_is_told_once() -> None:
+    """One function: it is asked in every layer, its first line describes it, and evidence answers by its own claim."""
+    task = InContextMarkov(graphs.chain(6), 3)
+    model = hand_set(task.graph, 3, match_scale=8, output_scale=4, graph_scale=16)
+    compared = importlib.import_module("causal_probe.experiments.compare_evidence")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "ALGORITHMS", {})
+        patch.setattr(methods, "METHODS", dict(METHODS))
+        patch.setattr(compared, "METHODS", methods.METHODS)
+
+        @method("largest attention")
+        def largest(model, task, batches, asked):
+            """The largest attention of a row, however small."""
+            found = probes.head_graphs(model, [batch.tokens for batch in batches])
+            return [found.graph(asked.layer, 0, claim=0, nodes=len(task.children))]
+
+        rows = {(r.evidence, r.layer): r for r in measure_evidence(model, task, inputs=1, sequences=64)}
+        assert methods.METHODS["largest attention"].description == "The largest attention of a row, however small."
+    assert rows["largest attention", 0].skeleton.f1 == 1
+    assert rows["largest attention", 1].readings == 1
+    assert "largest attention" not in METHODS
+    assert all(each.description.endswith(".") for each in METHODS.values())
 
 
 def test_union_keeps_the_marks_that_heads_agree_on() -> None:
@@ -168,8 +192,8 @@ def test_the_command_reproduces_it_and_goes_on_where_it_stopped(
     tiny = {"GRAPHS": ("chain", "pairs"), "MODELS": ("copy parents",), "POSITIONS": 6, "VOCAB": 3}
     for name, value in {**tiny, "INPUTS": {True: 2}, "SEQUENCES": {True: 32}}.items():
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(evidence, "ALGORITHMS", {"icd": evidence.ALGORITHMS["icd"]})
-    monkeypatch.setattr(evidence, "FIRST_SEQUENCES", {True: 1024})
+    monkeypatch.setattr(methods, "ALGORITHMS", {"icd": methods.ALGORITHMS["icd"]})
+    monkeypatch.setattr(methods, "FIRST_SEQUENCES", {True: 1024})
     monkeypatch.setitem(module.INPUTS, True, 2)
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "evidence", "--quick", "--out", str(tmp_path / "out")])
