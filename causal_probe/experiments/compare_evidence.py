@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import networkx as nx
-import torch
 from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,7 +29,7 @@ from causal_probe.first_gradient.slots import gradient_slots
 from causal_probe.graphs.mixed import as_mixed
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.results import check_results_folder
-from causal_probe.tasks import Batch, InContextMarkov, generator
+from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 from causal_probe.training import task_loss
 
 __all__ = ["EVIDENCE_GRAPHS", "EVIDENCE_MODELS", "compare_evidence", "measure_evidence"]
@@ -140,7 +139,7 @@ def _model(name: str, task: InContextMarkov, seed: int) -> DisentangledTransform
     if name == "trained":
         # Its own probing is not what is compared here: as little of it as there can be.
         heads = (task.n_slots, 1)
-        return recover(nx.DiGraph(task.graph), vocab=task.d_vocab, heads=heads, seed=seed, probe_sequences=2).model
+        return recover(task, heads=heads, seed=seed, probe_sequences=2).model
     if name == "step to children" and not task.is_tree:
         return None
     (circuit,) = (each for each in CIRCUITS if each == name)
@@ -188,7 +187,7 @@ def measure_evidence(
     Examples
     --------
     >>> from causal_probe import graphs, models, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, concentration=0.1)
     >>> model = models.hand_set(graphs.chain(5), 3, match_scale=8.0, output_scale=4.0)
     >>> rows = measure_evidence(model, task, inputs=2, sequences=64)
     >>> "attention" in {row.evidence for row in rows}
@@ -200,7 +199,7 @@ def measure_evidence(
         )
     study = _Study(model, task, graph, name, seed)
     single = task.sample(inputs, generator(seed, "inputs")).tokens
-    batches = list(_batches(task, sequences, generator(seed, "evidence")))
+    batches = list(sample_batches(task, sequences, generator(seed, "evidence"), batch_size=BATCH))
     rows = []
     for layer in range(len(model.heads)):
         for algorithm in ALGORITHMS:
@@ -311,13 +310,9 @@ class _Study:
 
     def ablated(self, batches: list[Batch], layer: int) -> list[nx.DiGraph]:
         attention = probes.head_graphs(self.model, [batch.tokens for batch in batches])
-        redraw = None
-        if self.task.is_tree:
-            source = generator(self.seed, "redrawing")
-
-            def redraw(batch: Batch, child: int, edges: nx.DiGraph) -> Batch:
-                return self.task.redraw_as_root(batch, child, edges, source)
-
+        redraw = self.task.redraw_as_root
+        if redraw is not None:
+            redraw = partial(redraw, generator=generator(self.seed, "redrawing"))
         heads = self.model.heads[layer]
         each = []
         for head in range(heads):
@@ -330,7 +325,8 @@ class _Study:
 
     def from_first_gradient(self) -> list[nx.DiGraph]:
         self.drawn = FIRST_SEQUENCES[self.task.is_tree]
-        batches = list(_batches(self.task, self.drawn, generator(self.seed, "first gradient")))
+        source = generator(self.seed, "first gradient")
+        batches = list(sample_batches(self.task, self.drawn, source, batch_size=BATCH))
         found: Any = gradient_graph(batches) if self.task.is_tree else gradient_slots(batches)
         return [self._graph((p, child) for p, child in found.graph.edges if child < self.nodes)]
 
@@ -357,8 +353,3 @@ def union(found: Sequence[nx.DiGraph]) -> nx.DiGraph:
             known = together.get_edge_data(u, v, data)["mark"]
             together.add_edge(u, v, mark=known if known == data["mark"] else "circle")
     return together
-
-
-def _batches(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
-    for start in range(0, sequences, BATCH):
-        yield task.sample(min(BATCH, sequences - start), source)

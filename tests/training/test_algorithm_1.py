@@ -7,9 +7,11 @@ import torch
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.models import ReducedTransformer, first_gradient
+from causal_probe.models import ReducedTransformer
+from causal_probe.models.reduced import first_gradient
 from causal_probe.tasks import InContextMarkov, generator
-from causal_probe.training import Stage, algorithm_1, algorithm_1_stages
+from causal_probe.training.algorithm_1 import algorithm_1, algorithm_1_stages
+from causal_probe.training.stages import Stage
 
 
 @pytest.fixture(scope="module")
