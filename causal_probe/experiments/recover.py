@@ -42,7 +42,7 @@ from causal_probe.training.slots import staged_slots
 from causal_probe.training.stages import Optimizer, Stage
 from causal_probe.viz import Report
 
-__all__ = ["CHECKPOINT_FILE", "Recovery", "Training", "recover"]
+__all__ = ["CHECKPOINT_FILE", "Recovery", "Training", "recover", "tested_edges"]
 
 Training = Literal["staged", "joint"]
 
@@ -409,26 +409,7 @@ def recover(
         [b.tokens for b in sample_batches(task, ATTENTION_SEQUENCES, generator(seed, "attention", device=place))],
     )
     probing = list(sample_batches(task, probe_sequences, generator(seed, "probing", device=place)))
-    redraw = task.redraw_as_root
-    effects = (
-        ()
-        if len(task.children) < 2
-        else tuple(
-            edge_effects(
-                model,
-                probing,
-                lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
-                layer=0,
-                head=head,
-                candidates=attention.graph(0, head, threshold=0, nodes=len(task.children)),
-                level=LEVEL / model.heads[0],
-                redraw=None
-                if redraw is None
-                else partial(redraw, generator=generator(seed, "redrawing", device=place)),
-            )
-            for head in range(model.heads[0])
-        )
-    )
+    effects = () if len(task.children) < 2 else tested_edges(model, task, probing, attention, seed=seed)
     recovered = _union(effects, len(truth))
     nodes = nx.freeze(truth.subgraph(task.children))
     has_edges = nodes.number_of_edges() > 0
@@ -481,6 +462,27 @@ def choose_device(device: str) -> torch.device:
             f"The device {device!r} can't be used here ({reason}). Name another one, or auto."
         ) from error
     return place
+
+
+def tested_edges(
+    model: DisentangledTransformer, task: Task, batches: Sequence[Batch], attention: HeadGraphs, *, seed: int
+) -> tuple[EdgeEffects, ...]:
+    """Test, for each head of layer 0, the edges of the earlier nodes that its mean attention prefers, on fresh batches of the task."""
+    redraw = task.redraw_as_root
+    device = batches[0].tokens.device
+    return tuple(
+        edge_effects(
+            model,
+            batches,
+            lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
+            layer=0,
+            head=head,
+            candidates=attention.graph(0, head, threshold=0, nodes=len(task.children)),
+            level=LEVEL / model.heads[0],
+            redraw=None if redraw is None else partial(redraw, generator=generator(seed, "redrawing", device=device)),
+        )
+        for head in range(model.heads[0])
+    )
 
 
 def _stages(training: str, task: Task, model: DisentangledTransformer, **options: Any) -> tuple[Stage, ...]:

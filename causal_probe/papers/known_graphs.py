@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import networkx as nx
@@ -14,12 +13,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from causal_probe import graphs
+from causal_probe.experiments.recover import tested_edges
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Run
-from causal_probe.probes import HeadGraphs, edge_effects, head_graphs, match_heads
+from causal_probe.probes import HeadGraphs, head_graphs, match_heads
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
-from causal_probe.training import fit, task_loss
+from causal_probe.training import fit
 from causal_probe.training.stages import Stage
 
 __all__ = ["Trained", "parent_attention", "read_tree", "set_weights", "thinned", "train", "true_graph", "weights_of"]
@@ -30,8 +30,6 @@ Model = TypeVar("Model", bound=nn.Module)
 WATCHING, ATTENTION = 256, 4096
 #: Steps between two checkpoints.
 CHECKPOINT = 500
-#: Family-wise level at which an edge is confirmed.
-LEVEL = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,18 +148,7 @@ def read_tree(
 ) -> tuple[HeadGraphs, GraphComparison]:
     """Mean attention, and the edges that layer 0 holds, decided as :func:`causal_probe.experiments.recover` does and compared with the truth."""
     attention = head_graphs(model, _sample(task, ATTENTION, seed, "attention"))
-    redraw = task.redraw_as_root
-    assert redraw is not None  # a tree
-    effects = edge_effects(
-        model,
-        _sample(task, sequences, seed, "probing"),
-        lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
-        layer=0,
-        head=0,
-        candidates=attention.graph(0, 0, threshold=0, nodes=len(task.children)),
-        level=LEVEL,
-        redraw=partial(redraw, generator=generator(seed, "redrawing")),
-    )
+    (effects,) = tested_edges(model, task, _sample(task, sequences, seed, "probing"), attention, seed=seed)
     nodes = len(task.graph)
     return attention, graphs.compare(
         effects.graph(nodes), task.graph, weights=effects.weights(nodes), children=task.children

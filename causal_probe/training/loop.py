@@ -163,16 +163,19 @@ def descend(
                     group["lr"] = stage.rate_at(step)
                 with torch.enable_grad():  # notebooks of the field often begin by turning gradients off
                     loss = begun.loss()
+                    total = loss.sum()  # models share nothing: its gradient is, model by model, that of its own loss
                 values = loss.detach().reshape(-1).tolist()
                 if wrong := [number for number, value in enumerate(values) if not value < float("inf")]:
                     of = f" of model {wrong[0]}" if len(values) > 1 else ""
-                    rate = f"the learning rate {stage.learning_rate:g}"
-                    raise diverged(
-                        f"The loss{of} is {values[wrong[0]]} at step {len(losses)} ({stage.name}): "
-                        f"{rate if losses else f'{rate}, or what the model began with,'} is too large."
+                    cause = (
+                        f"learning rate {stage.learning_rate:g} is"
+                        if losses
+                        else "weights that the model began with are"
                     )
-                # Models share nothing: the gradient of the sum is, model by model, that of its own loss.
-                gradients = torch.autograd.grad(loss.sum(), begun.moved, allow_unused=True)
+                    raise diverged(
+                        f"The loss{of} is {values[wrong[0]]} at step {len(losses)} ({stage.name}): the {cause} too large."
+                    )
+                gradients = torch.autograd.grad(total, begun.moved, allow_unused=True)
                 for parameter, gradient in zip(begun.moved, gradients, strict=True):
                     parameter.grad = gradient
                 if clip is not None:
