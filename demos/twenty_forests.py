@@ -38,7 +38,7 @@ def main(training: str = "staged", first: str = "0", end: str = "20") -> None:
     print(
         f"exact on {sum(result.exact for result in found)} of {len(found)}; mean attention on the true parent "
         f"{attention.mean():.4f} (standard deviation over graphs {spread}); "
-        f"{found[0].history.sequences:,} training sequences each"
+        f"{found[0].history.n_sequences:,} training sequences each"
     )
 
 

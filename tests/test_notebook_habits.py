@@ -72,10 +72,10 @@ def probed() -> dict[str, Callable[[], Any]]:
     """By class: one result of each probe and study that writes no report."""
     tiny = model()
     tokens = torch.randint(6, (4, 12), generator=torch.Generator().manual_seed(1))
-    task = tasks.InContextMarkov(graphs.chain(11), d_vocab=6, alpha=0.1)
+    task = tasks.InContextMarkov(graphs.chain(11), d_vocab=6, concentration=0.1)
     batches = [task.sample(16, tasks.generator(0, "shown"))]
     heads = probes.head_graphs(tiny, tokens)
-    pairs = tasks.InContextMarkov(graphs.from_parents([None, 0, (0, 1), (1, 2), (2, 3)]), d_vocab=3, alpha=0.1)
+    pairs = tasks.InContextMarkov(graphs.from_parents([None, 0, (0, 1), (1, 2), (2, 3)]), d_vocab=3, concentration=0.1)
     linear = models.gradient_steps(2, 3, eta=[0.1], dtype=torch.float64)
 
     def loss(each: Any, batch: Any) -> Any:
@@ -205,12 +205,7 @@ WITHOUT_EXAMPLE = {
     "hooks.corpus": "needs a tokenizer and a folder of texts",
     "hooks.is_live": "the question that preflight asks, hook by hook",
     "hooks.on_residual_stream": "needs a model that was trained on vectors",
-    "models.real_heads": "needs an exported model with heads of padding",
-    "tasks.log_bets_against_rivals": "the inner part of the test of rivals; gradient_graph shows it",
     "experiments.compare_evidence": "trains models, minutes; measure_evidence shows one",
-    "tasks.log_bets": "the inner part of the root test; gradient_graph shows it",
-    "training.algorithm_1": "needs a reduced model and minutes; the notebook on one gradient shows it",
-    "training.give_slots": "needs a task of several parents and thousands of sequences",
     "experiments.discover_in_text": "needs a model's folder with a tokenizer",
     "experiments.explain_sentiment": "needs a pretrained encoder",
     "experiments.explain_sessions": "trains a recommender",

@@ -25,7 +25,8 @@ from causal_probe.hooks import (
     special_tokens,
     to_hooked,
 )
-from causal_probe.models import LoadedModel, load_model
+from causal_probe.models import load_model
+from causal_probe.models.loading import LoadedModel
 from causal_probe.results import html_table, to_jsonable, versions
 
 __all__ = ["ModelCheck", "check_model", "open_model"]

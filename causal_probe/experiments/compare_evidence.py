@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.experiments.graph_choice import choose_graph
-from causal_probe.experiments.methods import METHODS, Asked, Method, draw
+from causal_probe.experiments.methods import BATCH, METHODS, Asked, Method
 from causal_probe.experiments.recover import recover
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.results import check_results_folder
-from causal_probe.tasks import Batch, InContextMarkov, generator
+from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 
 __all__ = ["EVIDENCE_GRAPHS", "EVIDENCE_MODELS", "compare_evidence", "measure_evidence"]
 
@@ -171,7 +171,7 @@ def measure_evidence(
         )
     study = _Study(model, task, graph, name)
     single = task.sample(inputs, generator(seed, "inputs")).tokens
-    batches = list(draw(task, sequences, generator(seed, "evidence")))
+    batches = list(sample_batches(task, sequences, generator(seed, "evidence"), batch_size=BATCH))
     return tuple(
         study.row(method, Asked(layer, single, alpha, seed), batches, variant)
         for layer in range(len(model.heads))

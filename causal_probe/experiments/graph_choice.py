@@ -10,7 +10,7 @@ import networkx as nx
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.files import file_form
-from causal_probe.tasks import numpy_generator
+from causal_probe.tasks.randomness import numpy_generator
 
 __all__ = ["FAMILIES", "choose_graph"]
 

@@ -57,7 +57,7 @@ from causal_probe.results import (
     to_jsonable,
     versions,
 )
-from causal_probe.tasks import InContextMarkov, generator, predictors
+from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator
 
 if TYPE_CHECKING:
     from causal_probe.viz import Report
@@ -453,17 +453,15 @@ def _losses(
     model: HookedModel, task: InContextMarkov, batches: Sequence[WordBatch]
 ) -> tuple[dict[str, Estimate], Estimate, float | None]:
     found: dict[str, list[Tensor]] = {}
+    references = task.references()
     with undisturbed(model):
         for batch in batches:
             own, whole = answer(model(batch.tokens), batch)
             target = batch.target.double()
             each = {"model": own, "model, all words": whole}
-            for name, predict in (
-                ("uniform", predictors.uniform),
-                ("in-context unigram", predictors.in_context_unigram),
-                ("known-graph", predictors.known_graph),
-            ):
-                each[name] = predictors.cross_entropy(predict(task, batch.states).double(), target)
+            sequences = Batch(batch.states, target, {})
+            for name in ("uniform", "in-context unigram", "known-graph"):
+                each[name] = cross_entropy(references[name](sequences).double(), target)
             for name, values in each.items():
                 found.setdefault(name, []).append(values.cpu())
     whole_of = {name: torch.cat(values) for name, values in found.items()}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import networkx as nx
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from causal_probe.first_gradient.slots import gradient_slots
 from causal_probe.graphs.mixed import as_mixed
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import Evidence
-from causal_probe.tasks import Batch, InContextMarkov, generator
+from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 from causal_probe.training import task_loss
 
 __all__ = ["METHODS", "Asked", "Found", "Method", "method", "union"]
@@ -147,7 +147,7 @@ def perfect_test(
 def first_gradient(model: None, task: InContextMarkov, batches: Sequence[Batch], asked: Asked) -> Answer:
     """The first gradient of an untrained model, from sequences and their tables of transitions."""
     n = FIRST_SEQUENCES[task.is_tree]
-    drawn = list(draw(task, n, generator(asked.seed, "first gradient")))
+    drawn = list(sample_batches(task, n, generator(asked.seed, "first gradient"), batch_size=BATCH))
     found: Any = gradient_graph(drawn) if task.is_tree else gradient_slots(drawn)
     return Found([_graph(task, found.graph.edges)], n)
 
@@ -195,13 +195,9 @@ def ablation(model: DisentangledTransformer, task: InContextMarkov, batches: Seq
     """Effects of edges on the loss, of the position that each row attends to most (``probes.edge_effects``)."""
     layer, n_nodes = asked.layer, len(task.children)
     seen = probes.head_graphs(model, [batch.tokens for batch in batches])
-    redraw = None
-    if task.is_tree:
-        source = generator(asked.seed, "redrawing")
-
-        def redraw(batch: Batch, child: int, edges: nx.DiGraph) -> Batch:
-            return task.redraw_as_root(batch, child, edges, source)
-
+    redraw = task.redraw_as_root
+    if redraw is not None:
+        redraw = partial(redraw, generator=generator(asked.seed, "redrawing"))
     each = []
     for head in range(seen.heads[layer]):
         candidates = seen.graph(layer, head, claim=0, nodes=n_nodes)
@@ -229,12 +225,6 @@ def union(found: Sequence[nx.DiGraph]) -> nx.DiGraph:
             known = together.get_edge_data(u, v, data)["mark"]
             together.add_edge(u, v, mark=known if known == data["mark"] else "circle")
     return together
-
-
-def draw(task: InContextMarkov, n_sequences: int, source: torch.Generator) -> Iterator[Batch]:
-    """Fresh sequences in batches."""
-    for start in range(0, n_sequences, BATCH):
-        yield task.sample(min(BATCH, n_sequences - start), source)
 
 
 def _loss(model: Any, batch: Batch) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,23 +33,16 @@ from causal_probe.results import (
     versions,
     write_arrays,
 )
-from causal_probe.tasks import Batch, InContextMarkov, generator, reference_losses
-from causal_probe.training import (
-    Checkpoint,
-    History,
-    Optimizer,
-    Stage,
-    evaluate,
-    fit,
-    give_matcher,
-    joint,
-    staged,
-    staged_slots,
-    task_loss,
-)
+from causal_probe.tasks import Batch, InContextMarkov, Task, generator, join_batches, reference_losses, sample_batches
+from causal_probe.tasks.task import check_task
+from causal_probe.training import evaluate, fit, give_matcher, joint, staged, task_loss
+from causal_probe.training.checkpoint import Checkpoint
+from causal_probe.training.loop import History
+from causal_probe.training.slots import staged_slots
+from causal_probe.training.stages import Optimizer, Stage
 from causal_probe.viz import Report
 
-__all__ = ["CHECKPOINT_FILE", "Recovery", "Training", "recover"]
+__all__ = ["CHECKPOINT_FILE", "Recovery", "Training", "recover", "tested_edges"]
 
 Training = Literal["staged", "joint"]
 
@@ -122,7 +115,7 @@ class Recovery:
     match: HeadMatch | None
     last_row: tuple[Mapping[str, Any], ...] | None
     model: DisentangledTransformer
-    task: InContextMarkov
+    task: Task
     history: History
     given: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -138,16 +131,17 @@ class Recovery:
     def call(self) -> str:
         """The Python that gives this result."""
         s = self.settings
-        arguments = {name: s[name] for name in ("graph", "positions", "vocab", "alpha", "heads", "seed", "training")}
+        law = ("positions", "vocab", "alpha") if isinstance(self.task, InContextMarkov) else ()
+        arguments = {name: s[name] for name in (*law, "heads", "seed", "training")}
         arguments |= {name: s[name] for name in ("root_probability", *OPTIONS) if s[name] is not None}
         arguments["probe_sequences"] = s["probe_sequences"]
-        shown = {name: repr(value) for name, value in arguments.items()}
-        names = "experiments"
-        if s["graph"] == GIVEN:
-            names = "experiments, graphs"
-            shown["graph"] = f"graphs.from_parents({[list(parents) for parents in self.task.parents]})"
-        listed = ", ".join(f"{name}={value}" for name, value in shown.items())
-        return f"from causal_probe import {names}\n\nexperiments.recover({listed})"
+        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        if not isinstance(self.task, InContextMarkov):
+            return f"from causal_probe import experiments\n\n# task: {self.task!r}\nexperiments.recover(task, {listed})"
+        if s["graph"] != GIVEN:
+            return f"from causal_probe import experiments\n\nexperiments.recover({s['graph']!r}, {listed})"
+        graph = f"graphs.from_parents({[list(parents) for parents in self.task.parents]})"
+        return f"from causal_probe import experiments, graphs\n\nexperiments.recover({graph}, {listed})"
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -193,7 +187,7 @@ class Recovery:
                     "seconds": self.timings["total"],
                     "timings": self.timings,
                     "threads": self.threads,
-                    "sequences": self.history.sequences,
+                    "sequences": self.history.n_sequences,
                     "probe_sequences": self.settings["probe_sequences"],
                     "steps": len(self.history.step),
                     "steps_to_all_parents": self.steps_to_all_parents,
@@ -239,11 +233,10 @@ class Recovery:
         begun = "" if self.task.is_tree or not self.given else f"before training: {'; '.join(self.given)}; "
         methods = (
             f"A disentangled transformer (Nichani et al., 2024; heads per layer {list(self.model.heads)}) was trained "
-            f"({s['training']}, {self.history.sequences} sequences) on the in-context Markov task over a known graph "
-            f"({self.task.d_vocab} states, {self.task.n_positions} positions, Dirichlet concentration {self.task.alpha:g}); "
+            f"({s['training']}, {self.history.n_sequences} sequences) on the {self.task.description}; "
             f"{begun}candidate parents are the largest mean attention weights of layer 1, and an edge is confirmed when routing the "
             "child's attention wholly to the candidate lowers the loss below that of uniform attention over its past"
-            f"{', by more than with the child redrawn as a root' if self.task.is_tree else ''} (paired one-sided tests over "
+            f"{', by more than with the child redrawn as a root' if self.task.redraw_as_root else ''} (paired one-sided tests over "
             f"{s['probe_sequences']} sequences, family-wise level {s['level']:g}); causal-probe "
             f"{versions().get('causal-probe', '')}, seed {s['seed']}."
         )
@@ -278,7 +271,7 @@ class Recovery:
             ),
             ("loss (nats)", f"{self.loss:.4f}"),
             *((f"  {name}", f"{loss:.4f}") for name, loss in self.reference_losses.items()),
-            ("training sequences", f"{self.history.sequences:,}"),
+            ("training sequences", f"{self.history.n_sequences:,}"),
             ("given before training", "; ".join(self.given) or "nothing"),
         ]
 
@@ -288,7 +281,7 @@ def _show(value: float | None) -> str:
 
 
 def recover(
-    graph: str | os.PathLike[str] | nx.DiGraph = "forest",
+    task: Task | str | os.PathLike[str] | nx.DiGraph = "forest",
     *,
     positions: int | None = None,
     vocab: int = 3,
@@ -311,10 +304,12 @@ def recover(
 
     Parameters
     ----------
-    graph, positions, root_probability
-        The graph and the number T of tokens: see :func:`~causal_probe.experiments.graph_choice.choose_graph`.
-    vocab, alpha
-        Number of states, and Dirichlet concentration of the transition rows.
+    task
+        Any :class:`~causal_probe.tasks.Task`, whose own reference predictors the loss is compared with; or a graph, or the name of one (see
+        :func:`~causal_probe.experiments.graph_choice.choose_graph`), for an :class:`~causal_probe.tasks.InContextMarkov` over it.
+    positions, root_probability, vocab, alpha
+        Of a task that is made of a graph: number T of tokens, share of roots of a forest, number of states, and Dirichlet concentration of
+        the transition rows.
     heads
         Heads per layer.
     seed
@@ -352,9 +347,18 @@ def recover(
     """
     started = time.perf_counter()
     place = choose_device(device)
-    truth = choose_graph(graph, positions=positions, root_probability=root_probability, seed=seed)
-    task = InContextMarkov(truth, vocab, alpha)
-    model = DisentangledTransformer(vocab, task.n_positions, heads, device=place)
+    graph = GIVEN
+    if isinstance(task, str | os.PathLike | nx.DiGraph):
+        graph = os.fspath(task) if isinstance(task, str | os.PathLike) else GIVEN
+        truth = choose_graph(task, positions=positions, root_probability=root_probability, seed=seed)
+        task = InContextMarkov(truth, vocab, alpha)
+    elif (positions, vocab, alpha, root_probability) != (None, 3, 0.1, 0.5):
+        raise CausalProbeError(
+            f"{check_task(task)!r} has its own graph and law. Leave positions, vocab, alpha and root_probability out, or pass its graph alone."
+        )
+    task = check_task(task)
+    truth = task.graph
+    model = DisentangledTransformer(task.d_vocab, task.n_positions, heads, device=place)
     chosen = dict(zip(OPTIONS, (optimizer, learning_rate, steps, batch_size), strict=True))
     stages = _stages(training, task, model, **chosen)
     if probe_sequences is None:
@@ -362,11 +366,12 @@ def recover(
     if probe_sequences < 2:
         raise CausalProbeError(f"An edge can't be tested on {probe_sequences} sequences; at least 2 are needed.")
     settings = {
-        "graph": graph if isinstance(graph, str) else os.fspath(graph) if isinstance(graph, os.PathLike) else GIVEN,
+        "graph": graph,
+        "task": task.description,
         "edges": list(truth.edges),
         "positions": task.n_positions,
-        "vocab": vocab,
-        "alpha": task.alpha,
+        "vocab": task.d_vocab,
+        "alpha": getattr(task, "concentration", None),
         "root_probability": root_probability if graph == "forest" else None,
         "heads": list(model.heads),
         "seed": seed,
@@ -386,7 +391,7 @@ def recover(
         check_results_folder(out, settings=settings, overwrite=overwrite, unfinished=CHECKPOINT_FILE)
         checkpoint = Checkpoint(Path(out) / CHECKPOINT_FILE, settings, every=CHECKPOINT_EVERY, overwrite=overwrite)
     given = _initialise(model, task, training, seed=seed)
-    watching = _batches(task, WATCHING_SEQUENCES, generator(seed, "watching", device=place))
+    watching = sample_batches(task, WATCHING_SEQUENCES, generator(seed, "watching", device=place))
     watch = _Watch(task, watching, every=WATCH_EVERY[training], notes={} if checkpoint is None else checkpoint.notes)
     history = fit(
         model,
@@ -401,31 +406,15 @@ def recover(
 
     attention = head_graphs(
         model,
-        [batch.tokens for batch in _batches(task, ATTENTION_SEQUENCES, generator(seed, "attention", device=place))],
+        [b.tokens for b in sample_batches(task, ATTENTION_SEQUENCES, generator(seed, "attention", device=place))],
     )
-    probing = list(_batches(task, probe_sequences, generator(seed, "probing", device=place)))
-    effects = (
-        ()
-        if len(task.children) < 2
-        else tuple(
-            edge_effects(
-                model,
-                probing,
-                lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
-                layer=0,
-                head=head,
-                candidates=attention.graph(0, head, claim=0, nodes=len(task.children)),
-                level=LEVEL / model.heads[0],
-                redraw=partial(_redraw, task, generator(seed, "redrawing", device=place)) if task.is_tree else None,
-            )
-            for head in range(model.heads[0])
-        )
-    )
+    probing = list(sample_batches(task, probe_sequences, generator(seed, "probing", device=place)))
+    effects = () if len(task.children) < 2 else tested_edges(model, task, probing, attention, seed=seed)
     recovered = _union(effects, len(truth))
     nodes = nx.freeze(truth.subgraph(task.children))
     has_edges = nodes.number_of_edges() > 0
     match = match_heads(attention, nodes) if has_edges else None
-    held_out = list(_batches(task, EVALUATION_SEQUENCES, generator(seed, "evaluation", device=place)))
+    held_out = list(sample_batches(task, EVALUATION_SEQUENCES, generator(seed, "evaluation", device=place)))
     loss = evaluate(model, held_out)
     ended = time.perf_counter()
     result = Recovery(
@@ -436,7 +425,7 @@ def recover(
         argmax_parent_accuracy=_argmax_accuracy(attention, nodes) if has_edges else None,
         steps_to_all_parents=watch.first,
         loss=loss,
-        reference_losses=reference_losses(task, _joined(held_out)),
+        reference_losses=reference_losses(task, join_batches(held_out)),
         head_graphs=attention,
         effects=effects,
         match=match,
@@ -475,7 +464,28 @@ def choose_device(device: str) -> torch.device:
     return place
 
 
-def _stages(training: str, task: InContextMarkov, model: DisentangledTransformer, **options: Any) -> tuple[Stage, ...]:
+def tested_edges(
+    model: DisentangledTransformer, task: Task, batches: Sequence[Batch], attention: Evidence, *, seed: int
+) -> tuple[EdgeEffects, ...]:
+    """Test, for each head of layer 0, the edges of the earlier nodes that its mean attention prefers, on fresh batches of the task."""
+    redraw = task.redraw_as_root
+    device = batches[0].tokens.device
+    return tuple(
+        edge_effects(
+            model,
+            batches,
+            lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
+            layer=0,
+            head=head,
+            candidates=attention.graph(0, head, claim=0, nodes=len(task.children)),
+            level=LEVEL / model.heads[0],
+            redraw=None if redraw is None else partial(redraw, generator=generator(seed, "redrawing", device=device)),
+        )
+        for head in range(model.heads[0])
+    )
+
+
+def _stages(training: str, task: Task, model: DisentangledTransformer, **options: Any) -> tuple[Stage, ...]:
     chosen = {name: value for name, value in options.items() if value is not None}
     if training == "staged":
         return (staged if task.is_tree else staged_slots)(n_positions=task.n_positions, **chosen)
@@ -484,7 +494,7 @@ def _stages(training: str, task: InContextMarkov, model: DisentangledTransformer
     raise CausalProbeError(f"training must be 'staged' or 'joint', not {training!r}.")
 
 
-def _initialise(model: DisentangledTransformer, task: InContextMarkov, training: str, *, seed: int) -> tuple[str, ...]:
+def _initialise(model: DisentangledTransformer, task: Task, training: str, *, seed: int) -> tuple[str, ...]:
     """Set what the model starts from; say what was given."""
     if training == "staged":
         if task.is_tree:
@@ -500,25 +510,13 @@ def _initialise(model: DisentangledTransformer, task: InContextMarkov, training:
     return ()
 
 
-def _batches(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
-    """Fresh sequences in batches of at most MICRO_BATCH."""
-    for start in range(0, sequences, MICRO_BATCH):
-        yield task.sample(min(MICRO_BATCH, sequences - start), source)
-
-
-def _joined(batches: Sequence[Batch]) -> Batch:
-    return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.target for b in batches]), {})
-
-
 class _Watch:
     """At some steps of training, asks whether every true parent has the largest mean attention in its child's past.
 
     What it found is kept in ``notes``, which a checkpoint carries.
     """
 
-    def __init__(
-        self, task: InContextMarkov, batches: Iterable[Batch], *, every: int, notes: MutableMapping[str, Any]
-    ) -> None:
+    def __init__(self, task: Task, batches: Iterable[Batch], *, every: int, notes: MutableMapping[str, Any]) -> None:
         self.truth = nx.freeze(task.graph.subgraph(task.children))
         self.tokens = torch.cat([batch.tokens for batch in batches])
         self.every = every
@@ -565,10 +563,11 @@ def _argmax_accuracy(attention: Evidence, truth: nx.DiGraph) -> float:
     return float(np.mean(right))
 
 
-def _last_row(attention: Evidence, task: InContextMarkov) -> tuple[dict[str, Any], ...]:
+def _last_row(attention: Evidence, task: Task) -> tuple[dict[str, Any], ...]:
     """What the last row of each head holds. As a key it stands for node T - 1, as a query for node T: it can't be right for both."""
     last = task.n_positions - 1
-    rows = {"as_node": task.parents[last], "as_query": task.parents[last + 1]}
+    roles = {"as_node": last, "as_query": last + 1}
+    rows = {role: tuple(sorted(task.graph.predecessors(node))) for role, node in roles.items()}
     return tuple(
         {
             "head": f"L0H{head}",
@@ -579,10 +578,6 @@ def _last_row(attention: Evidence, task: InContextMarkov) -> tuple[dict[str, Any
         }
         for head, row in enumerate(attention.values[0][:, last])
     )
-
-
-def _redraw(task: InContextMarkov, source: torch.Generator, batch: Batch, child: int, edges: nx.DiGraph) -> Batch:
-    return task.redraw_as_root(batch, child, edges, source)
 
 
 def _union(effects: Sequence[EdgeEffects], nodes: int) -> nx.DiGraph:

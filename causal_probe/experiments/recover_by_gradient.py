@@ -34,7 +34,7 @@ from causal_probe.results import (
     versions,
     write_arrays,
 )
-from causal_probe.tasks import Batch, InContextMarkov, generator, reference_losses
+from causal_probe.tasks import Batch, InContextMarkov, generator, join_batches, reference_losses
 from causal_probe.training import evaluate
 from causal_probe.viz import Report
 
@@ -263,7 +263,7 @@ def recover_by_gradient(
         "edges": list(truth.edges),
         "positions": task.n_positions,
         "vocab": vocab,
-        "alpha": task.alpha,
+        "alpha": task.concentration,
         "root_probability": root_probability if graph == "forest" else None,
         "seed": seed,
         "sequences": sequences,
@@ -275,14 +275,13 @@ def recover_by_gradient(
     found = gradient_graph(batches) if task.is_tree else gradient_slots(batches)
     model = _model(found, vocab, task.n_positions)
     held_out = [Batch(b.tokens, b.target, {}) for b in batches_of(task, evaluated, generator(seed, "evaluation"))]
-    joined = Batch(torch.cat([b.tokens for b in held_out]), torch.cat([b.target for b in held_out]), {})
     result = GradientRecovery(
         found=found,
         truth=truth,
         comparison=found.compare(truth),
         model=model,
         loss=evaluate(model, held_out),
-        reference_losses=reference_losses(task, joined),
+        reference_losses=reference_losses(task, join_batches(held_out)),
         settings=settings,
         seconds=time.perf_counter() - started,
     )
@@ -319,7 +318,7 @@ def recover_from_tokens(
     --------
     >>> import torch
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, concentration=0.1)
     >>> batch = task.sample(2048, tasks.generator(0, "tokens"), targets="hard")
     >>> tokens = torch.cat([batch.tokens, batch.target.argmax(-1, keepdim=True)], dim=1)
     >>> import tempfile

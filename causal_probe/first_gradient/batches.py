@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from causal_probe.tasks import Batch, InContextMarkov
+from causal_probe.tasks import Batch, Task, sample_batches
 
 __all__ = ["AT_ONCE", "SEQUENCES_OF_SEVERAL", "TABLES_AT_ONCE", "batches_of", "table_entries"]
 
@@ -17,14 +17,13 @@ AT_ONCE = 2**18
 TABLES_AT_ONCE = 2**24
 
 
-def batches_of(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
+def batches_of(task: Task, sequences: int, source: torch.Generator) -> Iterator[Batch]:
     """Fresh sequences, so many at once that they, their targets and their tables fit into memory."""
     at_once = max(1, min(AT_ONCE // max(task.n_positions, task.d_vocab), TABLES_AT_ONCE // table_entries(task)))
-    for start in range(0, sequences, at_once):
-        yield task.sample(min(at_once, sequences - start), source)
+    return sample_batches(task, sequences, source, batch_size=at_once)
 
 
-def table_entries(task: InContextMarkov) -> int:
+def table_entries(task: Task) -> int:
     """Entries of the tables of transitions of one sequence."""
-    degrees = {1} if task.is_tree else {len(its) for its in task.parents if its}
+    degrees = {1} if task.is_tree else {degree for _, degree in task.graph.in_degree if degree}
     return sum(task.d_vocab ** (k + 1) for k in degrees)

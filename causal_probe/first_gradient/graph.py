@@ -31,11 +31,10 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.first_gradient.stream import FIRST_BLOCK, GradientStream, blocks_stderr
 from causal_probe.hooks import each_batch
-from causal_probe.models import first_gradient
-from causal_probe.tasks import (
-    Batch,
-    InContextMarkov,
-    Targets,
+from causal_probe.models.reduced import first_gradient
+from causal_probe.tasks import Batch, InContextMarkov
+from causal_probe.tasks.markov import Targets
+from causal_probe.tasks.root_test import (
     evidence_per_edge,
     evidence_per_root,
     log_bets,
@@ -132,7 +131,7 @@ def gradient_graphs(
     Examples
     --------
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, concentration=0.1)
     >>> [found] = gradient_graphs([task], [tasks.generator(0, "sequences")], sequences=1024)
     >>> sorted(found.graph.edges) == sorted(graphs.chain(7).edges)
     True

@@ -5,7 +5,7 @@ gradient with respect to layer 1's pattern, times S T / beta, has the expectatio
 
     h_ij = E [ pi(s_i | s_j) / f(s_i) - sum over the states s that occur of pi(s | s_j) ]
 
-(u_i m_j of :func:`causal_probe.models.first_gradient` with p even; the last token is uniform and independent of all others). This is
+(u_i m_j of :func:`causal_probe.models.reduced.first_gradient` with p even; the last token is uniform and independent of all others). This is
 exact at every T and on every tree. The lemma's g_ij (:mod:`causal_probe.tasks.information`) has the stationary mu in the place of f, and 1
 in the place of the sum. So the lemma asks that f be mu: that *one* sequence holds many independent draws. On the chain that is so for T
 far above the mixing time of pi; in a forest of bounded trees, for many trees. On a star (one root, on which all other nodes depend) it
@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.models import first_gradient
-from causal_probe.tasks import Batch, InContextMarkov, generator, predicted_information
+from causal_probe.models.reduced import first_gradient
+from causal_probe.tasks import Batch, InContextMarkov, generator
+from causal_probe.tasks.information import predicted_information
 
 __all__ = ["measure_lemma"]
 
@@ -62,7 +63,7 @@ def measure_lemma(
         (as :attr:`GradientGraph.evidence`; the error is over sequences), ``predicted`` and ``predicted_stderr`` (g), ``z`` (their difference over the error of both),
         ``ratio`` (None where g is exactly 0, between different trees), ``at_this_length``, ``at_this_length_stderr`` and
         ``z_at_this_length`` (h of the module, averaged over other sequences, and the measured value's distance from it),
-        ``chi2``, ``shannon``, ``bound`` (see :class:`causal_probe.tasks.Information`), and
+        ``chi2``, ``shannon``, ``bound`` (see :class:`causal_probe.tasks.information.Information`), and
         ``over_bound``: by how many standard errors the size of the measured value exceeds the bound, negative where it does not.
 
     Raises
@@ -73,7 +74,7 @@ def measure_lemma(
     Examples
     --------
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, alpha=1.0)
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, concentration=1.0)
     >>> len(measure_lemma(task, sequences=64, draws=64))
     3
     """

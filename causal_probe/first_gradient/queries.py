@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from causal_probe.models.reduced import EPSILON
 from causal_probe.probes.p_values import t_p_value
-from causal_probe.tasks import surprise
+from causal_probe.tasks.root_test import surprise
 
 __all__ = ["QueryChoice", "Together", "largest_distinct", "confirm_nodes", "u_even"]
 

@@ -26,7 +26,7 @@ from causal_probe.results import (
     write_arrays,
     write_json,
 )
-from causal_probe.tasks import surprise
+from causal_probe.tasks.root_test import surprise
 
 __all__ = ["GradientGraph", "Status"]
 

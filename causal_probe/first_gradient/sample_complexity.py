@@ -10,7 +10,9 @@ from scipy import stats
 from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient.graph import gradient_graphs
 from causal_probe.graphs import random_forest
-from causal_probe.tasks import InContextMarkov, Targets, generator, numpy_generator
+from causal_probe.tasks import InContextMarkov, generator
+from causal_probe.tasks.markov import Targets
+from causal_probe.tasks.randomness import numpy_generator
 
 __all__ = ["gradient_sample_complexity"]
 

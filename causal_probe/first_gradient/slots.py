@@ -48,7 +48,7 @@ from causal_probe.first_gradient.queries import QueryChoice, Together, confirm_n
 from causal_probe.first_gradient.stream import GradientStream
 from causal_probe.graphs import GraphComparison
 from causal_probe.hooks import each_batch
-from causal_probe.models import first_gradient
+from causal_probe.models.reduced import first_gradient
 from causal_probe.results import Citation, cite, html_table, to_jsonable, versions
 from causal_probe.tasks import Batch
 
@@ -244,7 +244,7 @@ def gradient_slots(
     Examples
     --------
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.from_parents([None, 0, (0, 1), (1, 2), (2, 3)]), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.from_parents([None, 0, (0, 1), (1, 2), (2, 3)]), d_vocab=3, concentration=0.1)
     >>> found = gradient_slots([task.sample(2048, tasks.generator(0, "sequences"))], held_out=512)
     >>> len(found.parents)
     5

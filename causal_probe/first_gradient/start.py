@@ -5,8 +5,8 @@ from __future__ import annotations
 from causal_probe.first_gradient.batches import SEQUENCES_OF_SEVERAL, batches_of
 from causal_probe.first_gradient.slots import gradient_slots
 from causal_probe.models import DisentangledTransformer
-from causal_probe.tasks import InContextMarkov, generator
-from causal_probe.training import give_slots
+from causal_probe.tasks import Task, generator
+from causal_probe.training.slots import give_slots
 
 __all__ = ["GRAPH_OF_GRADIENTS", "give_gradient_graph"]
 
@@ -14,8 +14,8 @@ __all__ = ["GRAPH_OF_GRADIENTS", "give_gradient_graph"]
 GRAPH_OF_GRADIENTS = "layer 0 begins with what gradients of the untrained model show"
 
 
-def give_gradient_graph(model: DisentangledTransformer, task: InContextMarkov, *, seed: int) -> tuple[str, ...]:
-    """Set what staged training starts from (:func:`~causal_probe.training.give_slots`); return it in words.
+def give_gradient_graph(model: DisentangledTransformer, task: Task, *, seed: int) -> tuple[str, ...]:
+    """Set what staged training starts from (:func:`~causal_probe.training.slots.give_slots`); return it in words.
 
     Where the gradients show as many parents of the predicted node as layer 0 has heads, each head begins with the parents in its slot, and stage 1
     finds the graph written. Otherwise only the query positions are set, and stage 1 learns it.

@@ -28,17 +28,9 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer, gradient_steps
 from causal_probe.results import Citation, cite, versions
-from causal_probe.tasks import (
-    Descent,
-    LinearRegression,
-    RegressionBatch,
-    SineRegression,
-    fit_descent,
-    generator,
-    least_squares,
-    one_step_optimum,
-    predict_descent,
-)
+from causal_probe.tasks import LinearRegression, SineRegression, generator, one_step_optimum, predict_descent
+from causal_probe.tasks.least_squares import Descent, fit_descent, least_squares
+from causal_probe.tasks.regression import RegressionBatch
 from causal_probe.training.minimise import check_shapes
 
 __all__ = [

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -28,6 +29,7 @@ from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import head_graphs
 from causal_probe.results import Citation, cite, to_jsonable, versions
 from causal_probe.tasks import InContextMarkov
+from causal_probe.tasks.predictors import matching
 from causal_probe.viz.curves import Curve, curves
 from causal_probe.viz.palette import MUTED
 
@@ -137,7 +139,10 @@ class Watch:
         self.edges = [(parent, child) for parent, child in sorted(task.graph.edges) if child in task.children]
         if not self.edges:
             raise CausalProbeError("There is no edge to be watched: every node of the task's graph is a root.")
-        self._match = _matches(task, tokens)
+        # Which nodes the known-graph predictor counts: all their parents carry the states of the predicted node's own.
+        nodes, matches, _ = matching(task, tokens, range(task.n_slots))
+        self._match = torch.zeros_like(tokens, dtype=torch.bool)
+        self._match[:, list(nodes)] = matches
         self._steps: list[int] = []
         self._attention: list[Float[np.ndarray, "head edge"]] = []
         self._matching: list[float] = []
@@ -266,14 +271,3 @@ class Dynamics:
 
     def _repr_html_(self) -> str:
         return str(self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))
-
-
-def _matches(task: InContextMarkov, tokens: Tensor) -> Tensor:
-    """Which nodes the known-graph predictor counts: all their parents carry the states of the predicted node's own, [batch, pos]."""
-    last = task.n_positions - 1
-    wanted = (last,) if task.is_tree else task.parents[-1]
-    found = tokens.new_zeros(tokens.shape, dtype=tokens.dtype).bool()
-    for node, its in enumerate(task.parents[: task.n_positions]):
-        if len(its) == len(wanted):
-            found[:, node] = (tokens[:, list(its)] == tokens[:, list(wanted)]).all(1)
-    return found

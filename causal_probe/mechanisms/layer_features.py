@@ -25,7 +25,8 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.mechanisms.descent import Algorithm
 from causal_probe.models import LinearTransformer
-from causal_probe.tasks import LinearRegression, RegressionBatch, SineRegression, generator
+from causal_probe.tasks import LinearRegression, SineRegression, generator
+from causal_probe.tasks.regression import RegressionBatch
 
 __all__ = ["LayerFeatures", "function_cosine", "layer_features"]
 

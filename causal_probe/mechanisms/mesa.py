@@ -20,8 +20,10 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer, mesa_step
 from causal_probe.results import Citation, cite, html_table, versions
-from causal_probe.tasks import AutoregressiveBatch, AutoregressiveProcess, generator
-from causal_probe.training import Stage, minimise
+from causal_probe.tasks import AutoregressiveProcess, generator, sample_batches
+from causal_probe.tasks.autoregressive import AutoregressiveBatch
+from causal_probe.training import minimise
+from causal_probe.training.stages import Stage
 
 __all__ = ["MesaOptimizer", "MesaTraining", "mesa_optimizer", "mesa_recovery", "train_mesa"]
 
@@ -264,8 +266,7 @@ def mesa_optimizer(
     KQ, PV = _matrices(model, d)
     source = generator(seed, "mesa probing")
     sums: list[Tensor] = []
-    for start in range(0, sequences, MICRO_BATCH):
-        batch = process.sample(min(MICRO_BATCH, sequences - start), source)
+    for batch in sample_batches(process, sequences, source, batch_size=MICRO_BATCH):
         output = model(batch.tokens)[..., :d]
         step = mesa_step(d, process.n_positions)(batch.tokens)[..., :d]  # the prediction of a step of size 1
         x, W = batch.x, torch.diag_embed(batch.eigenvalues)

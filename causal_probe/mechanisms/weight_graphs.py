@@ -26,7 +26,7 @@ And is the block **enough** for its layer: how much of the skill is left when al
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import describe
 from causal_probe.mechanisms.weight_result import BlockGraph, Direction, WeightGraphs
 from causal_probe.models import DisentangledTransformer
-from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator, in_context_unigram
+from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator, sample_batches
+from causal_probe.tasks.predictors import in_context_unigram
 from causal_probe.training import task_loss
 
 __all__ = ["weight_graphs"]
@@ -80,7 +81,7 @@ def weight_graphs(
     Examples
     --------
     >>> from causal_probe import graphs, models, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, concentration=0.1)
     >>> model = models.hand_set(graphs.chain(5), 3, match_scale=8.0, output_scale=4.0)
     >>> found = weight_graphs(model, task, sequences=256)
     >>> found.blocks[0].layer, found.blocks[0].query, found.blocks[0].key
@@ -96,7 +97,9 @@ def weight_graphs(
     if not 0 < level < 1:
         raise CausalProbeError(f"A level lies between 0 and 1; it is {level}.")
     device = model.W_U.device
-    batches = list(_batches(task, sequences, generator(seed, "weight graphs", device=device)))
+    batches = list(
+        sample_batches(task, sequences, generator(seed, "weight graphs", device=device), batch_size=MICRO_BATCH)
+    )
     losses = _losses(model, batches)
     skill = np.concatenate(
         [cross_entropy(in_context_unigram(task, b.tokens), b.target).double().cpu().numpy() for b in batches]
@@ -264,8 +267,3 @@ def _share(
 def _losses(model: DisentangledTransformer, batches: Sequence[Batch]) -> Float[np.ndarray, " sequence"]:
     losses: list[Tensor] = [task_loss(model.predict(batch.tokens), batch.target) for batch in batches]
     return torch.cat(losses).double().cpu().numpy()
-
-
-def _batches(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
-    for start in range(0, sequences, MICRO_BATCH):
-        yield task.sample(min(MICRO_BATCH, sequences - start), source)

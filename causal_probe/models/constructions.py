@@ -17,12 +17,14 @@ A third knows no graph, and is what training finds first where nothing is given:
     deterministic, a sequence that leaves a state goes to another one.
 
 Two numbers are free, and :func:`fit_scales` finds them. What the model can't have: the best prediction is a *smoothed* count,
-(alpha + n_s) / (S alpha + n), and the logits of this model are linear in a *frequency*, n_s / n, whatever n was. So a gap to the
+(c + n_s) / (S c + n) with c the concentration, and the logits of this model are linear in a *frequency*, n_s / n, whatever n was. So a gap to the
 known-graph predictor stays, however well it is fitted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import networkx as nx
@@ -40,6 +42,8 @@ from causal_probe.models.fast import last_logits
 __all__ = ["Circuit", "fit_scales", "hand_set"]
 
 Circuit = Literal["copy parents", "step to children", "read other states"]
+#: From the heads of each layer to an empty model of the task's shape.
+Make = Callable[[list[int]], DisentangledTransformer]
 
 #: exp(-128) is 0 in float32: a softmax over scores that lie half of this apart is one-hot to the last bit.
 LARGE = 256.0
@@ -95,8 +99,9 @@ def hand_set(
     [0.0, 0.0, 0.0, 1.0, 0.0]
     """
     parents, wanted, is_tree = _read(graph)
+    make = partial(DisentangledTransformer, d_vocab, len(parents), dtype=dtype, device=device)
     if circuit == "copy parents":
-        return _copy_parents(parents, wanted, is_tree, d_vocab, match_scale, output_scale, graph_scale, dtype, device)
+        return _copy_parents(make, parents, wanted, is_tree, match_scale, output_scale, graph_scale)
     if circuit not in get_args(Circuit):
         raise CausalProbeError(f"circuit must be one of {', '.join(get_args(Circuit))}, not {circuit!r}.")
     if not is_tree:
@@ -104,8 +109,8 @@ def hand_set(
             f"The circuit {circuit!r} is for trees; in this graph nodes have several parents. Use 'copy parents'."
         )
     if circuit == "read other states":
-        return _read_other_states(len(parents), d_vocab, match_scale, output_scale, dtype, device)
-    return _step_to_children(parents, d_vocab, match_scale, output_scale, graph_scale, dtype, device)
+        return _read_other_states(make, match_scale, output_scale)
+    return _step_to_children(make, parents, match_scale, output_scale, graph_scale)
 
 
 # The circuit "copy parents". T positions; q_1 < ... < q_k are the positions of the predicted node's own parents (in a tree: the
@@ -139,19 +144,17 @@ def hand_set(
 #
 # W_U[L1H0.token] = w I:  logit(s) = w sum_j pattern_1[T-1, j] [s_j = s].
 def _copy_parents(
+    make: Make,
     parents: list[list[int]],
     wanted: list[int],
     is_tree: bool,
-    d_vocab: int,
     match_scale: float,
     output_scale: float,
     graph_scale: float,
-    dtype: torch.dtype,
-    device: str | torch.device,
 ) -> DisentangledTransformer:
     last, k = len(parents) - 1, len(wanted)
     n_heads = max(k, *map(len, parents))
-    model = DisentangledTransformer(d_vocab, len(parents), [n_heads, 1], dtype=dtype, device=device)
+    model = make([n_heads, 1])
     looks_at = [[its[h] if h < len(its) else i for i, its in enumerate(parents)] for h in range(n_heads)]
     for h, position in enumerate(wanted):
         if position != last:
@@ -192,16 +195,10 @@ def _copy_parents(
 #
 # W_U[L1H0.token] = w I, as before.
 def _step_to_children(
-    parents: list[list[int]],
-    d_vocab: int,
-    match_scale: float,
-    output_scale: float,
-    graph_scale: float,
-    dtype: torch.dtype,
-    device: str | torch.device,
+    make: Make, parents: list[list[int]], match_scale: float, output_scale: float, graph_scale: float
 ) -> DisentangledTransformer:
     last = len(parents) - 1
-    model = DisentangledTransformer(d_vocab, last + 1, [1, 1], dtype=dtype, device=device)
+    model = make([1, 1])
     model.block(0, 0, query="token", key="token").diagonal().fill_(graph_scale)
     model.block(0, 0, query="position", key="position")[last, last] = -graph_scale / 2
     step = model.block(1, 0, query="L0H0.position", key="position")
@@ -221,15 +218,8 @@ def _step_to_children(
 #     score(T-1, j) = -b [s_j = s_{T-1}],    logit(s) = w sum_j pattern_0[T-1, j] [s_j = s]
 #
 # In the limit of a large b the last position reads how often each other state occurs; its own only if there is no other.
-def _read_other_states(
-    n_positions: int,
-    d_vocab: int,
-    match_scale: float,
-    output_scale: float,
-    dtype: torch.dtype,
-    device: str | torch.device,
-) -> DisentangledTransformer:
-    model = DisentangledTransformer(d_vocab, n_positions, [1, 1], dtype=dtype, device=device)
+def _read_other_states(make: Make, match_scale: float, output_scale: float) -> DisentangledTransformer:
+    model = make([1, 1])
     model.block(0, 0, query="token", key="token").diagonal().fill_(-match_scale)
     model.output_block("L0H0.token").diagonal().fill_(output_scale)
     return model
@@ -261,7 +251,7 @@ def fit_scales(
     Examples
     --------
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, concentration=0.1)
     >>> batch = task.sample(256, tasks.generator(0, "fit"))
     >>> match, output = fit_scales(graphs.chain(7), batch.tokens, batch.target)
     >>> match > 0, output > 0

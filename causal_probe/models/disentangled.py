@@ -23,17 +23,15 @@ from typing import Any
 
 import torch
 from einops import einsum, rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
-from transformer_lens.config import TransformerBridgeConfig
-from transformer_lens.hook_points import HookPoint
+from torch.nn.functional import cross_entropy
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.caching import CachingModule
+from causal_probe.models.export import to_transformer_lens
 from causal_probe.models.fast import last_logits
-from causal_probe.models.states import to_states
+from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedStates
 from causal_probe.models.subspaces import stream_widths, subspaces
 
 __all__ = ["DisentangledTransformer"]
@@ -42,52 +40,32 @@ __all__ = ["DisentangledTransformer"]
 MAX_WEIGHTS = 2**34
 
 
-class Attention(nn.Module):
+class Attention(HookedAttention):
     """Heads whose query-key product is one free matrix and whose value is the whole residual stream."""
 
     def __init__(self, d_in: int, n_heads: int) -> None:
         super().__init__()
         #: [head, query part, key part]: the score of (query i, key j) is h_i A h_j
         self.A = nn.Parameter(torch.zeros(n_heads, d_in, d_in))
-        self.hook_q = HookPoint()  # [batch, pos, head, d_in]
-        self.hook_k = HookPoint()  # [batch, pos, head, d_in]
-        self.hook_v = HookPoint()  # [batch, pos, head, d_in]
-        self.hook_attn_scores = HookPoint()  # [batch, head, query, key], -inf above the diagonal
-        self.hook_pattern = HookPoint()  # [batch, head, query, key]
-        self.hook_z = HookPoint()  # [batch, pos, head, d_in]
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
-        n_heads = len(self.A)
-        # Each hook gets memory of its own, no view of another's: patching tools write into it.
-        q = self.hook_q(einsum(x, self.A, "batch pos d, head d e -> batch pos head e"))
-        k = self.hook_k(repeat(x, "batch pos d -> batch pos head d", head=n_heads).clone())
-        v = self.hook_v(repeat(x, "batch pos d -> batch pos head d", head=n_heads).clone())
-        scores = einsum(q, k, "batch query head d, batch key head d -> batch head query key")
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-        scores = self.hook_attn_scores(scores.masked_fill(future, float("-inf")))
-        pattern = self.hook_pattern(scores.softmax(-1))
-        z = self.hook_z(einsum(pattern, v, "batch head query key, batch key head d -> batch query head d"))
-        out: Tensor = rearrange(z, "batch pos head d -> batch pos (head d)")
+        q = einsum(x, self.A, "batch pos d, head d e -> batch pos head e")
+        k, v = (repeat(x, "batch pos d -> batch pos head d", head=len(self.A)).clone() for _ in range(2))
+        out: Tensor = rearrange(self.attend(q, k, v), "batch pos head d -> batch pos (head d)")
         return out.clone()
 
 
-class Block(nn.Module):
+class Block(HookedBlock):
     """One layer: what the heads copied is appended to the stream."""
 
-    def __init__(self, d_in: int, n_heads: int) -> None:
-        super().__init__()
-        self.attn = Attention(d_in, n_heads)
-        self.hook_resid_pre = HookPoint()  # [batch, pos, d_in]
-        self.hook_attn_out = HookPoint()  # [batch, pos, n_heads * d_in]
-        self.hook_resid_post = HookPoint()  # [batch, pos, (1 + n_heads) * d_in]
+    attn: Attention
 
-    def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
-        x = self.hook_resid_pre(x)
-        x = self.hook_resid_post(torch.cat([x, self.hook_attn_out(self.attn(x))], dim=-1))
-        return x
+    def join(self, x: Float[Tensor, "batch pos d_in"], out: Float[Tensor, "batch pos d_new"]) -> Tensor:
+        """[batch, pos, d_in + d_new]."""
+        return torch.cat([x, out], dim=-1)
 
 
-class DisentangledTransformer(CachingModule):
+class DisentangledTransformer(HookedStates):
     """The disentangled transformer, all weights zero until they are trained or set.
 
     Parameters
@@ -126,34 +104,24 @@ class DisentangledTransformer(CachingModule):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> None:
-        super().__init__()
-        _check_shape(d_vocab, n_positions, heads)
-        self.d_vocab = d_vocab
-        self.n_positions = n_positions
+        check_shape(d_vocab, n_positions, heads)
+        super().__init__(d_vocab, n_positions)
         self.heads: tuple[int, ...] = tuple(heads)
         widths = stream_widths(d_vocab, n_positions, heads)
-        self.hook_embed = HookPoint()  # [batch, pos, d_vocab]
-        self.hook_pos_embed = HookPoint()  # [batch, pos, n_positions]
-        self.blocks = TypedModuleList([Block(width, n) for width, n in zip(widths[:-1], heads, strict=True)])
+        layers = zip(widths[:-1], heads, strict=True)
+        self.blocks = TypedModuleList([Block(Attention(width, n_heads)) for width, n_heads in layers])
         self.W_U = nn.Parameter(torch.zeros(widths[-1], d_vocab))
-        # What TransformerLens' tools read. n_ctx is one above T, because detect_head wants strictly shorter sequences;
-        # n_heads is the largest of the layers'.
-        self.cfg = TransformerBridgeConfig(
+        self.make_ready(
+            "disentangled-transformer",
             d_model=widths[-1],
             d_head=widths[-2],
             n_layers=len(heads),
-            n_ctx=n_positions + 1,
-            n_heads=max(heads),
+            n_heads=max(heads),  # of the layers'
+            n_positions=n_positions,
             d_vocab=d_vocab,
-            model_name="disentangled-transformer",
-            attn_only=True,
-            normalization_type=None,
-            use_attn_scale=False,
             dtype=dtype,
+            device=device,
         )
-        self.to(device=device, dtype=dtype)
-        self.setup()
-        self.eval()
 
     # ------------------------------------------------------------------------------------------------------------ weights
 
@@ -232,10 +200,7 @@ class DisentangledTransformer(CachingModule):
             raise CausalProbeError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}.")
         tokens = self.to_tokens(input)
         batch, n = tokens.shape
-        eye = torch.eye(self.n_positions, dtype=self.W_U.dtype, device=tokens.device)
-        token = self.hook_embed(one_hot(tokens, self.d_vocab).to(self.W_U.dtype))
-        position = self.hook_pos_embed(eye[:n].repeat(batch, 1, 1))
-        x = torch.cat([token, position], dim=-1)
+        x = torch.cat(self._embed(tokens), dim=-1)
         for block in list(self.blocks)[:stop_at_layer]:
             x = block(x)
         if stop_at_layer is not None:
@@ -243,10 +208,7 @@ class DisentangledTransformer(CachingModule):
         logits = x @ self.W_U
         if return_type in (None, "logits"):
             return None if return_type is None else logits
-        if batch == 0 or n == 1:
-            raise CausalProbeError(
-                f"The loss of the next token needs a sequence of two tokens or more; the shape is {[batch, n]}."
-            )
+        self._check_next(tokens)
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(batch, n - 1)
         loss = loss if loss_per_token else loss.mean()
         return loss if return_type == "loss" else (logits, loss)
@@ -283,38 +245,9 @@ class DisentangledTransformer(CachingModule):
 
     def to_transformer_lens(self) -> Any:
         """The same function as a standard TransformerLens model: see :func:`causal_probe.models.to_transformer_lens`."""
-        from causal_probe.models.export import to_transformer_lens
-
         return to_transformer_lens(self)
 
     # -------------------------------------------------------------------------------------------------------------- tokens
-
-    def to_tokens(
-        self, input: Tensor | str | Sequence[str], prepend_bos: bool | None = None
-    ) -> Int[Tensor, "batch pos"]:
-        """States as a checked tensor ``[batch, pos]`` on the model's device.
-
-        Parameters
-        ----------
-        input
-            States ``[batch, pos]`` or ``[pos]``, of any integer dtype; or text: states as numbers between blanks, one string
-            per sequence.
-        prepend_bos
-            There is no beginning-of-sequence token: False and None are the same, True is an error.
-
-        Raises
-        ------
-        CausalProbeError
-            If a state is not a whole number in 0..d_vocab-1, there are none, there are more than ``n_positions``, or
-            texts differ in length.
-        """
-        return to_states(
-            input,
-            d_vocab=self.d_vocab,
-            n_positions=self.n_positions,
-            prepend_bos=bool(prepend_bos),
-            device=self.W_U.device,
-        )
 
     def to_str_tokens(
         self, input: Tensor | str | Sequence[str], prepend_bos: bool | None = None
@@ -329,13 +262,6 @@ class DisentangledTransformer(CachingModule):
         """The shape, for ``print(model)``."""
         return f"d_vocab={self.d_vocab}, n_positions={self.n_positions}, heads={list(self.heads)}"
 
-    def _apply(self, fn: Any, recurse: bool = True) -> DisentangledTransformer:
-        # Every way of moving a module (to, cuda, double, ...) passes here: cfg must not name another device or dtype.
-        super()._apply(fn, recurse)
-        self.cfg.device = str(self.W_U.device)
-        self.cfg.dtype = self.W_U.dtype
-        return self
-
 
 def count_weights(d_vocab: int, n_positions: int, heads: Sequence[int]) -> int:
     """How many weights a disentangled transformer has.
@@ -347,7 +273,8 @@ def count_weights(d_vocab: int, n_positions: int, heads: Sequence[int]) -> int:
     return sum(n * d**2 for n, d in zip(heads, widths, strict=True)) + d_last * d_vocab
 
 
-def _check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
+def check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
+    """Raise unless a disentangled transformer of this shape can be built."""
     problems = []
     if d_vocab < 2:
         problems.append(f"d_vocab must be at least 2, not {d_vocab}")

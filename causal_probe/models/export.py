@@ -8,7 +8,7 @@ models expects (``W_Q``, ``W_K``, ``W_V``, ``W_O``, one ``d_model``, one ``d_hea
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -18,13 +18,24 @@ from transformer_lens.config import TransformerBridgeConfig
 
 from causal_probe.errors import CausalProbeError
 
-if TYPE_CHECKING:
-    from causal_probe.models.disentangled import DisentangledTransformer
-
 __all__ = ["real_heads", "to_transformer_lens"]
 
 
-def to_transformer_lens(model: DisentangledTransformer) -> Any:
+@runtime_checkable
+class Disentangled(Protocol):
+    """What is read of a :class:`~causal_probe.models.DisentangledTransformer`."""
+
+    d_vocab: int
+    n_positions: int
+    heads: tuple[int, ...]
+    W_U: nn.Parameter
+
+    @property
+    def A(self) -> list[Tensor]:
+        """The heads' query-key matrices, layer by layer."""
+
+
+def to_transformer_lens(model: Disentangled) -> Any:
     """The same function as a standard TransformerLens model, in eval mode, with weights of its own.
 
     Logits at every position and patterns are those of ``model`` up to rounding (the order of the sums differs), and so are
@@ -109,7 +120,7 @@ def real_heads(standard: Any) -> Bool[Tensor, "layer head"]:
     return (W_O != 0).flatten(2).any(-1)
 
 
-def _weights(model: DisentangledTransformer, *, attn_scale: float) -> dict[str, Tensor]:
+def _weights(model: Disentangled, *, attn_scale: float) -> dict[str, Tensor]:
     """The weights that are not zero, under TransformerLens' names and in its shapes; scores are divided by ``attn_scale``."""
     S, T = model.d_vocab, model.n_positions
     d_model, d_head = model.W_U.shape[0], model.A[-1].shape[-1]
@@ -146,7 +157,7 @@ def _weights(model: DisentangledTransformer, *, attn_scale: float) -> dict[str, 
     return weights | {"unembed.W_U": model.W_U.detach()}
 
 
-def _native_bridge(model: DisentangledTransformer, shape: dict[str, Any]) -> Any:
+def _native_bridge(model: Disentangled, shape: dict[str, Any]) -> Any:
     """TransformerLens 4's native model, whose weights are those of ``nn.Linear``: [out, in], the heads side by side."""
     from transformer_lens.model_bridge.sources import boot_native
 

@@ -25,23 +25,24 @@ import torch
 from einops import einsum
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
-from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.caching import CachingModule
+from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedModel
 
 __all__ = ["LinearTransformer", "Mask"]
 
 Mask = Literal["context", "causal"]
+
+WEIGHTS = ("W_Q", "W_K", "W_V", "W_O")
 
 #: What goes in, and the residual stream. Only the mesa-optimizer's are complex.
 Tokens = Float[Tensor, "batch pos d_token"] | Complex[Tensor, "batch pos d_token"]
 Stream = Float[Tensor, "batch pos d_model"] | Complex[Tensor, "batch pos d_model"]
 
 
-class Attention(nn.Module):
+class Attention(HookedAttention):
     """Heads of linear or softmax self-attention; weights as in TransformerLens, ``x @ W``."""
 
     def __init__(
@@ -50,25 +51,14 @@ class Attention(nn.Module):
         super().__init__()
         self.softmax, self.mask, self.per_pair = softmax, mask, per_pair
         n_heads, d_model, d_head = shape
-        self.W_Q = nn.Parameter(torch.zeros(n_heads, d_model, d_head, dtype=dtype))
-        self.W_K = nn.Parameter(torch.zeros(n_heads, d_model, d_head, dtype=dtype))
-        self.W_V = nn.Parameter(torch.zeros(n_heads, d_model, d_head, dtype=dtype))
+        self.W_Q, self.W_K, self.W_V = (
+            nn.Parameter(torch.zeros(n_heads, d_model, d_head, dtype=dtype)) for _ in range(3)
+        )
         self.W_O = nn.Parameter(torch.zeros(n_heads, d_head, d_model, dtype=dtype))
-        self.hook_q = HookPoint()  # [batch, pos, head, d_head]
-        self.hook_k = HookPoint()  # [batch, pos, head, d_head]
-        self.hook_v = HookPoint()  # [batch, pos, head, d_head]
-        self.hook_attn_scores = HookPoint()  # [batch, head, query, key]; invisible keys: -inf if softmax, else 0
-        self.hook_pattern = HookPoint()  # [batch, head, query, key]
-        self.hook_z = HookPoint()  # [batch, pos, head, d_head]
 
     def forward(self, x: Stream) -> Stream:
-        q = self.hook_q(einsum(x, self.W_Q, "batch pos d, head d e -> batch pos head e"))
-        k = self.hook_k(einsum(x, self.W_K, "batch pos d, head d e -> batch pos head e"))
-        v = self.hook_v(einsum(x, self.W_V, "batch pos d, head d e -> batch pos head e"))
-        scores = einsum(q, k.conj(), "batch query head e, batch key head e -> batch head query key")
-        pattern = self.hook_pattern(self.weigh(self.hook_attn_scores(self.hide(scores))))
-        z = self.hook_z(einsum(pattern, v, "batch head query key, batch key head e -> batch query head e"))
-        out: Tensor = einsum(z, self.W_O, "batch pos head e, head e d -> batch pos d")
+        q, k, v = (einsum(x, W, "batch pos d, head d e -> batch pos head e") for W in (self.W_Q, self.W_K, self.W_V))
+        out: Tensor = einsum(self.attend(q, k, v), self.W_O, "batch pos head e, head e d -> batch pos d")
         return out
 
     def hide(self, scores: Tensor) -> Tensor:
@@ -92,22 +82,18 @@ class Attention(nn.Module):
         return scores / pairs.clamp(min=1).to(scores.real.dtype)[:, None]
 
 
-class Block(nn.Module):
+class Block(HookedBlock):
     """One layer of attention, added to the stream or (without ``residual``) put in its place."""
 
-    def __init__(self, attention: Attention, *, residual: bool) -> None:
-        super().__init__()
-        self.residual = residual
-        self.attn = attention
-        self.hook_resid_pre = HookPoint()  # [batch, pos, d_model]
-        self.hook_attn_out = HookPoint()  # [batch, pos, d_model]
-        self.hook_resid_post = HookPoint()  # [batch, pos, d_model]
+    attn: Attention
 
-    def forward(self, x: Stream) -> Stream:
-        x = self.hook_resid_pre(x)
-        out = self.hook_attn_out(self.attn(x))
-        stream: Tensor = self.hook_resid_post(x + out if self.residual else out.clone())
-        return stream
+    def __init__(self, attention: Attention, *, residual: bool) -> None:
+        super().__init__(attention)
+        self.residual = residual
+
+    def join(self, x: Stream, out: Stream) -> Stream:
+        """[batch, pos, d_model]."""
+        return x + out if self.residual else out.clone()
 
 
 class Features(nn.Module):
@@ -128,7 +114,7 @@ class Features(nn.Module):
         return features
 
 
-class LinearTransformer(CachingModule):
+class LinearTransformer(HookedModel):
     """A transformer over continuous tokens, all weights zero until they are trained, set or :meth:`initialise` d.
 
     Parameters
@@ -225,27 +211,19 @@ class LinearTransformer(CachingModule):
                 for kind in kinds
             ]
         )
-        if shared:  # the parameters are one, the hook points are not
-            for block in self.blocks[1:]:
-                for name in ("W_Q", "W_K", "W_V", "W_O"):
-                    setattr(block.attn, name, getattr(self.blocks[0].attn, name))
-        # What TransformerLens' tools read. There is no vocabulary: d_vocab is the width of a token.
-        self.cfg = TransformerBridgeConfig(
+        self._share()
+        self.make_ready(
+            "linear-transformer",
             d_model=d_model,
             d_head=d_head,
             n_layers=n_layers,
-            n_ctx=n_positions + 1,
             n_heads=n_heads,
-            d_vocab=d_token,
-            model_name="linear-transformer",
-            attn_only=True,
-            normalization_type=None,
-            use_attn_scale=any(kinds),
+            n_positions=n_positions,
+            d_vocab=d_token,  # there is no vocabulary
             dtype=dtype,
+            device=device,
+            use_attn_scale=any(kinds),
         )
-        self.to(device=device)  # not to a dtype as well: for a complex one torch warns
-        self.setup()
-        self.eval()
 
     def initialise(self, generator: torch.Generator, *, scale: float = 0.002) -> LinearTransformer:
         """Draw all weights from N(0, scale / (layers x rows of the matrix)), biases zero; return the model.
@@ -377,13 +355,14 @@ class LinearTransformer(CachingModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> LinearTransformer:
         super()._apply(fn, recurse)
-        weight = self.blocks[0].attn.W_Q
-        self.cfg.device, self.cfg.dtype = str(weight.device), weight.dtype
-        if self.shared:  # moving a module makes new parameters of shared ones on some paths
-            for block in self.blocks[1:]:
-                for name in ("W_Q", "W_K", "W_V", "W_O"):
-                    setattr(block.attn, name, getattr(self.blocks[0].attn, name))
+        self._share()  # moving a module makes new parameters of shared ones on some paths
         return self
+
+    def _share(self) -> None:
+        """Layers that share weights: the parameters are one, the hook points are not."""
+        for block in self.blocks[1:] if self.shared else ():
+            for name in WEIGHTS:
+                setattr(block.attn, name, getattr(self.blocks[0].attn, name))
 
 
 def sinusoids(n_positions: int, width: int) -> Float[Tensor, "n_positions width"]:

@@ -26,14 +26,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from transformer_lens.config import TransformerBridgeConfig
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.caching import CachingModule
-from causal_probe.models.disentangled import DisentangledTransformer, _check_shape
-from causal_probe.models.states import to_states
+from causal_probe.models.disentangled import DisentangledTransformer, check_shape
+from causal_probe.models.hooked import HookedAttention, HookedStates
 
 __all__ = ["EPSILON", "ReducedTransformer", "first_gradient"]
 
@@ -41,17 +38,8 @@ __all__ = ["EPSILON", "ReducedTransformer", "first_gradient"]
 EPSILON = 1e-8
 
 
-class Head(nn.Module):
+class Head(HookedAttention):
     """One head whose query-key product is a matrix that the model owns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hook_q = HookPoint()  # [batch, pos, head = 1, d_key]
-        self.hook_k = HookPoint()  # [batch, pos, head = 1, d_key]
-        self.hook_v = HookPoint()  # [batch, pos, head = 1, d_vocab]
-        self.hook_attn_scores = HookPoint()  # [batch, head = 1, query, key], -inf above the diagonal
-        self.hook_pattern = HookPoint()  # [batch, head = 1, query, key]
-        self.hook_z = HookPoint()  # [batch, pos, head = 1, d_vocab]
 
     def forward(
         self,
@@ -60,16 +48,8 @@ class Head(nn.Module):
         value: Float[Tensor, "batch pos d_vocab"],
         A: Float[Tensor, "d_query d_key"],
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        # Each hook gets memory of its own, no view of another's: patching tools write into it.
-        q = self.hook_q((query @ A)[:, :, None].clone())
-        k = self.hook_k(key[:, :, None].clone())
-        v = self.hook_v(value[:, :, None].clone())
-        scores = q.transpose(1, 2) @ k.transpose(1, 2).mT
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = self.hook_attn_scores(scores.masked_fill(future, float("-inf")))
-        pattern = self.hook_pattern(scores.softmax(-1))
-        z: Tensor = self.hook_z((pattern @ v.transpose(1, 2)).transpose(1, 2).contiguous())
-        return z[:, :, 0]
+        q, k, v = (each[:, :, None].clone() for each in (query @ A, key, value))
+        return self.attend(q, k, v)[:, :, 0]
 
 
 class Block(nn.Module):
@@ -80,7 +60,7 @@ class Block(nn.Module):
         self.attn = Head()
 
 
-class ReducedTransformer(CachingModule):
+class ReducedTransformer(HookedStates):
     """The two-matrix model, at A1 = 0 and A2 = beta I: where Algorithm 1 of the paper starts.
 
     It has TransformerLens' hook names (``blocks.0.attn.hook_pattern``, ...), one head in each of its two layers.
@@ -119,33 +99,24 @@ class ReducedTransformer(CachingModule):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> None:
-        super().__init__()
-        _check_shape(d_vocab, n_positions, (1, 1))
-        self.d_vocab = d_vocab
-        self.n_positions = n_positions
+        check_shape(d_vocab, n_positions, (1, 1))
+        super().__init__(d_vocab, n_positions)
         #: [query position, key position]; the entries above the diagonal are never read.
         self.A1 = nn.Parameter(torch.zeros(n_positions, n_positions, dtype=dtype))
         #: [state of the query, state that layer 1 mixed into the key]
         self.A2 = nn.Parameter(beta * torch.eye(d_vocab, dtype=dtype))
-        self.hook_embed = HookPoint()  # [batch, pos, d_vocab]
-        self.hook_pos_embed = HookPoint()  # [batch, pos, n_positions]
         self.blocks = TypedModuleList([Block(), Block()])
-        self.cfg = TransformerBridgeConfig(
+        self.make_ready(
+            "reduced-transformer",
             d_model=d_vocab + n_positions,
             d_head=max(d_vocab, n_positions),
             n_layers=2,
-            n_ctx=n_positions + 1,
             n_heads=1,
+            n_positions=n_positions,
             d_vocab=d_vocab,
-            model_name="reduced-transformer",
-            attn_only=True,
-            normalization_type=None,
-            use_attn_scale=False,
             dtype=dtype,
+            device=device,
         )
-        self.to(device=device, dtype=dtype)
-        self.setup()
-        self.eval()
 
     def forward(self, input: Tensor | str | Sequence[str], return_type: str | None = "logits") -> Any:
         """The output f at every position, as if it were the last, through every hook.
@@ -166,14 +137,9 @@ class ReducedTransformer(CachingModule):
         if return_type not in ("logits", "loss", None):
             raise CausalProbeError(f"return_type must be 'logits', 'loss' or None, not {return_type!r}.")
         tokens = self.to_tokens(input)
-        batch, n = tokens.shape
-        if return_type == "loss" and (batch == 0 or n == 1):
-            raise CausalProbeError(
-                f"The loss of the next token needs a sequence of two tokens or more; the shape is {[batch, n]}."
-            )
-        eye = torch.eye(self.n_positions, dtype=self.A1.dtype, device=tokens.device)
-        token = self.hook_embed(one_hot(tokens, self.d_vocab).to(self.A1.dtype))
-        position = self.hook_pos_embed(eye[:n].repeat(batch, 1, 1))
+        if return_type == "loss":
+            self._check_next(tokens)
+        token, position = self._embed(tokens)
         mixed = self.blocks[0].attn(position, position, token, self.A1)
         f: Tensor = self.blocks[1].attn(token, mixed, token, self.A2)
         if return_type == "loss":
@@ -196,18 +162,6 @@ class ReducedTransformer(CachingModule):
     def loss(self, tokens: Int[Tensor, "batch pos"], target: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
         """-sum_s target(s) log(f_s + epsilon) at the last position, in nats, one per sequence."""
         return -(target * (self.predict(tokens) + EPSILON).log()).sum(-1)
-
-    def to_tokens(
-        self, input: Tensor | str | Sequence[str], prepend_bos: bool | None = None
-    ) -> Int[Tensor, "batch pos"]:
-        """States as a checked tensor ``[batch, pos]``, exactly as :meth:`DisentangledTransformer.to_tokens` gives it."""
-        return to_states(
-            input,
-            d_vocab=self.d_vocab,
-            n_positions=self.n_positions,
-            prepend_bos=bool(prepend_bos),
-            device=self.A1.device,
-        )
 
     def to_disentangled(self) -> DisentangledTransformer:
         """The disentangled transformer of heads (1, 1) whose logits are f, exactly.
@@ -312,7 +266,7 @@ def first_gradient(
     Examples
     --------
     >>> from causal_probe import graphs, tasks
-    >>> batch = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1).sample(4, tasks.generator(0, "first"))
+    >>> batch = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, concentration=0.1).sample(4, tasks.generator(0, "first"))
     >>> [list(part.shape) for part in first_gradient(batch.tokens, batch.target)]
     [[4, 8], [4, 8]]
     """

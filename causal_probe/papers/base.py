@@ -40,7 +40,7 @@ from causal_probe.results import (
     write_arrays,
     write_json,
 )
-from causal_probe.training import Checkpoint
+from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.viz import report as page
 
 __all__ = ["PARTS", "Line", "Reproduction", "Run"]

@@ -20,15 +20,10 @@ from causal_probe.mechanisms.descent import (
 from causal_probe.models import LinearTransformer
 from causal_probe.papers.base import Line, Reproduction, Run
 from causal_probe.probes import implied_step
-from causal_probe.tasks import (
-    Descent,
-    LinearRegression,
-    SineRegression,
-    fit_descent,
-    generator,
-    one_step_optimum,
-)
-from causal_probe.training import Stage, adam, minimise, regression_loss
+from causal_probe.tasks import LinearRegression, SineRegression, generator, one_step_optimum
+from causal_probe.tasks.least_squares import Descent, fit_descent
+from causal_probe.training import adam, minimise, regression_loss
+from causal_probe.training.stages import Stage
 
 __all__ = ["gradient_descent", "gradient_descent_layers"]
 

@@ -63,7 +63,7 @@ def figure_9(run: Run) -> Reproduction:
         kept = [weights_of(model) for model in models]
         return {
             "seconds": time.perf_counter() - began,
-            "sequences": histories[0].sequences,
+            "sequences": histories[0].n_sequences,
             **{name: np.stack([its[name] for its in kept]) for name in kept[0]},
         }
 

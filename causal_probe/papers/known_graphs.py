@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import networkx as nx
@@ -14,12 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from causal_probe import graphs
+from causal_probe.experiments.recover import tested_edges
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Run
-from causal_probe.probes import Evidence, edge_effects, head_graphs, match_heads
-from causal_probe.tasks import Batch, InContextMarkov, generator
-from causal_probe.training import Stage, fit, task_loss
+from causal_probe.probes import Evidence, head_graphs, match_heads
+from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
+from causal_probe.training import fit
+from causal_probe.training.stages import Stage
 
 __all__ = ["Trained", "parent_attention", "read_tree", "set_weights", "thinned", "train", "true_graph", "weights_of"]
 
@@ -29,10 +30,6 @@ Model = TypeVar("Model", bound=nn.Module)
 WATCHING, ATTENTION = 256, 4096
 #: Steps between two checkpoints.
 CHECKPOINT = 500
-#: Sequences in one forward pass.
-MICRO_BATCH = 1024
-#: Family-wise level at which an edge is confirmed.
-LEVEL = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +81,7 @@ def train(
         "edges": list(task.graph.edges),
         "positions": task.n_positions,
         "vocab": task.d_vocab,
-        "alpha": task.alpha,
+        "alpha": task.concentration,
         "heads": heads,
         "stages": [dataclasses.asdict(stage) for stage in stages],
         "start": None if start is None else getattr(start, "__name__", "given"),
@@ -116,7 +113,7 @@ def train(
         return {
             "seen": notes["seen"],
             "losses": thinned(history.loss),
-            "sequences": history.sequences,
+            "sequences": history.n_sequences,
             **weights_of(model),
         }
 
@@ -151,30 +148,15 @@ def read_tree(
 ) -> tuple[Evidence, GraphComparison]:
     """Mean attention, and the edges that layer 0 holds, decided as :func:`causal_probe.experiments.recover` does and compared with the truth."""
     attention = head_graphs(model, _sample(task, ATTENTION, seed, "attention"))
-    redraw = partial(_redraw, task, generator(seed, "redrawing"))
-    effects = edge_effects(
-        model,
-        _sample(task, sequences, seed, "probing"),
-        lambda model, batch: task_loss(model.predict(batch.tokens), batch.target),
-        layer=0,
-        head=0,
-        candidates=attention.graph(0, 0, claim=0, nodes=len(task.children)),
-        level=LEVEL,
-        redraw=redraw,
-    )
+    (effects,) = tested_edges(model, task, _sample(task, sequences, seed, "probing"), attention, seed=seed)
     nodes = len(task.graph)
     return attention, graphs.compare(
         effects.graph(nodes), task.graph, weights=effects.weights(nodes), children=task.children
     )
 
 
-def _redraw(task: InContextMarkov, source: torch.Generator, batch: Batch, child: int, edges: nx.DiGraph) -> Batch:
-    return task.redraw_as_root(batch, child, edges, source)
-
-
 def _sample(task: InContextMarkov, sequences: int, seed: int, purpose: str) -> list[Batch]:
-    source = generator(seed, purpose)
-    return [task.sample(min(MICRO_BATCH, sequences - start), source) for start in range(0, sequences, MICRO_BATCH)]
+    return list(sample_batches(task, sequences, generator(seed, purpose)))
 
 
 def thinned(losses: Sequence[float]) -> list[float]:

@@ -24,8 +24,9 @@ from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run
 from causal_probe.papers.known_graphs import PAPER, parent_attention, train
 from causal_probe.probes import head_graphs
-from causal_probe.tasks import Batch, InContextMarkov, generator, in_context_unigram, known_graph
+from causal_probe.tasks import Batch, InContextMarkov, generator
 from causal_probe.tasks.dirichlet import dirichlet
+from causal_probe.tasks.predictors import in_context_unigram, known_graph
 from causal_probe.training import give_matcher, staged
 
 __all__ = ["ood"]

@@ -23,7 +23,8 @@ from causal_probe.papers.known_graphs import (
 )
 from causal_probe.probes import head_graphs, scan
 from causal_probe.tasks import InContextMarkov, generator, reference_losses
-from causal_probe.training import Stage, minimise, task_loss
+from causal_probe.training import minimise, task_loss
+from causal_probe.training.stages import Stage
 
 __all__ = ["figure_8"]
 

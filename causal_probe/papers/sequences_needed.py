@@ -15,7 +15,8 @@ from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run
 from causal_probe.papers.known_graphs import PAPER, parent_attention, train
 from causal_probe.probes import head_graphs
-from causal_probe.tasks import InContextMarkov, Targets, generator
+from causal_probe.tasks import InContextMarkov, generator
+from causal_probe.tasks.markov import Targets
 from causal_probe.training import fit_many, give_matcher, joint, staged
 
 __all__ = ["sample_complexity"]
@@ -177,7 +178,7 @@ def _by_stage(run: Run) -> dict[str, Any]:
         for number, (model, task) in enumerate(zip(models, tasks, strict=True)):
             watching = task.sample(WATCHING, generator(run.seed + number, "watching")).tokens
             right.append(parent_attention(task, head_graphs(model, watching))[1] == 1)
-        sequences.append(histories[0].sequences)
+        sequences.append(histories[0].n_sequences)
         leading.append(float(np.mean(right)))
     return {"sequences": sequences, "leading": leading}
 

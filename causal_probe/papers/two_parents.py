@@ -22,17 +22,10 @@ from causal_probe.papers.known_graphs import (
     true_graph,
 )
 from causal_probe.probes import head_graphs, match_heads
-from causal_probe.tasks import (
-    Batch,
-    InContextMarkov,
-    cross_entropy,
-    fit_one_parent,
-    generator,
-    known_graph,
-    one_parent,
-    reference_losses,
-)
-from causal_probe.training import evaluate, joint, staged_slots, task_loss
+from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator, reference_losses
+from causal_probe.tasks.predictors import fit_one_parent, known_graph, one_parent
+from causal_probe.training import evaluate, joint, task_loss
+from causal_probe.training.slots import staged_slots
 
 __all__ = ["figure_5", "figure_7"]
 

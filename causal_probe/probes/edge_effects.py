@@ -446,7 +446,7 @@ def edge_effects(
     Examples
     --------
     >>> from causal_probe import graphs, models, tasks, training
-    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, concentration=0.1)
     >>> model = models.hand_set(graphs.chain(7), 3, match_scale=8.0, output_scale=4.0)
     >>> batches = [task.sample(4096, tasks.generator(0, "probe"))]
     >>> def loss(model, batch):

@@ -54,6 +54,7 @@ def recovery_report(result: Recovery) -> viz.Report:
     right_roots = "undefined" if found.root_accuracy is None else f"{round(found.root_accuracy * roots)} of {roots}"
     verdict = "exactly" if result.exact else f"with {found.shd} wrong edges (structural Hamming distance)"
     attention = result.mean_parent_attention
+    *_, (name, best) = result.reference_losses.items()
     return viz.Report(
         title="A causal graph, recovered from a transformer",
         summary=(
@@ -77,7 +78,7 @@ def recovery_report(result: Recovery) -> viz.Report:
                             (
                                 "loss",
                                 result.loss,
-                                f"nats; {result.reference_losses['known-graph']:.4f} if the graph is known",
+                                f"nats; {best:.4f} {'if the graph is known' if name == 'known-graph' else f'of {name}'}",
                             ),
                         ]
                     ),
@@ -121,7 +122,7 @@ def recovery_report(result: Recovery) -> viz.Report:
                             )
                             for stage in result.settings["stages"]
                         ],
-                        f"{result.history.sequences:,} fresh sequences in all; no sequence was seen twice. A0 is the query-key "
+                        f"{result.history.n_sequences:,} fresh sequences in all; no sequence was seen twice. A0 is the query-key "
                         "matrix of layer 1, A0.position its position x position block, A0.tokens its other blocks, A1 that of layer 2, W_U the output.",
                     ),
                 ],

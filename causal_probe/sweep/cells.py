@@ -15,7 +15,7 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.graph_choice import choose_graph
-from causal_probe.experiments.recover import Training, _batches
+from causal_probe.experiments.recover import Training
 from causal_probe.experiments.recover import recover as recover_graph
 from causal_probe.experiments.scan_sequences import of_a_corpus, sequence_length
 from causal_probe.experiments.template_choice import choose_templates
@@ -24,8 +24,8 @@ from causal_probe.hooks import Corpus, HookedModel
 from causal_probe.hooks import corpus as open_corpus
 from causal_probe.sweep.plan import Cell
 from causal_probe.sweep.store import encode
-from causal_probe.tasks import InContextMarkov, generator
-from causal_probe.training import Optimizer
+from causal_probe.tasks import InContextMarkov, generator, sample_batches
+from causal_probe.training.stages import Optimizer
 
 __all__ = ["PROBES", "Done", "Outcome", "run_cell"]
 
@@ -137,7 +137,7 @@ def recover(
         "argmax_parent_accuracy": found.argmax_parent_accuracy,
         "loss": found.loss,
         "known_graph_loss": found.reference_losses["known-graph"],
-        "sequences": found.history.sequences,
+        "sequences": found.history.n_sequences,
     }
     where = {name: found.settings[name] for name in ("dtype", "device")}
     return Outcome(rows, metrics, {"model": "disentangled-transformer", **where})
@@ -157,7 +157,7 @@ def gradient(
     """:func:`causal_probe.first_gradient.graph` on a task: one row for each node after node 0, with its candidate parent."""
     truth = choose_graph(graph, positions=positions, root_probability=root_probability, seed=graph_seed)
     task = InContextMarkov(truth, vocab, alpha)
-    found = gradient_graph(_batches(task, sequences, generator(seed, "gradient")))
+    found = gradient_graph(sample_batches(task, sequences, generator(seed, "gradient")))
     rows = [
         {
             "child": row["child"],

@@ -1,98 +1,43 @@
 """Data whose causal graph is known: sampling, and the exact predictors that a model is measured against."""
 
-from causal_probe.tasks.autoregressive import AutoregressiveBatch, AutoregressiveProcess, Flow
-from causal_probe.tasks.dirichlet import dirichlet
-from causal_probe.tasks.information import Information, information, joint_law, predicted_information
-from causal_probe.tasks.least_squares import (
-    Descent,
-    expected_loss,
-    fit_descent,
-    least_squares,
-    one_step_optimum,
-    predict_descent,
-    ridge,
-)
-from causal_probe.tasks.markov import Batch, InContextMarkov, Targets
-from causal_probe.tasks.predictors import (
-    cross_entropy,
-    fit_one_parent,
-    in_context_unigram,
-    known_graph,
-    one_parent,
-    reference_losses,
-    uniform,
-)
-from causal_probe.tasks.randomness import generator, numpy_generator
-from causal_probe.tasks.regression import LinearRegression, RegressionBatch, SineRegression, regression_tokens
-from causal_probe.tasks.root_test import (
-    evidence_per_edge,
-    evidence_per_root,
-    log_bets,
-    log_bets_against_rivals,
-    surprise,
-)
-from causal_probe.tasks.stationary import stationary_distribution
+from collections.abc import Mapping
+from typing import Any
+
+from causal_probe.tasks.autoregressive import AutoregressiveProcess
+from causal_probe.tasks.least_squares import one_step_optimum, predict_descent
+from causal_probe.tasks.markov import InContextMarkov
+from causal_probe.tasks.randomness import generator
+from causal_probe.tasks.regression import LinearRegression, SineRegression
+from causal_probe.tasks.ring_walk import RingWalk
+from causal_probe.tasks.task import Batch, Task, cross_entropy, join_batches, reference_losses, sample_batches
 
 __all__ = [
-    "AutoregressiveBatch",
+    "TASKS",
     "AutoregressiveProcess",
     "Batch",
-    "Descent",
-    "Flow",
     "InContextMarkov",
     "LinearRegression",
-    "RegressionBatch",
+    "RingWalk",
     "SineRegression",
-    "Information",
-    "Targets",
+    "Task",
+    "sample_batches",
     "cross_entropy",
-    "dirichlet",
-    "expected_loss",
-    "fit_descent",
-    "fit_one_parent",
-    "evidence_per_edge",
-    "evidence_per_root",
     "generator",
-    "information",
-    "joint_law",
-    "log_bets",
-    "log_bets_against_rivals",
-    "predicted_information",
-    "surprise",
-    "numpy_generator",
-    "in_context_unigram",
-    "known_graph",
-    "least_squares",
-    "one_parent",
+    "join_batches",
     "one_step_optimum",
     "predict_descent",
     "reference_losses",
-    "regression_tokens",
-    "ridge",
-    "stationary_distribution",
-    "uniform",
 ]
 
-#: What tab completion offers: where a notebook begins. The rest of ``__all__``, most of it classes of results, is as public.
-_OFFERED = (
-    "AutoregressiveProcess",
-    "InContextMarkov",
-    "LinearRegression",
-    "SineRegression",
-    "cross_entropy",
-    "fit_descent",
-    "fit_one_parent",
-    "generator",
-    "in_context_unigram",
-    "information",
-    "known_graph",
-    "least_squares",
-    "one_parent",
-    "predict_descent",
-    "reference_losses",
-    "ridge",
-)
+#: Every task, in one line. Those over a graph follow :class:`Task`; the others have vectors for tokens.
+TASKS: Mapping[type[Any], str] = {
+    InContextMarkov: "tokens along a causal graph, with fresh transitions in every sequence (Nichani et al. 2024)",
+    RingWalk: "steps up or down a ring of states along a causal graph, with a fresh probability in every sequence",
+    LinearRegression: "in-context regression of fresh linear functions (von Oswald et al. 2022)",
+    SineRegression: "in-context regression of fresh sine waves (von Oswald et al. 2022)",
+    AutoregressiveProcess: "rotations seen step by step, by a fresh unitary matrix in every sequence (Zheng et al. 2024)",
+}
 
 
 def __dir__() -> list[str]:
-    return [*_OFFERED]
+    return [*__all__]

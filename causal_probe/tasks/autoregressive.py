@@ -32,6 +32,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.tasks.randomness import check_batch_size
 
 __all__ = ["AutoregressiveBatch", "AutoregressiveProcess", "Flow", "Start"]
 
@@ -207,8 +208,7 @@ class AutoregressiveProcess:
         CausalProbeError
             If ``batch_size`` is below 1.
         """
-        if batch_size < 1:
-            raise CausalProbeError(f"A batch must hold at least one sequence; batch_size is {batch_size}.")
+        check_batch_size(batch_size)
         d, device = self.d_x, generator.device
         theta = 2 * math.pi * torch.rand(batch_size, d, generator=generator, device=device, dtype=torch.float64)
         if self.start == "normal":

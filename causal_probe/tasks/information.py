@@ -150,7 +150,7 @@ def predicted_information(task: InContextMarkov, *, draws: int = 4096, generator
     Examples
     --------
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, alpha=1.0)
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, concentration=1.0)
     >>> found = predicted_information(task, draws=64, generator=tasks.generator(0, "tables"))
     >>> found.chi2.shape
     (3, 3)
@@ -159,7 +159,7 @@ def predicted_information(task: InContextMarkov, *, draws: int = 4096, generator
         raise CausalProbeError("Exact information is known for tree tasks; here nodes have several parents.")
     if draws < 2:
         raise CausalProbeError(f"An expectation over {draws} transition matrices has no error; draw at least 2.")
-    pi = dirichlet(task.alpha, (draws, task.d_vocab, task.d_vocab), generator=generator, dtype=torch.float64)
+    pi = dirichlet(task.concentration, (draws, task.d_vocab, task.d_vocab), generator=generator, dtype=torch.float64)
     return information(task.graph, pi)
 
 

@@ -5,7 +5,7 @@ context from all (parent, child) pairs that the graph names. Two forms (Nichani,
 
 **Tree task** (every node has at most one parent). The graph has T - 1 nodes, the context. In each sequence::
 
-    pi     ~  rows iid Dirichlet(alpha, ..., alpha)               [d_vocab, d_vocab]
+    pi     ~  rows iid Dirichlet(concentration, ..., concentration)               [d_vocab, d_vocab]
     s_i    ~  mu_pi, the stationary distribution of pi            where node i is a root
     s_i    ~  pi(. | s_parent(i))                                 otherwise
     query  ~  uniform, independent of all else                    the last of the T tokens
@@ -31,37 +31,18 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
 from causal_probe.graphs.check import parent_lists
-from causal_probe.tasks.dirichlet import ALPHAS, dirichlet
+from causal_probe.tasks.dirichlet import CONCENTRATIONS, dirichlet
+from causal_probe.tasks.predictors import best_one_parent, in_context_unigram, known_graph, uniform
+from causal_probe.tasks.randomness import check_batch_size
 from causal_probe.tasks.stationary import stationary_distribution
+from causal_probe.tasks.task import Batch, Predictor, Redraw, Task
 
-__all__ = ["Batch", "InContextMarkov", "Targets"]
+__all__ = ["InContextMarkov", "Targets"]
 
 Targets = Literal["soft", "hard"]
 
 #: 2 GiB in float32: the largest table of one sequence. With k parents it has d_vocab^(k + 1) entries.
 MAX_TABLE = 2**29
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences and what is to be predicted after them.
-
-    Attributes
-    ----------
-    tokens : Int[Tensor, "batch pos"]
-        What the model sees.
-    target : Float[Tensor, "batch d_vocab"]
-        The next token's distribution (``targets="soft"``) or one draw from it, one-hot (``targets="hard"``).
-    tables : Mapping[int, Float[Tensor, "batch context d_vocab"]]
-        The transitions of each sequence by in-degree k, with d_vocab^k contexts: ``tables[1]`` is a tree's pi.
-    """
-
-    tokens: Int[Tensor, "batch pos"]
-    target: Float[Tensor, "batch d_vocab"]
-    tables: Mapping[int, Float[Tensor, "batch context d_vocab"]]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -72,7 +53,7 @@ class _Draw:
     parents: list[list[int]]  # by slot, then by node
 
 
-class InContextMarkov:
+class InContextMarkov(Task):
     """The in-context Markov task over a causal graph.
 
     Parameters
@@ -82,8 +63,8 @@ class InContextMarkov:
         T = n + 1 tokens. Otherwise: a k-parent task over T = n - 1 tokens whose node n - 1 is to be predicted.
     d_vocab
         Number of states, >= 2.
-    alpha
-        Dirichlet concentration of the transition rows, from 1e-30 to 1e30.
+    concentration
+        Of the Dirichlet law of the transition rows, from 1e-30 to 1e30.
 
     Raises
     ------
@@ -95,27 +76,25 @@ class InContextMarkov:
     --------
     >>> import torch
     >>> from causal_probe import graphs
-    >>> task = InContextMarkov(graphs.chain(19), d_vocab=3, alpha=0.1)
+    >>> task = InContextMarkov(graphs.chain(19), d_vocab=3, concentration=0.1)
     >>> batch = task.sample(4, torch.Generator().manual_seed(0))
     >>> batch.tokens.shape, batch.target.shape
     (torch.Size([4, 20]), torch.Size([4, 3]))
     """
 
-    def __init__(self, graph: nx.DiGraph, d_vocab: int, alpha: float = 0.1) -> None:
+    def __init__(self, graph: nx.DiGraph, d_vocab: int, concentration: float = 0.1) -> None:
         check_graph(graph)
         if isinstance(d_vocab, bool) or not isinstance(d_vocab, int) or d_vocab < 2:
             raise CausalProbeError(f"The vocabulary must hold at least 2 states; d_vocab is {d_vocab!r}.")
-        if not ALPHAS[0] <= alpha <= ALPHAS[1]:
+        if not CONCENTRATIONS[0] <= concentration <= CONCENTRATIONS[1]:
             raise CausalProbeError(
-                f"The Dirichlet concentration alpha must be positive and finite, from {ALPHAS[0]:g} to {ALPHAS[1]:g}; "
-                f"it is {alpha!r}."
+                f"The Dirichlet concentration must be positive and finite, from {CONCENTRATIONS[0]:g} to {CONCENTRATIONS[1]:g}; "
+                f"it is {concentration!r}."
             )
         self.graph: nx.DiGraph = nx.freeze(graph.copy())
         self.d_vocab = d_vocab
-        self.alpha = float(alpha)
+        self.concentration = float(concentration)
         self.parents: tuple[tuple[int, ...], ...] = parent_lists(graph)
-        #: Whether every node has at most one parent.
-        self.is_tree: bool = max(map(len, self.parents), default=0) <= 1
         n = len(self.parents)
         #: Number of tokens that the model sees, T.
         self.n_positions: int = n + 1 if self.is_tree else n - 1
@@ -131,15 +110,29 @@ class InContextMarkov:
                 f"The transition table of {d_vocab} states and {self._degrees[-1]} parent(s) has {d_vocab}^"
                 f"{self._degrees[-1] + 1} entries in every sequence, more than fit into memory. Take fewer states or parents."
             )
-        #: Positions whose parents the task defines by a token that the model sees, and that metrics cover: children 0..T-2.
-        self.children: range = range(self.n_positions - 1)
-        #: Number of parents of the predicted node: in the tree task, of any child.
-        self.n_slots: int = 1 if self.is_tree else len(self.parents[-1])
         self._plan = _plan(self.parents[: self.n_positions])
 
     def __repr__(self) -> str:
         edges = self.graph.number_of_edges()
-        return f"InContextMarkov({self.n_positions} positions, {edges} edges, d_vocab={self.d_vocab}, alpha={self.alpha:g})"
+        law = f"d_vocab={self.d_vocab}, concentration={self.concentration:g}"
+        return f"InContextMarkov({self.n_positions} positions, {edges} edges, {law})"
+
+    @property
+    def description(self) -> str:
+        """The law in one phrase."""
+        return (
+            f"in-context Markov task over a known graph ({self.d_vocab} states, {self.n_positions} positions, "
+            f"Dirichlet concentration {self.concentration:g})"
+        )
+
+    def references(self) -> dict[str, Predictor]:
+        """The exact predictors of :mod:`causal_probe.tasks.predictors`; the one-parent figure is the best slot's."""
+        return {
+            "uniform": lambda batch: uniform(self, batch.tokens),
+            "in-context unigram": lambda batch: in_context_unigram(self, batch.tokens),
+            "one-parent": lambda batch: best_one_parent(self, batch),
+            "known-graph": lambda batch: known_graph(self, batch.tokens),
+        }
 
     def sample(
         self,
@@ -163,12 +156,13 @@ class InContextMarkov:
         CausalProbeError
             If ``batch_size`` is below 1 or ``targets`` is unknown.
         """
-        if batch_size < 1:
-            raise CausalProbeError(f"A batch must hold at least one sequence; batch_size is {batch_size}.")
+        check_batch_size(batch_size)
         if targets not in ("soft", "hard"):
             raise CausalProbeError(f"targets must be 'soft' or 'hard', not {targets!r}.")
         tables = {
-            k: dirichlet(self.alpha, (batch_size, self.d_vocab**k, self.d_vocab), generator=generator, dtype=dtype)
+            k: dirichlet(
+                self.concentration, (batch_size, self.d_vocab**k, self.d_vocab), generator=generator, dtype=dtype
+            )
             for k in self._degrees
         }
         tokens = self.sample_tokens(tables, generator)
@@ -225,31 +219,25 @@ class InContextMarkov:
             tokens[-1] = torch.randint(self.d_vocab, (batch_size,), generator=generator, device=device)
         return tokens.T.contiguous()
 
-    def redraw_as_root(self, batch: Batch, node: int, edges: nx.DiGraph, generator: torch.Generator) -> Batch:
-        """The same sequences with one node drawn as if it were a root, and its descendants drawn anew from it.
+    @property
+    def redraw_as_root(self) -> Redraw | None:
+        """(batch, node, edges, generator) -> the same sequences with one node drawn as if it were a root, and its descendants from it.
 
         If the node is a root and ``edges`` holds the true edges into all later nodes, the result has the law of ``batch``,
         jointly with everything that is not redrawn: what a probe measures on both is then equal in law, whatever the model.
 
-        Parameters
-        ----------
-        batch
-            Sequences of this task with their tables.
-        node
-            Which node; its token is drawn from the stationary distribution of each sequence.
-        edges
-            The edges parent -> child along which descendants are drawn anew, one parent per child.
+        The batch holds sequences of this task with their tables; the node's token is drawn from the stationary distribution of each sequence,
+        and its descendants anew along the edges parent -> child, one parent per child. None in a k-parent task: what a partly known set of
+        parents implies has no simple law.
 
         Raises
         ------
         CausalProbeError
-            If this is no tree task (what a partly known set of parents implies has no simple law), there is no such node, a
-            descendant has several parents, or its parent does not come before it.
+            When it is called: if there is no such node, a descendant has several parents, or its parent does not come before it.
         """
-        if not self.is_tree:
-            raise CausalProbeError(
-                "A node can be redrawn as a root in a tree task only; here nodes have several parents."
-            )
+        return self._redraw_as_root if self.is_tree else None
+
+    def _redraw_as_root(self, batch: Batch, node: int, edges: nx.DiGraph, generator: torch.Generator) -> Batch:
         if not 0 <= node < self.n_positions - 1:
             raise CausalProbeError(f"There is no node {node}; the nodes are 0 to {self.n_positions - 2}.")
         pi = batch.tables[1]

@@ -1,7 +1,7 @@
 """Exact predictors that a trained model is measured against, from the least informed to the best.
 
 Each maps tokens to a distribution over the next token; :func:`cross_entropy` scores it against the target. Counts of
-transitions are smoothed with the task's own alpha, the prior's pseudo-count; those of states with 1, as in Edelman et al. 2024.
+transitions are smoothed with the task's own concentration, the prior's pseudo-count; those of states with 1, as in Edelman et al. 2024.
 
 ================== =========================================================================================
 uniform            knows nothing: 1 / d_vocab
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,15 +32,15 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.tasks.markov import Batch, InContextMarkov
+from causal_probe.tasks.task import Batch, Task, cross_entropy
 
 __all__ = [
-    "cross_entropy",
+    "CountingTask",
+    "best_one_parent",
     "fit_one_parent",
     "in_context_unigram",
     "known_graph",
     "one_parent",
-    "reference_losses",
     "uniform",
 ]
 
@@ -47,21 +48,37 @@ Tokens = Int[Tensor, "batch pos"]
 Prediction = Float[Tensor, "batch d_vocab"]
 
 
-def uniform(task: InContextMarkov, tokens: Tokens) -> Prediction:
+@runtime_checkable
+class CountingTask(Task, Protocol):
+    """A task whose transitions are Dirichlet rows, so that counts of transitions are all that a sequence tells about them.
+
+    Attributes
+    ----------
+    parents
+        Of every node, ascending.
+    concentration
+        Of the Dirichlet rows.
+    """
+
+    parents: tuple[tuple[int, ...], ...]
+    concentration: float
+
+
+def uniform(task: Task, tokens: Tokens) -> Prediction:
     """1 / d_vocab for every state.
 
     Examples
     --------
     >>> import torch
     >>> from causal_probe import graphs, tasks
-    >>> uniform(tasks.InContextMarkov(graphs.chain(3), d_vocab=4, alpha=1.0), torch.tensor([[0, 1, 2, 3]]))
+    >>> uniform(tasks.InContextMarkov(graphs.chain(3), d_vocab=4, concentration=1.0), torch.tensor([[0, 1, 2, 3]]))
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
     _check(task, tokens)
     return torch.full((len(tokens), task.d_vocab), 1 / task.d_vocab, device=tokens.device)
 
 
-def in_context_unigram(task: InContextMarkov, tokens: Tokens) -> Prediction:
+def in_context_unigram(task: Task, tokens: Tokens) -> Prediction:
     """(1 + occurrences of the state) / (nodes + d_vocab), over the nodes that the model sees (the uniform query is not one).
 
     The definition of Edelman et al. 2024 (*The evolution of statistical induction heads*).
@@ -70,7 +87,7 @@ def in_context_unigram(task: InContextMarkov, tokens: Tokens) -> Prediction:
     --------
     >>> import torch
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, alpha=1.0)
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, concentration=1.0)
     >>> in_context_unigram(task, torch.tensor([[0, 0, 1, 1]])).round(decimals=2)
     tensor([[0.6000, 0.4000]])
     """
@@ -79,8 +96,8 @@ def in_context_unigram(task: InContextMarkov, tokens: Tokens) -> Prediction:
     return _normalised(one_hot(nodes, task.d_vocab).sum(1), 1.0)
 
 
-def known_graph(task: InContextMarkov, tokens: Tokens) -> Prediction:
-    """Posterior mean of the transition row asked for: alpha + occurrences of the state under the same parents' states.
+def known_graph(task: CountingTask, tokens: Tokens) -> Prediction:
+    """Posterior mean of the transition row asked for: concentration + occurrences of the state under the same parents' states.
 
     In a tree it counts the children of nodes that carry the query's state; with k parents, the nodes with as many parents as
     the predicted one whose parents all carry the same states, slot by slot.
@@ -89,7 +106,7 @@ def known_graph(task: InContextMarkov, tokens: Tokens) -> Prediction:
     --------
     >>> import torch
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(4), d_vocab=2, alpha=1.0)
+    >>> task = tasks.InContextMarkov(graphs.chain(4), d_vocab=2, concentration=1.0)
     >>> known_graph(task, torch.tensor([[0, 1, 0, 1, 0]])).round(decimals=2)
     tensor([[0.2500, 0.7500]])
     """
@@ -97,14 +114,14 @@ def known_graph(task: InContextMarkov, tokens: Tokens) -> Prediction:
 
 
 def one_parent(
-    task: InContextMarkov, tokens: Tokens, *, slot: int, weights: Float[Tensor, " _pos"] | None = None
+    task: CountingTask, tokens: Tokens, *, slot: int, weights: Float[Tensor, " _pos"] | None = None
 ) -> Prediction:
     """Like :func:`known_graph`, knowing only the parents in ``slot`` (0 is the smallest parent).
 
     Parameters
     ----------
     weights
-        How much the child at each position counts where its parent matches, beside the pseudo-count alpha; 1 by default.
+        How much the child at each position counts where its parent matches, beside the pseudo-count; 1 by default.
         :func:`fit_one_parent` gives the best.
 
     Raises
@@ -116,7 +133,7 @@ def one_parent(
     --------
     >>> import torch
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(4), d_vocab=2, alpha=1.0)
+    >>> task = tasks.InContextMarkov(graphs.chain(4), d_vocab=2, concentration=1.0)
     >>> one_parent(task, torch.tensor([[0, 1, 0, 1, 0]]), slot=0).round(decimals=2)
     tensor([[0.2500, 0.7500]])
     """
@@ -128,10 +145,10 @@ def one_parent(
     return _count_matches(task, tokens, slots=[slot], weights=weights)
 
 
-def fit_one_parent(task: InContextMarkov, batch: Batch, *, slot: int) -> Float[Tensor, " pos"]:
+def fit_one_parent(task: CountingTask, batch: Batch, *, slot: int) -> Float[Tensor, " pos"]:
     """The weights with which :func:`one_parent` has the least mean cross-entropy on ``batch``, by position; 0 where no child is counted.
 
-    They are positive, fitted by L-BFGS on their logarithms from 1 / n_slots. Only their ratio to alpha acts, so alpha stays as it
+    They are positive, fitted by L-BFGS on their logarithms from 1 / n_slots. Only their ratio to the concentration acts, so that stays as it
     is. There are as many as there are nodes with all parents, so a batch of some thousand sequences fits them to less than 0.01 nats
     of what others would; judge a fit on other sequences.
 
@@ -145,12 +162,12 @@ def fit_one_parent(task: InContextMarkov, batch: Batch, *, slot: int) -> Float[T
     In a chain every child of a matching parent is drawn from the row that is asked for, and counts fully:
 
     >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(4), d_vocab=2, alpha=1.0)
+    >>> task = tasks.InContextMarkov(graphs.chain(4), d_vocab=2, concentration=1.0)
     >>> fit_one_parent(task, task.sample(4096, tasks.generator(0, "fit")), slot=0).round(decimals=0)
     tensor([0., 1., 1., 1., 0.])
     """
     _check_slot(task, slot)
-    nodes, matches, children = _matches(task, batch.tokens, [slot])
+    nodes, matches, children = matching(task, batch.tokens, [slot])
     if not nodes:
         raise CausalProbeError("No node has as many parents as the predicted one, so there is no child to be counted.")
     counted = (children * matches[..., None]).double()
@@ -161,7 +178,7 @@ def fit_one_parent(task: InContextMarkov, batch: Batch, *, slot: int) -> Float[T
 
     def loss() -> float:
         with torch.enable_grad():
-            smoothed = torch.einsum("bnv,n->bv", counted, logs.exp()) + task.alpha
+            smoothed = torch.einsum("bnv,n->bv", counted, logs.exp()) + task.concentration
             value = cross_entropy(smoothed / smoothed.sum(-1, keepdim=True), target).mean()
         (logs.grad,) = torch.autograd.grad(value, [logs])
         return float(value.detach())
@@ -172,59 +189,27 @@ def fit_one_parent(task: InContextMarkov, batch: Batch, *, slot: int) -> Float[T
     return weights
 
 
-def cross_entropy(
-    prediction: Float[Tensor, "batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
-) -> Float[Tensor, " batch"]:
-    """-sum_s target(s) log prediction(s), in nats, one per sequence; >= the target's entropy, log d_vocab for uniform.
-
-    Examples
-    --------
-    >>> import torch
-    >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]]))
-    tensor([0.6931])
-    """
-    losses: Tensor = -torch.special.xlogy(target, prediction).sum(-1)
-    return losses
-
-
-def reference_losses(task: InContextMarkov, batch: Batch) -> dict[str, float]:
-    """Mean cross-entropy of every predictor on ``batch``, in nats; the one-parent figure is the best slot's.
-
-    Examples
-    --------
-    >>> from causal_probe import graphs, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, alpha=0.1)
-    >>> losses = reference_losses(task, task.sample(512, tasks.generator(0, "reference")))
-    >>> losses["known-graph"] < losses["in-context unigram"] < losses["uniform"]
-    True
-    """
-    predictions = {
-        "uniform": [uniform(task, batch.tokens)],
-        "in-context unigram": [in_context_unigram(task, batch.tokens)],
-        "one-parent": [one_parent(task, batch.tokens, slot=slot) for slot in range(task.n_slots)],
-        "known-graph": [known_graph(task, batch.tokens)],
-    }
+def best_one_parent(task: CountingTask, batch: Batch) -> Prediction:
+    """:func:`one_parent` in the slot that predicts ``batch`` best, without weights: what knowing one parent is worth."""
     target = batch.target.double()
-    return {
-        name: min(float(cross_entropy(p.double(), target).mean()) for p in candidates)
-        for name, candidates in predictions.items()
-    }
+    slots = (one_parent(task, batch.tokens, slot=slot) for slot in range(task.n_slots))
+    return min(slots, key=lambda prediction: float(cross_entropy(prediction.double(), target).mean()))
 
 
 def _count_matches(
-    task: InContextMarkov, tokens: Tokens, slots: Sequence[int], weights: Float[Tensor, " pos"] | None = None
+    task: CountingTask, tokens: Tokens, slots: Sequence[int], weights: Float[Tensor, " pos"] | None = None
 ) -> Prediction:
-    nodes, matches, children = _matches(task, tokens, slots)
+    nodes, matches, children = matching(task, tokens, slots)
     if not nodes:
         return uniform(task, tokens)
     counted = children * matches[..., None]
     if weights is not None:
         counted = counted * weights[list(nodes), None]
-    return _normalised(counted.sum(1), task.alpha)
+    return _normalised(counted.sum(1), task.concentration)
 
 
-def _matches(
-    task: InContextMarkov, tokens: Tokens, slots: Sequence[int]
+def matching(
+    task: CountingTask, tokens: Tokens, slots: Sequence[int]
 ) -> tuple[tuple[int, ...], Bool[Tensor, "batch node"], Int[Tensor, "batch node d_vocab"]]:
     """The nodes with as many parents as the predicted one, whether their parents in ``slots`` match its, and their states, one-hot."""
     _check(task, tokens)
@@ -241,14 +226,14 @@ def _matches(
     return nodes, matches, one_hot(tokens[:, nodes], task.d_vocab)
 
 
-def _check_slot(task: InContextMarkov, slot: int) -> None:
+def _check_slot(task: CountingTask, slot: int) -> None:
     if not 0 <= slot < task.n_slots:
         raise CausalProbeError(
             f"Parent slot {slot} was asked for; the predicted node has slots 0 to {task.n_slots - 1}."
         )
 
 
-def _check(task: InContextMarkov, tokens: Tensor) -> None:
+def _check(task: Task, tokens: Tensor) -> None:
     if tokens.ndim != 2 or tokens.shape[1] != task.n_positions:
         raise CausalProbeError(
             f"The task's sequences have {task.n_positions} tokens; the shape of these is {list(tokens.shape)}, not [batch, pos]."
@@ -260,6 +245,6 @@ def _check(task: InContextMarkov, tokens: Tensor) -> None:
         )
 
 
-def _normalised(counts: Tensor, alpha: float) -> Prediction:
-    smoothed = counts.to(torch.get_default_dtype()) + alpha
+def _normalised(counts: Tensor, pseudo_count: float) -> Prediction:
+    smoothed = counts.to(torch.get_default_dtype()) + pseudo_count
     return smoothed / smoothed.sum(-1, keepdim=True)

@@ -9,7 +9,7 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["generator", "numpy_generator"]
+__all__ = ["check_batch_size", "generator", "numpy_generator"]
 
 
 def generator(seed: int, purpose: str, *, device: str | torch.device = "cpu") -> torch.Generator:
@@ -33,6 +33,12 @@ def numpy_generator(seed: int, purpose: str) -> np.random.Generator:
     True
     """
     return np.random.default_rng(_sequence(seed, purpose))
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise unless at least one sequence is asked for."""
+    if batch_size < 1:
+        raise CausalProbeError(f"A batch must hold at least one sequence; batch_size is {batch_size}.")
 
 
 def _sequence(seed: int, purpose: str) -> np.random.SeedSequence:

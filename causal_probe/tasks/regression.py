@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.tasks.randomness import check_batch_size
 
 __all__ = ["InputLaw", "LinearRegression", "RegressionBatch", "SineRegression", "TokenForm", "regression_tokens"]
 
@@ -185,7 +186,7 @@ class LinearRegression:
         CausalProbeError
             If ``batch_size`` is below 1.
         """
-        _check_batch(batch_size)
+        check_batch_size(batch_size)
         W = self._normal((batch_size, self.d_out, self.d_x), generator, dtype) * self.w_scale
         inputs = self.sample_inputs(batch_size, generator, dtype=dtype)
         outputs = inputs @ W.mT
@@ -268,7 +269,7 @@ class SineRegression:
         self, batch_size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
     ) -> RegressionBatch:
         """Draw ``batch_size`` sequences; see :meth:`LinearRegression.sample`."""
-        _check_batch(batch_size)
+        check_batch_size(batch_size)
 
         def uniform(low: float, high: float, n: int) -> Tensor:
             drawn = torch.empty(batch_size, n, 1, dtype=dtype, device=generator.device)
@@ -303,8 +304,3 @@ def _check(*, positive: dict[str, float], **counts: int) -> None:
     ]
     if problems:
         raise CausalProbeError("There is no such regression task: " + "; ".join(problems) + ".")
-
-
-def _check_batch(batch_size: int) -> None:
-    if batch_size < 1:
-        raise CausalProbeError(f"A batch must hold at least one sequence; batch_size is {batch_size}.")

@@ -1,6 +1,6 @@
 """The stationary distribution of a batch of Markov chains, without subtraction.
 
-Solving pi^T mu = mu by a factorisation loses every digit when the chain is nearly reducible (rows drawn at alpha = 0.1
+Solving pi^T mu = mu by a factorisation loses every digit when the chain is nearly reducible (rows drawn at a concentration of 0.1
 often are), and may return negative probabilities. The elimination of Grassmann, Taksar & Heyman (1985, *Regenerative
 analysis and steady state distributions for Markov chains*) uses sums, products and quotients of non-negative numbers
 only, so every entry is accurate to a few units in the last place whatever the conditioning.

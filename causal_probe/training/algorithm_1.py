@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor, nn
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import ReducedTransformer
-from causal_probe.tasks import InContextMarkov
-from causal_probe.training.fit import History
+from causal_probe.tasks import Task
+from causal_probe.training.loop import Begun, History, check_sizes, descend
 from causal_probe.training.stages import Stage
 
 __all__ = ["algorithm_1", "algorithm_1_stages"]
@@ -34,7 +37,7 @@ def algorithm_1_stages(
 
 def algorithm_1(
     model: ReducedTransformer,
-    task: InContextMarkov,
+    task: Task,
     stages: tuple[Stage, ...] | None = None,
     *,
     generator: torch.Generator,
@@ -57,11 +60,7 @@ def algorithm_1(
     CausalProbeError
         If model and task differ in shape, the task is no tree, a stage is not of this kind, or the loss stops being finite.
     """
-    if (model.d_vocab, model.n_positions) != (task.d_vocab, task.n_positions):
-        raise CausalProbeError(
-            f"The task has {task.d_vocab} states and {task.n_positions} positions; the model has {model.d_vocab} and "
-            f"{model.n_positions}. Build a model of the task's shape."
-        )
+    check_sizes(model, task)
     if not task.is_tree:
         raise CausalProbeError(
             "The reduced model has one head in layer 1: it can learn one parent per node, and some have several."
@@ -73,29 +72,26 @@ def algorithm_1(
                 f"The stage {stage.name!r} moves {list(stage.moves)} by {stage.optimizer}; Algorithm 1 moves A1 or A2 by sgd."
             )
     parameters = {"A1": model.A1, "A2": model.A2}
-    done: list[tuple[int, str, float]] = []
-    sequences = 0
-    for stage in stages:
-        moved = [parameters[name] for name in stage.moves]
-        for step in range(stage.steps):
+
+    def begin(stage: Stage) -> Begun:
+        def loss() -> Tensor:
             batch = task.sample(stage.batch_size, generator, dtype=model.A1.dtype)
-            with torch.enable_grad():
-                loss = model.loss(batch.tokens, batch.target).mean()
-                gradients = torch.autograd.grad(loss, moved)
-            value = float(loss.detach())
-            if not value < float("inf"):
-                raise CausalProbeError(
-                    f"The loss is {value} at step {len(done)} ({stage.name}): the weights are not finite. Take a smaller learning rate "
-                    f"than {stage.learning_rate:g}, or a new model."
-                )
-            with torch.no_grad():
-                for parameter, gradient in zip(moved, gradients, strict=True):
-                    parameter.sub_(stage.rate_at(step) * (gradient + stage.weight_decay * parameter))
-            sequences += stage.batch_size
-            done.append((len(done), stage.name, value))
-    return History(
-        step=tuple(step for step, _, _ in done),
-        stage=tuple(name for _, name, _ in done),
-        loss=tuple(value for _, _, value in done),
-        sequences=sequences,
-    )
+            return model.loss(batch.tokens, batch.target).mean()
+
+        return Begun([parameters[name] for name in stage.moves], loss)
+
+    losses = descend(stages, begin, optimizer_of=_Descent)
+    return History.of(stages, [loss for (loss,) in losses])
+
+
+class _Descent(torch.optim.Optimizer):
+    """Plain gradient descent, rounded twice: torch's own rounds product and difference at once."""
+
+    def __init__(self, stage: Stage, moved: Sequence[nn.Parameter]) -> None:
+        super().__init__(moved, {"lr": stage.learning_rate, "weight_decay": stage.weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # no closure is ever given
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(group["lr"] * (parameter.grad + group["weight_decay"] * parameter))

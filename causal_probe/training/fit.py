@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
-from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.models.fast import last_logits
-from causal_probe.tasks import Batch, InContextMarkov
-from causal_probe.training.checkpoint import Checkpoint, Progress
+from causal_probe.tasks import Batch, Task
+from causal_probe.training.checkpoint import Checkpoint
+from causal_probe.training.loop import Begun, History, check_sizes, descend
 from causal_probe.training.stages import Stage
 
-__all__ = ["History", "evaluate", "fit", "task_loss"]
+__all__ = ["evaluate", "fit", "task_loss"]
 
 #: Parts of layer 0's matrix that a stage may move by themselves: the (position, position) block, and all others.
 PARTS_OF_A0 = frozenset({"A0.position", "A0.tokens"})
 
 #: Called before every step with the step's number, and once after the last step.
 Callback = Callable[[int, DisentangledTransformer], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class History:
-    """What happened at every step, in order.
-
-    Attributes
-    ----------
-    step : tuple[int, ...]
-        0, 1, 2, ... across stages.
-    stage : tuple[str, ...]
-        The stage that the step belongs to.
-    loss : tuple[float, ...]
-        Cross-entropy in nats on the step's own batch before the step moved anything: the batch is fresh, so this is an
-        unbiased estimate of the loss at that moment.
-    sequences : int
-        How many sequences were drawn in all.
-    """
-
-    step: tuple[int, ...]
-    stage: tuple[str, ...]
-    loss: tuple[float, ...]
-    sequences: int
 
 
 def task_loss(
@@ -66,7 +43,7 @@ def task_loss(
 
 def fit(
     model: DisentangledTransformer,
-    task: InContextMarkov,
+    task: Task,
     stages: Sequence[Stage],
     *,
     generator: torch.Generator,
@@ -107,115 +84,55 @@ def fit(
     Examples
     --------
     >>> from causal_probe import graphs, models, tasks, training
-    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=3, concentration=0.1)
     >>> model = models.DisentangledTransformer(d_vocab=3, n_positions=task.n_positions)
     >>> stages = training.joint(steps=2, batch_size=8)
     >>> history = fit(model, task, stages, generator=tasks.generator(0, "training"))
-    >>> history.step, history.sequences
+    >>> history.step, history.n_sequences
     ((0, 1), 16)
     """
     if (probe is None) != (probe_every is None) or (probe_every is not None and probe_every < 1):
         raise CausalProbeError(
             f"A probe is called every so many steps: give probe and probe_every (at least 1, not {probe_every}) together."
         )
-    if (model.d_vocab, model.n_positions) != (task.d_vocab, task.n_positions):
-        raise CausalProbeError(
-            f"The task has {task.d_vocab} states and {task.n_positions} positions; the model has {model.d_vocab} and "
-            f"{model.n_positions}. Build a model of the task's shape."
-        )
+    check_sizes(model, task)
     if generator.device.type != model.W_U.device.type:
         raise CausalProbeError(
             f"The generator is on {generator.device} and the model on {model.W_U.device}. Make both on one device."
         )
-    names: dict[str, nn.Parameter] = {f"A{layer}": block.attn.A for layer, block in enumerate(model.blocks)}
-    names["W_U"] = model.W_U
-    _check_moves(stages, names, position_only=_only_positions(model))
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    threads = torch.get_num_threads()
-    made = (checkpoint.load(model, generator) if checkpoint is not None else None) or Progress(0, 0, [], {})
-    losses = made.losses
+    names = named_weights(model)
+    check_moves(stages, names, position_only=only_positions(model))
     total = sum(stage.steps for stage in stages)
-    bar = tqdm(total=total, disable=not progress, unit="step", dynamic_ncols=True)
-    bar.update(len(losses))
 
-    def look() -> None:
+    def begin(stage: Stage) -> Begun:
+        moving = moved_by(stage)
+        for name, parameter in names.items():
+            parameter.requires_grad_(name in moving)
+        # The fast forward may use the position block alone if nothing else of layer 0 is there or is to move.
+        position_only = not {"A0", "A0.tokens"} & set(stage.moves) and only_positions(model)
+
+        def loss() -> Tensor:
+            batch = task.sample(stage.batch_size, generator, dtype=model.W_U.dtype)
+            logits = last_logits(batch.tokens, model.A, model.W_U, position_only=position_only)
+            return task_loss(logits, batch.target).mean()
+
+        return Begun([names[name] for name in moving], loss, holds_positions(stage, model, names["A0"]))
+
+    def look(step: int) -> None:
         if callback is not None:
-            callback(len(losses), model)
-        if probe is not None and probe_every is not None and (len(losses) % probe_every == 0 or len(losses) == total):
-            probe(len(losses), model)
+            callback(step, model)
+        if probe is not None and probe_every is not None and (step % probe_every == 0 or step == total):
+            probe(step, model)
 
-    def keep(index: int, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        if checkpoint is not None:
-            moments = {} if optimizer is None else optimizer.state_dict()["state"]
-            checkpoint.save(model, generator, Progress(index, step, losses, moments))
-
-    def diverged(message: str) -> CausalProbeError:
-        """The run would fail again from its checkpoint, so that goes. Whatever else fails leaves it."""
-        if checkpoint is not None:
-            checkpoint.delete()
-        return CausalProbeError(message)
-
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for index, stage in enumerate(stages[made.stage :], start=made.stage):
-            first = made.step if index == made.stage else 0
-            moving = {"A0" if name in PARTS_OF_A0 else name for name in stage.moves}
-            for name, parameter in names.items():
-                parameter.requires_grad_(name in moving)
-            # The fast forward may use the position block alone if nothing else of layer 0 is there or is to move.
-            position_only = not {"A0", "A0.tokens"} & set(stage.moves) and _only_positions(model)
-            held = _position_block(model).clone() if "A0.tokens" in stage.moves else None
-            moved = [names[name] for name in sorted(moving)]
-            optimizer = _optimizer(stage, moved)
-            if first and made.optimizer:
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": made.optimizer})
-            bar.set_description(stage.name)
-            for step in range(first, stage.steps):
-                if checkpoint is not None and step > first and step % checkpoint.every == 0:
-                    keep(index, step, optimizer)
-                look()
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.rate_at(step)
-                batch = task.sample(stage.batch_size, generator, dtype=model.W_U.dtype)
-                with torch.enable_grad():  # notebooks of the field often begin by turning gradients off
-                    logits = last_logits(batch.tokens, model.A, model.W_U, position_only=position_only)
-                    loss = task_loss(logits, batch.target).mean()
-                value = float(loss.detach())
-                if not value < float("inf"):
-                    cause = (
-                        f"learning rate {stage.learning_rate:g} is"
-                        if losses
-                        else "weights that the model began with are"
-                    )
-                    raise diverged(f"The loss is {value} at step {len(losses)} ({stage.name}): the {cause} too large.")
-                for parameter, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
-                    parameter.grad = gradient
-                optimizer.step()
-                if held is not None:  # the optimiser moves whole matrices
-                    _position_block(model).copy_(held)
-                losses.append(value)
-                bar.update()
-                if step % 10 == 0:
-                    bar.set_postfix(loss=f"{value:.4f}")
-            # No later loss may tell what the stage's last step did.
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in moved):
-                raise diverged(
-                    f"The weights are not finite after {len(losses)} steps ({stage.name}): the learning rate "
-                    f"{stage.learning_rate:g} is too large."
-                )
-            keep(index + 1, 0, None)
-        look()
+        losses = descend(
+            stages, begin, callback=look, model=model, generator=generator, checkpoint=checkpoint, progress=progress
+        )
     finally:
-        bar.close()
-        torch.set_num_threads(threads)
-        for parameter, flag, kept in before:
+        for parameter, flag in before:
             parameter.requires_grad_(flag)
-            parameter.grad = kept
-    return History(
-        step=tuple(range(total)),
-        stage=tuple(stage.name for stage in stages for _ in range(stage.steps)),
-        loss=tuple(losses),
-        sequences=sum(stage.steps * stage.batch_size for stage in stages),
-    )
+    return History.of(stages, [loss for (loss,) in losses])
 
 
 @torch.no_grad()
@@ -230,7 +147,7 @@ def evaluate(model: DisentangledTransformer, batches: Sequence[Batch]) -> float:
     Examples
     --------
     >>> from causal_probe import graphs, models, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=3, concentration=0.1)
     >>> model = models.DisentangledTransformer(d_vocab=3, n_positions=task.n_positions)
     >>> round(evaluate(model, [task.sample(64, tasks.generator(0, "fresh"))]), 3)  # it knows nothing yet: log 3
     1.099
@@ -241,7 +158,18 @@ def evaluate(model: DisentangledTransformer, batches: Sequence[Batch]) -> float:
     return total / sum(len(batch) for batch in batches)
 
 
-def _check_moves(stages: Sequence[Stage], names: dict[str, nn.Parameter], *, position_only: bool) -> None:
+def named_weights(model: DisentangledTransformer) -> dict[str, nn.Parameter]:
+    """The weights by the names by which stages move them."""
+    return {**{f"A{layer}": block.attn.A for layer, block in enumerate(model.blocks)}, "W_U": model.W_U}
+
+
+def moved_by(stage: Stage) -> list[str]:
+    """The names of the whole matrices that a stage moves."""
+    return sorted({"A0" if name in PARTS_OF_A0 else name for name in stage.moves})
+
+
+def check_moves(stages: Sequence[Stage], names: Mapping[str, nn.Parameter], *, position_only: bool) -> None:
+    """Raise unless every stage moves what is there."""
     for stage in stages:
         unknown = sorted(set(stage.moves) - set(names) - PARTS_OF_A0)
         if unknown or not stage.moves:
@@ -261,22 +189,22 @@ def _check_moves(stages: Sequence[Stage], names: dict[str, nn.Parameter], *, pos
             )
 
 
-def _position_block(model: DisentangledTransformer) -> Float[Tensor, "head pos pos"]:
-    """Layer 0's (position, position) block of every head, as a view."""
+def holds_positions(
+    stage: Stage, model: DisentangledTransformer, A_0: Float[Tensor, "*model head d_query d_key"]
+) -> Callable[[], object] | None:
+    """What puts layer 0's (position, position) block back, where a stage moves the others: the optimiser moves whole matrices."""
+    if "A0.tokens" not in stage.moves:
+        return None
     position = model.subspaces(0)["position"]
-    return model.A[0].detach()[:, position, position]
+    block = A_0.detach()[..., position, position]
+    held = block.clone()
+    return partial(block.copy_, held)
 
 
-def _only_positions(model: DisentangledTransformer) -> bool:
+def only_positions(model: DisentangledTransformer) -> bool:
     """Whether the fast forward may take layer 0 for its (position, position) block: a last layer it computes as it is."""
     if len(model.heads) == 1:
         return False
     token = model.subspaces(0)["token"]
     A_0 = model.A[0].detach()
     return not bool(A_0[:, token].any() or A_0[:, :, token].any())
-
-
-def _optimizer(stage: Stage, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if stage.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)
-    return torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)

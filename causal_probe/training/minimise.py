@@ -12,13 +12,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer
 from causal_probe.tasks.regression import RegressionBatch
-from causal_probe.training.checkpoint import Checkpoint, Progress
-from causal_probe.training.fit import History
+from causal_probe.training.checkpoint import Checkpoint
+from causal_probe.training.loop import Begun, History, descend
 from causal_probe.training.stages import Stage
 
 __all__ = ["RegressionTask", "adam", "minimise", "regression_loss"]
@@ -131,7 +130,7 @@ def minimise(
     Returns
     -------
     History
-        Losses are before the step, on its own fresh data. ``sequences`` counts what was asked for.
+        Losses are before the step, on its own fresh data. ``n_sequences`` counts what was asked for.
 
     Raises
     ------
@@ -152,83 +151,15 @@ def minimise(
         raise CausalProbeError("No weight of the model requires gradients, so there is nothing to train.")
     if checkpoint is not None and generator is None:
         raise CausalProbeError("A run that is kept needs the generator of its data: pass it beside the checkpoint.")
-    threads = torch.get_num_threads()
-    made = Progress(0, 0, [], {})
-    if checkpoint is not None and generator is not None:
-        made = checkpoint.load(model, generator) or made
-    losses = made.losses
-    optimizer: torch.optim.Optimizer | None = None
-    previous = None
-    bar = tqdm(total=sum(stage.steps for stage in stages), disable=not progress, unit="step", dynamic_ncols=True)
-    bar.update(len(losses))
-
-    def keep(index: int, step: int) -> None:
-        if checkpoint is not None and generator is not None:
-            moments = {} if optimizer is None else optimizer.state_dict()["state"]
-            checkpoint.save(model, generator, Progress(index, step, losses, moments))
-
-    def diverged(message: str) -> CausalProbeError:
-        """The run would fail again from its checkpoint, so that goes. Whatever else fails leaves it."""
-        if checkpoint is not None:
-            checkpoint.delete()
-        return CausalProbeError(message)
-
-    try:
-        for index, stage in enumerate(stages):
-            # Stages that are over are gone through for their optimiser, which later ones may go on with.
-            first = made.step if index == made.stage else 0 if index > made.stage else stage.steps
-            if optimizer is None or (stage.optimizer, stage.weight_decay) != previous:
-                kind = torch.optim.SGD if stage.optimizer == "sgd" else torch.optim.AdamW
-                optimizer = kind(moved, lr=stage.learning_rate, weight_decay=stage.weight_decay)
-                previous = (stage.optimizer, stage.weight_decay)
-                if made.optimizer and (index, 0) < (
-                    made.stage,
-                    made.step,
-                ):  # on a border the moments are the earlier stage's
-                    optimizer.load_state_dict({**optimizer.state_dict(), "state": made.optimizer})
-            for step in range(first, stage.steps):
-                if checkpoint is not None and step > first and step % checkpoint.every == 0:
-                    keep(index, step)
-                if callback is not None:
-                    callback(len(losses))
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.rate_at(step)
-                with torch.enable_grad():
-                    value = loss(stage.batch_size)
-                now = float(value.detach())
-                if not now < float("inf"):
-                    raise diverged(
-                        f"The loss is {now} at step {len(losses)} ({stage.name}): the learning rate {stage.learning_rate:g}, or "
-                        "what the model began with, is too large."
-                    )
-                for parameter, gradient in zip(
-                    moved, torch.autograd.grad(value, moved, allow_unused=True), strict=True
-                ):
-                    parameter.grad = gradient
-                if clip is not None:
-                    torch.nn.utils.clip_grad_norm_(moved, clip)
-                optimizer.step()
-                losses.append(now)
-                bar.update()
-                if step % 10 == 0:
-                    bar.set_postfix(loss=f"{now:.4f}")
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in moved):
-                raise diverged(
-                    f"The weights are not finite after {len(losses)} steps ({stage.name}): the learning rate "
-                    f"{stage.learning_rate:g} is too large."
-                )
-            if index >= made.stage:
-                keep(index + 1, 0)
-        if callback is not None:
-            callback(len(losses))
-    finally:
-        bar.close()
-        torch.set_num_threads(threads)
-        for parameter in moved:
-            parameter.grad = None
-    return History(
-        step=tuple(range(len(losses))),
-        stage=tuple(stage.name for stage in stages for _ in range(stage.steps)),
-        loss=tuple(losses),
-        sequences=sum(stage.steps * stage.batch_size for stage in stages),
+    losses = descend(
+        stages,
+        lambda stage: Begun(moved, lambda: loss(stage.batch_size)),
+        fresh=False,
+        clip=clip,
+        callback=callback,
+        model=model,
+        generator=generator,
+        checkpoint=checkpoint,
+        progress=progress,
     )
+    return History.of(stages, [loss for (loss,) in losses])

@@ -24,6 +24,7 @@ in layer 0's scores help the model to tell so. The graph's block stays: the loss
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import networkx as nx
 import torch
@@ -33,27 +34,25 @@ from torch.nn.functional import one_hot
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
-from causal_probe.tasks import InContextMarkov
-from causal_probe.training.stages import Optimizer, Stage, staged
+from causal_probe.tasks import Task, sample_batches
+from causal_probe.training.stages import Stage, check_two_layers, staged
 
 __all__ = ["find_queries", "give_slots", "query_evidence", "staged_slots"]
 
-#: Sequences on which the query positions are decided, and how many at once.
+#: Sequences on which the query positions are decided.
 SEQUENCES = 2**14
-MICRO_BATCH = 1024
 #: The score that makes the last row of layer 0 look at a query position: one-hot to six digits beside scores of 0.
 LOOK = 20.0
 
 
 @torch.no_grad()
 def query_evidence(
-    task: InContextMarkov, generator: torch.Generator, *, sequences: int = SEQUENCES
+    task: Task, generator: torch.Generator, *, n_sequences: int = SEQUENCES
 ) -> Float[Tensor, "query child parent"]:
     """E[c, child, parent] of the module's docstring, averaged over fresh sequences; 0 where the parent comes after the child."""
     n = task.n_positions
     total = torch.zeros(n, n, n, dtype=torch.float64, device=generator.device)
-    for start in range(0, sequences, MICRO_BATCH):
-        batch = task.sample(min(MICRO_BATCH, sequences - start), generator)
+    for batch in sample_batches(task, n_sequences, generator):
         frequencies = one_hot(batch.tokens, task.d_vocab).to(batch.target.dtype).mean(1)
         left = (batch.target - frequencies.softmax(-1)).gather(1, batch.tokens)
         left = left - left.mean(1, keepdim=True)
@@ -61,14 +60,14 @@ def query_evidence(
         total += (left.mT @ same.flatten(1)).reshape(n, n, n).transpose(0, 1).double()
     past = torch.ones(n, n, dtype=torch.float64, device=total.device).tril()
     mean = (total * past).sum(-1, keepdim=True) / past.sum(-1, keepdim=True)
-    return (total - mean) * past / sequences
+    return (total - mean) * past / n_sequences
 
 
 def find_queries(evidence: Float[Tensor, "query child parent"], n_heads: int) -> tuple[int, ...]:
     """The ``n_heads`` query positions with the most evidence, ascending: the sum over children of the largest entry on an earlier node.
 
     Child and parent are other positions than the query, which matches itself whatever the graph. On 18 graphs of two and three parents
-    (T = 12 to 32, S = 3 and 5, alpha 0.1, 16,384 sequences) these were the predicted node's own parents on 15; the others had one
+    (T = 12 to 32, S = 3 and 5, concentration 0.1, 16,384 sequences) these were the predicted node's own parents on 15; the others had one
     wrong.
     """
     n = len(evidence)
@@ -80,7 +79,7 @@ def find_queries(evidence: Float[Tensor, "query child parent"], n_heads: int) ->
 
 def give_slots(
     model: DisentangledTransformer,
-    task: InContextMarkov,
+    task: Task,
     *,
     generator: torch.Generator,
     beta: float = 1.0,
@@ -103,10 +102,7 @@ def give_slots(
     CausalProbeError
         If the model does not have two layers, or the graph is not over such nodes.
     """
-    if len(model.heads) != 2:
-        raise CausalProbeError(
-            f"Staged training is defined for two layers; the model has {len(model.heads)}. Use joint training (--training joint)."
-        )
+    check_two_layers(model)
     last = task.n_positions - 1
     eye = torch.eye(model.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
     if graph is None:
@@ -128,7 +124,7 @@ def give_slots(
     return (*given, "W_U reads L1H0.token: I")
 
 
-def _write_graph(model: DisentangledTransformer, task: InContextMarkov, graph: nx.DiGraph) -> tuple[int, ...]:
+def _write_graph(model: DisentangledTransformer, task: Task, graph: nx.DiGraph) -> tuple[int, ...]:
     """Let each head look at the parents in its slot; return those of the predicted node."""
     if set(graph) != set(range(task.n_positions + 1)) or graph.in_degree(task.n_positions) != model.heads[0]:
         raise CausalProbeError(
@@ -143,15 +139,7 @@ def _write_graph(model: DisentangledTransformer, task: InContextMarkov, graph: n
 
 
 def staged_slots(
-    *,
-    n_positions: int,
-    graph_steps: int = 20,
-    graph_batch_size: int = 8192,
-    graph_learning_rate: float | None = None,
-    steps: int = 24_000,
-    batch_size: int = 512,
-    optimizer: Optimizer = "adamw",
-    learning_rate: float = 3e-2,
+    *, n_positions: int, graph_batch_size: int = 8192, steps: int = 24_000, **options: Any
 ) -> tuple[Stage, ...]:
     """The stages that follow :func:`give_slots`: the graph, then all else (parameters as in :func:`~causal_probe.training.staged`).
 
@@ -160,14 +148,5 @@ def staged_slots(
     >>> [(stage.name, stage.moves) for stage in staged_slots(n_positions=8)]
     [('the graph', ('A0.position',)), ('the rest', ('A0.tokens', 'A1', 'W_U'))]
     """
-    graph, rest = staged(
-        n_positions=n_positions,
-        graph_steps=graph_steps,
-        graph_batch_size=graph_batch_size,
-        graph_learning_rate=graph_learning_rate,
-        steps=steps,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-    )
+    graph, rest = staged(n_positions=n_positions, graph_batch_size=graph_batch_size, steps=steps, **options)
     return graph, replace(rest, moves=("A0.tokens", "A1", "W_U"), weight_decay=1e-4)

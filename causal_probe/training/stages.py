@@ -83,6 +83,14 @@ class Stage:
         return self.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
+def check_two_layers(model: DisentangledTransformer) -> None:
+    """Raise unless staged training is defined for the model: one layer copies parents, and one compares."""
+    if len(model.heads) != 2:
+        raise CausalProbeError(
+            f"Staged training is defined for two layers; the model has {len(model.heads)}. Use joint training (--training joint)."
+        )
+
+
 def give_matcher(model: DisentangledTransformer, *, beta: float = 1.0) -> tuple[str, ...]:
     """Set what staged training starts from; return it in words. All other weights are left as they are.
 
@@ -102,10 +110,7 @@ def give_matcher(model: DisentangledTransformer, *, beta: float = 1.0) -> tuple[
     >>> give_matcher(DisentangledTransformer(d_vocab=3, n_positions=4))
     ('L1H0 compares (token, L0H0.token): 1 I', 'W_U reads L1H0.token: I')
     """
-    if len(model.heads) != 2:
-        raise CausalProbeError(
-            f"Staged training is defined for two layers; the model has {len(model.heads)}. Use joint training (--training joint)."
-        )
+    check_two_layers(model)
     with torch.no_grad():
         eye = torch.eye(model.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
         given = []

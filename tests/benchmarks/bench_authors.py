@@ -21,7 +21,8 @@ import pytest
 from causal_probe import graphs
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov, generator
-from causal_probe.training import Stage, fit
+from causal_probe.training import fit
+from causal_probe.training.stages import Stage
 
 CODE, PYTHON = (os.environ.get(name) for name in ("AUTHORS_CODE", "AUTHORS_PYTHON"))
 BATCH_SIZE = 1024
@@ -74,7 +75,7 @@ def seconds(run: Callable[[], object]) -> float:
 def test_beside_the_authors_code(name: str) -> None:
     task, heads = SETTINGS[name]
     setting: dict[str, Any] = {
-        "code": CODE, "tree": task.is_tree, "vocab": task.d_vocab, "positions": task.n_positions, "alpha": task.alpha,
+        "code": CODE, "tree": task.is_tree, "vocab": task.d_vocab, "positions": task.n_positions, "alpha": task.concentration,
         "parents": task.parents, "heads": heads, "batch": BATCH_SIZE,
     }  # fmt: skip
     model, source = DisentangledTransformer(task.d_vocab, task.n_positions, heads), generator(0, "bench")

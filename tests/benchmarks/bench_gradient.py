@@ -8,7 +8,8 @@ import pytest
 
 from causal_probe import graphs
 from causal_probe.first_gradient import gradient_graph, gradient_graphs, gradient_slots
-from causal_probe.tasks import InContextMarkov, generator, numpy_generator
+from causal_probe.tasks import InContextMarkov, generator
+from causal_probe.tasks.randomness import numpy_generator
 
 
 def forests(count: int, *, positions: int, d_vocab: int) -> list[InContextMarkov]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from causal_probe import graphs
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov
-from causal_probe.training import Stage, fit
+from causal_probe.training import fit
+from causal_probe.training.stages import Stage
 
 BATCH_SIZE = 1024
 #: Steps, or batches, in one timing.
@@ -88,7 +89,7 @@ class DensePeer:
 def peer_sample(task: InContextMarkov, batch_size: int) -> tuple[Tensor, Tensor]:
     """Tokens and targets, vectorised over the batch, one node after the other."""
     S, row = task.d_vocab, torch.arange(batch_size)
-    prior = torch.distributions.Dirichlet(torch.full((S,), task.alpha))
+    prior = torch.distributions.Dirichlet(torch.full((S,), task.concentration))
     tables = {k: prior.sample((batch_size,) + (S,) * k) for k in {len(its) for its in task.parents if its}}
     root = torch.full((batch_size, S), 1 / S)
     if task.is_tree:

@@ -17,7 +17,8 @@ from causal_probe.experiments import choose_graph
 from causal_probe.mechanisms import WeightGraphs, weight_graphs
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov, generator
-from causal_probe.training import Stage, fit, give_matcher, joint, staged
+from causal_probe.training import fit, give_matcher, joint, staged
+from causal_probe.training.stages import Stage
 
 POSITIONS = 20
 BELOW, ABOVE = staged(n_positions=POSITIONS)

@@ -16,7 +16,7 @@ import torch
 from causal_probe import experiments
 from causal_probe.cli import main
 from causal_probe.tasks import InContextMarkov
-from causal_probe.training import Checkpoint
+from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.viz import Report
 
 SMALL = ["recover", "--graph", "chain", "--positions", "4", "--steps", "5", "--batch-size", "16", "--device", "cpu"]

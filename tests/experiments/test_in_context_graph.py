@@ -16,7 +16,8 @@ from causal_probe.experiments.state_words import WORDS, StateWords
 from causal_probe.hooks import to_hooked, undisturbed
 from causal_probe.models import save
 from causal_probe.models.constructions import fit_scales, hand_set
-from causal_probe.tasks import InContextMarkov, known_graph
+from causal_probe.tasks import InContextMarkov
+from causal_probe.tasks.predictors import known_graph
 from tests import tiny_huggingface
 
 POSITIONS = 24

@@ -107,7 +107,7 @@ def test_joint_training_starts_from_zero_with_nothing_given() -> None:
         "chain", training="joint", steps=3, batch_size=16, probe_sequences=64, vocab=3, positions=5, device="cpu"
     )
     assert found.given == ()
-    assert found.history.sequences == 48
+    assert found.history.n_sequences == 48
     assert [stage["moves"] for stage in found.settings["stages"]] == [("A0", "A1", "W_U")]
 
 
@@ -244,8 +244,8 @@ def test_it_is_cited_and_shown(chain: Recovery) -> None:
         ({"heads": ()}, "at least one layer"),
         ({"heads": (1, 1, 1)}, "two layers"),
         ({"positions": 1}, "at least 2"),
-        ({"alpha": 0.0}, "alpha"),
-        ({"alpha": float("nan")}, "alpha"),
+        ({"alpha": 0.0}, "concentration"),
+        ({"alpha": float("nan")}, "concentration"),
         ({"vocab": 1}, "at least 2 states"),
         ({"steps": -1}, "steps"),
         ({"batch_size": 0}, "batch_size"),

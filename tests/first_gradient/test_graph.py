@@ -17,12 +17,14 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient import GradientGraph, gradient_graph, gradient_graphs
 from causal_probe.first_gradient.stream import GradientStream, blocks_stderr
 from causal_probe.models import ReducedTransformer
-from causal_probe.tasks import Batch, InContextMarkov, generator, log_bets, numpy_generator
+from causal_probe.tasks import Batch, InContextMarkov, generator
+from causal_probe.tasks.randomness import numpy_generator
+from causal_probe.tasks.root_test import log_bets
 
 
-def forest(seed: int, n: int = 19, *, d_vocab: int = 3, alpha: float = 0.1) -> InContextMarkov:
+def forest(seed: int, n: int = 19, *, d_vocab: int = 3, concentration: float = 0.1) -> InContextMarkov:
     drawn = graphs.random_forest(n, root_probability=0.5, seed=numpy_generator(seed, "graph"))
-    return InContextMarkov(drawn, d_vocab, alpha)
+    return InContextMarkov(drawn, d_vocab, concentration)
 
 
 def sample(task: InContextMarkov, n: int, seed: int = 0) -> Batch:
@@ -157,7 +159,7 @@ def test_too_little_signal_is_insufficient_not_no_edges(graph: nx.DiGraph) -> No
 
 def test_what_is_left_holds_the_truth_at_its_level() -> None:
     """Where most nodes are not decided (little signal), at level 0.2: the truth of some node is given up on a fifth of the graphs at most."""
-    tasks = [forest(seed, 7, alpha=3.0) for seed in range(200)]
+    tasks = [forest(seed, 7, concentration=3.0) for seed in range(200)]
     found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(200)], sequences=1024, level=0.2)
     held, several, wrong = 0, 0, 0
     for its, task in zip(found, tasks, strict=True):
@@ -173,7 +175,7 @@ def test_what_is_left_holds_the_truth_at_its_level() -> None:
 
 def test_a_child_whose_parent_did_not_lead_is_not_called_a_root() -> None:
     """At alpha = 10 another node than the parent leads now and then: then bets on it lose, which is no sign of a root."""
-    tasks = [forest(seed, 7, alpha=10.0) for seed in range(12)]
+    tasks = [forest(seed, 7, concentration=10.0) for seed in range(12)]
     found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(12)], sequences=2**15)
     undecided, roots = 0, 0
     for its, task in zip(found, tasks, strict=True):

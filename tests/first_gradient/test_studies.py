@@ -9,7 +9,8 @@ import pytest
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient import gradient_graph, gradient_sample_complexity, measure_lemma
-from causal_probe.tasks import InContextMarkov, generator, information
+from causal_probe.tasks import InContextMarkov, generator
+from causal_probe.tasks.information import information
 
 T = 1024
 FAMILIES = {

@@ -9,7 +9,8 @@ import torch
 from causal_probe import CausalProbeError
 from causal_probe.mechanisms import Algorithm, descent_alignment, feature_descent, interpolate, reference_algorithms
 from causal_probe.models import LinearTransformer, gradient_steps
-from causal_probe.tasks import LinearRegression, SineRegression, generator, least_squares, one_step_optimum
+from causal_probe.tasks import LinearRegression, SineRegression, generator, one_step_optimum
+from causal_probe.tasks.least_squares import least_squares
 
 
 def test_a_hand_set_model_is_its_algorithm_layer_by_layer() -> None:

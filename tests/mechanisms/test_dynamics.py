@@ -15,7 +15,7 @@ from causal_probe.mechanisms.dynamics import dynamics
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.tasks import InContextMarkov
 
-TASK = InContextMarkov(graphs.chain(7), 3, alpha=0.1)
+TASK = InContextMarkov(graphs.chain(7), 3, concentration=0.1)
 TOKENS = TASK.sample(256, torch.Generator().manual_seed(5)).tokens
 
 

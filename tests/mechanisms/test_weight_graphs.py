@@ -17,11 +17,13 @@ from causal_probe import graphs, training
 from causal_probe.errors import CausalProbeError
 from causal_probe.mechanisms import WeightGraphs, weight_graphs
 from causal_probe.mechanisms.weight_graphs import _scramble, chance_of, leading_parents
-from causal_probe.models import Circuit, DisentangledTransformer, hand_set
-from causal_probe.tasks import InContextMarkov, cross_entropy, generator, in_context_unigram
+from causal_probe.models import DisentangledTransformer, hand_set
+from causal_probe.models.constructions import Circuit
+from causal_probe.tasks import InContextMarkov, cross_entropy, generator
+from causal_probe.tasks.predictors import in_context_unigram
 
 FOREST = graphs.from_parents([None, 0, 0, 1, 1, None, 3, 2, 5, 4, 8])
-TASK = InContextMarkov(FOREST, 3, alpha=0.1)
+TASK = InContextMarkov(FOREST, 3, concentration=0.1)
 GRAPH_BLOCK = (0, 0, "position", "position")
 STEP_BLOCK = (1, 0, "L0H0.position", "position")
 
@@ -72,7 +74,7 @@ def test_the_circuit_without_a_graph_holds_none() -> None:
 
 
 def test_several_parents_slot_by_slot() -> None:
-    task = InContextMarkov(graphs.two_parent_tree(13), 3, alpha=0.1)
+    task = InContextMarkov(graphs.two_parent_tree(13), 3, concentration=0.1)
     found = weight_graphs(fitted(task=task), task, sequences=1024)
     assert {(b.name, str(b.as_it_stands)) for b, _ in found.holders} == {
         ("L0H0 position x position", "9/9 + 0/9"),
@@ -82,7 +84,7 @@ def test_several_parents_slot_by_slot() -> None:
 
 def test_another_graph_is_not_found(copies: WeightGraphs) -> None:
     """The same weights beside a wrong truth."""
-    other = InContextMarkov(graphs.from_parents([None, None, 1, 2, 3, 4, 5, 6, 7, 8, 9]), 3, alpha=0.1)
+    other = InContextMarkov(graphs.from_parents([None, None, 1, 2, 3, 4, 5, 6, 7, 8, 9]), 3, concentration=0.1)
     found = weight_graphs(hand_set(FOREST, 3), other, sequences=16)
     assert not any(transposed or block.layer == 0 for block, transposed in found.holders)
 

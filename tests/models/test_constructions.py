@@ -13,7 +13,8 @@ from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer, fit_scales, hand_set
 from causal_probe.probes import edge_effects, head_graphs, match_heads, scan, successor_of_parent
-from causal_probe.tasks import InContextMarkov, known_graph, reference_losses
+from causal_probe.tasks import InContextMarkov, reference_losses
+from causal_probe.tasks.predictors import known_graph
 from causal_probe.training import evaluate, task_loss
 
 TREES = {
@@ -35,7 +36,7 @@ EVERY = TREES | DAGS
 
 
 def task_of(graph: nx.DiGraph, d_vocab: int = 3) -> InContextMarkov:
-    return InContextMarkov(graph, d_vocab, alpha=0.3)
+    return InContextMarkov(graph, d_vocab, concentration=0.3)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -174,7 +175,7 @@ def test_heads_are_matched_to_slots(name: str) -> None:
 @pytest.mark.parametrize("graph", [graphs.chain(5), graphs.from_parents([None, 0, None, 0, 2])])
 def test_edge_effects_confirm_every_edge_and_no_other(graph: nx.DiGraph) -> None:
     nodes = len(graph)
-    task = InContextMarkov(graph, 3, alpha=0.1)
+    task = InContextMarkov(graph, 3, concentration=0.1)
     fit = task.sample(2048, seeded(1))
     match_scale, output_scale = fit_scales(graph, fit.tokens, fit.target)
     model = hand_set(graph, 3, match_scale=match_scale, output_scale=output_scale)
@@ -218,7 +219,7 @@ def test_another_graph_is_not_confirmed() -> None:
 )
 def test_no_neighbouring_scales_are_better(name: str, circuit: Any) -> None:
     graph = EVERY[name]
-    task = InContextMarkov(graph, 3, alpha=0.1)
+    task = InContextMarkov(graph, 3, concentration=0.1)
     batch = task.sample(2048, seeded())
     fitted = fit_scales(graph, batch.tokens, batch.target, circuit=circuit)
 
@@ -239,9 +240,9 @@ def test_no_neighbouring_scales_are_better(name: str, circuit: Any) -> None:
 
 def test_known_graph_predictor_is_not_linear_in_the_frequency() -> None:
     """Why the gap stays: one match of one and two of two are one frequency, and not one prediction."""
-    task = InContextMarkov(graphs.from_parents([None, 0, 0]), 3, alpha=0.1)
+    task = InContextMarkov(graphs.from_parents([None, 0, 0]), 3, concentration=0.1)
     tokens = torch.tensor([[0, 1, 1, 0]])
-    one = InContextMarkov(graphs.from_parents([None, 0, None]), 3, alpha=0.1)
+    one = InContextMarkov(graphs.from_parents([None, 0, None]), 3, concentration=0.1)
     model = hand_set(task.graph, 3), hand_set(one.graph, 3)
     assert torch.allclose(model[0].predict(tokens), model[1].predict(tokens))
     assert not torch.allclose(known_graph(task, tokens), known_graph(one, tokens))

@@ -8,7 +8,8 @@ import torch
 
 from causal_probe import graphs, probes
 from causal_probe.errors import CausalProbeError
-from causal_probe.models import DisentangledTransformer, ReducedTransformer, first_gradient
+from causal_probe.models import DisentangledTransformer, ReducedTransformer
+from causal_probe.models.reduced import first_gradient
 from causal_probe.tasks import InContextMarkov
 
 S, T = 3, 6

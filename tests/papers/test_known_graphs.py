@@ -26,7 +26,7 @@ from causal_probe.papers import (
 )
 from causal_probe.probes import head_graphs
 from causal_probe.tasks import InContextMarkov, generator
-from causal_probe.training import Stage
+from causal_probe.training.stages import Stage
 
 NAMES = ("figure-2", "figure-5", "figure-6", "figure-7", "figure-8", "figure-9", "ood", "sample-complexity")
 TINY: dict[Any, dict[str, Any]] = {

@@ -65,7 +65,7 @@ def test_blocks_and_upstream(device):
 
 
 def test_training_and_edge_effects(device):
-    task = tasks.InContextMarkov(graphs.chain(6), d_vocab=3, alpha=0.1)
+    task = tasks.InContextMarkov(graphs.chain(6), d_vocab=3, concentration=0.1)
     model = models.DisentangledTransformer(3, task.n_positions).to(device)
     training.give_matcher(model)
     source = tasks.generator(0, "training", device=device)
@@ -87,7 +87,7 @@ def test_training_and_edge_effects(device):
 
 
 def test_one_gradient(device):
-    task = tasks.InContextMarkov(graphs.chain(8), d_vocab=3, alpha=0.1)
+    task = tasks.InContextMarkov(graphs.chain(8), d_vocab=3, concentration=0.1)
     source = tasks.generator(0, "gradient", device=device)
     found = first_gradient.gradient_graph([task.sample(512, source) for _ in range(4)])
     assert found.compare(graphs.chain(8)).exact

@@ -12,7 +12,8 @@ import torch
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import to_hooked
-from causal_probe.models import ReducedTransformer, first_gradient
+from causal_probe.models import ReducedTransformer
+from causal_probe.models.reduced import first_gradient
 from causal_probe.probes import score_gradients
 from tests import tiny_huggingface, tiny_models
 

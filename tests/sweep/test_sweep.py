@@ -491,7 +491,7 @@ def test_revisions_from_the_hub(tmp_path, monkeypatch):
 
 def test_a_training_run_in_which_an_induction_head_forms(tmp_path):
     """The first layer learns to look one back; the second compares what that has copied, and so becomes an induction head with it."""
-    task = tasks.InContextMarkov(graphs.chain(11), d_vocab=10, alpha=0.1)
+    task = tasks.InContextMarkov(graphs.chain(11), d_vocab=10, concentration=0.1)
     model = models.DisentangledTransformer(10, task.n_positions)
     training.give_matcher(model)
     folder = tmp_path / "run"

@@ -11,7 +11,8 @@ import torch
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.tasks import InContextMarkov, information, joint_law, predicted_information
+from causal_probe.tasks import InContextMarkov
+from causal_probe.tasks.information import information, joint_law, predicted_information
 from tests.tasks.tiny_tasks import TREES, law, make, random_tables
 
 
@@ -91,9 +92,9 @@ def test_off_the_edges_g_is_not_the_information() -> None:
     assert restless.g[2, 0] < 0 < restless.chi2[2, 0]
 
 
-@pytest.mark.parametrize("alpha", [1e-3, 100.0])
-def test_extreme_concentrations_stay_finite(alpha: float) -> None:
-    task = InContextMarkov(graphs.chain(6), 3, alpha)
+@pytest.mark.parametrize("concentration", [1e-3, 100.0])
+def test_extreme_concentrations_stay_finite(concentration: float) -> None:
+    task = InContextMarkov(graphs.chain(6), 3, concentration)
     found = predicted_information(task, draws=200, generator=torch.Generator().manual_seed(0))
     for values in (found.g, found.chi2, found.shannon, found.bound):
         assert np.isfinite(values).all()

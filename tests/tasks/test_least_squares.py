@@ -12,16 +12,8 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from causal_probe import CausalProbeError
-from causal_probe.tasks import (
-    LinearRegression,
-    expected_loss,
-    fit_descent,
-    generator,
-    least_squares,
-    one_step_optimum,
-    predict_descent,
-    ridge,
-)
+from causal_probe.tasks import LinearRegression, generator, one_step_optimum, predict_descent
+from causal_probe.tasks.least_squares import expected_loss, fit_descent, least_squares, ridge
 
 
 def batch_of(n: int = 6, d: int = 3, d_out: int = 2, noise: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:

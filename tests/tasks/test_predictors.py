@@ -12,17 +12,8 @@ import torch
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import parent_lists
-from causal_probe.tasks import (
-    Batch,
-    InContextMarkov,
-    cross_entropy,
-    fit_one_parent,
-    in_context_unigram,
-    known_graph,
-    one_parent,
-    reference_losses,
-    uniform,
-)
+from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, reference_losses
+from causal_probe.tasks.predictors import fit_one_parent, in_context_unigram, known_graph, one_parent, uniform
 from tests.tasks.tiny_tasks import DAGS, TREES, make
 
 RANDOM = {
@@ -41,13 +32,13 @@ def counted(
     row: list[int],
     slots: Sequence[int],
     d_vocab: int,
-    alpha: float,
+    concentration: float,
     weights: Sequence[float] | None = None,
 ) -> list[float]:
-    """alpha + how often each state follows the asked-for parents, normalised; one sequence, plain loops."""
+    """concentration + how often each state follows the asked-for parents, normalised; one sequence, plain loops."""
     tree = max(map(len, parents)) <= 1
     wanted = [row[-1]] if tree else [row[parent] for parent in parents[-1]]
-    counts = [alpha] * d_vocab
+    counts = [concentration] * d_vocab
     for node in range(len(parents) if tree else len(parents) - 1):
         its = parents[node]
         if not its or len(its) != len(wanted):
@@ -60,7 +51,7 @@ def counted(
 @pytest.mark.parametrize("name", TASKS)
 def test_counting_predictors_equal_plain_loops(name: str) -> None:
     parents = TASKS[name]
-    task = make(parents, d_vocab=3, alpha=0.3)
+    task = make(parents, d_vocab=3, concentration=0.3)
     tokens = task.sample(40, seeded()).tokens
     slots = range(task.n_slots)
     predictions = {tuple(slots): known_graph(task, tokens)}
@@ -82,7 +73,7 @@ def test_the_unigram_counts_nodes_and_never_the_query(name: str) -> None:
 
 def test_roots_are_never_counted_as_children() -> None:
     """With -1 for "no parent" as an index, the roots here would be children of the last token."""
-    task = make([(), (), (0,)], d_vocab=3, alpha=0.5)
+    task = make([(), (), (0,)], d_vocab=3, concentration=0.5)
     tokens = torch.tensor([[1, 1, 2, 0], [1, 0, 2, 1]])
     found = known_graph(task, tokens)
     # The query 0 has no child; the query 1 has the child 2.
@@ -91,7 +82,7 @@ def test_roots_are_never_counted_as_children() -> None:
 
 def test_the_slot_order_matters() -> None:
     """Two children with the parents' states exchanged: only the one in the right order counts."""
-    task = make([(), (), (0, 1), (1, 2), (0, 1)], d_vocab=3, alpha=1.0)
+    task = make([(), (), (0, 1), (1, 2), (0, 1)], d_vocab=3, concentration=1.0)
     tokens = torch.tensor([[0, 1, 0, 2]])  # contexts: (0, 1) -> 0 and (1, 0) -> 2; asked for: (0, 1)
     torch.testing.assert_close(known_graph(task, tokens), torch.tensor([[2 / 4, 1 / 4, 1 / 4]]))
     torch.testing.assert_close(one_parent(task, tokens, slot=1), torch.tensor([[2 / 4, 1 / 4, 1 / 4]]))
@@ -102,7 +93,7 @@ def test_known_graph_is_the_posterior_mean() -> None:
 
     In a k-parent task, for its roots are uniform; a tree's roots tell a little of the transitions, which is not counted.
     """
-    task = make([(), (0,), (0,), (0, 1), (1, 2), (0, 3)], d_vocab=2, alpha=0.5)
+    task = make([(), (0,), (0,), (0, 1), (1, 2), (0, 3)], d_vocab=2, concentration=0.5)
     batch = task.sample(200_000, seeded(), dtype=torch.float64)
     prediction = known_graph(task, batch.tokens).double()
     for value in prediction[:, 0].unique():
@@ -124,7 +115,7 @@ def test_uniform_and_cross_entropy() -> None:
 
 
 def test_reference_losses_are_the_means_and_the_best_slot() -> None:
-    task = make(DAGS["two parents"], d_vocab=3, alpha=0.2)
+    task = make(DAGS["two parents"], d_vocab=3, concentration=0.2)
     batch = task.sample(500, seeded())
     losses = reference_losses(task, batch)
 
@@ -148,7 +139,7 @@ def test_in_a_tree_one_parent_is_the_known_graph() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_weighted_counts_equal_plain_loops(name: str) -> None:
     parents = TASKS[name]
-    task = make(parents, d_vocab=3, alpha=0.3)
+    task = make(parents, d_vocab=3, concentration=0.3)
     tokens, weights = task.sample(40, seeded()).tokens, torch.rand(task.n_positions, generator=seeded(1))
     for slot in range(task.n_slots):
         expected = [counted(parents, row, [slot], 3, 0.3, weights.tolist()) for row in tokens.tolist()]
@@ -158,7 +149,7 @@ def test_weighted_counts_equal_plain_loops(name: str) -> None:
 
 def test_fitted_weights_are_the_best_and_know_who_shares_the_other_parent() -> None:
     """Node 11 is the predicted node's sibling by slot 0: where slot 1 matches too, its child is from the very row asked for."""
-    task = InContextMarkov(graphs.two_parent_tree(13), d_vocab=3, alpha=0.1)
+    task = InContextMarkov(graphs.two_parent_tree(13), d_vocab=3, concentration=0.1)
     assert task.parents[11][0] == task.parents[12][0]
     batch = task.sample(4096, seeded(), dtype=torch.float64)
     weights = fit_one_parent(task, batch, slot=1)
@@ -191,8 +182,8 @@ def test_weights_that_cannot_be_used_or_fitted() -> None:
 
 
 def test_losses_on_the_two_parent_task() -> None:
-    """S = 5, T = 32, alpha = 0.1. A simulation in NumPy that shares no code gave 0.893 and 1.391, to 0.003 and 0.004."""
-    task = InContextMarkov(graphs.two_parent_tree(33), d_vocab=5, alpha=0.1)
+    """S = 5, T = 32, concentration = 0.1. A simulation in NumPy that shares no code gave 0.893 and 1.391, to 0.003 and 0.004."""
+    task = InContextMarkov(graphs.two_parent_tree(33), d_vocab=5, concentration=0.1)
     losses = reference_losses(task, task.sample(30_000, seeded()))
     assert losses["known-graph"] == pytest.approx(0.893, abs=0.015)
     assert losses["one-parent"] == pytest.approx(1.391, abs=0.015)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.tasks import generator, numpy_generator
+from causal_probe.tasks import generator
+from causal_probe.tasks.randomness import numpy_generator
 
 STREAMS = [(seed, purpose) for seed in (0, 1, 2**40, 2**100) for purpose in ("training", "evaluation", "", "é")]
 

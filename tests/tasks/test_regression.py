@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from causal_probe import CausalProbeError
-from causal_probe.tasks import LinearRegression, SineRegression, generator, regression_tokens
+from causal_probe.tasks import LinearRegression, SineRegression, generator
+from causal_probe.tasks.regression import regression_tokens
 
 
 def test_joint_tokens_by_hand() -> None:

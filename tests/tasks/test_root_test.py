@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from causal_probe import graphs
-from causal_probe.tasks import (
-    InContextMarkov,
+from causal_probe.tasks import InContextMarkov
+from causal_probe.tasks.root_test import (
     evidence_per_edge,
     evidence_per_root,
     log_bets,

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from causal_probe.tasks import dirichlet, stationary_distribution
+from causal_probe.tasks.dirichlet import dirichlet
+from causal_probe.tasks.stationary import stationary_distribution
 
 
-def random_chains(alpha: float, n: int, d: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return dirichlet(alpha, (n, d, d), generator=torch.Generator().manual_seed(0), dtype=dtype)
+def random_chains(concentration: float, n: int, d: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return dirichlet(concentration, (n, d, d), generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 def assert_stationary(mu: torch.Tensor, transition: torch.Tensor, atol: float) -> None:
@@ -26,9 +27,9 @@ def assert_stationary(mu: torch.Tensor, transition: torch.Tensor, atol: float) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("d", [2, 3, 10])
-@pytest.mark.parametrize("alpha", [1e-3, 0.1, 1.0])
-def test_fixed_by_the_chain(alpha: float, d: int, dtype: torch.dtype) -> None:
-    transition = random_chains(alpha, 3000, d, dtype)
+@pytest.mark.parametrize("concentration", [1e-3, 0.1, 1.0])
+def test_fixed_by_the_chain(concentration: float, d: int, dtype: torch.dtype) -> None:
+    transition = random_chains(concentration, 3000, d, dtype)
     mu = stationary_distribution(transition)
     assert mu.dtype == dtype
     assert_stationary(mu, transition, atol=1e-5 if dtype == torch.float32 else 1e-12)

@@ -28,8 +28,8 @@ DAGS = {
 }
 
 
-def make(parents: Sequence[Sequence[int]], d_vocab: int = 3, alpha: float = 0.5) -> InContextMarkov:
-    return InContextMarkov(graphs.from_parents(parents), d_vocab, alpha)
+def make(parents: Sequence[Sequence[int]], d_vocab: int = 3, concentration: float = 0.5) -> InContextMarkov:
+    return InContextMarkov(graphs.from_parents(parents), d_vocab, concentration)
 
 
 def random_tables(task: InContextMarkov, seed: int) -> dict[int, NDArray[np.float64]]:

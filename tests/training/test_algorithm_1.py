@@ -7,9 +7,11 @@ import torch
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.models import ReducedTransformer, first_gradient
+from causal_probe.models import ReducedTransformer
+from causal_probe.models.reduced import first_gradient
 from causal_probe.tasks import InContextMarkov, generator
-from causal_probe.training import Stage, algorithm_1, algorithm_1_stages
+from causal_probe.training.algorithm_1 import algorithm_1, algorithm_1_stages
+from causal_probe.training.stages import Stage
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def test_the_graph_is_learnt_first_and_the_comparison_then(task: InContextMarkov
     second = algorithm_1(model, task, (two,), generator=generator(1, "training"))
     assert torch.equal(model.A1, kept)
     assert float(model.A2.diagonal().mean().detach()) > 1.2  # the comparison grows sharper
-    assert first.sequences + second.sequences == 80 * 2048
+    assert first.n_sequences + second.n_sequences == 80 * 2048
     assert sum(second.loss[-10:]) < sum(first.loss[:10])
     assert set(first.stage) == {"stage 1"}
 
@@ -55,5 +57,5 @@ def test_bad_input_is_refused(task: InContextMarkov) -> None:
         algorithm_1(ReducedTransformer(3, 9), several, generator=source)
     broken = ReducedTransformer(3, 9)
     broken.A2.data[0, 0] = float("nan")
-    with pytest.raises(CausalProbeError, match="the weights are not finite"):
+    with pytest.raises(CausalProbeError, match="weights that the model began with"):
         algorithm_1(broken, task, generator=source)

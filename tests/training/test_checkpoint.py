@@ -19,9 +19,12 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.results import write_arrays
 from causal_probe.tasks import InContextMarkov
-from causal_probe.training import Checkpoint, History, Stage, fit, give_matcher
+from causal_probe.training import fit, give_matcher
+from causal_probe.training.checkpoint import Checkpoint
+from causal_probe.training.loop import History
+from causal_probe.training.stages import Stage
 
-TASK = InContextMarkov(graphs.chain(5), 3, alpha=0.3)
+TASK = InContextMarkov(graphs.chain(5), 3, concentration=0.3)
 STAGES = (
     Stage("the graph", 6, 32, "sgd", 100.0, moves=("A0.position",)),
     Stage("the rest", 9, 32, "adamw", 0.03, moves=("A1", "W_U"), schedule="cosine", weight_decay=0.1),
@@ -215,11 +218,11 @@ def program(path: Path, out: Path) -> str:
 import torch
 from pathlib import Path
 from causal_probe import graphs, models, tasks, training
-task = tasks.InContextMarkov(graphs.chain(5), 3, alpha=0.3)
+task = tasks.InContextMarkov(graphs.chain(5), 3, concentration=0.3)
 model = models.DisentangledTransformer(3, 6)
 stages = training.joint(optimizer="adamw", steps=400, batch_size=64)
 training.fit(model, task, stages, generator=torch.Generator().manual_seed(0),
-             checkpoint=training.Checkpoint(Path({str(path)!r}), {{}}, every=1))
+             checkpoint=training.checkpoint.Checkpoint(Path({str(path)!r}), {{}}, every=1))
 models.save(model, {str(out)!r})
 """
 

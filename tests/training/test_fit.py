@@ -14,11 +14,12 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import head_graphs
 from causal_probe.tasks import InContextMarkov
-from causal_probe.training import Stage, evaluate, fit, give_matcher, joint, staged, task_loss
+from causal_probe.training import evaluate, fit, give_matcher, joint, staged, task_loss
+from causal_probe.training.stages import Stage
 
-TREE = InContextMarkov(graphs.from_parents([None, 0, 1, 0]), d_vocab=3, alpha=0.3)
-LONGER = InContextMarkov(graphs.chain(5), d_vocab=3, alpha=0.3)
-DAG = InContextMarkov(graphs.from_parents([None, None, (0, 1), (1, 2), (0, 3), (2, 4)]), d_vocab=3, alpha=0.3)
+TREE = InContextMarkov(graphs.from_parents([None, 0, 1, 0]), d_vocab=3, concentration=0.3)
+LONGER = InContextMarkov(graphs.chain(5), d_vocab=3, concentration=0.3)
+DAG = InContextMarkov(graphs.from_parents([None, None, (0, 1), (1, 2), (0, 3), (2, 4)]), d_vocab=3, concentration=0.3)
 EVERYTHING = ("A0", "A1", "W_U")
 #: A plain step multiplies the weights by 1 - 1e24.
 WILD = {"learning_rate": 1e12, "weight_decay": 1e12, "steps": 30}
@@ -154,7 +155,7 @@ def test_history_counts_steps_and_sequences_across_stages() -> None:
     history = fit(build(), TREE, run, generator=seeded())
     assert history.step == (0, 1, 2, 3, 4)
     assert history.stage == ("first", "first", "last", "last", "last")
-    assert history.sequences == 2 * 8 + 3 * 16
+    assert history.n_sequences == 2 * 8 + 3 * 16
     assert len(history.loss) == 5
 
 
@@ -162,7 +163,7 @@ def test_no_stage_at_all() -> None:
     model, calls = build(), []
     before = weights(model)
     history = fit(model, TREE, [], generator=seeded(), callback=lambda step, _: calls.append(step))
-    assert (history.step, history.stage, history.loss, history.sequences) == ((), (), (), 0)
+    assert (history.step, history.stage, history.loss, history.n_sequences) == ((), (), (), 0)
     assert calls == [0]
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
@@ -331,7 +332,7 @@ def test_weights_that_were_broken_before() -> None:
 
 def test_staged_training_writes_a_small_graph_into_layer_0() -> None:
     truth = graphs.from_parents([None, 0, 0, 2, 1, 3])
-    task = InContextMarkov(truth, d_vocab=3, alpha=0.1)
+    task = InContextMarkov(truth, d_vocab=3, concentration=0.1)
     model = DisentangledTransformer(3, task.n_positions)
     give_matcher(model)
     run = staged(n_positions=task.n_positions, steps=60)
@@ -342,11 +343,11 @@ def test_staged_training_writes_a_small_graph_into_layer_0() -> None:
         assert pattern[child, parent] > 0.9
     assert history.loss[0] > history.loss[-1]
     # Stage 1 is over when stage 2 begins: the graph is in layer 0 alone, and stage 2 has not touched it.
-    assert history.sequences == 20 * 4096 + 60 * 512
+    assert history.n_sequences == 20 * 4096 + 60 * 512
 
 
 def test_joint_training_from_zero_lowers_the_loss() -> None:
-    task = InContextMarkov(graphs.chain(5), d_vocab=3, alpha=0.1)
+    task = InContextMarkov(graphs.chain(5), d_vocab=3, concentration=0.1)
     model = DisentangledTransformer(3, task.n_positions)
     history = fit(model, task, joint(steps=60, batch_size=512), generator=seeded())
     assert history.loss[0] == pytest.approx(math.log(3), rel=1e-5)  # all weights zero: uniform

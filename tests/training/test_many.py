@@ -11,10 +11,11 @@ from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov
-from causal_probe.training import Stage, fit, fit_many, give_matcher
+from causal_probe.training import fit, fit_many, give_matcher
+from causal_probe.training.stages import Stage
 
-TREES = [InContextMarkov(graphs.random_forest(5, seed=seed), 3, alpha=0.3) for seed in range(3)]
-DAGS = [InContextMarkov(graphs.random_dag(7, parents=2, seed=seed), 3, alpha=0.3) for seed in range(2)]
+TREES = [InContextMarkov(graphs.random_forest(5, seed=seed), 3, concentration=0.3) for seed in range(3)]
+DAGS = [InContextMarkov(graphs.random_dag(7, parents=2, seed=seed), 3, concentration=0.3) for seed in range(2)]
 STAGED = (
     Stage("the graph", 4, 16, "sgd", 50.0, moves=("A0.position",)),
     Stage("the rest", 4, 16, "adamw", 0.03, moves=("A1", "W_U"), schedule="cosine", weight_decay=0.1),
@@ -54,7 +55,7 @@ def test_each_equals_its_single_run(tasks: list[InContextMarkov], heads: Any, st
         history = fit(model, task, stages, generator=torch.Generator().manual_seed(index))
         assert histories[index].loss == pytest.approx(history.loss, rel=1e-10)
         assert histories[index].stage == history.stage
-        assert histories[index].sequences == history.sequences
+        assert histories[index].n_sequences == history.n_sequences
         for ours, theirs in zip(together[index].parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 

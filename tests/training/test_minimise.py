@@ -12,7 +12,9 @@ from torch import nn
 from causal_probe import CausalProbeError
 from causal_probe.models import LinearTransformer
 from causal_probe.tasks import LinearRegression, generator
-from causal_probe.training import Checkpoint, Stage, adam, minimise, regression_loss
+from causal_probe.training import adam, minimise, regression_loss
+from causal_probe.training.checkpoint import Checkpoint
+from causal_probe.training.stages import Stage
 
 
 def parabola(start: float = 3.0) -> nn.Linear:
@@ -37,7 +39,7 @@ def test_sgd_by_hand() -> None:
     assert [value for _, value in seen] == pytest.approx(expected)
     assert history.loss == pytest.approx([0.5 * value**2 for value in expected[:-1]])
     assert history.stage == ("one", "one", "one", "two")
-    assert history.sequences == 3 * 7 + 5
+    assert history.n_sequences == 3 * 7 + 5
 
 
 @pytest.mark.parametrize("second", ["adamw", "sgd"])

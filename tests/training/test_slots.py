@@ -11,10 +11,11 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import head_graphs, match_heads
 from causal_probe.tasks import InContextMarkov
-from causal_probe.training import Stage, evaluate, fit, give_slots, task_loss
-from causal_probe.training.slots import MICRO_BATCH, find_queries, query_evidence
+from causal_probe.training import evaluate, fit, task_loss
+from causal_probe.training.slots import find_queries, give_slots, query_evidence
+from causal_probe.training.stages import Stage
 
-TASK = InContextMarkov(graphs.two_parent_tree(13), 3, alpha=0.1)  # node 12's parents are 5 and 11
+TASK = InContextMarkov(graphs.two_parent_tree(13), 3, concentration=0.1)  # node 12's parents are 5 and 11
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -25,9 +26,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_the_evidence_is_the_gradient_of_the_model(position: int) -> None:
     """At a small beta, minus the gradient with respect to layer 0's scores, row by row, on the hooked forward."""
     beta, n = 1e-4, TASK.n_positions
-    evidence = query_evidence(TASK, seeded(), sequences=512)[position]
+    evidence = query_evidence(TASK, seeded(), n_sequences=512)[position]
     tokens, target = (getattr(TASK.sample(512, seeded()), name) for name in ("tokens", "target"))
-    assert len(tokens) <= MICRO_BATCH  # one batch: the same sequences
     model = DisentangledTransformer(3, n, dtype=torch.float64)
     query = "token" if position == n - 1 else "L0H0.token"
     model.block(0, 0, query="position", key="position")[n - 1, position] = 0 if position == n - 1 else 60

@@ -11,7 +11,8 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
-from causal_probe.training import Stage, give_matcher, joint, staged
+from causal_probe.training import give_matcher, joint, staged
+from causal_probe.training.stages import Stage
 
 SETTINGS: dict[str, Any] = {
     "name": "a", "steps": 8, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.2, "moves": ("W_U",),
