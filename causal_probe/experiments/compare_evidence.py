@@ -25,11 +25,12 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.recover import recover
+from causal_probe.experiments.saving import save_study
 from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.first_gradient.slots import gradient_slots
 from causal_probe.graphs.mixed import as_mixed
 from causal_probe.models import DisentangledTransformer, hand_set
-from causal_probe.results import check_results_folder
+from causal_probe.results import check_results_folder, csv_text, write_text
 from causal_probe.tasks import Batch, InContextMarkov, generator
 from causal_probe.training import task_loss
 
@@ -129,9 +130,11 @@ def compare_evidence(
                         model, task, graph=graph, name=name, inputs=inputs, sequences=sequences, alpha=alpha, seed=seed
                     )
                 bar.update()
-    result = EvidenceTable(tuple(rows), settings)
+    result = EvidenceTable(tuple(rows), settings=settings)
     if out is not None:
-        result.save(out, overwrite=overwrite)
+        with save_study(result, out, overwrite=overwrite, result="evidence.json") as staging:
+            write_text(staging / "evidence.csv", csv_text(result.to_pandas()))
+            result.save(staging / "evidence.safetensors")
     return result
 
 
