@@ -241,7 +241,9 @@ def check_format(path: str | os.PathLike[str], about: Mapping[str, Any], number:
     """Refuse what was written in another format."""
     found = about.get("format")
     if found != number:
-        by = ((about.get("provenance") or about).get("versions") or {}).get("causal-probe", "another version")
+        by = (about.get("versions") or (about.get("provenance") or {}).get("versions") or {}).get(
+            "causal-probe", "another version"
+        )
         advice = "Upgrade causal-probe" if isinstance(found, int) and found > number else "Measure anew"
         raise CausalProbeError(
             f"{path} is of format {found}, written by causal-probe {by}; this version reads format {number}. {advice}."

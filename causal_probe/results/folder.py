@@ -1,7 +1,7 @@
 """A folder of results: one writer at a time, and all of it or nothing.
 
-Beside the folder ``NAME`` stand, while it is written, ``.NAME.causal-probe-lock``, ``-partial`` (the results to come) and ``-previous`` (those
-that go). Who holds the lock is the only one that may touch them, so what is left there is a dead writer's.
+Beside the folder ``NAME`` stand, while it is written, ``.NAME.causal-probe-lock``, ``-partial`` (the results to come), ``-previous`` (those
+that go) and ``-gone`` (those that are being removed). Who holds the lock is the only one that may touch them, so what is left there is a dead writer's.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class Claim:
                 raise CausalProbeError(f"{error} The new results are in {rescue}.") from error
             raise
         sync_folder(target.parent)
-        _remove(previous)
+        with contextlib.suppress(OSError):  # the results are in place; what is left here goes next time
+            _discard(previous, target)
 
 
 @contextlib.contextmanager
@@ -166,6 +167,7 @@ def claim(
     with hold(folder) as target:
         with _said(f"Can't make the folder {folder}", OTHER):
             _remove(beside(target, "partial"))
+            _remove(beside(target, "gone"))
             _restore(folder, target, result, left)
             if target.is_dir():
                 _check(folder, target, settings=settings, overwrite=overwrite, result=result, left=left)
@@ -298,7 +300,7 @@ def _restore(folder: str | os.PathLike[str], target: Path, result: str, left: fr
     # Each is whole, and ours, or a person has to look.
     refuse_foreign(folder, target, result, left)
     refuse_foreign(previous, previous, result, left)
-    _remove(previous)
+    _discard(previous, target)
 
 
 def _refuse_place(folder: str | os.PathLike[str], target: Path) -> None:
@@ -328,6 +330,12 @@ def _said(what: str, advice: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise CausalProbeError(f"{what}: {reason_of(error)}. {advice}".rstrip()) from error
+
+
+def _discard(previous: Path, target: Path) -> None:
+    """Remove earlier results, which were checked: first their name, so that a kill in the middle leaves no half of them under it."""
+    os.replace(previous, beside(target, "gone"))
+    _remove(beside(target, "gone"))
 
 
 def _remove(place: Path) -> None:
