@@ -117,8 +117,7 @@ class Claim:
                 raise CausalProbeError(f"{error} The new results are in {rescue}.") from error
             raise
         sync_folder(target.parent)
-        with contextlib.suppress(OSError):  # the results are in place; what is left here goes next time
-            _discard(previous, target)
+        _discard(previous, target)
 
 
 @contextlib.contextmanager
@@ -334,8 +333,12 @@ def _said(what: str, advice: str = "") -> Iterator[None]:
 
 def _discard(previous: Path, target: Path) -> None:
     """Remove earlier results, which were checked: first their name, so that a kill in the middle leaves no half of them under it."""
-    os.replace(previous, beside(target, "gone"))
-    _remove(beside(target, "gone"))
+    gone = beside(target, "gone")
+    try:
+        os.replace(previous, gone)
+    except OSError:
+        gone = previous
+    _remove(gone)
 
 
 def _remove(place: Path) -> None:
