@@ -37,6 +37,9 @@ class Moments:
     (3, 3.0, 1.5275)
     """
 
+    #: Stated in JSON beside the sums.
+    DERIVED = ("mean", "stderr")
+
     count: int
     sums: Float[Tensor, "*shape"]
     squares: Float[Tensor, "*shape"]

@@ -21,8 +21,9 @@ from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, E
 from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.methods import BATCH, METHODS, Asked, Method
 from causal_probe.experiments.recover import recover
+from causal_probe.experiments.saving import save_study
 from causal_probe.models import DisentangledTransformer, hand_set
-from causal_probe.results import check_results_folder
+from causal_probe.results import check_results_folder, csv_text, write_text
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 
 __all__ = ["EVIDENCE_GRAPHS", "EVIDENCE_MODELS", "compare_evidence", "measure_evidence"]
@@ -107,9 +108,11 @@ def compare_evidence(
                         model, task, graph=graph, name=name, inputs=inputs, sequences=sequences, alpha=alpha, seed=seed
                     )
                 bar.update()
-    result = EvidenceTable(tuple(rows), settings)
+    result = EvidenceTable(tuple(rows), settings=settings)
     if out is not None:
-        result.save(out, overwrite=overwrite)
+        with save_study(result, out, overwrite=overwrite, result="evidence.json") as staging:
+            write_text(staging / "evidence.csv", csv_text(result.to_pandas()))
+            result.save(staging / "evidence.safetensors")
     return result
 
 

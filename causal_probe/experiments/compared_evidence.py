@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import networkx as nx
@@ -13,13 +11,11 @@ import numpy as np
 import pandas as pd
 
 from causal_probe import graphs, viz
-from causal_probe.experiments.saving import REPORT, save_study
-from causal_probe.results import Citation, cite, to_jsonable, versions, write_text
+from causal_probe.results import Result, Table
 from causal_probe.viz import report as page
 
 __all__ = ["Agreement", "EvidenceRow", "EvidenceTable"]
 
-RESULT = "evidence.json"
 #: What one row of the summary stands for.
 KEYS = ("evidence", "model", "layer")
 
@@ -118,19 +114,19 @@ class EvidenceRow:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class EvidenceTable:
+class EvidenceTable(Result):
     """Kinds of evidence side by side.
 
     Attributes
     ----------
     rows
         One for each graph, model, layer and kind of evidence, discovery with all its options.
-    settings
-        All that was asked for.
     """
 
+    KIND = "evidence"
+    WORKS = ("rohekar2023", "nichani2024")
+
     rows: tuple[EvidenceRow, ...]
-    settings: Mapping[str, Any]
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each; agreement as ``skeleton_f1``, ``arrowheads_recall``, ..."""
@@ -183,30 +179,21 @@ class EvidenceTable:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         return f"from causal_probe import experiments\n\nexperiments.compare_evidence({arguments})"
 
-    def cite(self) -> Citation:
-        """The papers, and one sentence for a methods section."""
-        return cite(
-            "rohekar2023",
-            "nichani2024",
-            methods=(
-                "Graphs over tokens were read from attention by causal discovery (ABCD), from mean attention, score gradients and "
-                "ablation, on in-context tasks of known graph, and compared with the truth by skeleton and arrowheads."
-            ),
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            "Graphs over tokens were read from attention by causal discovery (ABCD), from mean attention, score gradients and ablation, on "
+            f"in-context tasks of known graph, and compared with the truth by skeleton and arrowheads ({self.measured_with})."
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of ``evidence.json``, in plain JSON types."""
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "evidence",
-                    "format": 1,
-                    "rows": [_flat(row) for row in self.rows],
-                    "settings": self.settings,
-                    "versions": versions(),
-                    "citation": self.cite(),
-                }
-            )
+    def table(self) -> Table:
+        """:meth:`summary`."""
+        shown = self.summary().astype(object)
+        return Table(
+            f"Evidence on {len(self.settings['graphs'])} graphs",
+            [name.replace("skeleton_", "skeleton ").replace("arrowheads_", "arrows ") for name in shown.columns],
+            shown.where(shown.notna(), None).to_numpy().tolist(),
         )
 
     def report(self) -> viz.Report:
@@ -219,35 +206,9 @@ class EvidenceTable:
                 page.Section("Is the deepest layer best?", [self._layers()]),
             ],
             settings=self.settings,
-            versions=versions(),
+            versions=self.provenance["versions"],
             call=self.call,
             citation=self.cite(),
-        )
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write ``evidence.json``, ``evidence.csv`` and ``report.html`` into ``folder``, whole or not at all; return the report's path.
-
-        Raises
-        ------
-        CausalProbeError
-            If ``folder`` can't be written or holds something else.
-        """
-        with save_study(self, folder, overwrite=overwrite, result=RESULT) as staging:
-            write_text(staging / "evidence.csv", self.to_pandas().to_csv(index=False))
-        return Path(folder) / REPORT
-
-    def __repr__(self) -> str:
-        shown = self._shown()
-        return f"Evidence on {len(self.settings['graphs'])} graphs\n{shown.to_string(index=False, float_format='{:.3f}'.format, na_rep='')}"
-
-    def _repr_html_(self) -> str:
-        return str(self._shown().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))
-
-    def _shown(self) -> pd.DataFrame:
-        shown = self.summary()
-        shown["sequences"] = shown["sequences"].round().astype(int)
-        return shown.rename(
-            columns=lambda name: name.replace("skeleton_", "skeleton ").replace("arrowheads_", "arrows ")
         )
 
     def _picture(self) -> page.Picture:

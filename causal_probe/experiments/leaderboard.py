@@ -18,7 +18,7 @@ from causal_probe.experiments.in_context_graph import InContextGraph, cite_readi
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.hooks import describe, to_hooked
 from causal_probe.reports.in_context import leaderboard_report
-from causal_probe.results import Citation, check_results_folder, to_jsonable, versions, write_text
+from causal_probe.results import Citation, check_results_folder, csv_text, to_jsonable, versions, write_text
 from causal_probe.viz import Report
 
 __all__ = ["GRAPHS", "Leaderboard", "leaderboard"]
@@ -108,7 +108,7 @@ class Leaderboard:
             If ``folder`` can't be written or holds something else.
         """
         with save_study(self, folder, overwrite=overwrite, result=RESULT) as staging:
-            write_text(staging / "leaderboard.csv", self.to_pandas().to_csv(index=False))
+            write_text(staging / "leaderboard.csv", csv_text(self.to_pandas()))
         return Path(folder) / REPORT
 
     def cite(self) -> Citation:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from causal_probe.results import list_files, results_folder, write_json
+from causal_probe.results import claim, write_json
 from causal_probe.viz import Report
 
 __all__ = ["REPORT", "save_study"]
@@ -40,13 +40,13 @@ def save_study(
     result: str = "result.json",
     unfinished: str | None = None,
 ) -> Iterator[Path]:
-    """Yield the staging folder of :func:`~causal_probe.results.results_folder` (parameters and errors as there) for the study's own files.
+    """Yield the staging folder of :meth:`~causal_probe.results.Claim.stage` for the study's own files (parameters and errors as there).
 
-    When the block ends, the report and the JSON ``result``, which lists all files, are written beside them.
+    When the block ends, the JSON ``result`` and the report are written beside them.
     """
-    with results_folder(
-        folder, settings=study.settings, overwrite=overwrite, result=result, unfinished=unfinished
-    ) as staging:
+    with (
+        claim(folder, settings=study.settings, overwrite=overwrite, result=result, unfinished=unfinished) as claimed,
+        claimed.stage(page=lambda staging: study.report().write(staging / REPORT)) as staging,
+    ):
         yield staging
-        study.report().write(staging / REPORT)
-        write_json(staging / result, {**study.to_dict(), "files": sorted([*list_files(staging), result])})
+        write_json(staging / result, study.to_dict())

@@ -59,6 +59,7 @@ from causal_probe.reports.scan import scan_report
 from causal_probe.results import (
     Citation,
     check_results_folder,
+    csv_text,
     escape,
     to_jsonable,
     versions,
@@ -354,7 +355,7 @@ class ModelScan:
             If ``folder`` can't be written or holds something else (see :func:`causal_probe.results.results_folder`).
         """
         with save_study(self, folder, overwrite=overwrite, result=RESULT) as staging:
-            write_text(staging / "scan.csv", self.to_pandas().to_csv(index=False))
+            write_text(staging / "scan.csv", csv_text(self.to_pandas()))
             if self.readings:
                 self.scores.save(staging / SCORES)
         return Path(folder) / REPORT

@@ -37,6 +37,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import describe
 from causal_probe.mechanisms.weight_result import BlockGraph, Direction, WeightGraphs
 from causal_probe.models import DisentangledTransformer
+from causal_probe.results import digest
 from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator, sample_batches
 from causal_probe.tasks.predictors import in_context_unigram
 from causal_probe.training import task_loss
@@ -155,7 +156,16 @@ def weight_graphs(
         skill_stderr=float(skill.std(ddof=1) / np.sqrt(len(skill))),
         truth=task.graph,
         children=tuple(task.children),
-        settings={"sequences": sequences, "seed": seed, "level": level, "ablation": "zero", "heads": list(model.heads)},
+        settings={
+            "sequences": sequences,
+            "seed": seed,
+            "level": level,
+            "ablation": "zero",
+            "heads": list(model.heads),
+            # The model and the graph have no names: so that another one's result is told from this one.
+            "edges": [list(edge) for edge in task.graph.edges],
+            "weights": digest(*(A.detach().cpu().numpy() for A in model.A)),
+        },
         provenance=describe(model),
     )
 

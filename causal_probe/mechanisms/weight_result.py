@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -14,22 +10,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.results import (
-    Citation,
-    cite,
-    digest,
-    escape,
-    results_folder,
-    to_jsonable,
-    versions,
-    write_arrays,
-    write_json,
-)
+from causal_probe.results import BINARY, Result, Table
 
 __all__ = ["BlockGraph", "Circuit", "Direction", "WeightGraphs"]
 
-#: How many rows are printed.
-SHOWN = 12
 #: A block takes part in a circuit if its ablation costs at least this share of the skill; and a token block compares states if its
 #: correlation with the identity (up to its sign) is at least this.
 TAKES_PART = 0.05
@@ -96,11 +80,14 @@ class BlockGraph:
         that of a layer that is all zero: see the rows of blocks that are zero. None without skill.
     """
 
+    #: Stated in JSON beside the fields.
+    DERIVED = ("name", "norm")
+
     layer: int
     head: int
     query: str
     key: str
-    matrix: Float[np.ndarray, "_query _key"]
+    matrix: Float[np.ndarray, "_query _key"] = dataclasses.field(metadata=BINARY)
     as_it_stands: Direction | None
     transposed: Direction | None
     identity: float | None
@@ -146,7 +133,7 @@ class Circuit:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class WeightGraphs:
+class WeightGraphs(Result):
     """Every block of every A, by falling ablation cost.
 
     Attributes
@@ -160,9 +147,11 @@ class WeightGraphs:
         paired. At most the former.
     truth, children
         The true graph and the nodes over which blocks were compared with it.
-    settings, provenance
-        What was asked for; the model's name, dtype and device.
     """
+
+    KIND = "weight graphs"
+    WORKS = ("nichani2024",)
+    DERIVED = ("holders_by_name", "circuits")
 
     blocks: tuple[BlockGraph, ...]
     loss: float
@@ -170,8 +159,6 @@ class WeightGraphs:
     skill_stderr: float
     truth: nx.DiGraph
     children: tuple[int, ...]
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
 
     def block(self, layer: int, head: int, query: str, key: str) -> BlockGraph:
         """One block.
@@ -205,6 +192,11 @@ class WeightGraphs:
                 break
             found.append((block, transposed))
         return tuple(found)
+
+    @property
+    def holders_by_name(self) -> tuple[dict[str, str | bool], ...]:
+        """:attr:`holders` as JSON states them."""
+        return tuple({"block": block.name, "transposed": transposed} for block, transposed in self.holders)
 
     @property
     def circuits(self) -> tuple[Circuit, ...]:
@@ -259,105 +251,54 @@ class WeightGraphs:
             ]
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers in plain JSON types; the matrices are left to :meth:`save`."""
-        no_skill = dict.fromkeys(
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no share of the skill."""
+        if all(b.share is not None for b in self.blocks):
+            return {}
+        return dict.fromkeys(
             ("share", "share_stderr", "scrambled", "scrambled_stderr", "alone", "alone_stderr"),
             "the model's loss is not surely below that of the in-context unigram",
         )
+
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        s = self.settings
+        return (
+            "Every block of the query-key matrices of a disentangled transformer (Nichani et al., 2024) was read as a graph over "
+            "positions (the earlier position with the largest entry, rows about their mean, in both directions), tested against "
+            f"chance (Poisson-binomial, Holm, family-wise level {s['level']:g}), and set to zero; the rise of the loss is given as a "
+            "share of the in-context skill, the loss of the in-context unigram predictor minus the model's (paired over "
+            f"{s['sequences']:,} sequences; {self.measured_with})."
+        )
+
+    def table(self) -> Table:
+        """The blocks, by falling cost, and where the graph lives."""
         rows = [
-            {"name": b.name, "norm": b.norm}
-            | {f.name: getattr(b, f.name) for f in dataclasses.fields(b) if f.name != "matrix"}
+            (
+                b.name,
+                None if b.share is None else f"{b.share:.1%} ± {b.share_stderr:.1%}",
+                None if b.scrambled is None else f"{b.scrambled:.1%} ± {b.scrambled_stderr:.1%}",
+                None if b.alone is None else f"{b.alone:.1%}",
+                f"{b.cost:.4f} ± {b.stderr:.4f}",
+                b.as_it_stands,
+                b.transposed,
+                b.identity,
+            )
             for b in self.blocks
         ]
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "weight graphs",
-                    "format": 1,
-                    "loss": self.loss,
-                    "skill": self.skill,
-                    "skill_stderr": self.skill_stderr,
-                    "holders": [{"block": b.name, "transposed": t} for b, t in self.holders],
-                    "circuits": self.circuits,
-                    "blocks": rows,
-                    "truth": list(self.truth.edges),
-                    "children": self.children,
-                    "undefined": no_skill if any(b.share is None for b in self.blocks) else {},
-                    "settings": self.settings,
-                    "provenance": self.provenance,
-                    "versions": versions(),
-                }
-            )
-        )
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write ``result.json`` and ``blocks.safetensors`` (every block by its name) into ``folder``; return it.
-
-        The settings name neither the model nor the graph, so the edges and a digest of the blocks stand beside them: the result of another
-        model replaces this one only with ``overwrite``.
-        """
-        named = sorted(self.blocks, key=lambda block: block.name)
-        settings = {**self.settings, "edges": list(self.truth.edges), "blocks": digest(*(b.matrix for b in named))}
-        with results_folder(folder, settings=settings, overwrite=overwrite) as staging:
-            write_arrays(staging / "blocks.safetensors", {b.name: b.matrix for b in self.blocks})
-            files = ["blocks.safetensors", "result.json"]
-            write_json(staging / "result.json", {**self.to_dict(), "settings": settings, "files": files})
-        return Path(folder)
-
-    def cite(self) -> Citation:
-        """The paper whose model this is about, and one sentence for a methods section."""
-        s = self.settings
-        return cite(
-            "nichani2024",
-            methods=(
-                "Every block of the query-key matrices of a disentangled transformer (Nichani et al., 2024) was read as a graph over "
-                "positions (the earlier position with the largest entry, rows about their mean, in both directions), tested against "
-                f"chance (Poisson-binomial, Holm, family-wise level {s['level']:g}), and set to zero; the rise of the loss is given as a "
-                "share of the in-context skill, the loss of the in-context unigram predictor minus the model's (paired over "
-                f"{s['sequences']:,} sequences; causal-probe {versions().get('causal-probe', '')})."
-            ),
-        )
-
-    def __repr__(self) -> str:
-        return f"{self._title()}\n{self._table().to_string(index=False)}\n{self._found()}"
-
-    def _repr_html_(self) -> str:
-        table = self._table().to_html(index=False, border=0)
-        return f"<p>{escape(self._title())}</p>{table}<p>{escape(self._found())}</p>"
-
-    def _title(self) -> str:
-        return (
-            f"Blocks of the weights by the loss that their ablation costs: loss {self.loss:.4f}, in-context skill "
-            f"{self.skill:.4f} nats ({self.settings['sequences']:,} sequences)"
-        )
-
-    def _table(self) -> pd.DataFrame:
-        rows = []
-        for b in self.blocks[:SHOWN]:
-            share = "" if b.share is None else f"{b.share:.1%} +- {b.share_stderr:.1%}"
-            scrambled = "" if b.scrambled is None else f"{b.scrambled:.1%} +- {b.scrambled_stderr:.1%}"
-            alone = "" if b.alone is None else f"{b.alone:.1%}"
-            rows.append(
-                {
-                    "block": b.name,
-                    "share of skill": share,
-                    "scrambled": scrambled,
-                    "alone": alone,
-                    "cost": f"{b.cost:.4f} +- {b.stderr:.4f}",
-                    "edges": "" if b.as_it_stands is None else str(b.as_it_stands),
-                    "transposed": "" if b.transposed is None else str(b.transposed),
-                    "identity": "" if b.identity is None else f"{b.identity:.2f}",
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def _found(self) -> str:
         holders = [
             f"{b.name}: {'transposed graph ' if t else ''}{b.transposed if t else b.as_it_stands}{'' if t else ' edges'}"
             for b, t in self.holders
         ]
-        return (
-            f"the graph lives in: {'; '.join(holders) or 'no block'}\n"
-            f"circuits by name: {'; '.join(map(str, self.circuits)) or 'none'}"
+        return Table(
+            f"Blocks of the weights by the loss that their ablation costs: loss {self.loss:.4f}, in-context skill {self.skill:.4f} nats "
+            f"({self.settings['sequences']:,} sequences)",
+            ("block", "share of skill", "scrambled", "alone", "cost", "edges", "transposed", "identity"),
+            rows,
+            (
+                f"the graph lives in: {'; '.join(holders) or 'no block'}",
+                f"circuits by name: {'; '.join(map(str, self.circuits)) or 'none'}",
+            ),
         )

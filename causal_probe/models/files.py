@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.subspaces import stream_widths
-from causal_probe.results import read_json, write_json
+from causal_probe.results import read_sealed, seal, write_bytes, write_json
 
 __all__ = ["is_saved_model", "load", "save"]
 
@@ -45,26 +46,22 @@ def save(model: DisentangledTransformer, folder: str | os.PathLike[str]) -> None
     folder = Path(folder)
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     _check_finite(weights, "of the model to be saved")
-    partial = folder / ".model.safetensors.partial"
+    content = to_bytes(weights)
+    shape = {
+        "kind": KIND,
+        "format": FORMAT,
+        "d_vocab": model.d_vocab,
+        "n_positions": model.n_positions,
+        "heads": model.heads,
+        "dtype": str(model.W_U.dtype).removeprefix("torch."),
+        "weights": hashlib.sha256(content).hexdigest(),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, partial)
-        os.replace(partial, folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise CausalProbeError(f"Can't save the model in {folder}: {error}.") from error
-    write_json(
-        folder / "model.json",
-        {
-            "kind": KIND,
-            "format": FORMAT,
-            "d_vocab": model.d_vocab,
-            "n_positions": model.n_positions,
-            "heads": model.heads,
-            "dtype": str(model.W_U.dtype).removeprefix("torch."),
-        },
-    )
+        write_bytes(folder / "model.safetensors", content)
+        write_json(folder / "model.json", seal(shape))
+    except (OSError, CausalProbeError) as error:
+        raise CausalProbeError(f"Can't save the model in {folder}: {error}") from error
 
 
 def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> DisentangledTransformer:
@@ -85,10 +82,13 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     (2, 1)
     """
     folder = Path(folder)
-    d_vocab, n_positions, heads, dtype = _read_shape(folder)
+    d_vocab, n_positions, heads, dtype, checksum = _read_shape(folder)
     try:
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
+        content = (folder / "model.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise ValueError("its checksum is not the one in model.json")
+        weights = from_bytes(content)
+    except (OSError, SafetensorError, ValueError) as error:
         raise CausalProbeError(
             f"Can't read {folder / 'model.safetensors'}: {error}. The file is missing or corrupt."
         ) from error
@@ -116,11 +116,11 @@ def is_saved_model(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / "model.json").is_file()
 
 
-def _read_shape(folder: Path) -> tuple[int, int, list[int], str]:
-    """The sizes in ``model.json``, as :func:`save` wrote them: d_vocab, n_positions, heads, dtype."""
+def _read_shape(folder: Path) -> tuple[int, int, list[int], str, str]:
+    """What ``model.json`` says, as :func:`save` wrote it: d_vocab, n_positions, heads, dtype, the weights' checksum."""
     path = folder / "model.json"
-    shape = read_json(path)
-    if not isinstance(shape, dict) or shape.get("kind") != KIND:
+    shape = read_sealed(path)
+    if shape.get("kind") != KIND:
         raise CausalProbeError(f"{path} does not describe a disentangled transformer.")
     if shape.get("format") != FORMAT:
         raise CausalProbeError(
@@ -131,7 +131,7 @@ def _read_shape(folder: Path) -> tuple[int, int, list[int], str]:
         raise CausalProbeError(f"{path} is damaged: d_vocab, n_positions and heads must be whole numbers.")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CausalProbeError(f"{path} is damaged: its dtype is {dtype!r}, not one of {', '.join(DTYPES)}.")
-    return d_vocab, n_positions, heads, dtype  # type: ignore[return-value]  # the sizes are checked one by one above
+    return d_vocab, n_positions, heads, dtype, str(shape.get("weights"))  # type: ignore[return-value]  # the sizes are checked one by one above
 
 
 def _check_finite(weights: dict[str, Tensor], where: str) -> None:

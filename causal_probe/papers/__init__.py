@@ -7,6 +7,7 @@ figure, with a function ``(run: Run) -> Reproduction`` that does all that takes 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from causal_probe.papers.standard import softmax
 from causal_probe.papers.trees import figure_2, figure_6
 from causal_probe.papers.two_parents import figure_5, figure_7
 from causal_probe.papers.waves import sine
+from causal_probe.results import hold
 
 __all__ = ["PARTS", "REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
 
@@ -89,8 +91,9 @@ def reproduce(
             f"{', '.join(REPRODUCTIONS)}."
         )
     settings: dict[str, Any] = {"name": name, "quick": quick, "seed": seed}
-    run = Run(quick=quick, seed=seed, progress=progress, folder=out, settings=settings, overwrite=overwrite)
-    result = REPRODUCTIONS[name](run)
-    if out is not None:
-        result.save(out)
+    with contextlib.nullcontext() if out is None else hold(out):
+        run = Run(quick=quick, seed=seed, progress=progress, folder=out, settings=settings, overwrite=overwrite)
+        result = REPRODUCTIONS[name](run)
+        if out is not None:
+            result.save(out)
     return result

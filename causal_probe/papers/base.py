@@ -24,8 +24,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from causal_probe import viz
 from causal_probe.errors import CausalProbeError
@@ -34,7 +32,10 @@ from causal_probe.results import (
     cite,
     escape,
     list_files,
+    read_arrays,
     read_json,
+    read_sealed,
+    seal,
     to_jsonable,
     versions,
     write_arrays,
@@ -211,7 +212,7 @@ class Reproduction:
             write_arrays(target / "arrays.safetensors", self.arrays)
         self.report().write(target / "report.html")
         files = sorted({*list_files(target), RESULT})
-        write_json(target / RESULT, {**self.to_dict(), "files": files})
+        write_json(target / RESULT, seal({**self.to_dict(), "files": files}))
         return Path(folder) / "report.html"
 
     def cite(self) -> Citation:
@@ -329,7 +330,7 @@ class Run:
             if arrays:
                 write_arrays(done.with_suffix(".safetensors"), arrays)
             identity = {"kind": "part", "settings": settings, "arrays": sorted(arrays)}
-            write_json(done, {**identity, "values": values})  # last: a part with this file is whole
+            write_json(done, seal({**identity, "values": values}))  # last: a part with this file is whole
             self._checkpoint_file(name).unlink(missing_ok=True)
         return {**values, **arrays}
 
@@ -357,25 +358,15 @@ class Run:
 
 def _read_part(done: Path, settings: Any) -> dict[str, Any]:
     """The values and arrays of a part, if it was computed with these settings and is whole."""
-    kept = read_json(done)
+    kept = read_sealed(done)
     anew = f"Delete {done.name} to compute it again, or pass --overwrite to begin anew."
     if kept.get("settings") != settings:
         raise CausalProbeError(f"The part {done.stem} in {done.parent} was computed with other settings. {anew}")
-    arrays = _read_arrays(done.with_suffix(".safetensors"))
+    file = done.with_suffix(".safetensors")
+    arrays = read_arrays(file)[0] if file.is_file() else {}
     if missing := sorted(set(kept.get("arrays", ())) - set(arrays)):
         raise CausalProbeError(f"The part {done.stem} in {done.parent} lacks its arrays {', '.join(missing)}. {anew}")
     return {**kept["values"], **arrays}
-
-
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CausalProbeError(
-            f"Can't read {path}: {error}. Delete it and the .json beside it to compute it again."
-        ) from error
 
 
 def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwrite: bool) -> Path:
@@ -385,7 +376,7 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
     try:
         if target.exists() and not target.is_dir():
             raise CausalProbeError(f"--out names {folder}, which is a file. Name a folder.")
-        if target.is_dir() and any(target.iterdir()):
+        if target.is_dir() and list_files(target):
             begun = target / BEGUN
             if not begun.is_file():
                 raise CausalProbeError(
@@ -398,7 +389,7 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
                     )
                 _clear(target)
         (target / PARTS).mkdir(parents=True, exist_ok=True)
-        for cut_short in (target / PARTS).glob(".*.partial"):  # a kill in the middle of writing leaves one
+        for cut_short in target.rglob(".*.causal-probe-*"):  # a kill in the middle of writing leaves one
             cut_short.unlink()
     except OSError as error:
         raise CausalProbeError(
@@ -411,8 +402,10 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
 def _clear(target: Path) -> None:
     """Remove an earlier run's own files; refuse if there are others."""
     result = target / RESULT
-    own = set(read_json(result).get("files", ())) if result.is_file() else set()
-    foreign = sorted(name for name in set(list_files(target)) - own if not name.startswith(f"{PARTS}/"))
+    listed = set(map(str, read_sealed(result).get("files", ()))) if result.is_file() else set()
+    there = set(list_files(target))  # what a file lists is taken at its word only where it names one of these
+    own = {name for name in there & {*listed, BEGUN} if not (target / name).is_symlink()}
+    foreign = sorted(name for name in there - own if not name.startswith(f"{PARTS}/"))
     if foreign:
         raise CausalProbeError(
             f"{target} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."

@@ -36,7 +36,7 @@ def evidence(run: Run) -> Reproduction:
         "inputs": INPUTS[run.quick],
         "sequences": SEQUENCES[run.quick],
     }
-    table = EvidenceTable(tuple(rows), {**settings, "seed": run.seed})
+    table = EvidenceTable(tuple(rows), settings={**settings, "seed": run.seed})
     summary = table.summary()
     by_graph = table.by_graph()
     lines = [

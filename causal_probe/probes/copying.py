@@ -20,13 +20,13 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import describe, require_hooks
-from causal_probe.results import Citation, cite, html_table, versions
+from causal_probe.results import Result, Table
 
 __all__ = ["CopySensitivity", "copy_sensitivity"]
 
 
-@dataclass(frozen=True, eq=False)
-class CopySensitivity:
+@dataclass(frozen=True, eq=False, repr=False)
+class CopySensitivity(Result):
     """What :func:`copy_sensitivity` measured.
 
     Attributes
@@ -37,14 +37,14 @@ class CopySensitivity:
         Each sequence's own, each row divided by its sum: [sequence, output position, input position]; rows that are zero stay zero.
     layer
         Which layer.
-    provenance
-        Model, dtype, device and versions.
     """
+
+    KIND = "copy sensitivity"
+    WORKS = ("vonoswald2023",)
 
     sensitivity: Float[np.ndarray, "pos pos"]
     shares: Float[np.ndarray, "sequence pos pos"]
     layer: int
-    provenance: dict[str, Any]
 
     def share(self, offset: int, positions: Sequence[int] | None = None) -> tuple[float | None, float | None]:
         """The mean share that lies ``offset`` positions after the output's (-1: the left neighbour), and its standard error.
@@ -66,29 +66,22 @@ class CopySensitivity:
         each = self.shares[:, rows, [i + offset for i in rows]].mean(1)
         return float(each.mean()), float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else None
 
-    def cite(self) -> Citation:
-        """The paper behind this probe, and one sentence for a methods section."""
-        return cite(
-            "vonoswald2023",
-            methods="What a layer copies was measured by the norm of its attention output's derivative in each input token (after von "
-            "Oswald et al., 2023).",
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            "What a layer copies was measured by the norm of its attention output's derivative in each input token (after von Oswald et "
+            "al., 2023)."
         )
 
-    def _title(self) -> str:
-        return f"CopySensitivity of layer {self.layer}, {len(self.shares)} sequences: share of an output's sensitivity"
-
-    def _rows(self) -> list[tuple[str, float | None, float | None]]:
+    def table(self) -> Table:
+        """The shares of both neighbours and of the position itself."""
         named = (("left neighbour", -1), ("itself", 0), ("right neighbour", 1))
-        return [(name, *self.share(offset)) for name, offset in named if abs(offset) < self.shares.shape[1]]
-
-    def __repr__(self) -> str:
-        lines = [self._title()]
-        for name, share, error in self._rows():
-            lines.append(f"  {name:<16} {share:.3f}" + ("" if error is None else f" ± {error:.3f}"))
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return html_table(["input", "share", "standard error"], self._rows(), caption=self._title())
+        return Table(
+            f"CopySensitivity of layer {self.layer}, {len(self.shares)} sequences: share of an output's sensitivity",
+            ("input", "share", "stderr"),
+            [(name, *self.share(offset)) for name, offset in named if abs(offset) < self.shares.shape[1]],
+        )
 
 
 def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, layer: int = 0) -> CopySensitivity:
@@ -144,4 +137,4 @@ def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, 
     norms = squares.sqrt().numpy()
     totals = norms.sum(-1, keepdims=True)
     shares = np.divide(norms, totals, out=np.zeros_like(norms), where=totals > 0)
-    return CopySensitivity(norms.mean(0), shares, layer, {**describe(model), "versions": versions()})
+    return CopySensitivity(norms.mean(0), shares, layer, provenance=describe(model))

@@ -244,10 +244,7 @@ class HeadScores:
     # --------------------------------------------------------------------------------------------------------------- writing
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row for each head and template, the columns those of :class:`HeadScore`. What is undefined is NaN.
-
-        ``.to_csv(path, index=False)`` writes it down.
-        """
+        """One row for each head and template, the columns those of :class:`HeadScore`. What is undefined is NaN."""
         table = pd.DataFrame(list(self), columns=list(HeadScore._fields))
         numbers = ["score", "chance", "excess", "stderr", "excess_stderr", "sink"]
         return table.astype(dict.fromkeys(numbers, float))

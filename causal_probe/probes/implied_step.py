@@ -22,14 +22,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, describe
-from causal_probe.results import Citation, cite, versions
+from causal_probe.results import Result, Table
 
 __all__ = ["ImpliedStep", "ImpliedSteps", "implied_step"]
 
@@ -66,20 +65,21 @@ class ImpliedStep:
     off_form: float | None
 
 
-@dataclass(frozen=True, eq=False)
-class ImpliedSteps:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImpliedSteps(Result):
     """The implied step of every layer.
 
     Attributes
     ----------
     layers
         One for each layer, from the first.
-    provenance
-        Model, dtype, device and versions.
     """
 
+    KIND = "implied steps"
+    WORKS = ("vonoswald2023",)
+    DERIVED = ("eta", "gamma")
+
     layers: tuple[ImpliedStep, ...]
-    provenance: dict[str, Any]
 
     @property
     def eta(self) -> tuple[float, ...]:
@@ -91,39 +91,34 @@ class ImpliedSteps:
         """Of every layer."""
         return tuple(layer.gamma for layer in self.layers)
 
-    def to_pandas(self) -> pd.DataFrame:
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            "The gradient step that a linear attention layer's weights imply was read from W_Q W_K' and W_V W_O as their projection onto "
+            "the construction of von Oswald et al. (2023)."
+        )
+
+    def table(self) -> Table:
         """One row for each layer; of the heads the largest share."""
-        worst = {
-            name: [
-                max((share for share in getattr(layer, name) if share is not None), default=None)
+        shares = ("off_qk", "off_ov", "off_ov_read")
+        return Table(
+            f"ImpliedSteps of {self.provenance['model']}: {len(self.layers)} layer(s)",
+            ("layer", "eta", "gamma", *shares, "off_form"),
+            [
+                (
+                    layer.layer,
+                    layer.eta,
+                    layer.gamma,
+                    *(
+                        max((share for share in getattr(layer, name) if share is not None), default=None)
+                        for name in shares
+                    ),
+                    layer.off_form,
+                )
                 for layer in self.layers
-            ]
-            for name in ("off_qk", "off_ov", "off_ov_read")
-        }
-        return pd.DataFrame(
-            {
-                "layer": [layer.layer for layer in self.layers],
-                "eta": self.eta,
-                "gamma": self.gamma,
-                **worst,
-                "off_form": [layer.off_form for layer in self.layers],
-            }
+            ],
         )
-
-    def cite(self) -> Citation:
-        """The paper behind this probe, and one sentence for a methods section."""
-        return cite(
-            "vonoswald2023",
-            methods="The gradient step that a linear attention layer's weights imply was read from W_Q W_K' and W_V W_O as their "
-            "projection onto the construction of von Oswald et al. (2023).",
-        )
-
-    def __repr__(self) -> str:
-        table = self.to_pandas().to_string(index=False, float_format=lambda value: f"{value:.4f}")
-        return f"ImpliedSteps of {self.provenance['model']}: {len(self.layers)} layer(s)\n{table}"
-
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(index=False, float_format=lambda value: f"{value:.4f}"))
 
 
 def implied_step(
@@ -185,7 +180,7 @@ def implied_step(
             for layer in range(n_layers)
         )
     named = describe(model) if isinstance(model, HookedModel) else {"model": type(model).__name__}
-    return ImpliedSteps(layers, {**named, "versions": versions()})
+    return ImpliedSteps(layers, provenance=named)
 
 
 def _step(layer: int, QK: Tensor, OV: Tensor, d_x: int, W0: Tensor | None, *, last: bool) -> ImpliedStep:

@@ -6,7 +6,7 @@ position 0 has none. Numbers are means over sequences with standard errors over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, Moments, describe, each_batch, require_hooks, undisturbed
 from causal_probe.probes.scoring import micro_batch_size
-from causal_probe.results import Citation, cite, html_table, to_jsonable, versions
+from causal_probe.results import Result, Table, merge_provenance
 
 __all__ = ["CopyLosses", "InContextScore", "copy_losses", "in_context_score", "token_losses"]
 
@@ -47,7 +47,7 @@ def token_losses(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InContextScore:
+class InContextScore(Result):
     """What :func:`in_context_score` measured.
 
     Attributes
@@ -58,15 +58,16 @@ class InContextScore:
         :class:`~causal_probe.hooks.Moments` over sequences of the loss at ``late`` minus that at ``early``.
     losses
         Moments over sequences of the loss at positions 1, 2, ...
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     """
+
+    KIND = "in-context score"
+    WORKS = ("olsson2022",)
+    DERIVED = ("score", "stderr", "sequences")
 
     early: int
     late: int
     difference: Moments
     losses: Moments
-    provenance: Mapping[str, Any]
 
     @property
     def score(self) -> float:
@@ -93,41 +94,37 @@ class InContextScore:
         """
         if (self.early, self.late) != (other.early, other.late):
             raise CausalProbeError("In-context scores of other positions can't be merged.")
-        return replace(self, difference=self.difference.merge(other.difference), losses=self.losses.merge(other.losses))
+        return replace(
+            self,
+            difference=self.difference.merge(other.difference),
+            losses=self.losses.merge(other.losses),
+            provenance=merge_provenance(self.provenance, other.provenance),
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per position from 1: position, loss, stderr (NaN for one sequence)."""
         return _table(self.losses, first=1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The score and the loss at every position, in plain JSON types; null where undefined."""
-        names = ("score", "stderr", "early", "late", "sequences", "provenance")
-        undefined = _undefined(self.sequences)
-        losses = _records(self.to_pandas())
-        return dict(
-            to_jsonable({**{name: getattr(self, name) for name in names}, "losses": losses, "undefined": undefined})
-        )
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no standard error."""
+        return _undefined(self.sequences)
 
-    def cite(self) -> Citation:
-        """The paper that defines the score, and one sentence for a methods section."""
-        return cite(
-            "olsson2022",
-            methods=(
-                f"The in-context-learning score of {self.provenance['model']} is its loss on the token at position {self.late} minus "
-                f"that at position {self.early}, averaged over {self.sequences} sequences{_by(self.provenance)}."
-            ),
-        )
-
-    def __repr__(self) -> str:
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         return (
-            f"InContextScore of {self.provenance['model']}: {_pm(self.score, self.stderr)} nats, the loss at position {self.late} "
-            f"minus that at {self.early}, over {self.sequences:,} sequences"
+            f"The in-context-learning score of {self.provenance['model']} is its loss on the token at position {self.late} minus that at "
+            f"position {self.early}, averaged over {self.sequences} sequences ({self.measured_with})."
         )
 
-    def _repr_html_(self) -> str:
-        rows = [(self.early, self.late, self.score, self.stderr, self.sequences)]
-        columns = ["early position", "late position", "late minus early (nats)", "standard error", "sequences"]
-        return html_table(columns, rows, caption=f"In-context score of {self.provenance['model']}")
+    def table(self) -> Table:
+        """The score."""
+        return Table(
+            f"InContextScore of {self.provenance['model']} over {self.sequences:,} sequences",
+            ("early position", "late position", "late minus early (nats)", "stderr"),
+            [(self.early, self.late, self.score, self.stderr)],
+        )
 
 
 def in_context_score(
@@ -161,7 +158,9 @@ def in_context_score(
     >>> from causal_probe.models import DisentangledTransformer
     >>> model = DisentangledTransformer(d_vocab=3, n_positions=9)      # all weights zero: every loss is log 3
     >>> in_context_score(model, torch.zeros(4, 9, dtype=torch.long), early=2, late=8)
-    InContextScore of disentangled-transformer: 0.0000 ± 0.0000 nats, the loss at position 8 minus that at 2, over 4 sequences
+    InContextScore of disentangled-transformer over 4 sequences
+      early position  late position  late minus early (nats)  stderr
+                   2              8                        0       0
     """
 
     def reduce(losses: Float[Tensor, "batch pos"], tokens: Int[Tensor, "batch _"]) -> tuple[Moments, ...]:
@@ -174,14 +173,14 @@ def in_context_score(
         return Moments.of(losses[:, late - 1] - losses[:, early - 1]), Moments.of(losses)
 
     difference, losses = _over_batches(model, tokens, reduce, batch_size)
-    return InContextScore(early, late, difference, losses, {**describe(model), "versions": versions()})
+    return InContextScore(early, late, difference, losses, provenance=describe(model))
 
 
 # -------------------------------------------------------------------------------------------------------- first and second copy
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CopyLosses:
+class CopyLosses(Result):
     """What :func:`copy_losses` measured.
 
     Attributes
@@ -194,9 +193,11 @@ class CopyLosses:
         :class:`~causal_probe.hooks.Moments` over sequences of the loss of tokens 1, ..., period - 1 of a copy, counted from 0.
     first_mean, second_mean, gain_mean
         Moments over sequences of the mean over these tokens: on the first copy, on the second, and of the difference.
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     """
+
+    KIND = "copy losses"
+    WORKS = ("olsson2022",)
+    DERIVED = ("first", "first_stderr", "second", "second_stderr", "gain", "gain_stderr", "sequences")
 
     period: int
     start: int
@@ -205,7 +206,6 @@ class CopyLosses:
     first_mean: Moments
     second_mean: Moments
     gain_mean: Moments
-    provenance: Mapping[str, Any]
 
     @property
     def first(self) -> float:
@@ -253,7 +253,8 @@ class CopyLosses:
         if (self.period, self.start) != (other.period, other.start):
             raise CausalProbeError("Losses on copies of another length or place can't be merged.")
         names = ("first_by_token", "second_by_token", "first_mean", "second_mean", "gain_mean")
-        return replace(self, **{name: getattr(self, name).merge(getattr(other, name)) for name in names})
+        merged = {name: getattr(self, name).merge(getattr(other, name)) for name in names}
+        return replace(self, **merged, provenance=merge_provenance(self.provenance, other.provenance))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per copy and token: copy (1 or 2), token (from 1), loss, stderr (NaN for one sequence)."""
@@ -262,45 +263,30 @@ class CopyLosses:
             table.insert(0, "copy", copy)
         return pd.concat(copies, ignore_index=True).rename(columns={"position": "token"})
 
-    def to_dict(self) -> dict[str, Any]:
-        """All losses in plain JSON types; null where undefined."""
-        names = (
-            "first",
-            "first_stderr",
-            "second",
-            "second_stderr",
-            "gain",
-            "gain_stderr",
-            "period",
-            "start",
-            "sequences",
-            "provenance",
-        )
-        fields = {name: getattr(self, name) for name in names}
-        return dict(
-            to_jsonable({**fields, "losses": _records(self.to_pandas()), "undefined": _undefined(self.sequences)})
-        )
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no standard error."""
+        return _undefined(self.sequences)
 
-    def cite(self) -> Citation:
-        """The paper that the measure follows, and one sentence for a methods section."""
-        return cite(
-            "olsson2022",
-            methods=(
-                f"The loss of {self.provenance['model']} on repeated sequences was averaged over the tokens of each copy but its "
-                f"first ({self.period - 1} tokens, {self.sequences} sequences){_by(self.provenance)}."
-            ),
-        )
-
-    def __repr__(self) -> str:
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         return (
-            f"CopyLosses of {self.provenance['model']}: first copy {_pm(self.first, self.first_stderr)}, second copy "
-            f"{_pm(self.second, self.second_stderr)} nats a token, over {self.sequences:,} sequences of period {self.period}"
+            f"The loss of {self.provenance['model']} on repeated sequences was averaged over the tokens of each copy but its first "
+            f"({self.period - 1} tokens, {self.sequences} sequences; {self.measured_with})."
         )
 
-    def _repr_html_(self) -> str:
-        rows = [("first", self.first, self.first_stderr), ("second", self.second, self.second_stderr)]
-        caption = f"Copy losses of {self.provenance['model']}: {self.sequences:,} sequences of period {self.period}"
-        return html_table(["copy", "loss (nats a token)", "standard error"], rows, caption=caption)
+    def table(self) -> Table:
+        """The loss on each copy, and the gain."""
+        return Table(
+            f"CopyLosses of {self.provenance['model']} over {self.sequences:,} sequences of period {self.period}",
+            ("copy", "loss (nats a token)", "stderr"),
+            [
+                ("first", self.first, self.first_stderr),
+                ("second", self.second, self.second_stderr),
+                ("first minus second", self.gain, self.gain_stderr),
+            ],
+        )
 
 
 def copy_losses(
@@ -362,8 +348,7 @@ def copy_losses(
         return Moments.of(first), Moments.of(second), *(Moments.of(mean) for mean in means)
 
     first_by_token, second_by_token, first, second, gain = _over_batches(model, tokens, reduce, batch_size)
-    provenance = {**describe(model), "versions": versions()}
-    return CopyLosses(period, begin, first_by_token, second_by_token, first, second, gain, provenance)
+    return CopyLosses(period, begin, first_by_token, second_by_token, first, second, gain, provenance=describe(model))
 
 
 # --------------------------------------------------------------------------------------------------------------- helpers
@@ -421,24 +406,5 @@ def _table(losses: Moments, *, first: int) -> pd.DataFrame:
     return pd.DataFrame({"position": np.arange(first, first + len(mean)), "loss": mean, "stderr": stderr})
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
-        for row in table.to_dict("records")
-    ]
-
-
 def _undefined(sequences: int) -> dict[str, str]:
     return {"stderr": "a standard error needs two sequences or more"} if sequences < 2 else {}
-
-
-def _pm(value: float, stderr: float | None) -> str:
-    return f"{value:.4f}" if stderr is None else f"{value:.4f} ± {stderr:.4f}"
-
-
-def _by(provenance: Mapping[str, Any]) -> str:
-    number_of = provenance["versions"]
-    return (
-        f" (causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens {number_of['transformer-lens']}, "
-        f"{provenance['dtype']} on {provenance['device']})"
-    )

@@ -17,7 +17,7 @@ import joblib
 from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.results import to_jsonable, write_text
+from causal_probe.results import csv_text, to_jsonable, write_text
 from causal_probe.sweep.cells import PROBES, Outcome, run_cell
 from causal_probe.sweep.plan import Cell, plan, read_spec
 from causal_probe.sweep.result import Sweep
@@ -110,12 +110,12 @@ def sweep(
     with store.writing(cells, to_jsonable(content)):
         failed = _run(store, cells, functions, jobs=jobs, backend=backend, scheduler=scheduler, progress=progress)
         found = Sweep(Path(out), cells, failed, to_jsonable(content))
-        write_text(store.folder / "summary.csv", found.summary().to_csv(index=False))
+        write_text(store.folder / "summary.csv", csv_text(found.summary()))
         merged = store.folder / "merged.csv"
         if any("shard" in cell.options for cell in cells):
             merged.unlink(missing_ok=True)
             with contextlib.suppress(CausalProbeError):  # a shard is missing or has failed: it is said by merged()
-                write_text(merged, found.merged().to_csv(index=False))
+                write_text(merged, csv_text(found.merged()))
         found.report().write(store.folder / "report.html")
     return found
 

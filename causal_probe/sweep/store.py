@@ -127,7 +127,7 @@ def encode(
     about = {"format": FORMAT, "cell": cell, "rows": len(rows), "metrics": metrics, "versions": installed}
     table = table.replace_schema_metadata({METADATA: _json(about)})
     file = io.BytesIO()
-    pq.write_table(table, file, compression="zstd")
+    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.getvalue()
 
 
@@ -166,7 +166,7 @@ class Store:
             with _held(lock, self.folder):
                 self._check(cells)
                 for place in (self.folder, self.cells, self.failed):
-                    for left in place.glob(".*.partial"):
+                    for left in place.glob(".*.causal-probe-*"):
                         left.unlink()
                 about = {"kind": "sweep", "format": FORMAT, "spec": spec, "cells": len(cells), "versions": versions()}
                 write_json(self.folder / "sweep.json", about)
@@ -204,10 +204,8 @@ class Store:
         path = self._path(key)
         try:
             metadata = pq.read_schema(path).metadata or {}
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CausalProbeError(
-                f"{path} can't be read as Parquet: {error}. Remove it, and its cell is run again."
-            ) from error
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path, error) from error
         if METADATA not in metadata:
             raise CausalProbeError(f"{path} was not written by a sweep.")
         about = json.loads(metadata[METADATA])
@@ -225,14 +223,18 @@ class Store:
         tables = []
         for key in keys:
             self.about(key)
-            tables.append(pq.read_table(self._path(key), schema=COLUMNS).replace_schema_metadata(None))
+            try:
+                table = pq.read_table(self._path(key), schema=COLUMNS, page_checksum_verification=True)
+            except (OSError, pa.ArrowException) as error:
+                raise _damaged(self._path(key), error) from error
+            tables.append(table.replace_schema_metadata(None))
         return pa.concat_tables(tables) if tables else COLUMNS.empty_table()
 
     def _path(self, key: str) -> Path:
         return self.cells / f"{key}.parquet"
 
     def _is_ours(self) -> bool:
-        there = {path.name for path in self.folder.iterdir() if not path.name.endswith(".partial")}
+        there = {path.name for path in self.folder.iterdir() if ".causal-probe-" not in path.name}
         return (self.folder / "sweep.json").is_file() or there <= {".lock", "cells", "failed"}
 
     def _check(self, cells: Sequence[Cell]) -> None:
@@ -244,6 +246,10 @@ class Store:
                 f"{self.folder} holds {len(others)} finished cells that this sweep does not ask for. A sweep may grow; for another "
                 "one, or after a change of a file that the cells read, name another folder."
             )
+
+
+def _damaged(path: Path, error: Exception) -> CausalProbeError:
+    return CausalProbeError(f"{path} can't be read as Parquet: {error}. Remove it, and its cell is run again.")
 
 
 def check_format(path: Path, about: Any) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: what is needed to go on as if nothing had happened, in one file that is written atomically.
 
-The file is safetensors: the weights, the optimiser's moments, the random generator's state, the losses so far, and, as the bytes of a
-JSON text, the settings that the run must share with the one that goes on. Nothing is pickled.
+The file is safetensors: the weights, the optimiser's moments, the random generator's state, the losses so far, and, in its header, the
+settings that the run must share with the one that goes on, and a checksum. Nothing is pickled.
 
 A run that goes on is equal to one that was never interrupted to the last bit, on the same machine and with the same number of
 threads: sums over a batch differ between one thread and two. The number is recorded, and taken up again.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,16 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from torch import nn
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.results import to_jsonable, write_arrays
+from causal_probe.results import read_arrays, to_jsonable, write_arrays
 
 __all__ = ["Checkpoint", "Progress"]
 
-KIND = "causal-probe checkpoint"
+KIND = "training checkpoint"
 FORMAT = 1
 START_ANEW = "delete it, or pass --overwrite"
 
@@ -83,8 +80,8 @@ class Checkpoint:
         head = {
             "kind": KIND,
             "format": FORMAT,
-            "settings": to_jsonable(self.settings),
-            "notes": to_jsonable(self.notes),
+            "settings": self.settings,
+            "notes": self.notes,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "stage": progress.stage,
@@ -95,10 +92,9 @@ class Checkpoint:
             arrays |= {f"optimizer.{index}.{name}": _array(tensor) for name, tensor in moments.items()}
         arrays["generator"] = _array(generator.get_state())
         arrays["losses"] = np.asarray(progress.losses, dtype=np.float64)
-        arrays["json"] = np.frombuffer(json.dumps(head, allow_nan=False).encode(), dtype=np.uint8)
         with contextlib.suppress(OSError):  # what stands in the way is said when the file is written
             self.path.parent.mkdir(exist_ok=True)
-        write_arrays(self.path, arrays)
+        write_arrays(self.path, arrays, about=head)
 
     def load(self, model: nn.Module, generator: torch.Generator) -> Progress | None:
         """Put weights, random state and the number of threads back, and say how far the run was; None without a file.
@@ -163,16 +159,9 @@ class Checkpoint:
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
-            arrays = load_file(self.path)
-            head = json.loads(bytes(arrays.pop("json")).decode())
-            if head["kind"] != KIND or head["format"] != FORMAT or not {"generator", "losses"} <= set(arrays):
-                raise ValueError("it is of another kind or format")
-            if not all(type(head[name]) is int for name in ("stage", "step", "threads")):
-                raise ValueError("its numbers are damaged")
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise CausalProbeError(
-                f"{self.path} is no checkpoint that can be read ({error}). To start anew, {START_ANEW}."
-            ) from error
+            arrays, head = read_arrays(self.path, kind=KIND, newest=FORMAT)
+        except CausalProbeError as error:
+            raise CausalProbeError(f"{error} To start anew, {START_ANEW}.") from error
         return head, arrays
 
 

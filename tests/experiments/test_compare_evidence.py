@@ -170,13 +170,15 @@ def test_summary_and_layers(table: EvidenceTable) -> None:
 
 
 def test_shown_kept_and_cited(table: EvidenceTable, tmp_path: Path) -> None:
-    report = table.save(tmp_path / "out")
-    page = report.read_text(encoding="utf-8")
+    table.report().write(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Is the deepest layer best?" in page
     assert "<svg" in page
-    content = json.loads((tmp_path / "out" / "evidence.json").read_text(encoding="utf-8"))
-    assert sorted(content["files"]) == sorted(path.name for path in report.parent.iterdir())
-    assert len(content["rows"]) == len(pd.read_csv(tmp_path / "out" / "evidence.csv")) == len(table.rows)
+    for suffix in ("json", "csv", "safetensors"):
+        table.save(tmp_path / f"evidence.{suffix}")
+    content = json.loads((tmp_path / "evidence.json").read_text(encoding="utf-8"))
+    assert len(content["rows"]) == len(pd.read_csv(tmp_path / "evidence.csv")) == len(table.rows)
+    assert EvidenceTable.load(tmp_path / "evidence.safetensors").rows == table.rows
     assert "first gradient" in repr(table)
     assert "<table" in table._repr_html_()
     assert "rohekar2023" in table.cite().bibtex

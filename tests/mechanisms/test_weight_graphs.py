@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from causal_probe import graphs, training
 from causal_probe.errors import CausalProbeError
@@ -219,28 +218,25 @@ def test_trained_in_stages_the_graph_is_in_its_block_also_where_stage_2_moved_ev
 
 
 def test_saved_and_cited(copies: WeightGraphs, tmp_path: Path) -> None:
-    copies.save(tmp_path / "out")
-    content = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert content["holders"] == [{"block": "L0H0 position x position", "transposed": False}]
+    copies.save(tmp_path / "result.json")
+    copies.save(tmp_path / "result.safetensors")
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content["holders_by_name"] == [{"block": "L0H0 position x position", "transposed": False}]
     assert len(content["blocks"]) == 20
-    saved = load_file(tmp_path / "out" / "blocks.safetensors")
-    np.testing.assert_array_equal(saved["L0H0 position x position"], copies.block(*GRAPH_BLOCK).matrix)
+    again = WeightGraphs.load(tmp_path / "result.safetensors")
+    np.testing.assert_array_equal(again.block(*GRAPH_BLOCK).matrix, copies.block(*GRAPH_BLOCK).matrix)
+    assert again.to_dict() == copies.to_dict()
     assert "nichani2024" in copies.cite().bibtex
     assert len(copies.to_pandas()) == 20
     assert "<table" in copies._repr_html_()
 
 
-def test_the_result_of_another_model_is_not_replaced_silently(tmp_path: Path) -> None:
-    first, second = (
+def test_the_result_of_another_model_has_other_settings() -> None:
+    first, again, other = (
         weight_graphs(hand_set(FOREST, 3, match_scale=scale, output_scale=4.0), TASK, sequences=64)
-        for scale in (4.0, 8.0)
+        for scale in (4.0, 4.0, 8.0)
     )
-    assert first.settings == second.settings
-    first.save(tmp_path / "out")
-    first.save(tmp_path / "out")
-    with pytest.raises(CausalProbeError, match="settings"):
-        second.save(tmp_path / "out")
-    second.save(tmp_path / "out", overwrite=True)
+    assert first.settings == again.settings != other.settings
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer, load, save
+from causal_probe.results import read_sealed, seal, write_json
 from tests.models.definition import SHAPES, random_model, random_tokens
 
 
@@ -42,7 +43,7 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
 def edit_shape(**changes: Any) -> Callable[[Path], object]:
     def edit(folder: Path) -> None:
         path = folder / "model.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        write_json(path, seal({**read_sealed(path), **changes}))
 
     return edit
 
@@ -52,6 +53,7 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
         weights = load_file(folder / "model.safetensors")
         change(weights)
         save_file(weights, folder / "model.safetensors")
+        edit_shape(weights=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())(folder)
 
     return edit
 
@@ -66,7 +68,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "missing or corrupt"),
     "shape is no JSON": (lambda folder: (folder / "model.json").write_text('{"kind": '), "expected to be a JSON file"),
     "shape is binary": (lambda folder: (folder / "model.json").write_bytes(b"\xff\xfe\x00"), "expected to be a JSON"),
-    "shape is a list": (lambda folder: (folder / "model.json").write_text("[]"), "does not describe a disentangled"),
+    "shape is a list": (lambda folder: (folder / "model.json").write_text("[]"), "holds no checksum"),
     "foreign kind": (edit_shape(kind="gpt2"), "does not describe a disentangled transformer"),
     "newer format": (edit_shape(format=2), "written in format 2; this version reads format 1. Update causal-probe"),
     "size is missing": (edit_shape(d_vocab=None), "must be whole numbers"),

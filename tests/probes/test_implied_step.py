@@ -99,6 +99,6 @@ def test_what_it_refuses() -> None:
 
 def test_it_prints_and_cites() -> None:
     found = implied_step(gradient_steps(3, 5, eta=[0.4]))
-    assert "0.4000" in repr(found)
+    assert repr(found).splitlines()[-1].split()[:2] == ["0", "0.4"]
     assert "vonoswald2023" in found.cite().bibtex
     assert list(found.to_pandas().columns) == ["layer", "eta", "gamma", "off_qk", "off_ov", "off_ov_read", "off_form"]

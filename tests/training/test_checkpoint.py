@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -135,10 +134,10 @@ def test_other_settings_and_broken_files_are_one_clear_error(tmp_path: Path) -> 
     content = path.read_bytes()
     for damaged in (b"", b"not safetensors", content[: len(content) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(CausalProbeError, match="is no checkpoint that can be read"):
+        with pytest.raises(CausalProbeError, match="To start anew, delete it"):
             run(Checkpoint(path, {"seed": 0}))
-    write_arrays(path, {"json": np.frombuffer(b'{"kind": "another", "format": 1}', dtype=np.uint8)})
-    with pytest.raises(CausalProbeError, match="another kind or format"):
+    write_arrays(path, {}, about={"kind": "another", "format": 1})
+    with pytest.raises(CausalProbeError, match="holds something else"):
         run(Checkpoint(path, {"seed": 0}))
 
 
@@ -201,7 +200,7 @@ def test_what_fails_besides_the_training_leaves_the_checkpoint(tmp_path: Path, m
             checkpoint=Checkpoint(tmp_path / "c", {}, every=2),
         )
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise CausalProbeError("Can't write: no space left")
 
     with monkeypatch.context() as patch:

@@ -1,0 +1,98 @@
+"""How results are cited: the works that probes build on, and one sentence for a methods section."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+__all__ = ["BIBLIOGRAPHY", "Citation", "cite"]
+
+#: BibTeX of every work that a probe of ours builds on, by its key.
+BIBLIOGRAPHY: Mapping[str, str] = {
+    "nichani2024": """@inproceedings{nichani2024,
+  title     = {How Transformers Learn Causal Structure with Gradient Descent},
+  author    = {Nichani, Eshaan and Damian, Alex and Lee, Jason D.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024},
+  eprint    = {2402.14735},
+  archivePrefix = {arXiv}
+}""",
+    "olsson2022": """@article{olsson2022,
+  title   = {In-context Learning and Induction Heads},
+  author  = {Olsson, Catherine and Elhage, Nelson and Nanda, Neel and Joseph, Nicholas and DasSarma, Nova and others},
+  journal = {Transformer Circuits Thread},
+  year    = {2022},
+  eprint  = {2209.11895},
+  archivePrefix = {arXiv}
+}""",
+    "vonoswald2023": """@inproceedings{vonoswald2023,
+  title     = {Transformers Learn In-Context by Gradient Descent},
+  author    = {von Oswald, Johannes and Niklasson, Eyvind and Randazzo, Ettore and Sacramento, Jo{\\~a}o and Mordvintsev, Alexander and Zhmoginov, Andrey and Vladymyrov, Max},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023},
+  eprint    = {2212.07677},
+  archivePrefix = {arXiv}
+}""",
+    "zheng2024": """@inproceedings{zheng2024,
+  title     = {On Mesa-Optimization in Autoregressively Trained Transformers: Emergence and Capability},
+  author    = {Zheng, Chenyu and Huang, Wei and Wang, Rongzhen and Wu, Guoqiang and Zhu, Jun and Li, Chongxuan},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  eprint    = {2405.16845},
+  archivePrefix = {arXiv}
+}""",
+    "rohekar2023": """@inproceedings{rohekar2023,
+  title     = {Causal Interpretation of Self-Attention in Pre-Trained Transformers},
+  author    = {Rohekar, Raanan Y. and Gurwicz, Yaniv and Nisimov, Shami},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  eprint    = {2310.20307},
+  archivePrefix = {arXiv}
+}""",
+    "rohekar2021": """@inproceedings{rohekar2021,
+  title     = {Iterative Causal Discovery in the Possible Presence of Latent Confounders and Selection Bias},
+  author    = {Rohekar, Raanan Y. and Nisimov, Shami and Gurwicz, Yaniv and Novik, Gal},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2021}
+}""",
+    "rohekar2024": """@misc{rohekar2024,
+  title  = {A Causal World Model Underlying Next Token Prediction: Exploring {GPT} in a Controlled Environment},
+  author = {Rohekar, Raanan Y. and Gurwicz, Yaniv and Yu, Sungduk and Aflalo, Estelle and Lal, Vasudev},
+  year   = {2024},
+  eprint = {2412.07446},
+  archivePrefix = {arXiv}
+}""",
+    "elhage2021": """@article{elhage2021,
+  title   = {A Mathematical Framework for Transformer Circuits},
+  author  = {Elhage, Nelson and Nanda, Neel and Olsson, Catherine and Henighan, Tom and Joseph, Nicholas and others},
+  journal = {Transformer Circuits Thread},
+  year    = {2021}
+}""",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Citation:
+    """How to cite a result: ``bibtex`` (one entry per work) and ``methods`` (one sentence for a paper's methods section)."""
+
+    bibtex: str
+    methods: str
+
+    def __str__(self) -> str:
+        return f"{self.methods}\n\n{self.bibtex}"
+
+
+def cite(*keys: str, methods: str) -> Citation:
+    """The entries of :data:`BIBLIOGRAPHY` under ``keys`` beside one methods sentence.
+
+    Raises
+    ------
+    KeyError
+        If a key is not in the bibliography: that is a mistake of ours, not of the user's.
+
+    Examples
+    --------
+    >>> cite("nichani2024", methods="A graph was recovered.").methods
+    'A graph was recovered.'
+    """
+    return Citation("\n\n".join(BIBLIOGRAPHY[key] for key in keys), methods)

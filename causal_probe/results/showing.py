@@ -1,0 +1,147 @@
+"""How results are shown: tables as text and as HTML, in which no text can do harm."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+__all__ = ["Table", "clean", "escape", "escape_character", "html_table", "is_showable"]
+
+#: A table shows this many rows at most, and says how many more there are.
+SHOWN = 24
+
+# Controls, formats (among them the marks that reorder text), surrogates, unassigned, line and paragraph separators.
+_UNSHOWABLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+_ZERO_WIDTH_JOINER = "\u200d"  # of category Cf, but it is what joins an emoji's parts
+
+
+def clean(text: str) -> str:
+    r"""``text`` with every unshowable character as its escape, but for newlines and tabs.
+
+    Examples
+    --------
+    >>> clean("a lone surrogate: \ud800, a mark that reorders: \u202e")
+    'a lone surrogate: \\ud800, a mark that reorders: \\u202e'
+    """
+    return "".join(
+        character if character in "\n\t" or is_showable(character) else escape_character(character)
+        for character in text
+    )
+
+
+def is_showable(character: str) -> bool:
+    """Whether a character can be seen, leaves the order of others alone, and can be written."""
+    return character == _ZERO_WIDTH_JOINER or unicodedata.category(character) not in _UNSHOWABLE
+
+
+def escape_character(character: str) -> str:
+    """A character as Python writes it in ASCII."""
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def escape(text: object) -> str:
+    r"""Text that may stand in HTML: markup is escaped, and so is what can't be shown.
+
+    Examples
+    --------
+    >>> escape("</table>\ud800")
+    '&lt;/table&gt;\\ud800'
+    """
+    return html.escape(clean(str(text)))
+
+
+def html_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", notes: Sequence[str] = ()
+) -> str:
+    """A table for a notebook: what results return from ``_repr_html_``.
+
+    Parameters
+    ----------
+    columns
+        The head of the table.
+    rows
+        Their values; a float is shown with four significant digits, None as an empty cell.
+    caption, notes
+        What stands above and below.
+
+    Examples
+    --------
+    >>> html_table(["head", "score"], [("L0H0", 0.5)])
+    '<table><thead><tr><th>head</th><th>score</th></tr></thead><tbody><tr><td>L0H0</td><td>0.5</td></tr></tbody></table>'
+    """
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{_cell(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "".join(line(row, "td") for row in rows)
+    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<table>{above}<thead>{line(columns, 'th')}</thead><tbody>{body}</tbody></table>{below}"
+
+
+def _cell(value: object) -> str:
+    return escape(_shown(value))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The short table by which a result is shown.
+
+    Attributes
+    ----------
+    title
+        One line that says what the result is, of which model, over how many sequences.
+    columns, rows
+        Its head and its values: numbers as numbers, what is undefined as None. By default they are also what ``to_pandas`` gives.
+    notes
+        Lines below it.
+
+    Examples
+    --------
+    >>> print(Table("Scores of a model", ("head", "score"), [("L0H0", 0.5), ("L0H1", None)], ["chance: 0.1"]).text())
+    Scores of a model
+      head  score
+      L0H0    0.5
+      L0H1
+      chance: 0.1
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        """The table as aligned text: numbers to the right, four significant digits."""
+        cells = [list(self.columns), *([clean(_shown(cell)) for cell in row] for row in self.rows[:SHOWN])]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        right = [
+            any(isinstance(row[index], (int, float, np.number)) for row in self.rows) for index in range(len(widths))
+        ]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if to_right else cell.ljust(width)
+                for cell, width, to_right in zip(row, widths, right, strict=True)
+            ).rstrip()
+            for row in cells
+        ]
+        body = lines if self.rows else []
+        return "\n".join([clean(self.title), *(f"  {line}" for line in (*body, *self._below()))])
+
+    def html(self) -> str:
+        """The table for a notebook."""
+        return html_table(self.columns, self.rows[:SHOWN], caption=self.title, notes=self._below())
+
+    def _below(self) -> list[str]:
+        more = len(self.rows) - SHOWN
+        return [*([f"and {more:,} more"] if more > 0 else []), *map(clean, self.notes)]
