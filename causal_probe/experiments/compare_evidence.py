@@ -162,7 +162,7 @@ def measure_evidence(
     Examples
     --------
     >>> from causal_probe import graphs, models, tasks
-    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, alpha=0.1)
+    >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, concentration=0.1)
     >>> model = models.hand_set(graphs.chain(5), 3, match_scale=8.0, output_scale=4.0)
     >>> rows = measure_evidence(model, task, inputs=2, sequences=64)
     >>> "attention" in {row.evidence for row in rows}
