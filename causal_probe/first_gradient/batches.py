@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from causal_probe.tasks import Batch, InContextMarkov
+from causal_probe.tasks import Batch, InContextMarkov, batches
 
 __all__ = ["AT_ONCE", "SEQUENCES_OF_SEVERAL", "TABLES_AT_ONCE", "batches_of", "table_entries"]
 
@@ -17,11 +17,10 @@ AT_ONCE = 2**18
 TABLES_AT_ONCE = 2**24
 
 
-def batches_of(task: InContextMarkov, sequences: int, source: torch.Generator) -> Iterator[Batch]:
+def batches_of(task: InContextMarkov, n_sequences: int, source: torch.Generator) -> Iterator[Batch]:
     """Fresh sequences, so many at once that they, their targets and their tables fit into memory."""
     at_once = max(1, min(AT_ONCE // max(task.n_positions, task.d_vocab), TABLES_AT_ONCE // table_entries(task)))
-    for start in range(0, sequences, at_once):
-        yield task.sample(min(at_once, sequences - start), source)
+    return batches(task, n_sequences, source, at_once=at_once)
 
 
 def table_entries(task: InContextMarkov) -> int:

@@ -47,16 +47,19 @@ in 3 -> 1. Its nodes must be the integers 0..n-1, its edges go from parent to ch
 from __future__ import annotations
 
 from causal_probe.graphs.check import check_graph
+from causal_probe.graphs.choice import FAMILIES, choose_graph
 from causal_probe.graphs.compare import GraphComparison, compare
 from causal_probe.graphs.families import chain, from_parents, lag, pairs, random_dag, random_forest, two_parent_tree
 from causal_probe.graphs.files import read_graph, write_graph
 from causal_probe.graphs.mixed import arrowheads, mixed_graph, skeleton
 
 __all__ = [
+    "FAMILIES",
     "GraphComparison",
     "arrowheads",
     "chain",
     "check_graph",
+    "choose_graph",
     "compare",
     "from_parents",
     "mixed_graph",

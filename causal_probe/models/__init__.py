@@ -1,6 +1,7 @@
 """Transformers whose mechanism is known."""
 
 from causal_probe.models.constructions import Circuit, fit_scales, hand_set
+from causal_probe.models.device import choose_device
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.export import real_heads, to_transformer_lens
 from causal_probe.models.files import load, save
@@ -16,6 +17,7 @@ __all__ = [
     "LinearTransformer",
     "LoadedModel",
     "ReducedTransformer",
+    "choose_device",
     "first_gradient",
     "fit_scales",
     "hand_set",

@@ -22,6 +22,7 @@ from causal_probe.probes.score_blocks import Blocks, PairGraph, blocks
 from causal_probe.probes.score_gradients import ScoreGradients, score_gradients
 from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
 from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
+from causal_probe.probes.template_choice import choose_templates
 from causal_probe.probes.templates import (
     SHIPPED,
     Template,
@@ -71,6 +72,7 @@ __all__ = [
     "Verification",
     "blocks",
     "bootstrap_intervals",
+    "choose_templates",
     "composition",
     "copy_losses",
     "copy_sensitivity",

@@ -1,6 +1,7 @@
 """Data whose causal graph is known: sampling, and the exact predictors that a model is measured against."""
 
 from causal_probe.tasks.autoregressive import AutoregressiveBatch, AutoregressiveProcess, Flow
+from causal_probe.tasks.batches import batches
 from causal_probe.tasks.dirichlet import dirichlet
 from causal_probe.tasks.information import Information, information, joint_law, predicted_information
 from causal_probe.tasks.least_squares import (
@@ -45,6 +46,7 @@ __all__ = [
     "SineRegression",
     "Information",
     "Targets",
+    "batches",
     "cross_entropy",
     "dirichlet",
     "expected_loss",
