@@ -111,5 +111,5 @@ def test_unknown_algorithm(classifier: Path, capsys: pytest.CaptureFixture[str])
     code, _, error = run(capsys, str(classifier), "--text", "the cat", "--algorithm", "lingam")
     assert code == 2
     assert "lingam" in error
-    with pytest.raises(CausalProbeError, match="there are pc, fci, icd, ordered-icd"):
+    with pytest.raises(CausalProbeError, match=r"`algorithm` is 'lingam'\. It must be 'pc' or"):
         experiments.discover_in_text(classifier, "the cat", algorithm="lingam")

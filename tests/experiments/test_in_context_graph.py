@@ -157,23 +157,25 @@ def test_a_saved_model_by_its_folder(chain_model, tmp_path: Path):
 
 def test_bad_input(chain_model, tmp_path: Path):
     def read(*args, **kwargs):
-        return experiments.in_context_graph(chain_model, *args, **{"positions": POSITIONS, "states": STATES, **kwargs})
+        return experiments.in_context_graph(
+            chain_model, *args, **{"n_positions": POSITIONS, "states": STATES, **kwargs}
+        )
 
     with pytest.raises(CausalProbeError, match=r"makes 65 positions, and the model's context has room for 24"):
-        read("chain", positions=65)
+        read("chain", n_positions=65)
     with pytest.raises(CausalProbeError, match=r"The model knows 4 tokens, fewer than the 5 states"):
         read("chain", states=5)
     with pytest.raises(CausalProbeError, match=r"has two parents"):
         read("two-parent")
     with pytest.raises(CausalProbeError, match=r"neither a family of graphs .*lag-K.* nor a file"):
         read("lag-0")
-    with pytest.raises(CausalProbeError, match=r"two sequences or more; 1 were asked for"):
-        read("chain", sequences=1)
+    with pytest.raises(CausalProbeError, match=r"`n_sequences` is 1\. It must be a whole number of at least 2"):
+        read("chain", n_sequences=1)
     with pytest.raises(CausalProbeError, match=r"no tokenizer to read them"):
         read("chain", words=["a", "b", "c", "d"])
     with pytest.raises(CausalProbeError, match=r"The graph chain was named twice"):
         experiments.leaderboard([chain_model], ["chain", "chain"])
-    with pytest.raises(CausalProbeError, match=r"needs a model and a graph"):
+    with pytest.raises(CausalProbeError, match=r"needs a model at least"):
         experiments.leaderboard([], ["chain"])
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(CausalProbeError):

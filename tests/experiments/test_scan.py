@@ -252,7 +252,7 @@ def test_json_has_the_agreed_form() -> None:
     assert induction["effect"] > 1
     assert induction["called"]
     assert "verdict" not in by_name[0, 0, "induction"]
-    assert written["settings"]["sequences"] == 8
+    assert written["settings"]["n_sequences"] == 8
 
 
 def test_the_folder(tmp_path: Path, plain_report: None) -> None:
@@ -269,7 +269,7 @@ def test_the_folder(tmp_path: Path, plain_report: None) -> None:
     with pytest.raises(CausalProbeError, match="holds a result of other settings"):
         scan(induction_model(), n_sequences=5, templates=["induction"], out=out)
     scan(induction_model(), n_sequences=5, templates=["induction"], out=out, overwrite=True)
-    assert json.loads((out / "scan.json").read_text())["settings"]["sequences"] == 5
+    assert json.loads((out / "scan.json").read_text())["settings"]["n_sequences"] == 5
 
 
 def test_results_of_another_kind_are_not_replaced(tmp_path: Path, plain_report: None) -> None:
@@ -339,12 +339,12 @@ def test_a_model_that_is_not_causal_is_refused_with_the_reasons() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top": 0}, "top is 0"),
+        ({"top": 0}, "`top` is 0"),
         ({"templates": "inductoin"}, "did you mean 'induction'"),
         ({"templates": []}, "no template to look for"),
         ({"bos": "yes"}, "A BOS token was asked for"),
         ({"period": 30}, "Two copies of 30 different tokens"),
-        ({"sequences": 1, "verify": True}, "scan two sequences or more"),
+        ({"n_sequences": 1, "verify": True}, "scan two sequences or more"),
     ],
 )
 def test_bad_input_is_told_and_nothing_is_written(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -485,9 +485,9 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 5}, "length is about a corpus, and none was given"),
-        ({"shard": "0/2"}, "shard is about a corpus"),
-        ({"corpus": ["t3 t4"], "sequences": 3}, "sequences=3 is about sequences that are made"),
+        ({"length": 5}, "`length` is about a corpus, and none was given"),
+        ({"shard": "0/2"}, "`shard` is about a corpus"),
+        ({"corpus": ["t3 t4"], "n_sequences": 3}, "`n_sequences` is about sequences that are made"),
         ({"corpus": ["t3 t4"], "shard": "3/2"}, "A shard is i/n"),
         ({"corpus": ["t3 t4"]}, "the model has no tokenizer"),
     ],
