@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pyt
     assert sizes == [13_107, 2**14 - 13_107, 2**13]
     sizes.clear()
     monkeypatch.setattr("causal_probe.first_gradient.batches.TABLES_AT_ONCE", 2**14)
-    monkeypatch.setattr("causal_probe.experiments.recover_by_gradient.EVALUATED", 2**16)
+    monkeypatch.setattr(sys.modules[recover_by_gradient.__module__], "EVALUATED", 2**16)
     found = recover_by_gradient("chain", n_positions=5, d_vocab=30, n_sequences=100)
     assert max(sizes) == 2**14 // 30**2
     assert sum(sizes) == 100 + found.settings["evaluation_sequences"]
@@ -237,7 +238,7 @@ def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pyt
         seen.extend(len(batch) for batch in batches)
         return gradient_graph(batches, **given)
 
-    monkeypatch.setattr("causal_probe.experiments.recover_by_gradient.gradient_graph", counted)
+    monkeypatch.setattr(sys.modules[recover_by_gradient.__module__], "gradient_graph", counted)
     own = recover_from_tokens(tmp_path / "tokens.npy", d_vocab=2000)
     assert max(seen) * 2000 <= 2**18
     assert own.found.sequences == sum(seen) == 600
