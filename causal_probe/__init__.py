@@ -3,6 +3,7 @@
 The subpackages, from the ground up:
 
 ================  =====================================================================
+`options`         what each study may be told
 `graphs`          directed graphs over positions: families, files, comparison
 `discovery`       causal discovery: from tests of independence to a mixed graph
 `tasks`           data whose causal graph is known
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         hooks,
         mechanisms,
         models,
+        options,
         papers,
         probes,
         reports,
@@ -64,6 +66,7 @@ __all__ = [
     "hooks",
     "mechanisms",
     "models",
+    "options",
     "papers",
     "probes",
     "reports",

@@ -29,7 +29,7 @@ def main(folder: str, graphs: str = "20", kills: str = "10") -> None:
     spec = {
         "probes": "recover",
         "grid": {"graph_seed": list(range(int(graphs))), "seed": list(range(5)), "training": ["staged", "joint"]},
-        "settings": {"graph": "forest", "positions": 6, "steps": 10, "batch_size": 64, "probe_sequences": 256},
+        "settings": {"graph": "forest", "n_positions": 6, "steps": 10, "batch_size": 64, "probe_sequences": 256},
     }
     (top / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML
     cells = int(graphs) * 10

@@ -28,7 +28,7 @@ def main(folder: str) -> None:
     spec = {
         "probes": {"scan": {"templates": ["previous-token", "induction"]}},
         "grid": {"model": [str(top / "run" / f"step{step}") for step in STEPS], "seed": [0, 1]},
-        "settings": {"sequences": 32, "period": 16},
+        "settings": {"n_sequences": 32, "period": 16},
     }
     found = sweep(spec, out=top / "sweep", progress=True)
     for template in ("previous-token", "induction"):

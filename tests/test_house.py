@@ -19,6 +19,7 @@ PACKAGE = ROOT / "causal_probe"
 #: Downward only. A floor may always import from itself.
 ARROWS = {
     "cli": {
+        "options",
         "reports",
         "sweep",
         "papers",
@@ -49,6 +50,7 @@ ARROWS = {
         "graphs",
     },
     "sweep": {
+        "options",
         "experiments",
         "mechanisms",
         "first_gradient",
@@ -61,6 +63,7 @@ ARROWS = {
         "graphs",
     },
     "papers": {
+        "options",
         "experiments",
         "mechanisms",
         "first_gradient",
@@ -74,6 +77,7 @@ ARROWS = {
         "graphs",
     },
     "experiments": {
+        "options",
         "mechanisms",
         "first_gradient",
         "viz",
@@ -95,6 +99,7 @@ ARROWS = {
     "models": set(),
     "hooks": set(),
     "graphs": set(),
+    "options": set(),
     "results": set(),
     "errors": set(),
 }
@@ -160,8 +165,8 @@ def complaints(source: str, *, module: str, is_package: bool = False) -> list[st
         top, _, rest = origin.partition(".")
         if origin == "(computed)":
             found.append(f"{where} a computed import hides its arrow")
-        if floor == "graphs" and top in HEAVY:
-            found.append(f"{where} graphs is the ground floor and imports no {top}")
+        if floor in ("graphs", "options") and top in HEAVY:
+            found.append(f"{where} {floor} is the ground floor and imports no {top}")
         if top == "hooks":
             found.append(f"{where} hooks is causal_probe.hooks")
         if top != "causal_probe":

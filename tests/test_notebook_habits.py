@@ -125,7 +125,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "GradientSlots": lambda: first_gradient.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
         "MesaOptimizer": lambda: mechanisms.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, sequences=16),
         "EvidenceTable": lambda: experiments.EvidenceTable(
-            experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, sequences=64), settings={"graphs": ["chain"]}
+            experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, n_sequences=64), settings={"graphs": ["chain"]}
         ),
         "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, sequences=64),
     }  # fmt: skip

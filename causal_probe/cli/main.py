@@ -11,15 +11,7 @@ from typing import Annotated
 import typer
 
 from causal_probe import __version__
-from causal_probe.cli.check import check
-from causal_probe.cli.discover import discover
-from causal_probe.cli.leaderboard import leaderboard
-from causal_probe.cli.merge import merge
-from causal_probe.cli.options import INTERRUPTED, Command
-from causal_probe.cli.recover import recover
-from causal_probe.cli.reproduce import reproduce
-from causal_probe.cli.scan import scan
-from causal_probe.cli.sweep import sweep
+from causal_probe.cli.commands import INTERRUPTED, commands, in_flags
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["app", "main"]
@@ -48,14 +40,8 @@ def _root(
     """Ask a transformer which causal structure it has learnt, and prove the answer."""
 
 
-app.command(cls=Command)(recover)
-app.command()(check)
-app.command()(scan)
-app.command()(merge)
-app.command()(leaderboard)
-app.command()(discover)
-app.command()(reproduce)
-app.command()(sweep)
+for _name, _function in commands():
+    app.command(_name)(_function)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=None if arguments is None else list(arguments), prog_name="causal-probe", standalone_mode=False
         )
     except CausalProbeError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {in_flags(str(error))}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

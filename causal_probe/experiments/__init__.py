@@ -7,14 +7,12 @@ from causal_probe.experiments.compare_evidence import compare_evidence, measure_
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.experiments.discover_in_text import TextDiscovery, discover_in_text
 from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
-from causal_probe.experiments.graph_choice import FAMILIES, choose_graph
 from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
 from causal_probe.experiments.leaderboard import Leaderboard, leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
-from causal_probe.experiments.recover import CHECKPOINT_FILE, Recovery, Training, recover
+from causal_probe.experiments.recover import CHECKPOINT_FILE, Recovery, recover
 from causal_probe.experiments.recover_by_gradient import GradientRecovery, recover_by_gradient, recover_from_tokens
 from causal_probe.experiments.scan import ModelScan, scan
-from causal_probe.experiments.template_choice import choose_templates
 
 __all__ = [
     "Agreement",
@@ -22,7 +20,6 @@ __all__ = [
     "EvidenceRow",
     "EvidenceTable",
     "ExplanationStudy",
-    "FAMILIES",
     "GradientRecovery",
     "InContextGraph",
     "Leaderboard",
@@ -30,10 +27,7 @@ __all__ = [
     "ModelScan",
     "Recovery",
     "TextDiscovery",
-    "Training",
     "check_model",
-    "choose_graph",
-    "choose_templates",
     "compare_evidence",
     "discover_in_text",
     "explain_sentiment",

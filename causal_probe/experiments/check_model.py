@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.recover import choose_device
 from causal_probe.hooks import (
     Answer,
     Finding,
@@ -25,8 +24,9 @@ from causal_probe.hooks import (
     special_tokens,
     to_hooked,
 )
-from causal_probe.models import load_model
+from causal_probe.models import choose_device, load_model
 from causal_probe.models.loading import LoadedModel
+from causal_probe.options import CheckOptions, takes
 from causal_probe.results import html_table, to_jsonable, versions
 
 __all__ = ["ModelCheck", "check_model", "open_model"]
@@ -148,15 +148,9 @@ def open_model(
     return to_hooked(*loaded), loaded
 
 
-def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") -> ModelCheck:
+@takes(CheckOptions)
+def check_model(model: Any, o: CheckOptions) -> ModelCheck:
     """Find out what will work on a model.
-
-    Parameters
-    ----------
-    source
-        What :func:`~causal_probe.models.load_model` takes, or a model: hooked, or a Hugging Face one.
-    dtype, device
-        Of a model that is loaded here.
 
     Raises
     ------
@@ -170,19 +164,19 @@ def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") 
     True
     """
     original, name = None, None
-    if isinstance(source, (str, os.PathLike)):
-        model, loaded = open_model(source, dtype=dtype, device=device)
+    if isinstance(model, (str, os.PathLike)):
+        hooked, loaded = open_model(model, dtype=o.dtype, device=o.device)
         name = loaded.name
-        if loaded.model is not model:
+        if loaded.model is not hooked:
             original = loaded.model
     else:
-        model = to_hooked(source)
-    tokens = _tokens(model)
-    findings = {what: find_faults(model, tokens, hooks=(what,)) for what in ("pattern", "z", "attn_scores")}
+        hooked = to_hooked(model)
+    tokens = _tokens(hooked)
+    findings = {what: find_faults(hooked, tokens, hooks=(what,)) for what in ("pattern", "z", "attn_scores")}
     answers: tuple[Answer, ...] = ()
     if not {"missing-hooks", "silent-hooks", "not-eager", "fails", "shape"} & {f.kind for f in findings["pattern"]}:
         try:
-            answers = self_test(model, tokens, original=original)
+            answers = self_test(hooked, tokens, original=original)
         except CausalProbeError as error:
             findings["self-test"] = (Finding("self-test", str(error)),)
     passed = {answer.question for answer in answers if answer.passed}
@@ -194,7 +188,7 @@ def check_model(source: Any, *, dtype: str | None = None, device: str = "auto") 
         for ability, (hooks, questions) in ABILITIES.items()
     }
     unique = {finding.message: finding for found in findings.values() for finding in found}
-    return ModelCheck(_facts(model, name), works, tuple(unique.values()), answers)
+    return ModelCheck(_facts(hooked, name), works, tuple(unique.values()), answers)
 
 
 def _tokens(model: HookedModel) -> Tensor:

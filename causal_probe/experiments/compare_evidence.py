@@ -7,7 +7,6 @@ scores, ablation, and the first gradient of an untrained model, which needs no m
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -16,101 +15,48 @@ import networkx as nx
 import torch
 from tqdm.auto import tqdm
 
-from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
-from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.methods import BATCH, METHODS, Asked, Method
 from causal_probe.experiments.recover import recover
 from causal_probe.experiments.saving import save_study
+from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer, hand_set
+from causal_probe.options import EvidenceOptions, MeasureOptions, takes
 from causal_probe.results import check_results_folder, csv_text, write_text
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 
-__all__ = ["EVIDENCE_GRAPHS", "EVIDENCE_MODELS", "compare_evidence", "measure_evidence"]
+__all__ = ["compare_evidence", "measure_evidence"]
 
-EVIDENCE_GRAPHS = ("chain", "pairs", "forest", "two-parent")
 #: Circuits that are set by hand.
 CIRCUITS: tuple[Literal["copy parents", "step to children"], ...] = ("copy parents", "step to children")
-EVIDENCE_MODELS = ("trained", *CIRCUITS)
 
 
-def compare_evidence(
-    graphs: Sequence[str] = EVIDENCE_GRAPHS,
-    *,
-    models: Sequence[str] = EVIDENCE_MODELS,
-    positions: int = 12,
-    vocab: int = 4,
-    inputs: int = 16,
-    sequences: int = 4096,
-    alpha: float = 0.01,
-    seed: int = 0,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> EvidenceTable:
+@takes(EvidenceOptions)
+def compare_evidence(o: EvidenceOptions) -> EvidenceTable:
     """Read the graph of every task out of every model by every kind of evidence, and compare with the truth.
-
-    Parameters
-    ----------
-    graphs
-        As in :func:`~causal_probe.experiments.recover`: ``"chain"``, ``"pairs"``, ``"forest"``, ``"two-parent"``, ``"lag-2"``, ....
-    models
-        ``"trained"``: a disentangled transformer after staged training; ``"copy parents"`` and, on trees, ``"step to children"``:
-        hand-set ones (:func:`causal_probe.models.hand_set`).
-    positions, vocab
-        Number of tokens T, and of states.
-    inputs
-        On how many inputs, one at a time, the graph is discovered from attention; its figures are means over them.
-    sequences
-        How many the other kinds of evidence take their means over.
-    alpha
-        Level of the tests of independence of causal discovery.
-    seed
-        Of graphs, training and sequences.
-    out, overwrite
-        Write the result into this folder.
-    progress
-        Show a bar on standard error.
 
     Raises
     ------
     CausalProbeError
         If there is no graph or model, a model is unknown, or an argument is out of range.
     """
-    if not graphs or not models:
-        raise CausalProbeError("Evidence is compared on a graph and a model at least.")
-    if unknown := [name for name in models if name not in EVIDENCE_MODELS]:
-        raise CausalProbeError(
-            f"The models {', '.join(unknown)} were asked for; there are {', '.join(EVIDENCE_MODELS)}."
-        )
-    settings: dict[str, Any] = {
-        "graphs": list(graphs),
-        "models": list(models),
-        "positions": positions,
-        "vocab": vocab,
-        "inputs": inputs,
-        "sequences": sequences,
-        "alpha": alpha,
-        "seed": seed,
-    }
-    if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite, result="evidence.json")
+    settings = o.settings()
+    if o.out is not None:
+        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result="evidence.json")
     rows: list[EvidenceRow] = []
-    with tqdm(total=len(graphs) * (1 + len(models)), disable=not progress, desc="reading") as bar:
-        for graph in graphs:
-            truth = choose_graph(graph, positions=positions, seed=seed)
-            task = InContextMarkov(truth, vocab)
-            rows += without_model(task, graph=graph, seed=seed)
+    with tqdm(total=len(o.graphs) * (1 + len(o.models)), disable=not o.progress, desc="reading") as bar:
+        for graph in o.graphs:
+            truth = choose_graph(graph, n_positions=o.n_positions, seed=o.seed)
+            task = InContextMarkov(truth, o.d_vocab)
+            rows += without_model(task, graph=graph, seed=o.seed)
             bar.update()
-            for name in models:
-                if (model := _model(name, task, seed)) is not None:
-                    rows += measure_evidence(
-                        model, task, graph=graph, name=name, inputs=inputs, sequences=sequences, alpha=alpha, seed=seed
-                    )
+            for name in o.models:
+                if (model := _model(name, task, o.seed)) is not None:
+                    rows += measure_evidence(model, task, graph=graph, name=name, **o.shared(MeasureOptions))
                 bar.update()
     result = EvidenceTable(tuple(rows), settings=settings)
-    if out is not None:
-        with save_study(result, out, overwrite=overwrite, result="evidence.json") as staging:
+    if o.out is not None:
+        with save_study(result, o.out, overwrite=o.overwrite, result="evidence.json") as staging:
             write_text(staging / "evidence.csv", csv_text(result.to_pandas()))
             result.save(staging / "evidence.safetensors")
     return result
@@ -121,7 +67,7 @@ def _model(name: str, task: InContextMarkov, seed: int) -> DisentangledTransform
     if name == "trained":
         # Its own probing is not what is compared here: as little of it as there can be.
         heads = (task.n_slots, 1)
-        return recover(nx.DiGraph(task.graph), vocab=task.d_vocab, heads=heads, seed=seed, probe_sequences=2).model
+        return recover(nx.DiGraph(task.graph), d_vocab=task.d_vocab, heads=heads, seed=seed, probe_sequences=2).model
     if name == "step to children" and not task.is_tree:
         return None
     (circuit,) = (each for each in CIRCUITS if each == name)
@@ -135,8 +81,8 @@ def measure_evidence(
     graph: str = "",
     name: str = "",
     inputs: int = 16,
-    sequences: int = 4096,
-    alpha: float = 0.01,
+    n_sequences: int = 4096,
+    level: float = 0.01,
     seed: int = 0,
 ) -> tuple[EvidenceRow, ...]:
     """Read one model's graph by every kind of evidence, layer by layer.
@@ -151,32 +97,29 @@ def measure_evidence(
         A model of the task's tokens.
     graph, name
         What the rows say.
-    inputs, sequences, alpha, seed
+    inputs, n_sequences, level, seed
         See :func:`compare_evidence`.
 
     Raises
     ------
     CausalProbeError
-        If ``inputs`` is below 1 or ``sequences`` below 2.
+        If ``inputs`` is below 1, ``n_sequences`` below 2, or ``level`` not between 0 and 1.
 
     Examples
     --------
     >>> from causal_probe import graphs, models, tasks
     >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, concentration=0.1)
     >>> model = models.hand_set(graphs.chain(5), 3, match_scale=8.0, output_scale=4.0)
-    >>> rows = measure_evidence(model, task, inputs=2, sequences=64)
+    >>> rows = measure_evidence(model, task, inputs=2, n_sequences=64)
     >>> "attention" in {row.evidence for row in rows}
     True
     """
-    if inputs < 1 or sequences < 2:
-        raise CausalProbeError(
-            f"Evidence needs an input at least and two sequences; inputs is {inputs} and sequences {sequences}."
-        )
+    MeasureOptions(inputs=inputs, n_sequences=n_sequences, level=level, seed=seed)  # refuses what can't be worked with
     study = _Study(model, task, graph, name)
     single = task.sample(inputs, generator(seed, "inputs")).tokens
-    batches = list(sample_batches(task, sequences, generator(seed, "evidence"), batch_size=BATCH))
+    batches = list(sample_batches(task, n_sequences, generator(seed, "evidence"), batch_size=BATCH))
     return tuple(
-        study.row(method, Asked(layer, single, alpha, seed), batches, variant)
+        study.row(method, Asked(layer, single, level, seed), batches, variant)
         for layer in range(len(model.heads))
         for method in METHODS.values()
         if method.of_model

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from causal_probe import graphs, viz
+from causal_probe.options import EvidenceOptions
 from causal_probe.results import Result, Table
 from causal_probe.viz import report as page
 
@@ -176,8 +177,7 @@ class EvidenceTable(Result):
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-        return f"from causal_probe import experiments\n\nexperiments.compare_evidence({arguments})"
+        return EvidenceOptions.call("compare_evidence", self.settings)
 
     @property
     def methods(self) -> str:
@@ -200,7 +200,7 @@ class EvidenceTable(Result):
         """The report, to be written as one offline HTML file."""
         return viz.Report(
             title="Which evidence finds the causal graph, and at what cost?",
-            summary=f"{', '.join(self.settings['graphs'])}; {self.settings['positions']} tokens of {self.settings['vocab']} states.",
+            summary=f"{', '.join(self.settings['graphs'])}; {self.settings['n_positions']} tokens of {self.settings['d_vocab']} states.",
             sections=[
                 page.Section("Result", [page.Paragraph(HOW_TO_READ), self._picture(), *self._tables()]),
                 page.Section("Is the deepest layer best?", [self._layers()]),

@@ -6,17 +6,17 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.recover import choose_device
 from causal_probe.experiments.saving import save_study
 from causal_probe.hooks import HookedModel, to_hooked
-from causal_probe.models.loading import load_model
+from causal_probe.models import choose_device, load_model
+from causal_probe.options import DiscoverOptions, takes
 from causal_probe.probes import Discovery, Explanation, outputs_of
 from causal_probe.reports.discovery import discovery_report
 from causal_probe.results import Citation, check_results_folder, html_table, to_jsonable
@@ -55,9 +55,7 @@ class TextDiscovery:
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        s = {name: value for name, value in self.settings.items() if name not in ("model", "text", "replacement")}
-        arguments = "".join(f", {name}={value!r}" for name, value in s.items())
-        return f"from causal_probe import experiments\n\nexperiments.discover_in_text({self.settings['model']!r}, {self.settings['text']!r}{arguments})"
+        return DiscoverOptions.call("discover_in_text", self.settings, repr(self.settings["model"]))
 
     def cite(self) -> Citation:
         """The papers, and one sentence for a methods section."""
@@ -112,50 +110,12 @@ class TextDiscovery:
         return self.discovery._repr_html_() + decided
 
 
-def discover_in_text(
-    model: Any,
-    text: str,
-    *,
-    layer: int = -1,
-    head: int | Literal["all", "mean"] = "all",
-    algorithm: str | None = None,
-    alpha: float = 0.01,
-    samples: int | Literal["auto"] = "auto",
-    source: str = "attention",
-    residual: float = 0.0,
-    words: bool = False,
-    explain: str | int | None = None,
-    max_size: int = 3,
-    dtype: str | None = None,
-    device: str = "auto",
-    tokenizer: Any = None,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-) -> TextDiscovery:
-    """Discover the graphs over the tokens of a text, explain a decision, and write ``discovery.json`` and ``report.html``.
+@takes(DiscoverOptions)
+def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
+    """Discover the graphs over the tokens of a text (:func:`causal_probe.probes.discover_from_attention`), and explain a decision.
 
-    Parameters
-    ----------
-    model
-        What :func:`~causal_probe.models.load_model` takes (encoders and classifiers too), or a model.
-    text
-        The text.
-    layer, head, algorithm, alpha, samples, source, residual
-        See :func:`~causal_probe.probes.discover_from_attention`.
-    words
-        Merge tokens into words.
-    explain
-        The token whose decision is to be explained: a text that occurs once among the nodes, or a node's number (negative from the
-        end). For a causal model the decision is the next token there; for a sequence classifier the class, whatever the token; for
-        a masked language model the token itself, which is masked.
-    max_size
-        The largest explaining set that is tried.
-    dtype, device
-        Of a model that is loaded here.
-    tokenizer
-        Of a Hugging Face model that is given as an object.
-    out, overwrite
-        The folder of results.
+    For a causal model the decision at a token is the next token there; for a sequence classifier the class, whatever the token; for a
+    masked language model the token itself, which is masked.
 
     Raises
     ------
@@ -163,58 +123,46 @@ def discover_in_text(
         If the text is empty or too long, the model has no tokenizer, an argument is out of range, there is no such token, or the model
         takes no decision that could be explained.
     """
-    if not text.strip():
-        raise CausalProbeError("The text is empty. Give some words.")
-    settings = {
-        "model": os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
-        "text": text,
-        "layer": layer,
-        "head": head,
-        "algorithm": algorithm,
-        "alpha": alpha,
-        "samples": samples,
-        "source": source,
-        "residual": residual,
-        "words": words,
-        "explain": explain,
-        "max_size": max_size,
-    }
-    if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite, result="discovery.json")
+    if is_named := isinstance(model, (str, os.PathLike)):
+        settings = o.settings(model=os.fspath(model), device=str(choose_device(o.device)))
+    else:
+        settings = o.settings(model=type(model).__name__, dtype=None, device=None)
+    if o.out is not None:
+        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result="discovery.json")
     started = time.perf_counter()
-    name = None
-    if isinstance(model, (str, os.PathLike)):
-        loaded = load_model(model, dtype=dtype, device=str(choose_device(device)), any_kind=True)
+    name, tokenizer = None, o.tokenizer
+    if is_named:
+        loaded = load_model(model, dtype=o.dtype, device=str(choose_device(o.device)), any_kind=True)
         model, tokenizer, name = loaded
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise CausalProbeError(
             "The model has no tokenizer, which turns the text into tokens. Give token numbers to probes.discover_from_attention."
         )
-    if not isinstance(model, HookedModel) and (source == "values" or _is_causal(model)):
+    if not isinstance(model, HookedModel) and (o.source == "values" or _is_causal(model)):
         model = to_hooked(model, tokenizer, name)
-    encoded = tokenizer(text)
+    encoded = tokenizer(o.text)
     tokens = torch.tensor([encoded["input_ids"]])
-    nodes = _words(encoded, tokenizer) if words else None
+    nodes = _words(encoded, tokenizer) if o.words else None
     loaded_at = time.perf_counter()
     found = probes.discover_from_attention(
         model,
         tokens,
-        layer=layer,
-        head=head,
-        algorithm=algorithm,
-        alpha=alpha,
-        samples=samples,
-        source=source,
-        residual=residual,
+        layer=o.layer,
+        head=o.head,
+        algorithm=o.algorithm,
+        alpha=o.level,
+        samples=o.samples,
+        source=o.source,
+        residual=o.residual,
         groups=nodes,
         texts=[tokenizer.decode([token]) for token in tokens[0].tolist()],
     )
     discovered_at = time.perf_counter()
     explanations: dict[str, Explanation] = {}
     decision, changed = None, tuple[str, ...]()
-    if explain is not None:
-        explanations, names = _explain(model, tokenizer, found, explain, max_size)
+    if o.explain is not None:
+        explanations, names = _explain(model, tokenizer, found, o.explain, o.max_size)
         cleann = explanations["cleann"]
         decision, changed = names(cleann.decision), tuple(map(names, cleann.changed_to))
     result = TextDiscovery(
@@ -229,8 +177,8 @@ def discover_in_text(
             "explaining": time.perf_counter() - discovered_at,
         },
     )
-    if out is not None:
-        with save_study(result, out, overwrite=overwrite, result="discovery.json"):
+    if o.out is not None:
+        with save_study(result, o.out, overwrite=o.overwrite, result="discovery.json"):
             pass  # there is nothing beside the report
     return result
 

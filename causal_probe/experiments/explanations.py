@@ -25,6 +25,7 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.read import read_layer
 from causal_probe.models.loading import load_model
+from causal_probe.options import SentimentOptions, SessionsOptions, takes
 from causal_probe.probes import Explanation, ExplanationSummary, outputs_of, summarise
 from causal_probe.probes.explain import Outputs
 from causal_probe.results import Citation, cite, escape, to_jsonable, versions, write_json
@@ -174,32 +175,19 @@ class Interval:
         return cls(hits / n, float(interval.low), float(interval.high))
 
 
-def explain_sentiment(
-    encoder: str | os.PathLike[str], *, inputs: int = 200, max_size: int = 3, seed: int = 0
-) -> ExplanationStudy:
+@takes(SentimentOptions)
+def explain_sentiment(encoder: str | os.PathLike[str], o: SentimentOptions) -> ExplanationStudy:
     """A sentiment classifier on a pretrained encoder, trained on made sentences and explained on others.
 
     Only a linear layer over the pooled output is trained (logistic regression), on 960 sentences of three classes: negative, neutral and
-    positive, by one adjective (or the mask, which is neutral); up to three of the other words are masked in each. Explained are sentences that are not neutral, read at [CLS], on the
-    graphs of all heads of the last layer; tokens are replaced by the mask.
-
-    Parameters
-    ----------
-    encoder
-        A folder with a BERT encoder in Hugging Face form.
-    inputs
-        How many sentences are explained.
-    max_size
-        The largest set that is tried.
-    seed
-        Of the sentences.
+    positive, by one adjective (or the mask, which is neutral); up to three of the other words are masked in each. Explained are
+    sentences that are not neutral, read at [CLS], on the graphs of all heads of the last layer; tokens are replaced by the mask.
     """
     from sklearn.linear_model import LogisticRegression
     from transformers import AutoModelForSequenceClassification
 
-    _check_inputs(inputs)
     loaded = load_model(encoder, any_kind=True)
-    tokenizer, rng = loaded.tokenizer, np.random.default_rng(seed)
+    tokenizer, rng = loaded.tokenizer, np.random.default_rng(o.seed)
     model: Any = AutoModelForSequenceClassification.from_config(
         type(loaded.model.config).from_dict({**loaded.model.config.to_dict(), "num_labels": 3}),
         attn_implementation="eager",
@@ -222,7 +210,7 @@ def explain_sentiment(
         model.classifier.weight.copy_(torch.tensor(fit.coef_))
         model.classifier.bias.copy_(torch.tensor(fit.intercept_))
 
-    texts, classes, adjectives = _sentences(inputs, rng, (0, 2))
+    texts, classes, adjectives = _sentences(o.inputs, rng, (0, 2))
     explained, planted, decides, right = [], [], [], 0
     for text, label, adjective in zip(texts, classes, adjectives, strict=True):
         tokens = tokenizer(text)["input_ids"]
@@ -233,7 +221,7 @@ def explain_sentiment(
             fixed=[len(tokens) - 1],
             replacement=tokenizer.mask_token_id,
             kind="class",
-            max_size=max_size,
+            max_size=o.max_size,
         )
         pieces = set(tokenizer(adjective, add_special_tokens=False)["input_ids"])
         cause = tuple(place for place, token in enumerate(tokens) if token in pieces)
@@ -241,9 +229,9 @@ def explain_sentiment(
         planted.append(cause)
         decides.append(_changes(outputs_of(model, "class"), tokens, cause, tokenizer.mask_token_id))
         right += found["cleann"].decision == label
-    settings = {"encoder": PurePath(encoder).name, "inputs": inputs, "max_size": max_size, "seed": seed}
+    settings = o.settings(encoder=PurePath(encoder).name)
     return ExplanationStudy(
-        summarise(explained), tuple(explained), tuple(planted), tuple(decides), right / inputs, settings
+        summarise(explained), tuple(explained), tuple(planted), tuple(decides), right / o.inputs, settings
     )
 
 
@@ -269,14 +257,8 @@ def _sentences(n: int, rng: np.random.Generator, classes: Sequence[int]) -> tupl
     return texts, labels, adjectives
 
 
-def explain_sessions(
-    *,
-    ratings: str | os.PathLike[str] | None = None,
-    inputs: int = 200,
-    steps: int = 600,
-    max_size: int = 3,
-    seed: int = 0,
-) -> ExplanationStudy:
+@takes(SessionsOptions)
+def explain_sessions(o: SessionsOptions) -> ExplanationStudy:
     """A small recommender in the manner of BERT4Rec, trained on sessions and explained on others.
 
     Two layers, two heads, width 64, trained as BERT is: the last item and 15% of the others are to be predicted; of these others
@@ -284,24 +266,10 @@ def explain_sessions(
     are never trained, and a graph read from them is one of random rows: then CLEANN found a set for one session in eight.)
     Explained is the item that the model puts first at the mask, on the graphs of all heads of the last layer; items are
     replaced by the mask.
-
-    Parameters
-    ----------
-    ratings
-        A ratings file in MovieLens-100k's format (user, item, rating, time, between tabs): a session is a user's last items. By default
-        synthetic sessions of nine noise items and causes: the last item is the effect of the one cause in the session.
-    inputs
-        How many sessions are explained.
-    steps
-        Training steps, of 128 sessions.
-    max_size
-        The largest set that is tried.
-    seed
-        Of everything.
     """
     from transformers import BertConfig, BertForMaskedLM
 
-    _check_inputs(inputs)
+    inputs, ratings, seed = o.inputs, o.ratings, o.seed
     # Apart, so that the model does not depend on how many sessions are explained.
     rng, fresh = (np.random.default_rng(source) for source in np.random.SeedSequence(seed).spawn(2))
     if ratings is None:
@@ -333,24 +301,18 @@ def explain_sessions(
             ),
             attn_implementation="eager",
         )
-        _train(model, sessions, mask, steps, rng)
+        _train(model, sessions, mask, o.steps, rng)
     explained, decides, right = [], [], 0
     last = held.shape[1] - 1
     planted = None if places is None else tuple((place,) for place in places)
     for number, row in enumerate(held):
         tokens = [*row[:-1].tolist(), mask]
-        found = _explain(model, tokens, target=last, fixed=[], replacement=mask, kind="masked", max_size=max_size)
+        found = _explain(model, tokens, target=last, fixed=[], replacement=mask, kind="masked", max_size=o.max_size)
         explained.append(found)
         right += found["cleann"].decision == int(row[-1])
         if planted is not None:
             decides.append(_changes(outputs_of(model, "masked", position=last), tokens, planted[number], mask))
-    settings = {
-        "ratings": None if ratings is None else PurePath(ratings).name,
-        "inputs": inputs,
-        "steps": steps,
-        "max_size": max_size,
-        "seed": seed,
-    }
+    settings = o.settings(ratings=None if ratings is None else PurePath(ratings).name)
     return ExplanationStudy(
         summarise(explained),
         tuple(explained),
@@ -359,11 +321,6 @@ def explain_sessions(
         right / len(held),
         settings,
     )
-
-
-def _check_inputs(inputs: int) -> None:
-    if inputs < 1:
-        raise CausalProbeError(f"At least one input is explained; inputs is {inputs}.")
 
 
 def synthetic_sessions(n: int, rng: np.random.Generator) -> Int[np.ndarray, "session item"]:

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
-from causal_probe.experiments.graph_choice import choose_graph
-from causal_probe.experiments.recover import choose_device
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.experiments.state_words import StateWords
+from causal_probe.graphs import choose_graph
 from causal_probe.hooks import (
     HookedModel,
     Moments,
@@ -36,6 +35,8 @@ from causal_probe.hooks import (
     to_hooked,
     undisturbed,
 )
+from causal_probe.models import choose_device
+from causal_probe.options import InContextOptions, takes
 from causal_probe.probes import (
     Estimate,
     HeadScore,
@@ -165,13 +166,8 @@ class InContextGraph:
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        s = self.settings
-        names = ("positions", "states", "alpha", "sequences", "bos", "words", "seed", "verify")
-        arguments = "".join(f", {name}={s[name]!r}" for name in names if s[name] is not None)
-        model = repr(s["model"]) if s["source"] == "loaded" else "model"
-        return (
-            f"from causal_probe import experiments\n\nexperiments.in_context_graph({model}, {s['graph']!r}{arguments})"
-        )
+        model = repr(self.settings["model"]) if self.settings["source"] == "loaded" else "model"
+        return InContextOptions.call("in_context_graph", self.settings, model)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``result.json``, in plain JSON types."""
@@ -227,7 +223,7 @@ class InContextGraph:
         s = self.settings
         lines = [
             f"{self.scores.provenance['model']} on {s['graph']}, {s['states']} states, {len(self.graph) + 1} positions, "
-            f"{s['sequences']} sequences: {self.verdict}",
+            f"{s['n_sequences']} sequences: {self.verdict}",
             *(f"  loss {each.value:.3f} ± {each.stderr:.3f}  {name}" for name, each in self.losses.items()),
             f"  gain over the in-context unigram {self.gain.value:.3f} ± {self.gain.stderr:.3f}"
             + ("" if self.skill is None else f", skill {self.skill:.2f}"),
@@ -250,7 +246,7 @@ class InContextGraph:
 
     def _repr_html_(self) -> str:
         s = self.settings
-        title = f"{self.scores.provenance['model']} on {s['graph']}, {s['states']} states, {s['sequences']} sequences: {self.verdict}"
+        title = f"{self.scores.provenance['model']} on {s['graph']}, {s['states']} states, {s['n_sequences']} sequences: {self.verdict}"
         losses = html_table(
             ["predictor", "loss (nats)", "standard error"],
             [(name, each.value, each.stderr) for name, each in self.losses.items()],
@@ -272,54 +268,18 @@ def cite_readings(models: str, graphs: str, settings: Mapping[str, Any]) -> Cita
     return cite(
         "nichani2024",
         methods=(
-            f"{models} read {settings['sequences']} sequences of the in-context task of Nichani, Damian & Lee on {graphs} with "
-            f"{settings['states']} states (Dirichlet concentration {settings['alpha']:g}) as single-token words. A head sees a graph if the last "
+            f"{models} read {settings['n_sequences']} sequences of the in-context task of Nichani, Damian & Lee on {graphs} with "
+            f"{settings['states']} states (Dirichlet concentration {settings['concentration']:g}) as single-token words. A head sees a graph if the last "
             "token attends to the successors of nodes that carry it (excess above 0.5 by three standard errors)."
         ),
     )
 
 
-def in_context_graph(
-    model: Any,
-    graph: str | Path | nx.DiGraph = "chain",
-    *,
-    positions: int | None = None,
-    states: int = 8,
-    alpha: float = 0.1,
-    sequences: int = 64,
-    words: Sequence[str] | None = None,
-    bos: str = "auto",
-    seed: int = 0,
-    verify: bool = False,
-    dtype: str | None = None,
-    device: str = "auto",
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> InContextGraph:
+@takes(InContextOptions)
+def in_context_graph(model: Any, o: InContextOptions) -> InContextGraph:
     """Ask a model to read a causal graph in its context.
 
-    Parameters
-    ----------
-    model
-        What :func:`~causal_probe.models.load_model` takes (a folder, a GGUF file, a name on the hub), or a model.
-    graph, positions
-        As in :func:`~causal_probe.experiments.choose_graph`: ``"chain"``, ``"pairs"``, ``"lag-2"``, ``"forest"``, a file or a graph, in
-        which no node has two parents. Families have 64 positions by default, or as many as the context holds.
-    states, alpha
-        Of the task.
-    sequences
-        How many, at least 2.
-    words
-        A word for each state; by default every sequence draws its own (:class:`~causal_probe.experiments.state_words.StateWords`).
-    bos
-        Whether a BOS token comes first: ``"yes"``, ``"no"``, or ``"auto"``, what the tokenizer does by itself.
-    verify
-        Ablate the heads whose excess is surely above 0.25: does the loss rise? It costs some hundred forward passes.
-    dtype, device
-        Of a model that is loaded here.
-    out, overwrite
-        Write the result into this folder. Whether that is possible is checked before any work.
+    No node of the graph may have two parents. Words are drawn by :class:`~causal_probe.experiments.state_words.StateWords`.
 
     Raises
     ------
@@ -331,41 +291,33 @@ def in_context_graph(
     --------
     >>> from causal_probe import graphs, models
     >>> model = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
-    >>> in_context_graph(model, "chain", states=3, sequences=4).carriers[0].layer
+    >>> in_context_graph(model, "chain", states=3, n_sequences=4, verify=False).carriers[0].layer
     1
     """
     started = time.perf_counter()
-    if sequences < 2:
-        raise CausalProbeError(f"A standard error needs two sequences or more; {sequences} were asked for.")
     is_named = isinstance(model, (str, os.PathLike))
     hooked: HookedModel
     if not is_named:
         hooked = to_hooked(model)
-    settings = {
-        "model": os.fspath(model) if is_named else describe(hooked)["model"],
-        "source": "loaded" if is_named else "given",
-        "graph": str(graph) if isinstance(graph, (str, Path)) else "given",
-        "positions": positions,
-        "states": states,
-        "alpha": alpha,
-        "sequences": sequences,
-        "words": None if words is None else list(words),
-        "bos": bos,
-        "seed": seed,
-        "verify": verify,
-        "dtype": dtype if is_named else describe(hooked)["dtype"],
-        "device": str(choose_device(device)) if is_named else describe(hooked)["device"],
-    }
-    if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite, result=RESULT)
+    settings = o.settings(
+        model=os.fspath(model) if is_named else describe(hooked)["model"],
+        source="loaded" if is_named else "given",
+        root_probability=o.root_probability if o.graph == "forest" else None,
+        dtype=o.dtype if is_named else describe(hooked)["dtype"],
+        device=str(choose_device(o.device)) if is_named else describe(hooked)["device"],
+    )
+    if o.out is not None:
+        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result=RESULT)
     if is_named:
-        hooked, _ = open_model(model, dtype=dtype, device=device)
-    start = text_start(hooked, bos)
+        hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
+    start = text_start(hooked, o.bos)
     room = context_length(hooked)
     room = None if room is None else room - len(start)
-    if positions is None and isinstance(graph, str) and not Path(graph).exists():
-        positions = min(64, room or 64)
-    task = InContextMarkov(choose_graph(graph, positions=positions, seed=seed), states, alpha)
+    n_positions = o.n_positions
+    if n_positions is None and isinstance(o.graph, str) and not Path(o.graph).exists():
+        n_positions = min(64, room or 64)
+    truth = choose_graph(o.graph, n_positions=n_positions, root_probability=o.root_probability, seed=o.seed)
+    task = InContextMarkov(truth, o.states, o.concentration)
     if not task.is_tree:
         raise CausalProbeError(
             "A node of the graph has two parents; a graph that is read in context has one parent a node at most."
@@ -375,8 +327,8 @@ def in_context_graph(
             f"The graph makes {task.n_positions} positions, and the model's context has room for {room}. Take a smaller graph, or fewer "
             "positions."
         )
-    chosen = StateWords.choose(hooked, states, words)
-    batches = list(word_batches(hooked, task, chosen, sequences=sequences, start=start, seed=seed))
+    chosen = StateWords.choose(hooked, o.states, o.words)
+    batches = list(word_batches(hooked, task, chosen, n_sequences=o.n_sequences, start=start, seed=o.seed))
     preflight(hooked, batches[0].tokens[:1])
 
     losses, gain, skill = _losses(hooked, task, batches)
@@ -384,20 +336,20 @@ def in_context_graph(
     scores = scan(hooked, [batch.tokens for batch in batches], templates=[template], queries=[-1])
     scanned = time.perf_counter()
     verification = None
-    if verify and scores.called():
+    if o.verify and scores.called():
         fresh = list(
             word_batches(
                 hooked,
                 task,
                 chosen,
-                sequences=min(sequences, 16),
+                n_sequences=min(o.n_sequences, 16),
                 start=start,
-                seed=seed,
+                seed=o.seed,
                 stream="verify",
                 batch_size=RANKED_ON,
             )
         )
-        verification = _verify(scores, hooked, fresh, progress)
+        verification = _verify(scores, hooked, fresh, o.progress)
     ended = time.perf_counter()
     result = InContextGraph(
         graph=task.graph,
@@ -410,8 +362,8 @@ def in_context_graph(
         settings=settings,
         timings={"reading": scanned - started, "verifying": ended - scanned, "total": ended - started},
     )
-    if out is not None:
-        result.save(out, overwrite=overwrite)
+    if o.out is not None:
+        result.save(o.out, overwrite=o.overwrite)
     return result
 
 
@@ -420,7 +372,7 @@ def word_batches(
     task: InContextMarkov,
     words: StateWords,
     *,
-    sequences: int,
+    n_sequences: int,
     start: Sequence[int] = (),
     seed: int = 0,
     stream: str = "read",
@@ -428,15 +380,15 @@ def word_batches(
 ) -> list[WordBatch]:
     """Sequences of a task in a model's words, in batches that fit into a forward pass, or of ``batch_size``."""
     source = generator(seed, f"{stream} in context")
-    drawn = task.sample(sequences, source)
-    names = words.draw(sequences, task.d_vocab, source)
-    first = torch.tensor(list(start), dtype=torch.long).expand(sequences, -1)
+    drawn = task.sample(n_sequences, source)
+    names = words.draw(n_sequences, task.d_vocab, source)
+    first = torch.tensor(list(start), dtype=torch.long).expand(n_sequences, -1)
     tokens = torch.cat([first, names.gather(1, drawn.tokens)], 1)
     device = describe(model)["device"] or "cpu"
     size = batch_size or max(2, TOKENS // tokens.shape[1])
     return [
         WordBatch(*(values[at : at + size].to(device) for values in (tokens, drawn.tokens, drawn.target, names)))
-        for at in range(0, sequences, size)
+        for at in range(0, n_sequences, size)
     ]
 
 

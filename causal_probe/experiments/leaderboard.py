@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -17,6 +16,8 @@ from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.in_context_graph import InContextGraph, cite_readings, in_context_graph
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.hooks import describe, to_hooked
+from causal_probe.options import InContextOptions, LeaderboardOptions, takes
+from causal_probe.options.base import GIVEN
 from causal_probe.reports.in_context import leaderboard_report
 from causal_probe.results import Citation, check_results_folder, csv_text, to_jsonable, versions, write_text
 from causal_probe.viz import Report
@@ -73,12 +74,8 @@ class Leaderboard:
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        arguments = "".join(
-            f", {name}={value!r}" for name, value in self.settings.items() if name != "models" and value is not None
-        )
-        return (
-            f"from causal_probe import experiments\n\nexperiments.leaderboard({self.settings['models']!r}{arguments})"
-        )
+        models = "models" if GIVEN in self.settings["models"] else repr(self.settings["models"])
+        return LeaderboardOptions.call("leaderboard", self.settings, models)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``leaderboard.json``, in plain JSON types."""
@@ -143,36 +140,11 @@ class Leaderboard:
             }
 
 
-def leaderboard(
-    models: Sequence[Any],
-    graphs: Sequence[str | Path | nx.DiGraph] = GRAPHS,
-    *,
-    positions: int | None = None,
-    states: int = 8,
-    alpha: float = 0.1,
-    sequences: int = 64,
-    bos: str = "auto",
-    seed: int = 0,
-    dtype: str | None = None,
-    device: str = "auto",
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> Leaderboard:
-    """Ask several models to read several causal graphs in their context.
+@takes(LeaderboardOptions)
+def leaderboard(models: Sequence[Any], o: LeaderboardOptions) -> Leaderboard:
+    """Ask several models to read several causal graphs in their context, each as :func:`in_context_graph` does.
 
-    Parameters
-    ----------
-    models
-        Each as in :func:`in_context_graph`; models that are named are loaded one after the other.
-    graphs
-        Each as in :func:`in_context_graph`.
-    positions, states, alpha, sequences, bos, seed, dtype, device
-        As in :func:`in_context_graph`; the same for all.
-    out, overwrite
-        Write the result into this folder. Whether that is possible is checked before any work.
-    progress
-        Show a bar on standard error.
+    Models that are named are loaded one after the other.
 
     Raises
     ------
@@ -183,36 +155,24 @@ def leaderboard(
     --------
     >>> from causal_probe import graphs, models
     >>> model = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
-    >>> leaderboard([model], ["chain"], states=3, sequences=4).table("excess").columns.tolist()
+    >>> leaderboard([model], ["chain"], states=3, n_sequences=4).table("excess").columns.tolist()
     ['chain']
     """
-    if not models or not graphs:
-        raise CausalProbeError("A leaderboard needs a model and a graph at least.")
+    if not models:
+        raise CausalProbeError("A leaderboard needs a model at least.")
     named = [os.fspath(model) if isinstance(model, (str, os.PathLike)) else None for model in models]
-    for what, names in (("model", [name for name in named if name]), ("graph", [str(graph) for graph in graphs])):
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise CausalProbeError(f"The {what} {twice[0]} was named twice.")
-    options: dict[str, Any] = {
-        "positions": positions,
-        "states": states,
-        "alpha": alpha,
-        "sequences": sequences,
-        "bos": bos,
-        "seed": seed,
-    }
-    settings = {
-        "models": [name or "given" for name in named],
-        "graphs": [str(graph) if isinstance(graph, (str, Path)) else "given" for graph in graphs],
-        **options,
-    }
-    if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite, result=RESULT)
+    if twice := next((name for name in named if name and named.count(name) > 1), None):
+        raise CausalProbeError(f"The model {twice} was named twice. Name it once.")
+    settings = o.settings(models=[name or GIVEN for name in named])
+    options = o.shared(InContextOptions, verify=False, out=None, progress=False)
+    if o.out is not None:
+        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result=RESULT)
     readings: list[InContextGraph] = []
     labels: list[str] = []
-    with tqdm(total=len(models) * len(graphs), disable=not progress, desc="reading") as bar:
+    with tqdm(total=len(models) * len(o.graphs), disable=not o.progress, desc="reading") as bar:
         for model in models:
             if isinstance(model, (str, os.PathLike)):
-                hooked, loaded = open_model(model, dtype=dtype, device=device)
+                hooked, loaded = open_model(model, dtype=o.dtype, device=o.device)
                 # causal-probe recover writes its model into a folder of that name: the folder above says which
                 name = Path(model).resolve().parent.name if loaded.name == "model" else loaded.name
             else:
@@ -220,11 +180,11 @@ def leaderboard(
                 name = str(describe(hooked)["model"])
             copies = sum(known == name or known.startswith(f"{name} (") for known in dict.fromkeys(labels))
             name = f"{name} ({copies + 1})" if copies else name
-            for graph in graphs:
+            for graph in o.graphs:
                 labels.append(name)
                 readings.append(in_context_graph(hooked, graph, **options))
                 bar.update()
     result = Leaderboard(tuple(readings), tuple(labels), settings)
-    if out is not None:
-        result.save(out, overwrite=overwrite)
+    if o.out is not None:
+        result.save(o.out, overwrite=o.overwrite)
     return result

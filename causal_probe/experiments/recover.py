@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.first_gradient.start import give_gradient_graph
-from causal_probe.graphs import GraphComparison
-from causal_probe.models import DisentangledTransformer, save
+from causal_probe.graphs import GraphComparison, choose_graph
+from causal_probe.graphs.check import parent_lists
+from causal_probe.models import DisentangledTransformer, choose_device, save
+from causal_probe.options import RecoverOptions, takes
+from causal_probe.options.base import GIVEN
 from causal_probe.probes import EdgeEffects, Evidence, HeadMatch, edge_effects, head_graphs, match_heads
 from causal_probe.reports.recovery import recovery_report
 from causal_probe.results import (
@@ -39,12 +41,10 @@ from causal_probe.training import evaluate, fit, give_matcher, joint, staged, ta
 from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.training.loop import History
 from causal_probe.training.slots import staged_slots
-from causal_probe.training.stages import Optimizer, Stage
+from causal_probe.training.stages import Stage
 from causal_probe.viz import Report
 
-__all__ = ["CHECKPOINT_FILE", "Recovery", "Training", "recover", "tested_edges"]
-
-Training = Literal["staged", "joint"]
+__all__ = ["CHECKPOINT_FILE", "Recovery", "recover", "tested_edges"]
 
 #: Sequences whose mean attention names the candidate parents, and those on which the candidates are then tested.
 ATTENTION_SEQUENCES = 4096
@@ -55,13 +55,11 @@ EVALUATION_SEQUENCES = 2**15
 WATCHING_SEQUENCES = 1024
 WATCH_EVERY: Mapping[str, int] = {"staged": 1, "joint": 16}
 WATCH_CLOSELY = 64
-#: Sequences per forward pass when probing.
+#: Sequences per forward pass when watching.
 MICRO_BATCH = 1024
 #: What an interrupted run leaves in its folder, and how many steps it can lose.
 CHECKPOINT_FILE = "training.checkpoint.safetensors"
 CHECKPOINT_EVERY = 50
-#: How the settings name a graph that was given as an object.
-GIVEN = "given"
 #: What can be chosen about the training; what is left out is the training's own default.
 OPTIONS = ("optimizer", "learning_rate", "steps", "batch_size")
 #: Family-wise level at which an edge is confirmed.
@@ -130,18 +128,11 @@ class Recovery:
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        s = self.settings
-        law = ("positions", "vocab", "alpha") if isinstance(self.task, InContextMarkov) else ()
-        arguments = {name: s[name] for name in (*law, "heads", "seed", "training")}
-        arguments |= {name: s[name] for name in ("root_probability", *OPTIONS) if s[name] is not None}
-        arguments["probe_sequences"] = s["probe_sequences"]
-        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         if not isinstance(self.task, InContextMarkov):
-            return f"from causal_probe import experiments\n\n# task: {self.task!r}\nexperiments.recover(task, {listed})"
-        if s["graph"] != GIVEN:
-            return f"from causal_probe import experiments\n\nexperiments.recover({s['graph']!r}, {listed})"
-        graph = f"graphs.from_parents({[list(parents) for parents in self.task.parents]})"
-        return f"from causal_probe import experiments, graphs\n\nexperiments.recover({graph}, {listed})"
+            return RecoverOptions.call("recover", {**self.settings, "concentration": None}, graph=repr(self.task))
+        given = f"graphs.from_parents({[list(parents) for parents in parent_lists(self.truth)]})"
+        shown = {"graph": given} if self.settings["graph"] == GIVEN else {}
+        return RecoverOptions.call("recover", self.settings, **shown)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -280,59 +271,15 @@ def _show(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def recover(
-    task: Task | str | os.PathLike[str] | nx.DiGraph = "forest",
-    *,
-    positions: int | None = None,
-    vocab: int = 3,
-    alpha: float = 0.1,
-    root_probability: float = 0.5,
-    heads: Sequence[int] = (1, 1),
-    seed: int = 0,
-    training: Training = "staged",
-    optimizer: Optimizer | None = None,
-    learning_rate: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    probe_sequences: int | None = None,
-    device: str = "auto",
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> Recovery:
+@takes(RecoverOptions)
+def recover(o: RecoverOptions) -> Recovery:
     """Train a disentangled transformer on a task of known graph, read the graph out of it, and compare.
 
-    Parameters
-    ----------
-    task
-        Any :class:`~causal_probe.tasks.Task`, whose own reference predictors the loss is compared with; or a graph, or the name of one (see
-        :func:`~causal_probe.experiments.graph_choice.choose_graph`), for an :class:`~causal_probe.tasks.InContextMarkov` over it.
-    positions, root_probability, vocab, alpha
-        Of a task that is made of a graph: number T of tokens, share of roots of a forest, number of states, and Dirichlet concentration of
-        the transition rows.
-    heads
-        Heads per layer.
-    seed
-        Of the graph, the weights and all sequences, each from a stream of its own.
-    training
-        ``"staged"`` (:func:`causal_probe.training.staged`: the comparison in layer 1 is given, the graph is learnt first,
-        then the rest) or ``"joint"`` (nothing given, all weights move from zero; from small noise where a layer has
-        several heads, which would stay equal otherwise).
-    optimizer, learning_rate, steps, batch_size
-        Of joint training, or of the second stage; None: the training's defaults.
-    probe_sequences
-        Number of fresh sequences on which each candidate edge is tested. By default 32,768, times T / 16 for longer sequences,
-        because one edge among more weighs less.
-    device
-        ``"cpu"``, ``"cuda"``, ..., or ``"auto"``: a GPU if there is one.
-    out, overwrite
-        Write the result into this folder (see :meth:`Recovery.save`). Whether that is possible is checked before any work. While the
-        model trains, a checkpoint is kept there: after an interruption, a kill included, the same call goes on from it and
-        ends with the same weights to the last bit (same machine; the number of threads is taken up again). It is gone when the result is
-        there. A result of the same settings is made anew and replaced as a whole; a result or a checkpoint of other settings is refused,
-        or replaced with ``overwrite``.
-    progress
-        Show progress bars on standard error.
+    Staged training is :func:`causal_probe.training.staged`; joint training starts from zero with nothing given. While the model trains, a
+    checkpoint is kept in the folder ``out``: after an interruption, a kill included, the same call goes on from it and ends with the same
+    weights to the last bit (same machine; the number of threads is taken up again). It is gone when the result is there. A result of the
+    same settings is made anew and replaced as a whole; a result or a checkpoint of other settings is refused, or replaced with
+    ``overwrite``.
 
     Raises
     ------
@@ -341,58 +288,41 @@ def recover(
 
     Examples
     --------
-    >>> found = recover("chain", positions=5, steps=20, batch_size=64, probe_sequences=512)
+    >>> found = recover("chain", n_positions=5, steps=20, batch_size=64, probe_sequences=512)
     >>> sorted(found.truth.edges)
     [(0, 1), (1, 2), (2, 3)]
     """
     started = time.perf_counter()
-    place = choose_device(device)
-    graph = GIVEN
-    if isinstance(task, str | os.PathLike | nx.DiGraph):
-        graph = os.fspath(task) if isinstance(task, str | os.PathLike) else GIVEN
-        truth = choose_graph(task, positions=positions, root_probability=root_probability, seed=seed)
-        task = InContextMarkov(truth, vocab, alpha)
-    elif (positions, vocab, alpha, root_probability) != (None, 3, 0.1, 0.5):
-        raise CausalProbeError(
-            f"{check_task(task)!r} has its own graph and law. Leave positions, vocab, alpha and root_probability out, or pass its graph alone."
-        )
-    task = check_task(task)
+    seed = o.seed
+    place = choose_device(o.device)
+    task = _task(o)
     truth = task.graph
-    model = DisentangledTransformer(task.d_vocab, task.n_positions, heads, device=place)
-    chosen = dict(zip(OPTIONS, (optimizer, learning_rate, steps, batch_size), strict=True))
-    stages = _stages(training, task, model, **chosen)
-    if probe_sequences is None:
-        probe_sequences = PROBE_SEQUENCES * max(1, task.n_positions // 16)
-    if probe_sequences < 2:
-        raise CausalProbeError(f"An edge can't be tested on {probe_sequences} sequences; at least 2 are needed.")
-    settings = {
-        "graph": graph,
-        "task": task.description,
-        "edges": list(truth.edges),
-        "positions": task.n_positions,
-        "vocab": task.d_vocab,
-        "alpha": getattr(task, "concentration", None),
-        "root_probability": root_probability if graph == "forest" else None,
-        "heads": list(model.heads),
-        "seed": seed,
-        "training": training,
-        **chosen,
-        "stages": [dataclasses.asdict(stage) for stage in stages],
-        "attention_sequences": ATTENTION_SEQUENCES,
-        "probe_sequences": probe_sequences,
-        "evaluation_sequences": EVALUATION_SEQUENCES,
-        "level": LEVEL,
-        "dtype": str(model.W_U.dtype).removeprefix("torch."),
-        "device": str(place),
-    }
+    model = DisentangledTransformer(task.d_vocab, task.n_positions, o.heads, device=place)
+    stages = _stages(o, task, model)
+    probe_sequences = o.probe_sequences or PROBE_SEQUENCES * max(1, task.n_positions // 16)
+    settings = o.settings(
+        task=task.description,
+        n_positions=task.n_positions,
+        d_vocab=task.d_vocab,
+        concentration=getattr(task, "concentration", None),
+        root_probability=o.root_probability if o.graph == "forest" else None,
+        probe_sequences=probe_sequences,
+        device=str(place),
+        edges=list(truth.edges),
+        stages=[dataclasses.asdict(stage) for stage in stages],
+        attention_sequences=ATTENTION_SEQUENCES,
+        evaluation_sequences=EVALUATION_SEQUENCES,
+        level=LEVEL,
+        dtype=str(model.W_U.dtype).removeprefix("torch."),
+    )
 
     checkpoint = None
-    if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite, unfinished=CHECKPOINT_FILE)
-        checkpoint = Checkpoint(Path(out) / CHECKPOINT_FILE, settings, every=CHECKPOINT_EVERY, overwrite=overwrite)
-    given = _initialise(model, task, training, seed=seed)
+    if o.out is not None:
+        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, unfinished=CHECKPOINT_FILE)
+        checkpoint = Checkpoint(Path(o.out) / CHECKPOINT_FILE, settings, every=CHECKPOINT_EVERY, overwrite=o.overwrite)
+    given = _initialise(model, task, o.training, seed=seed)
     watching = sample_batches(task, WATCHING_SEQUENCES, generator(seed, "watching", device=place))
-    watch = _Watch(task, watching, every=WATCH_EVERY[training], notes={} if checkpoint is None else checkpoint.notes)
+    watch = _Watch(task, watching, every=WATCH_EVERY[o.training], notes={} if checkpoint is None else checkpoint.notes)
     history = fit(
         model,
         task,
@@ -400,7 +330,7 @@ def recover(
         generator=generator(seed, "training", device=place),
         callback=watch,
         checkpoint=checkpoint,
-        progress=progress,
+        progress=o.progress,
     )
     trained = time.perf_counter()
 
@@ -438,30 +368,9 @@ def recover(
         timings={"training": trained - started, "probing": ended - trained, "total": ended - started},
         threads=watch.threads,
     )
-    if out is not None:
-        result.save(out, overwrite=overwrite)
+    if o.out is not None:
+        result.save(o.out, overwrite=o.overwrite)
     return result
-
-
-def choose_device(device: str) -> torch.device:
-    """The device that a name stands for; ``"auto"`` is a GPU if there is one.
-
-    Raises
-    ------
-    CausalProbeError
-        If the name is unknown, or there is no such device here.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-        torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each, by device and build
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise CausalProbeError(
-            f"The device {device!r} can't be used here ({reason}). Name another one, or auto."
-        ) from error
-    return place
 
 
 def tested_edges(
@@ -485,13 +394,24 @@ def tested_edges(
     )
 
 
-def _stages(training: str, task: Task, model: DisentangledTransformer, **options: Any) -> tuple[Stage, ...]:
-    chosen = {name: value for name, value in options.items() if value is not None}
-    if training == "staged":
-        return (staged if task.is_tree else staged_slots)(n_positions=task.n_positions, **chosen)
-    if training == "joint":
+def _task(o: RecoverOptions) -> Task:
+    """The task that is asked about; of a graph or its name, the in-context Markov task over it."""
+    if isinstance(o.graph, str | os.PathLike | nx.DiGraph):
+        truth = choose_graph(o.graph, n_positions=o.n_positions, root_probability=o.root_probability, seed=o.seed)
+        return InContextMarkov(truth, o.d_vocab, o.concentration)
+    if (o.n_positions, o.d_vocab, o.concentration, o.root_probability) != (None, 3, 0.1, 0.5):
+        raise CausalProbeError(
+            f"{check_task(o.graph)!r} has its own graph and law. Leave `n_positions`, `d_vocab`, `concentration` and `root_probability` out, "
+            "or pass its graph alone."
+        )
+    return check_task(o.graph)
+
+
+def _stages(o: RecoverOptions, task: Task, model: DisentangledTransformer) -> tuple[Stage, ...]:
+    chosen: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(o, name)) is not None}
+    if o.training == "joint":
         return joint(n_layers=len(model.heads), **chosen)
-    raise CausalProbeError(f"training must be 'staged' or 'joint', not {training!r}.")
+    return (staged if task.is_tree else staged_slots)(n_positions=task.n_positions, **chosen)
 
 
 def _initialise(model: DisentangledTransformer, task: Task, training: str, *, seed: int) -> tuple[str, ...]:

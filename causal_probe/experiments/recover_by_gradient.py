@@ -16,15 +16,17 @@ from torch import Tensor
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.first_gradient.batches import AT_ONCE, SEQUENCES_OF_SEVERAL, batches_of, table_entries
 from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.first_gradient.slots import GradientSlots, gradient_slots
-from causal_probe.graphs import GraphComparison
+from causal_probe.graphs import GraphComparison, choose_graph
+from causal_probe.graphs.check import parent_lists
 from causal_probe.models import DisentangledTransformer, save
 from causal_probe.models.disentangled import count_weights
+from causal_probe.options import GradientOptions, TokensOptions, takes
+from causal_probe.options.base import GIVEN
 from causal_probe.reports.by_gradient import gradient_report
 from causal_probe.results import (
     Citation,
@@ -99,6 +101,15 @@ class GradientRecovery:
         if self.found.log_e_values is None:
             return "the transitions are not known"
         return "the search for the predicted node's parents was cut off, there may be more"
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result."""
+        if self.truth is None:
+            return TokensOptions.call("recover_from_tokens", self.settings, repr(self.settings["data"]))
+        given = f"graphs.from_parents({[list(parents) for parents in parent_lists(self.truth)]})"
+        shown = {"graph": given} if self.settings["graph"] == GIVEN else {}
+        return GradientOptions.call("recover_by_gradient", self.settings, **shown)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``result.json``, in plain JSON types."""
@@ -210,26 +221,9 @@ class GradientRecovery:
         return f"Recovery of {source} by gradient: {'exact' if self.exact else f'SHD {self.comparison.shd}'}"
 
 
-def recover_by_gradient(
-    graph: str | os.PathLike[str] | nx.DiGraph = "forest",
-    *,
-    positions: int | None = None,
-    vocab: int = 3,
-    alpha: float = 0.1,
-    root_probability: float = 0.5,
-    seed: int = 0,
-    sequences: int | None = None,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-) -> GradientRecovery:
+@takes(GradientOptions)
+def recover_by_gradient(o: GradientOptions) -> GradientRecovery:
     """Read the graph of a task from gradients of an untrained model, and compare with the truth.
-
-    Parameters
-    ----------
-    graph, positions, vocab, alpha, root_probability, seed, out, overwrite
-        As in :func:`recover`.
-    sequences
-        How many sequences the gradient is taken over: 32,768 by default, 131,072 where nodes have several parents.
 
     Raises
     ------
@@ -239,42 +233,35 @@ def recover_by_gradient(
 
     Examples
     --------
-    >>> found = recover_by_gradient("chain", positions=8, sequences=2048)
+    >>> found = recover_by_gradient("chain", n_positions=8, n_sequences=2048)
     >>> sorted(found.recovered.edges)
     [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
     """
     started = time.perf_counter()
-    truth = choose_graph(graph, positions=positions, root_probability=root_probability, seed=seed)
-    task = InContextMarkov(truth, vocab, alpha)
-    if sequences is None:
-        sequences = SEQUENCES if task.is_tree else SEQUENCES_OF_SEVERAL
-    if sequences < 2:
-        raise CausalProbeError(f"A gradient needs at least 2 sequences to have an error; {sequences} were asked for.")
-    _check_size(vocab, task.n_positions, task.n_slots)
+    truth = choose_graph(o.graph, n_positions=o.n_positions, root_probability=o.root_probability, seed=o.seed)
+    task = InContextMarkov(truth, o.d_vocab, o.concentration)
+    n_sequences = o.n_sequences or (SEQUENCES if task.is_tree else SEQUENCES_OF_SEVERAL)
+    _check_size(o.d_vocab, task.n_positions, task.n_slots)
     if table_entries(task) > MAX_TABLES:
         raise CausalProbeError(
-            f"The tables of transitions of one sequence over {vocab:,} states have {table_entries(task):,} entries; {MAX_TABLES:,} are the "
-            "most. Take fewer states."
+            f"The tables of transitions of one sequence over {o.d_vocab:,} states have {table_entries(task):,} entries; {MAX_TABLES:,} are "
+            "the most. Take fewer states."
         )
-    evaluated = max(2, min(EVALUATION_SEQUENCES, EVALUATED // max(table_entries(task), task.n_positions * vocab)))
-    settings = {
-        "method": "gradient",
-        "graph": graph if isinstance(graph, str) else os.fspath(graph) if isinstance(graph, os.PathLike) else "given",
-        "edges": list(truth.edges),
-        "positions": task.n_positions,
-        "vocab": vocab,
-        "alpha": task.concentration,
-        "root_probability": root_probability if graph == "forest" else None,
-        "seed": seed,
-        "sequences": sequences,
-        "evaluation_sequences": evaluated,
-    }
-    if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite)
-    batches = batches_of(task, sequences, generator(seed, "gradient"))
-    found = gradient_graph(batches) if task.is_tree else gradient_slots(batches)
-    model = _model(found, vocab, task.n_positions)
-    held_out = [Batch(b.tokens, b.target, {}) for b in batches_of(task, evaluated, generator(seed, "evaluation"))]
+    evaluated = max(2, min(EVALUATION_SEQUENCES, EVALUATED // max(table_entries(task), task.n_positions * o.d_vocab)))
+    settings = o.settings(
+        method="gradient",
+        n_positions=task.n_positions,
+        root_probability=o.root_probability if o.graph == "forest" else None,
+        n_sequences=n_sequences,
+        edges=list(truth.edges),
+        evaluation_sequences=evaluated,
+    )
+    if o.out is not None:
+        check_results_folder(o.out, settings=settings, overwrite=o.overwrite)
+    drawn = batches_of(task, n_sequences, generator(o.seed, "gradient"))
+    found = gradient_graph(drawn) if task.is_tree else gradient_slots(drawn)
+    model = _model(found, o.d_vocab, task.n_positions)
+    held_out = [Batch(b.tokens, b.target, {}) for b in batches_of(task, evaluated, generator(o.seed, "evaluation"))]
     result = GradientRecovery(
         found=found,
         truth=truth,
@@ -285,28 +272,14 @@ def recover_by_gradient(
         settings=settings,
         seconds=time.perf_counter() - started,
     )
-    if out is not None:
-        result.save(out, overwrite=overwrite)
+    if o.out is not None:
+        result.save(o.out, overwrite=o.overwrite)
     return result
 
 
-def recover_from_tokens(
-    data: str | os.PathLike[str],
-    *,
-    vocab: int | None = None,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-) -> GradientRecovery:
+@takes(TokensOptions)
+def recover_from_tokens(data: str | os.PathLike[str], o: TokensOptions) -> GradientRecovery:
     """Find each position's parent in token sequences of one's own; whether it has one is not decided.
-
-    Parameters
-    ----------
-    data
-        A ``.npy`` file of whole numbers [sequence, T + 1]; the last token of a sequence is what came after the others.
-    vocab
-        Number of states; the largest token plus one by default.
-    out, overwrite
-        As in :func:`recover`.
 
     Raises
     ------
@@ -330,30 +303,27 @@ def recover_from_tokens(
     """
     started = time.perf_counter()
     tokens = read_tokens(data)
-    states = max(2, int(tokens.max()) + 1) if vocab is None else vocab
-    _check_size(states, tokens.shape[1] - 1, 1)
-    settings = {
-        "method": "gradient",
-        "data": os.fspath(data),
-        "positions": tokens.shape[1] - 1,
-        "vocab": states,
-        "sequences": len(tokens),
-    }
-    if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite)
-    found = gradient_graph(torch.split(tokens, max(1, AT_ONCE // max(tokens.shape[1], states))), d_vocab=states)
+    n_positions = tokens.shape[1] - 1
+    d_vocab = o.d_vocab or max(2, int(tokens.max()) + 1)
+    _check_size(d_vocab, n_positions, 1)
+    settings = o.settings(
+        method="gradient", data=os.fspath(data), n_positions=n_positions, d_vocab=d_vocab, n_sequences=len(tokens)
+    )
+    if o.out is not None:
+        check_results_folder(o.out, settings=settings, overwrite=o.overwrite)
+    found = gradient_graph(torch.split(tokens, max(1, AT_ONCE // max(tokens.shape[1], d_vocab))), d_vocab=d_vocab)
     result = GradientRecovery(
         found=found,
         truth=None,
         comparison=None,
-        model=_model(found, states, tokens.shape[1] - 1),
+        model=_model(found, d_vocab, n_positions),
         loss=None,
         reference_losses=None,
         settings=settings,
         seconds=time.perf_counter() - started,
     )
-    if out is not None:
-        result.save(out, overwrite=overwrite)
+    if o.out is not None:
+        result.save(o.out, overwrite=o.overwrite)
     return result
 
 
@@ -406,7 +376,7 @@ def attention(model: DisentangledTransformer) -> np.ndarray[Any, np.dtype[np.flo
     return np.asarray(scores.double().masked_fill(future, float("-inf")).softmax(-1).numpy())
 
 
-def _model(found: GradientGraph | GradientSlots, vocab: int, positions: int) -> DisentangledTransformer:
+def _model(found: GradientGraph | GradientSlots, d_vocab: int, n_positions: int) -> DisentangledTransformer:
     """Weights that copy the leading parents in layer 1 and compare in layer 2, all others zero.
 
     Layer 2 compares the last token (one parent) with what each position copied, or (several) what the last row copied: the tokens of the
@@ -417,8 +387,8 @@ def _model(found: GradientGraph | GradientSlots, vocab: int, positions: int) -> 
         if isinstance(found, GradientSlots)
         else [[-1 if p is None else p for p in found.candidates]]
     )
-    model = DisentangledTransformer(vocab, positions, (max(1, len(slots)), 1))
-    eye = torch.eye(vocab)
+    model = DisentangledTransformer(d_vocab, n_positions, (max(1, len(slots)), 1))
+    eye = torch.eye(d_vocab)
     for head, leading in enumerate(slots):
         block = model.block(0, head, query="position", key="position")
         for child, parent in enumerate(leading):
@@ -434,11 +404,11 @@ def _model(found: GradientGraph | GradientSlots, vocab: int, positions: int) -> 
     return model
 
 
-def _check_size(vocab: int, positions: int, slots: int) -> None:
+def _check_size(d_vocab: int, n_positions: int, slots: int) -> None:
     """Refuse what the model of :func:`_model` would be too large for, before anything is computed."""
-    weights = count_weights(vocab, positions, (slots, 1))
+    weights = count_weights(d_vocab, n_positions, (slots, 1))
     if weights > MAX_MODEL:
         raise CausalProbeError(
-            f"The model that has the graph would have {weights:,} weights for {vocab:,} states and {positions:,} positions; {MAX_MODEL:,} are the "
+            f"The model that has the graph would have {weights:,} weights for {d_vocab:,} states and {n_positions:,} positions; {MAX_MODEL:,} are the "
             "most. Take fewer states (of one's own tokens, number those that occur from 0 on), or call gradient_graph, which builds no model."
         )

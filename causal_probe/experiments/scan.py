@@ -18,16 +18,14 @@ from torch import Tensor
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
-from causal_probe.experiments.recover import choose_device
 from causal_probe.experiments.saving import REPORT, save_study
 from causal_probe.experiments.scan_sequences import (
     MadeSequences,
     ScannedSequences,
     TextSequences,
-    of_a_corpus,
+    corpus_name,
     sequence_length,
 )
-from causal_probe.experiments.template_choice import choose_templates
 from causal_probe.hooks import (
     Corpus,
     HookedModel,
@@ -35,11 +33,14 @@ from causal_probe.hooks import (
     describe,
     missing_shards,
     preflight,
+    read_shard,
     to_hooked,
 )
 from causal_probe.hooks import corpus as open_corpus
 from causal_probe.hooks.corpus import IN_MEMORY
 from causal_probe.hooks.stream import Visit, visit_patterns
+from causal_probe.models import choose_device
+from causal_probe.options import MergeOptions, ScanOptions, takes
 from causal_probe.probes import (
     Blocks,
     HeadScore,
@@ -49,6 +50,7 @@ from causal_probe.probes import (
     Template,
     Upstream,
     bootstrap_intervals,
+    choose_templates,
     head_graphs,
 )
 from causal_probe.probes.sequences import longest_ngram
@@ -246,19 +248,11 @@ class ModelScan:
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        defaults = {"templates": None, "bos": "auto", "seed": 0, "verify": False, "blocks": False, "top": 10}
         s = self.settings
         if s["source"] == "merged":
-            return f"from causal_probe import experiments\n\nexperiments.merge_scans({s['merged']!r})"
-        names = ["templates", "sequences", "period", "bos", "seed", "batch_size", "dtype", "verify", "blocks", "top"]
-        names += [name for name in OF_A_CORPUS if name in s]
-        values = {name: s[name] for name in names if s[name] != defaults.get(name)}
-        shown = {name: repr(value) for name, value in values.items()}
-        if "corpus" in shown and values["corpus"].startswith(IN_MEMORY):
-            shown["corpus"] = "corpus"
-        arguments = "".join(f", {name}={value}" for name, value in shown.items())
-        model = repr(s["model"]) if s["source"] == "loaded" else "model"
-        return f"from causal_probe import experiments\n\nexperiments.scan({model}{arguments})"
+            return MergeOptions.call("merge_scans", s, repr(s["merged"]))
+        shown = {"corpus": "corpus"} if str(s["corpus"]).startswith(IN_MEMORY) else {}
+        return ScanOptions.call("scan", s, repr(s["model"]) if s["source"] == "loaded" else "model", **shown)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each head and template: :meth:`HeadScores.to_pandas`, ``called``, what was verified, and where it is from."""
@@ -446,69 +440,18 @@ HEADER = ("template", "head", "score", "chance", "excess", "sink", "called", "ve
 RESULT = "scan.json"
 #: The sums of each sequence of a corpus.
 SCORES = "scores.safetensors"
-#: What a scan of a corpus is told about it, and of each head its intervals.
-OF_A_CORPUS = ("corpus", "length", "separator", "field", "shard")
+#: Of each head its intervals on a corpus.
 LIMITS = ("score_low", "score_high", "excess_low", "excess_high")
 
 
-def scan(
-    model: Any,
-    *,
-    templates: str | Template | Iterable[str | Template] | None = None,
-    sequences: int | None = None,
-    period: int | None = None,
-    bos: str = "auto",
-    seed: int = 0,
-    batch_size: int | None = None,
-    corpus: Any = None,
-    length: int | None = None,
-    separator: str | None = None,
-    field: str = "text",
-    shard: str | Sequence[int] = (0, 1),
-    dtype: str | None = None,
-    device: str = "auto",
-    verify: bool = False,
-    blocks: bool = False,
-    top: int = 10,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> ModelScan:
+@takes(ScanOptions)
+def scan(model: Any, o: ScanOptions) -> ModelScan:
     """Score every head of a model against head types, read the leading heads' graphs, and verify what was flagged.
 
     :func:`causal_probe.probes.scan` with what surrounds it: the model is loaded and looked at first, and the result prints, and
-    saves itself with a report.
-
-    Parameters
-    ----------
-    model
-        What :func:`~causal_probe.models.load_model` takes (a folder, a GGUF file, a name on the hub), or a model: hooked, or a Hugging
-        Face one.
-    templates
-        Templates, or texts as :func:`~causal_probe.experiments.choose_templates` reads them. By default the shipped ones.
-    sequences, period, bos, seed
-        Of the sequences; see :func:`~causal_probe.probes.repeated_tokens`.
-    batch_size
-        Sequences in a forward pass. By default as many as memory allows.
-    corpus
-        Scan text instead of sequences that are made: a file, a folder, or documents (:func:`~causal_probe.hooks.read_documents`).
-        Intervals are then given by the bootstrap over sequences.
-    length, separator, field, shard
-        Of the corpus; see :func:`~causal_probe.hooks.corpus`. The length is 128 by default, or what the model can take. Shards that
-        other processes have saved are put together by :func:`~causal_probe.experiments.merge_scans`.
-    dtype, device
-        Of a model that is loaded here; a model that is given stays as and where it is.
-    verify
-        Verify what was flagged (:func:`causal_probe.probes.verify.verify`), on repeated random tokens.
-    blocks
-        Take the scores of each template's best head apart, and find the earlier heads that it needs
-        (:func:`~causal_probe.probes.blocks`, :func:`~causal_probe.probes.upstream`).
-    top
-        How many heads of a template the tables show at most.
-    out, overwrite
-        Write the result into this folder (see :meth:`ModelScan.save`). Whether that is possible is checked before any work.
-    progress
-        Show a progress bar on standard error.
+    saves itself with a report. Made sequences are those of :func:`~causal_probe.probes.repeated_tokens`, a corpus is read by
+    :func:`~causal_probe.hooks.corpus`; what was flagged is verified by :func:`causal_probe.probes.verify.verify`, and scores are taken
+    apart by :func:`~causal_probe.probes.blocks` and :func:`~causal_probe.probes.upstream`.
 
     Raises
     ------
@@ -521,62 +464,53 @@ def scan(
     >>> from causal_probe.models import DisentangledTransformer
     >>> model = DisentangledTransformer(d_vocab=12, n_positions=24)
     >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)
-    >>> [(row.name, row.called) for row in scan(model, templates="previous-token", sequences=4).rows("previous-token")]
+    >>> [(row.name, row.called) for row in scan(model, templates="previous-token", n_sequences=4).rows("previous-token")]
     [('L0H0', True), ('L1H0', False)]
     """
     started = time.perf_counter()
-    if top < 1:
-        raise CausalProbeError(f"One head of each template, or more, can be shown; top is {top}.")
-    wanted = None if templates is None else choose_templates(templates)
-    its_corpus = of_a_corpus(corpus, length, separator, field, shard, sequences=sequences, period=period)
+    wanted = None if o.templates is None else choose_templates(o.templates)
+    i, n = read_shard(o.shard)
     is_named = isinstance(model, (str, os.PathLike))
     if not is_named:
         hooked: HookedModel = to_hooked(model)
         described = describe(hooked)
-    settings = {
-        "model": os.fspath(model) if is_named else described["model"],
-        "source": "loaded" if is_named else "given",
-        "templates": None if wanted is None else _texts(templates),
-        "sequences": sequences,
-        "period": period,
-        "bos": bos,
-        "seed": seed,
-        "batch_size": batch_size,
-        "dtype": dtype if is_named else described["dtype"],
-        "device": str(choose_device(device)) if is_named else described["device"],
-        "verify": verify,
-        "blocks": blocks,
-        "top": top,
-        **its_corpus,
-    }
-    if out is not None:
-        check_results_folder(out, settings=settings, overwrite=overwrite, result=RESULT)
+    settings = o.settings(
+        model=os.fspath(model) if is_named else described["model"],
+        source="loaded" if is_named else "given",
+        templates=None if wanted is None else _texts(o.templates),
+        corpus=corpus_name(o.corpus),
+        shard=f"{i}/{n}",
+        dtype=o.dtype if is_named else described["dtype"],
+        device=str(choose_device(o.device)) if is_named else described["device"],
+    )
+    if o.out is not None:
+        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result=RESULT)
     if is_named:
-        hooked, _ = open_model(model, dtype=dtype, device=device)
+        hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
     loaded = time.perf_counter()
 
-    checked = ("pattern", "z") if verify else ("pattern",)
+    checked = ("pattern", "z") if o.verify else ("pattern",)
     text: Corpus | None = None
     make: ScannedSequences
-    if corpus is None:
-        options: dict[str, Any] = {"n_sequences": sequences, "period": period, "bos": bos, "seed": seed}
+    if o.corpus is None:
+        options: dict[str, Any] = {"n_sequences": o.n_sequences, "period": o.period, "bos": o.bos, "seed": o.seed}
         make = MadeSequences(hooked, options, TEMPLATES.values() if wanted is None else wanted)
         preflight(hooked, make.scanned(_kind(wanted), CHECKED), hooks=checked)
-        scores = probes.scan(hooked, templates=wanted, batch_size=batch_size, **options)
+        scores = probes.scan(hooked, templates=wanted, batch_size=o.batch_size, **options)
     else:
-        fits = sequence_length(hooked, length)
-        text = open_corpus(hooked, corpus, length=fits, bos=bos, separator=separator, field=field, shard=shard)
+        fits = sequence_length(hooked, o.length)
+        text = open_corpus(hooked, o.corpus, length=fits, bos=o.bos, separator=o.separator, field=o.field, shard=(i, n))
         make = TextSequences(text)
         if len(first := text.first(CHECKED)):
             preflight(hooked, first, hooks=checked)
-        scores = probes.scan(hooked, text, templates=wanted, batch_size=batch_size)
+        scores = probes.scan(hooked, text, templates=wanted, batch_size=o.batch_size)
     leading = _leading(scores)
     result = ModelScan(
         scores=scores,
         verification=None,
         leading=tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL],
         examples=(),
-        graphs=tuple(_graphs(hooked, scores, make, leading, batch_size)),
+        graphs=tuple(_graphs(hooked, scores, make, leading, o.batch_size)),
         circuits=(),
         no_circuits=None,
         intervals=None if text is None else bootstrap_intervals(scores),
@@ -585,14 +519,14 @@ def scan(
     )
     kind = scores.settings["tokens"][0]["kind"]
     result = dataclasses.replace(result, examples=tuple(_examples(hooked, make, kind, result.leading)))
-    if blocks:
+    if o.blocks:
         circuits, why = _circuits(hooked, scores, make)
         result = dataclasses.replace(result, circuits=circuits, no_circuits=why)
     scanned = time.perf_counter()
-    if verify:
+    if o.verify:
         # A head's output is also replaced by that in another sequence of its batch: there must be one.
-        size = None if batch_size is None else max(2, batch_size)
-        verification = verify_heads(scores, hooked, batch_size=size, progress=progress)
+        size = None if o.batch_size is None else max(2, o.batch_size)
+        verification = verify_heads(scores, hooked, batch_size=size, progress=o.progress)
         result = dataclasses.replace(result, verification=verification)
     ended = time.perf_counter()
     timings = {
@@ -602,8 +536,8 @@ def scan(
         "total": ended - started,
     }
     result = dataclasses.replace(result, timings=timings)
-    if out is not None:
-        result.save(out, overwrite=overwrite)
+    if o.out is not None:
+        result.save(o.out, overwrite=o.overwrite)
     return result
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from jaxtyping import Int
 from torch import Tensor
 
-from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import Corpus, HookedModel, context_length, read_shard, text_start
+from causal_probe.hooks import Corpus, HookedModel, context_length, text_start
 from causal_probe.hooks.corpus import IN_MEMORY
 from causal_probe.probes import Template
 from causal_probe.probes.sequences import Sequences, make_sequences
 
-__all__ = ["MadeSequences", "ScannedSequences", "TextSequences", "of_a_corpus", "sequence_length"]
+__all__ = ["MadeSequences", "ScannedSequences", "TextSequences", "corpus_name", "sequence_length"]
 
 #: What is shown of patterns and graphs: a sequence of a period of at most so many tokens.
 SHOWN_PERIOD = 20
@@ -89,31 +88,11 @@ class TextSequences:
 ScannedSequences: TypeAlias = MadeSequences | TextSequences
 
 
-def of_a_corpus(
-    corpus: Any,
-    length: int | None,
-    separator: str | None,
-    field: str,
-    shard: str | Sequence[int],
-    *,
-    sequences: int | None,
-    period: int | None,
-) -> dict[str, Any]:
-    """The settings of a scan that concern a corpus; none without one."""
-    i, n = read_shard(shard)
-    given = {"length": length, "separator": separator, "field": field, "shard": f"{i}/{n}"}
-    if corpus is None:
-        default = {"length": None, "separator": None, "field": "text", "shard": "0/1"}
-        if strays := [name for name, value in given.items() if value != default[name]]:
-            raise CausalProbeError(f"{', '.join(strays)} is about a corpus, and none was given.")
-        return {}
-    if strays := [f"{k}={v}" for k, v in (("sequences", sequences), ("period", period)) if v is not None]:
-        raise CausalProbeError(
-            f"{', '.join(strays)} is about sequences that are made, and a corpus was given. To read a part of it, say a shard: 0/10 is a "
-            "tenth of its documents."
-        )
-    named = isinstance(corpus, (str, os.PathLike))
-    return {"corpus": os.fspath(corpus) if named else f"{IN_MEMORY}{type(corpus).__name__}", **given}
+def corpus_name(corpus: Any) -> str | None:
+    """How settings name a corpus."""
+    if corpus is None or isinstance(corpus, (str, os.PathLike)):
+        return None if corpus is None else os.fspath(corpus)
+    return f"{IN_MEMORY}{type(corpus).__name__}"
 
 
 def sequence_length(model: HookedModel, asked: int | None) -> int:

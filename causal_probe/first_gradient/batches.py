@@ -17,10 +17,10 @@ AT_ONCE = 2**18
 TABLES_AT_ONCE = 2**24
 
 
-def batches_of(task: Task, sequences: int, source: torch.Generator) -> Iterator[Batch]:
+def batches_of(task: Task, n_sequences: int, source: torch.Generator) -> Iterator[Batch]:
     """Fresh sequences, so many at once that they, their targets and their tables fit into memory."""
     at_once = max(1, min(AT_ONCE // max(task.n_positions, task.d_vocab), TABLES_AT_ONCE // table_entries(task)))
-    return sample_batches(task, sequences, source, batch_size=at_once)
+    return sample_batches(task, n_sequences, source, batch_size=at_once)
 
 
 def table_entries(task: Task) -> int:

@@ -4,12 +4,12 @@ A causal graph says from which earlier tokens each token of a sequence was gener
 :class:`networkx.DiGraph`: its nodes are the positions ``0..n-1``, its edges go **from parent to child**, and every parent
 comes before its child. So everything in networkx works on it, and there is no graph class to learn.
 
->>> from causal_probe.graphs import from_parents, parent_lists, two_parent_tree
+>>> from causal_probe.graphs import from_parents, two_parent_tree
 >>> truth = from_parents([None, 0, 0, None, 2])   # nodes 0 and 3 are roots; 1 and 2 are children of 0; 4 is a child of 2
 >>> list(truth.edges)
 [(0, 1), (0, 2), (2, 4)]
->>> parent_lists(two_parent_tree(5))
-((), (), (0, 1), (1, 2), (1, 3))
+>>> [sorted(two_parent_tree(5).predecessors(node)) for node in range(5)]
+[[], [], [0, 1], [1, 2], [1, 3]]
 
 A graph that was found, by a probe or otherwise, is compared with the truth edge by edge. Here one parent is wrong: the edge
 2 -> 4 is missing and 3 -> 4 is extra.
@@ -47,16 +47,19 @@ in 3 -> 1. Its nodes must be the integers 0..n-1, its edges go from parent to ch
 from __future__ import annotations
 
 from causal_probe.graphs.check import check_graph
+from causal_probe.graphs.choice import FAMILIES, choose_graph
 from causal_probe.graphs.compare import GraphComparison, compare
 from causal_probe.graphs.families import chain, from_parents, lag, pairs, random_dag, random_forest, two_parent_tree
 from causal_probe.graphs.files import read_graph, write_graph
 from causal_probe.graphs.mixed import arrowheads, mixed_graph, skeleton
 
 __all__ = [
+    "FAMILIES",
     "GraphComparison",
     "arrowheads",
     "chain",
     "check_graph",
+    "choose_graph",
     "compare",
     "from_parents",
     "mixed_graph",

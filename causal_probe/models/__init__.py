@@ -1,6 +1,7 @@
 """Transformers whose mechanism is known."""
 
 from causal_probe.models.constructions import fit_scales, hand_set
+from causal_probe.models.device import choose_device
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.export import to_transformer_lens
 from causal_probe.models.files import load, save
@@ -13,6 +14,7 @@ __all__ = [
     "DisentangledTransformer",
     "LinearTransformer",
     "ReducedTransformer",
+    "choose_device",
     "fit_scales",
     "gradient_steps",
     "hand_set",

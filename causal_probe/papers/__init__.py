@@ -8,12 +8,12 @@ figure, with a function ``(run: Run) -> Reproduction`` that does all that takes 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import os
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.options import ReproduceOptions, takes
+from causal_probe.options.base import near
 from causal_probe.papers.base import PARTS, Line, Reproduction, Run
 from causal_probe.papers.copying import copy
 from causal_probe.papers.descent import gradient_descent, gradient_descent_layers
@@ -29,9 +29,9 @@ from causal_probe.papers.two_parents import figure_5, figure_7
 from causal_probe.papers.waves import sine
 from causal_probe.results import hold
 
-__all__ = ["PARTS", "REPRODUCTIONS", "Line", "Reproduction", "Run", "reproduce"]
+__all__ = ["PARTS", "REPRODUCTIONS", "Line", "Reproduction", "Run", "list_reproductions", "reproduce"]
 
-#: Every reproduction by the name by which it is asked for, in the order in which they are listed.
+#: Every reproduction by the name by which it is asked for, in the order in which they are listed; a docstring says what it is about.
 REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {
     "figure-2": figure_2,
     "figure-5": figure_5,
@@ -52,48 +52,32 @@ REPRODUCTIONS: Mapping[str, Callable[[Run], Reproduction]] = {
 }
 
 
-def reproduce(
-    name: str,
-    *,
-    quick: bool = False,
-    seed: int = 0,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> Reproduction:
+@takes(ReproduceOptions)
+def reproduce(o: ReproduceOptions) -> Reproduction:
     """Do a paper's experiment again.
 
-    Parameters
-    ----------
-    name
-        One of :data:`REPRODUCTIONS`.
-    quick
-        A smaller one: less than five minutes on two CPU cores, and larger errors.
-    seed
-        Of all random numbers; where the experiment has several seeds, of the first.
-    out
-        Write the result into this folder (:meth:`Reproduction.save`). Parts that an interrupted run of the same name and
-        settings has finished there are not done again.
-    overwrite
-        Replace what a run of other settings has left in that folder.
-    progress
-        Show progress bars on standard error.
+    Parts that an interrupted run of the same name and settings has finished in the folder ``out`` are not done again. Where the experiment
+    has several seeds, ``seed`` is the first.
 
     Raises
     ------
     CausalProbeError
         If there is no such reproduction, or ``out`` can't be written or holds something else.
     """
-    if name not in REPRODUCTIONS:
-        near = difflib.get_close_matches(name, REPRODUCTIONS, n=1)
-        raise CausalProbeError(
-            f"There is no reproduction {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} There are: "
-            f"{', '.join(REPRODUCTIONS)}."
+    if o.name not in REPRODUCTIONS:
+        guess = near(o.name, REPRODUCTIONS, quote=repr)
+        raise CausalProbeError(f"There is no reproduction {o.name!r}{guess} There are: {', '.join(REPRODUCTIONS)}.")
+    with contextlib.nullcontext() if o.out is None else hold(o.out):
+        run = Run(
+            quick=o.quick, seed=o.seed, progress=o.progress, folder=o.out, settings=o.settings(), overwrite=o.overwrite
         )
-    settings: dict[str, Any] = {"name": name, "quick": quick, "seed": seed}
-    with contextlib.nullcontext() if out is None else hold(out):
-        run = Run(quick=quick, seed=seed, progress=progress, folder=out, settings=settings, overwrite=overwrite)
-        result = REPRODUCTIONS[name](run)
-        if out is not None:
-            result.save(out)
+        result = REPRODUCTIONS[o.name](run)
+        if o.out is not None:
+            result.save(o.out)
     return result
+
+
+def list_reproductions() -> str:
+    """Every name, with what it is about: the first line of its function's docstring."""
+    about = {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, function in REPRODUCTIONS.items()}
+    return "\n".join(f"{name:<24} {text}".rstrip() for name, text in about.items())

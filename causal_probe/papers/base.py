@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from causal_probe import viz
 from causal_probe.errors import CausalProbeError
+from causal_probe.options import ReproduceOptions
 from causal_probe.results import (
     Citation,
     cite,
@@ -192,8 +193,7 @@ class Reproduction:
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        chosen = "".join(f", {name}={self.settings[name]!r}" for name in ("quick", "seed") if self.settings.get(name))
-        return f"from causal_probe import experiments\n\nexperiments.reproduce({self.name!r}{chosen})"
+        return ReproduceOptions.call("papers.reproduce", self.settings)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``report.html``, one SVG for each figure, ``arrays.safetensors`` and, last, ``result.json``; return the report's path.

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from causal_probe import viz
-from causal_probe.experiments.compare_evidence import EVIDENCE_GRAPHS, EVIDENCE_MODELS, compare_evidence
+from causal_probe.experiments.compare_evidence import compare_evidence
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
+from causal_probe.options import EvidenceOptions
 from causal_probe.papers.base import Line, Reproduction, Run
 
 __all__ = ["evidence"]
 
-GRAPHS, MODELS = EVIDENCE_GRAPHS, EVIDENCE_MODELS
+GRAPHS, MODELS = EvidenceOptions().graphs, EvidenceOptions().models
 POSITIONS, VOCAB = 12, 4
 #: Inputs that discovery reads one by one, and sequences that the other evidence takes its means over.
 INPUTS = {False: 32, True: 4}
@@ -31,10 +32,10 @@ def evidence(run: Run) -> Reproduction:
         rows += [_row(each) for each in part["rows"]]
     settings = {
         "graphs": list(GRAPHS),
-        "positions": POSITIONS,
-        "vocab": VOCAB,
+        "n_positions": POSITIONS,
+        "d_vocab": VOCAB,
         "inputs": INPUTS[run.quick],
-        "sequences": SEQUENCES[run.quick],
+        "n_sequences": SEQUENCES[run.quick],
     }
     table = EvidenceTable(tuple(rows), settings={**settings, "seed": run.seed})
     summary = table.summary()
@@ -103,7 +104,7 @@ def evidence(run: Run) -> Reproduction:
 
 def _measure(run: Run, graph: str) -> dict[str, Any]:
     found = compare_evidence(
-        (graph,), models=MODELS, positions=POSITIONS, vocab=VOCAB, inputs=INPUTS[run.quick], sequences=SEQUENCES[run.quick], seed=run.seed
+        (graph,), models=MODELS, n_positions=POSITIONS, d_vocab=VOCAB, inputs=INPUTS[run.quick], n_sequences=SEQUENCES[run.quick], seed=run.seed
     )  # fmt: skip
     return {"rows": [dataclasses.asdict(row) for row in found.rows]}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from causal_probe import viz
-from causal_probe.experiments.graph_choice import choose_graph
+from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run
 from causal_probe.papers.known_graphs import (
@@ -45,7 +45,7 @@ def figure_9(run: Run) -> Reproduction:
     """Twenty forests: staged training in one batched run, and the paper's own training beside it."""
     tasks = [
         InContextMarkov(
-            choose_graph("forest", positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed + number),
+            choose_graph("forest", n_positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed + number),
             VOCAB,
             ALPHA,
         )

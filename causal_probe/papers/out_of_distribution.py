@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from causal_probe import viz
-from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.first_gradient.graph import gradient_graph
+from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run
 from causal_probe.papers.known_graphs import PAPER, parent_attention, train
@@ -52,7 +52,7 @@ def ood(run: Run) -> Reproduction:
     """Divergence from the known-graph predictor on five kinds of transition matrices, against T."""
     lengths, rows = LENGTHS[run.quick], []
     for length in lengths:
-        graph = choose_graph("forest", positions=length, root_probability=ROOT_PROBABILITY, seed=run.seed)
+        graph = choose_graph("forest", n_positions=length, root_probability=ROOT_PROBABILITY, seed=run.seed)
         task = InContextMarkov(graph, VOCAB, ALPHA)
         stages = staged(n_positions=length, steps=STEPS[run.quick])
         trained = train(run, f"model-{length}", task, stages, start=give_matcher, every=20)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from causal_probe import viz
-from causal_probe.experiments.graph_choice import choose_graph
 from causal_probe.first_gradient.graph import gradient_graphs
+from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run
 from causal_probe.papers.known_graphs import PAPER, parent_attention, train
@@ -140,7 +140,7 @@ def first_above(x: Sequence[int], y: Sequence[float], level: float) -> int | Non
 def _tasks(run: Run, forests: int) -> list[InContextMarkov]:
     return [
         InContextMarkov(
-            choose_graph("forest", positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed + number),
+            choose_graph("forest", n_positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed + number),
             VOCAB,
             ALPHA,
         )

@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 
 from causal_probe import graphs, viz
-from causal_probe.experiments.graph_choice import choose_graph
+from causal_probe.graphs import choose_graph
 from causal_probe.papers.base import Line, Reproduction, Run
 from causal_probe.papers.known_graphs import (
     ATTENTION,
@@ -44,7 +44,7 @@ def figure_2(run: Run) -> Reproduction:
 
 def figure_6(run: Run) -> Reproduction:
     """A random forest."""
-    forest = choose_graph("forest", positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed)
+    forest = choose_graph("forest", n_positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed)
     return _study(run, "figure-6", "A random forest: layer 1's attention becomes the graph", {"forest": forest})
 
 

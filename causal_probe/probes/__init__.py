@@ -24,6 +24,7 @@ from causal_probe.probes.score_gradients import score_gradients
 from causal_probe.probes.scoring import score_patterns
 from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
 from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
+from causal_probe.probes.template_choice import choose_templates
 from causal_probe.probes.templates import (
     TEMPLATES,
     Template,
@@ -73,6 +74,7 @@ __all__ = [
     "Verification",
     "blocks",
     "bootstrap_intervals",
+    "choose_templates",
     "composition",
     "copy_losses",
     "copy_sensitivity",

@@ -54,7 +54,7 @@ def gradient_report(result: GradientRecovery) -> viz.Report:
         ],
         settings=result.settings,
         versions=versions(),
-        call=_call(result),
+        call=result.call,
         citation=result.cite(),
     )
 
@@ -148,19 +148,3 @@ def _with_error(value: float | None, error: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:.3f}" if error is None or error != error else f"{value:.3f}\u00a0±\u00a0{error:.3f}"
-
-
-def _call(result: GradientRecovery) -> str:
-    s = result.settings
-    if s.get("data"):
-        return f"from causal_probe import experiments\n\nexperiments.recover_from_tokens({s['data']!r}, vocab={s['vocab']})"
-    names = ("positions", "vocab", "alpha", "root_probability", "seed", "sequences")
-    listed = ", ".join(f"{name}={s[name]!r}" for name in names if s[name] is not None)
-    if s["graph"] == "given":
-        parents = (
-            [sorted(result.truth.predecessors(node)) for node in range(len(result.truth))]
-            if result.truth is not None
-            else []
-        )
-        return f"from causal_probe import experiments, graphs\n\nexperiments.recover_by_gradient(graphs.from_parents({parents}), {listed})"
-    return f"from causal_probe import experiments\n\nexperiments.recover_by_gradient({s['graph']!r}, {listed})"

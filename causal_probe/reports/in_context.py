@@ -83,7 +83,7 @@ def _answer(result: InContextGraph) -> Iterator[Block]:
     yield page.Table(
         ["predictor", "loss (nats)", "standard error"],
         [(name, each.value, round(each.stderr, 6)) for name, each in result.losses.items()],
-        f"Cross-entropy with the true distribution of the next word, mean over {result.settings['sequences']} sequences. model: over the "
+        f"Cross-entropy with the true distribution of the next word, mean over {result.settings['n_sequences']} sequences. model: over the "
         "states' words alone, renormalized.",
     )
 

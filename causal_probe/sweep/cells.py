@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -14,18 +15,20 @@ from threadpoolctl import threadpool_limits
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
-from causal_probe.experiments.graph_choice import choose_graph
-from causal_probe.experiments.recover import Training
 from causal_probe.experiments.recover import recover as recover_graph
-from causal_probe.experiments.scan_sequences import of_a_corpus, sequence_length
-from causal_probe.experiments.template_choice import choose_templates
+from causal_probe.experiments.scan_sequences import sequence_length
 from causal_probe.first_gradient.graph import gradient_graph
+from causal_probe.graphs import choose_graph
 from causal_probe.hooks import Corpus, HookedModel
 from causal_probe.hooks import corpus as open_corpus
+from causal_probe.options import Help, Options, RecoverOptions, takes
+from causal_probe.options.common import DEVICE, MODEL, LoadingOptions, SeedOption, SequenceOptions, ShardOption
+from causal_probe.options.recover import TaskOptions, TrainingOptions
+from causal_probe.options.scan import TemplatesOption
+from causal_probe.probes import choose_templates
 from causal_probe.sweep.plan import Cell
 from causal_probe.sweep.store import encode
 from causal_probe.tasks import InContextMarkov, generator, sample_batches
-from causal_probe.training.stages import Optimizer
 
 __all__ = ["PROBES", "Done", "Outcome", "run_cell"]
 
@@ -82,43 +85,29 @@ def run_cell(cell: Cell, function: Callable[..., Outcome]) -> Done:
 # ------------------------------------------------------------------------------------------------------- tasks whose graph is known
 
 
-def recover(
-    *,
-    seed: int,
-    graph: str = "forest",
-    graph_seed: int = 0,
-    positions: int | None = None,
-    vocab: int = 3,
-    alpha: float = 0.1,
-    root_probability: float = 0.5,
-    heads: Sequence[int] = (1, 1),
-    training: Training = "staged",
-    optimizer: Optimizer | None = None,
-    learning_rate: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    probe_sequences: int | None = None,
-    device: str = "cpu",
-) -> Outcome:
-    """:func:`causal_probe.experiments.recover`: one row for each candidate edge of each head of layer 0.
+@dataclass(frozen=True)
+class GraphSeed(Options):
+    """What a cell adds about its graph."""
 
-    ``graph_seed`` draws the graph of a family that is drawn; ``seed`` everything else.
-    """
-    truth = choose_graph(graph, positions=positions, root_probability=root_probability, seed=graph_seed)
-    found = recover_graph(
-        truth,
-        vocab=vocab,
-        alpha=alpha,
-        heads=tuple(heads),
-        seed=seed,
-        training=training,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch_size=batch_size,
-        probe_sequences=probe_sequences,
-        device=device,
-    )
+    _: KW_ONLY
+    graph_seed: Annotated[
+        int, Help("Draws the graph of a family that is drawn; seed draws everything else.", least=0)
+    ] = 0
+
+
+@dataclass(frozen=True)
+class RecoverCell(TaskOptions, TrainingOptions, GraphSeed):
+    """Options of the probe ``recover``."""
+
+    _: KW_ONLY
+    device: Annotated[str, DEVICE] = "cpu"
+
+
+@takes(RecoverCell)
+def recover(o: RecoverCell) -> Outcome:
+    """:func:`causal_probe.experiments.recover`: one row for each candidate edge of each head of layer 0."""
+    truth = choose_graph(o.graph, n_positions=o.n_positions, root_probability=o.root_probability, seed=o.graph_seed)
+    found = recover_graph(**o.shared(RecoverOptions, graph=truth, n_positions=None))
     rows = [
         {
             "layer": 0,
@@ -143,21 +132,20 @@ def recover(
     return Outcome(rows, metrics, {"model": "disentangled-transformer", **where})
 
 
-def gradient(
-    *,
-    seed: int,
-    graph: str = "forest",
-    graph_seed: int = 0,
-    positions: int | None = None,
-    vocab: int = 3,
-    alpha: float = 0.1,
-    root_probability: float = 0.5,
-    sequences: int = 4096,
-) -> Outcome:
+@dataclass(frozen=True)
+class GradientCell(TaskOptions, GraphSeed):
+    """Options of the probe ``gradient``."""
+
+    _: KW_ONLY
+    n_sequences: Annotated[int, Help("How many sequences the gradient is taken over.", least=2)] = 4096
+
+
+@takes(GradientCell)
+def gradient(o: GradientCell) -> Outcome:
     """:func:`causal_probe.first_gradient.graph` on a task: one row for each node after node 0, with its candidate parent."""
-    truth = choose_graph(graph, positions=positions, root_probability=root_probability, seed=graph_seed)
-    task = InContextMarkov(truth, vocab, alpha)
-    found = gradient_graph(sample_batches(task, sequences, generator(seed, "gradient")))
+    truth = choose_graph(o.graph, n_positions=o.n_positions, root_probability=o.root_probability, seed=o.graph_seed)
+    task = InContextMarkov(truth, o.d_vocab, o.concentration)
+    found = gradient_graph(sample_batches(task, o.n_sequences, generator(o.seed, "gradient")))
     rows = [
         {
             "child": row["child"],
@@ -182,37 +170,64 @@ def _compared(comparison: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- pretrained models
 
 
-def scan(
-    *,
-    seed: int,
-    model: str,
-    revision: str | None = None,
-    step: int | None = None,
-    templates: str | Iterable[str] | None = None,
-    sequences: int | None = None,
-    period: int | None = None,
-    bos: str = "auto",
-    corpus: str | None = None,
-    length: int | None = None,
-    separator: str | None = None,
-    field: str = "text",
-    shard: str = "0/1",
-    batch_size: int | None = None,
-    dtype: str | None = None,
-    device: str = "cpu",
-    device_map: Any = None,
-) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class ModelCell(SequenceOptions, SeedOption, LoadingOptions):
+    """What the cells of models share."""
+
+    model: Annotated[str, Help(MODEL.text)]
+    revision: Annotated[str | None, Help("Of a model on the hub.", none="its main one")] = None
+    step: Annotated[
+        int | None, Help("At which training step a checkpoint was taken.", none="what its name says", least=0)
+    ] = None
+    device: Annotated[str, DEVICE] = "cpu"
+    device_map: Annotated[
+        Any, Help("As transformers takes it: how a model is spread over devices.", none="one device")
+    ] = None
+
+    def open(self) -> tuple[HookedModel, Corpus | None]:
+        """The model and, if the cell is about one, its corpus."""
+        hooked, _ = open_model(
+            self.model, revision=self.revision, dtype=self.dtype, device=self.device, device_map=self.device_map
+        )
+        if self.corpus is None:
+            return hooked, None
+        text = open_corpus(
+            hooked,
+            self.corpus,
+            length=sequence_length(hooked, self.length),
+            bos=self.bos,
+            separator=self.separator,
+            field=self.field,
+            shard=getattr(self, "shard", "0/1"),
+        )
+        return hooked, text
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """How sequences are made, where there is no corpus."""
+        return {"sequences": self.n_sequences, "period": self.period, "bos": self.bos, "seed": self.seed}
+
+    @property
+    def at_step(self) -> int | None:
+        """At which training step the checkpoint was taken."""
+        return step_of(self.revision or self.model) if self.step is None else self.step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanCell(ModelCell, TemplatesOption, ShardOption):
+    """Options of the probe ``scan``."""
+
+
+@takes(ScanCell)
+def scan(o: ScanCell) -> Outcome:
     """:func:`causal_probe.probes.scan` of a model or a checkpoint: one row for each head and template.
 
-    ``step`` says at which training step a checkpoint was taken, if its name doesn't (:func:`step_of`). With a ``corpus``, of its text
-    (:func:`causal_probe.hooks.corpus`), or one shard of it; :meth:`Sweep.merged` puts shards together.
+    With a ``corpus``, of its text, or one shard of it; :meth:`Sweep.merged` puts shards together.
     """
-    hooked, _ = open_model(model, revision=revision, dtype=dtype, device=device, device_map=device_map)
-    wanted = None if templates is None else choose_templates(templates)
-    options: dict[str, Any] = {"n_sequences": sequences, "period": period, "bos": bos, "seed": seed}
-    text = _text(hooked, corpus, length, separator, field, shard, options)
-    made = options if text is None else {}
-    found = probes.scan(hooked, text, templates=wanted, batch_size=batch_size, **made)
+    hooked, text = o.open()
+    wanted = None if o.templates is None else choose_templates(o.templates)
+    made = o.made if text is None else {}
+    found = probes.scan(hooked, text, templates=wanted, batch_size=o.batch_size, **made)
     called = {one[:3] for one in found.called()}
     rows = [
         {
@@ -220,7 +235,7 @@ def scan(
             **_spread(found, *one[:3]),
             "measured_rows": one.rows,
             "found": one[:3] in called,
-            "step": _step(model, revision, step),
+            "step": o.at_step,
         }
         for one in found
     ]
@@ -234,59 +249,31 @@ def _spread(scores: probes.HeadScores, layer: int, head: int, template: str) -> 
     return {} if found is None else {"chance_variance": found[0], "covariance": float(found[1][layer][head])}
 
 
-def _text(
-    model: HookedModel,
-    corpus: str | None,
-    length: int | None,
-    separator: str | None,
-    field: str,
-    shard: str,
-    made: Mapping[str, Any],
-) -> Corpus | None:
-    """The text of a cell, if it is about one."""
-    # Refuses what does not go together.
-    of_a_corpus(corpus, length, separator, field, shard, sequences=made["n_sequences"], period=made["period"])
-    if corpus is None:
-        return None
-    fits = sequence_length(model, length)
-    return open_corpus(model, corpus, length=fits, bos=made["bos"], separator=separator, field=field, shard=shard)
-
-
 def _counts(read: Mapping[str, Any]) -> dict[str, Any]:
     """Of a corpus: what was read, as metrics of the cell."""
     names = ("documents", "sequences", "tokens", "left_over")
     return {name: read[name] for name in names} if read["kind"] == "corpus" else {}
 
 
-def head_graphs(
-    *,
-    seed: int,
-    model: str,
-    revision: str | None = None,
-    step: int | None = None,
-    sequences: int | None = None,
-    period: int | None = None,
-    bos: str = "auto",
-    corpus: str | None = None,
-    length: int | None = None,
-    separator: str | None = None,
-    field: str = "text",
-    sink: Literal["exclude", "root", "keep"] | None = None,
-    batch_size: int | None = None,
-    dtype: str | None = None,
-    device: str = "cpu",
-    device_map: Any = None,
-) -> Outcome:
-    """:func:`causal_probe.probes.head_graphs` on repeated tokens or a corpus: a row for each head's node, with its candidate parent.
+@dataclass(frozen=True, kw_only=True)
+class HeadGraphsCell(ModelCell):
+    """Options of the probe ``head_graphs``.
 
-    There is no shard: candidates of parts do not add up to that of the whole. :meth:`~causal_probe.probes.Evidence.save` keeps what
-    does.
+    There is no shard: candidates of parts do not add up to that of the whole. :meth:`~causal_probe.probes.Evidence.save` keeps what does.
     """
-    hooked, _ = open_model(model, revision=revision, dtype=dtype, device=device, device_map=device_map)
-    options: dict[str, Any] = {"n_sequences": sequences, "period": period, "bos": bos}
-    text = _text(hooked, corpus, length, separator, field, "0/1", options)
-    batches: Any = probes.repeated_tokens(hooked, seed=seed, **options).tokens if text is None else text
-    found = probes.head_graphs(hooked, batches, sink=sink, batch_size=batch_size)
+
+    sink: Annotated[
+        Literal["exclude", "root", "keep"] | None,
+        Help("What is done with the first token's attention, as in head_graphs.", none="what the model's tokens need"),
+    ] = None
+
+
+@takes(HeadGraphsCell)
+def head_graphs(o: HeadGraphsCell) -> Outcome:
+    """:func:`causal_probe.probes.head_graphs` on repeated tokens or a corpus: a row for each head's node, with its candidate parent."""
+    hooked, text = o.open()
+    tokens: Any = probes.repeated_tokens(hooked, **o.made).tokens if text is None else text
+    found = probes.head_graphs(hooked, tokens, sink=o.sink, batch_size=o.batch_size)
     rows = [
         {
             "layer": row.layer,
@@ -297,16 +284,12 @@ def head_graphs(
             "stderr": row.stderr,
             "found": row.claimed,
             "sequences": found.n_sequences,
-            "step": _step(model, revision, step),
+            "step": o.at_step,
         }
         for row in found.to_pandas().itertuples()
     ]
     read = found.provenance.get("corpus", {"kind": "made"})
     return Outcome(rows, {"heads": sum(found.heads.values())} | _counts(read), found.provenance)
-
-
-def _step(model: str, revision: str | None, step: int | None) -> int | None:
-    return step_of(revision or model) if step is None else step
 
 
 def step_of(name: str) -> int | None:

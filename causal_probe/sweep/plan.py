@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.options.base import check_value, near
 from causal_probe.results import to_jsonable
 
 __all__ = ["Cell", "fingerprint", "plan", "read_spec"]
@@ -133,7 +132,7 @@ def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> t
     """
     if unknown := sorted(map(str, set(spec) - set(KEYS))):
         raise CausalProbeError(
-            f"A sweep's spec says {', '.join(KEYS)}; this one also says {', '.join(unknown)}{_near(unknown[0], KEYS)} Options of a probe "
+            f"A sweep's spec says {', '.join(KEYS)}; this one also says {', '.join(unknown)}{near(unknown[0], KEYS)} Options of a probe "
             "go into grid, cells or settings."
         )
     threads = spec.get("threads", 1)
@@ -167,7 +166,7 @@ def _probes_of(asked: Any, probes: Mapping[str, Callable[..., Any]]) -> dict[str
         raise CausalProbeError(f"A sweep needs probes, one or more of {', '.join(probes)}; found {asked!r}.")
     if unknown := sorted(map(str, set(asked) - set(probes))):
         raise CausalProbeError(
-            f"There is no probe {', '.join(unknown)} for a sweep{_near(unknown[0], probes)} There are {', '.join(probes)}."
+            f"There is no probe {', '.join(unknown)} for a sweep{near(unknown[0], probes)} There are {', '.join(probes)}."
         )
     return {str(name): _mapping(own, f"the settings of {name}") for name, own in asked.items()}
 
@@ -204,7 +203,7 @@ def _cell(
     free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
     if not free and (unknown := sorted(set(given) - set(takes))):
         raise CausalProbeError(
-            f"The probe {name} has no option {', '.join(unknown)}{_near(unknown[0], takes)} Its options are {', '.join(takes)} and seed. "
+            f"The probe {name} has no option {', '.join(unknown)}{near(unknown[0], takes)} Its options are {', '.join(takes)} and seed. "
             f"Options of one probe alone go into its own settings: probes: {{{name}: {{...}}}}."
         )
     required = [key for key, p in takes.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
@@ -212,11 +211,16 @@ def _cell(
         raise CausalProbeError(f"The probe {name} needs {', '.join(missing)}.")
     plain = dict(to_jsonable(given))
     for option, value in plain.items():
-        if option in hints and not _fits(value, hints[option]):
-            wanted = (
-                hints[option].__name__ if isinstance(hints[option], type) else str(hints[option]).replace("typing.", "")
-            )
-            raise CausalProbeError(f"The probe {name} takes {option} as {wanted}; found {value!r:.100}.")
+        if option in hints:
+            try:
+                check_value(option, value, hints[option])
+            except CausalProbeError as error:
+                raise CausalProbeError(f"The probe {name}: {error}") from None
+    if (options_class := getattr(function, "options", None)) is not None:
+        try:
+            options_class(**plain)
+        except CausalProbeError as error:
+            raise CausalProbeError(f"The probe {name}: {error}") from None
     inputs = {}
     for option in PATHS:
         value = plain.get(option)
@@ -229,32 +233,11 @@ def _cell(
 
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a probe's options, as far as they can be found out."""
+    """The types of a probe's options, as far as they can be found out; a shipped probe's class looks at them itself."""
     try:
-        return get_type_hints(function)
+        return {} if hasattr(function, "options") else get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # a name that only a type checker knows; something that carries no annotations
         return {}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value can be of a type. What is neither a plain type, a choice of such, nor Literal values fits anything."""
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, each) for each in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint in (int, str, bool):
-        return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    return True
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a name that there is not."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else "."
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:

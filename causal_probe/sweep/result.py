@@ -47,6 +47,11 @@ class Sweep:
     failed: Mapping[str, str]
     spec: Mapping[str, Any]
 
+    @property
+    def ok(self) -> bool:
+        """Whether no cell has failed."""
+        return not self.failed
+
     def to_pandas(self) -> pd.DataFrame:
         """One row for each head or edge of each finished cell, in the order of the cells.
 

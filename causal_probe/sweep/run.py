@@ -11,21 +11,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import joblib
 from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.options import SweepOptions, takes
 from causal_probe.results import csv_text, to_jsonable, write_text
 from causal_probe.sweep.cells import PROBES, Outcome, run_cell
 from causal_probe.sweep.plan import Cell, plan, read_spec
 from causal_probe.sweep.result import Sweep
 from causal_probe.sweep.store import Store
 
-__all__ = ["Backend", "sweep"]
-
-Backend = Literal["loky", "dask"]
+__all__ = ["sweep"]
 
 #: So many seconds are waited for a scheduler, and for its first worker.
 PATIENCE = 15
@@ -33,16 +32,8 @@ PATIENCE = 15
 TRIES = 3
 
 
-def sweep(
-    spec: Mapping[str, Any] | str | os.PathLike[str],
-    *,
-    out: str | os.PathLike[str],
-    jobs: int = 1,
-    backend: Backend = "loky",
-    scheduler: str | None = None,
-    probes: Mapping[str, Callable[..., Outcome]] | None = None,
-    progress: bool = False,
-) -> Sweep:
+@takes(SweepOptions)
+def sweep(spec: Mapping[str, Any] | str | os.PathLike[str], o: SweepOptions) -> Sweep:
     """Run probes at many points, each a cell of its own; what is finished stays, and is not run again.
 
     A cell is a pure function of its spec: its random numbers come from a seed derived from it
@@ -50,38 +41,21 @@ def sweep(
     of CPU its file is the same to the last bit on every backend, with every number of workers, and in every order. A cell
     that fails is recorded with its error, and the others go on; it is tried again when the sweep is started again.
 
-    Only this process writes. A worker that dies takes the cells it was running with it, and they are run again.
+    Only this process writes. A worker that dies takes the cells it was running with it, and they are run again. A sweep that has grown
+    goes on in the same folder. (Not on Ray: its backend for joblib, looked at in Ray 2.60, does not give results as they come, and so none
+    that could be kept.)
 
-    Parameters
-    ----------
-    spec
-        A mapping, or a YAML file with one:
+    A spec says:
 
-        - ``probes``: a name, a list of names, or a mapping from names to settings of their own. There are ``recover`` and
-          ``gradient`` (tasks of known graph), ``scan`` and ``head_graphs`` (models and checkpoints).
-        - ``grid``: by option, a list of values; every combination is a point. ``seed`` is an option of every probe; ``model`` is
-          what :func:`~causal_probe.models.load_model` takes, ``revision`` one on the hub; ``corpus``, with ``length``, ``separator`` and
-          ``field``, is text (:func:`~causal_probe.hooks.corpus`), and ``shard: [0/4, 1/4, 2/4, 3/4]`` makes a cell of each shard for
-          ``scan`` (:meth:`~causal_probe.experiments.Sweep.merged` and ``merged.csv`` put them together).
-        - ``cells``: points as a list of mappings, instead of the grid or combined with it.
-        - ``settings``: options that all points share.
-        - ``threads``: of each cell; 1 by default.
-    out
-        The folder of results: a Parquet file for each cell in ``cells/``, errors in ``failed/``, ``summary.csv`` and
-        ``report.html``. A sweep that
-        has grown goes on in the same folder.
-    jobs
-        Number of worker processes; 1: this process. With a scheduler the cluster decides.
-    backend
-        ``"loky"``: processes on this machine. ``"dask"``: a Dask cluster, of ``jobs`` local processes unless a scheduler is named. (Not
-        Ray: its backend for joblib, looked at in Ray 2.60, does not give results as they come, and so none that could be kept.)
-    scheduler
-        Address of a running Dask scheduler, such as ``"tcp://host:8786"``. The cells read their files on the workers.
-    probes
-        Probes of your own by name: functions of keyword arguments, ``seed`` among them, that return an
-        :class:`~causal_probe.sweep.Outcome`. A cell knows its probe by name: give a changed one another name.
-    progress
-        Show a bar with the time left, on standard error.
+    - ``probes``: a name, a list of names, or a mapping from names to settings of their own. There are ``recover`` and
+      ``gradient`` (tasks of known graph), ``scan`` and ``head_graphs`` (models and checkpoints).
+    - ``grid``: by option, a list of values; every combination is a point. ``seed`` is an option of every probe; ``model`` is
+      what :func:`~causal_probe.models.load_model` takes, ``revision`` one on the hub; ``corpus``, with ``length``, ``separator`` and
+      ``field``, is text (:func:`~causal_probe.hooks.corpus`), and ``shard: [0/4, 1/4, 2/4, 3/4]`` makes a cell of each shard for
+      ``scan`` (:meth:`~causal_probe.experiments.Sweep.merged` and ``merged.csv`` put them together).
+    - ``cells``: points as a list of mappings, instead of the grid or combined with it.
+    - ``settings``: options that all points share.
+    - ``threads``: of each cell; 1 by default.
 
     Raises
     ------
@@ -92,7 +66,7 @@ def sweep(
     Examples
     --------
     >>> import tempfile
-    >>> spec = {"probes": "gradient", "grid": {"graph": ["chain", "pairs"], "seed": [0, 1]}, "settings": {"positions": 6}}
+    >>> spec = {"probes": "gradient", "grid": {"graph": ["chain", "pairs"], "seed": [0, 1]}, "settings": {"n_positions": 6}}
     >>> with tempfile.TemporaryDirectory() as out:
     ...     found = sweep(spec, out=out)
     ...     found.summary()[["graph", "seed", "status", "exact"]]
@@ -102,14 +76,20 @@ def sweep(
     2  pairs     0  finished   True
     3  pairs     1  finished   True
     """
-    _check(jobs, backend, scheduler)
-    functions = {**PROBES, **(probes or {})}
+    if o.backend == "dask":
+        try:
+            import distributed  # noqa: F401
+        except ImportError as error:
+            raise CausalProbeError(
+                "The backend dask needs Dask, which is not installed: pip install 'causal-probe[dask]'."
+            ) from error
+    functions: dict[str, Callable[..., Outcome]] = {**PROBES, **(o.probes or {})}
     content: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else read_spec(spec)
     cells = plan(content, functions)
-    store = Store(out)
+    store = Store(o.out)
     with store.writing(cells, to_jsonable(content)):
-        failed = _run(store, cells, functions, jobs=jobs, backend=backend, scheduler=scheduler, progress=progress)
-        found = Sweep(Path(out), cells, failed, to_jsonable(content))
+        failed = _run(store, cells, functions, o)
+        found = Sweep(Path(o.out), cells, failed, to_jsonable(content))
         write_text(store.folder / "summary.csv", csv_text(found.summary()))
         merged = store.folder / "merged.csv"
         if any("shard" in cell.options for cell in cells):
@@ -124,22 +104,18 @@ def _run(
     store: Store,
     cells: Sequence[Cell],
     functions: Mapping[str, Callable[..., Outcome]],
-    *,
-    jobs: int,
-    backend: Backend,
-    scheduler: str | None,
-    progress: bool,
+    o: SweepOptions,
 ) -> dict[str, str]:
     """Run what is not finished; return the errors of what failed, in the cells' order."""
     there = store.finished()
     left = {cell.key: cell for cell in cells if cell.key not in there}
     errors: dict[str, str] = {}
     deaths = 0
-    with tqdm(total=len(cells), initial=len(cells) - len(left), disable=not progress, unit="cell") as bar:
+    with tqdm(total=len(cells), initial=len(cells) - len(left), disable=not o.progress, unit="cell") as bar:
         while left and deaths < TRIES:
             before = len(left)
             try:
-                with _workers(jobs, backend, scheduler, threads=cells[0].threads) as options:
+                with _workers(o, threads=cells[0].threads) as options:
                     # One cell at a time to a worker: what is finished is written at once.
                     parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, **options)
                     todo = [joblib.delayed(run_cell)(cell, functions[cell.probe]) for cell in left.values()]
@@ -153,7 +129,7 @@ def _run(
                         bar.update()
             except CancelledError as error:  # by Dask, when it can no longer be reached
                 raise CausalProbeError(
-                    f"The Dask scheduler at {scheduler!r} was lost; {len(left)} cells are left. What is finished is kept: the same sweep, "
+                    f"The Dask scheduler at {o.scheduler!r} was lost; {len(left)} cells are left. What is finished is kept: the same sweep, "
                     "started again, goes on from there."
                 ) from error
             except _worker_deaths() as error:
@@ -162,40 +138,40 @@ def _run(
     if left:
         raise CausalProbeError(
             f"The workers died {deaths} times without finishing a cell ({reason}); {len(left)} cells are left. They may need more "
-            "memory than there is: run fewer at once (--jobs). What is finished is kept."
+            "memory than there is: run fewer at once with `jobs`. What is finished is kept."
         )
     return {cell.key: errors[cell.key] for cell in cells if cell.key in errors}
 
 
 @contextlib.contextmanager
-def _workers(jobs: int, backend: Backend, scheduler: str | None, *, threads: int) -> Iterator[dict[str, Any]]:
+def _workers(o: SweepOptions, *, threads: int) -> Iterator[dict[str, Any]]:
     """What joblib.Parallel is to be called with."""
-    if backend == "loky":
+    if o.backend == "loky":
         with joblib.parallel_config("loky", inner_max_num_threads=threads):
-            yield {"n_jobs": jobs}
+            yield {"n_jobs": o.jobs}
         return
     from distributed import Client, LocalCluster
 
     with contextlib.ExitStack() as stack:
         try:
-            if scheduler is None:
+            if o.scheduler is None:
                 address = stack.enter_context(
                     LocalCluster(
-                        n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
+                        n_workers=o.jobs, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
                     )
                 )
             else:
-                address = scheduler
+                address = o.scheduler
             client = stack.enter_context(Client(address, set_as_default=False, timeout=PATIENCE))
         except (OSError, RuntimeError, ValueError, TypeError) as error:
-            where = "a cluster on this machine" if scheduler is None else repr(scheduler)
+            where = "a cluster on this machine" if o.scheduler is None else repr(o.scheduler)
             raise CausalProbeError(f"There is no Dask scheduler at {where}: {' '.join(str(error).split())}.") from error
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as error:
             raise CausalProbeError(
-                f"The Dask scheduler at {scheduler!r} has no workers, and got none in {PATIENCE} seconds: start some with `dask worker "
-                f"{scheduler}`, on machines that have causal-probe and the files."
+                f"The Dask scheduler at {o.scheduler!r} has no workers, and got none in {PATIENCE} seconds: start some with `dask worker "
+                f"{o.scheduler}`, on machines that have causal-probe and the files."
             ) from error
         with joblib.parallel_config(_cluster(client)):
             yield {"n_jobs": -1}
@@ -219,23 +195,3 @@ def _worker_deaths() -> tuple[type[Exception], ...]:
     except ImportError:
         return (BrokenProcessPool,)
     return BrokenProcessPool, KilledWorker
-
-
-def _check(jobs: int, backend: str, scheduler: str | None) -> None:
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise CausalProbeError(f"jobs is the number of worker processes, 1 or more; it is {jobs!r}.")
-    if backend not in ("loky", "dask"):
-        raise CausalProbeError(
-            f"The backend is loky or dask; it is {backend!r}."
-            + " Ray's backend for joblib gives results when all are there, so an interruption would lose them."
-            * (backend == "ray")
-        )
-    if scheduler is not None and backend != "dask":
-        raise CausalProbeError(f"A scheduler, {scheduler!r}, is Dask's: say backend dask.")
-    if backend == "dask":
-        try:
-            import distributed  # noqa: F401
-        except ImportError as error:
-            raise CausalProbeError(
-                "The backend dask needs Dask, which is not installed: pip install 'causal-probe[dask]'."
-            ) from error

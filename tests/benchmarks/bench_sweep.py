@@ -20,7 +20,7 @@ import pytest
 from causal_probe.sweep import Outcome, sweep
 
 #: Cells of about a second.
-GRADIENT = {"graph": "forest", "positions": 16, "sequences": 2**18}
+GRADIENT = {"graph": "forest", "n_positions": 16, "n_sequences": 2**18}
 CELLS = 24
 
 #: Every ``jobs``-th cell from ``first`` on, once a line has come in; the first is to warm up.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from causal_probe.experiments import choose_graph
+from causal_probe.graphs import choose_graph
 from causal_probe.mechanisms import WeightGraphs, weight_graphs
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov, generator
@@ -36,7 +36,7 @@ GRAPH = (0, 0, "position", "position")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["chain", "pairs", "forest"])
 def test_blocks(benchmark: Any, name: str, way: str) -> None:
-    task = InContextMarkov(choose_graph(name, positions=POSITIONS, root_probability=0.5, seed=0), 3, 0.1)
+    task = InContextMarkov(choose_graph(name, n_positions=POSITIONS, root_probability=0.5, seed=0), 3, 0.1)
     model = DisentangledTransformer(3, POSITIONS)
     if way.startswith("staged"):
         give_matcher(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def tokens() -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def test_a_tree_is_read_and_written_as_training_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert run("--method", "gradient", "--positions", "8", "--out", str(out)) == 0
+    assert run("--method", "gradient", "--n-positions", "8", "--out", str(out)) == 0
     assert "Recovery of forest by gradient: exact" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == FILES
     result = json.loads((out / "result.json").read_text())
@@ -55,7 +56,7 @@ def test_a_tree_is_read_and_written_as_training_writes_it(tmp_path: Path, capsys
 
 
 def test_the_page_says_when_the_evidence_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = recover_by_gradient("chain", positions=9, sequences=2**10)
+    found = recover_by_gradient("chain", n_positions=9, n_sequences=2**10)
     drawn, undrawn = "in the units of chi-square information", "Heat maps of the evidence are left out"
     page = found.report().to_html()
     assert drawn in page
@@ -67,7 +68,7 @@ def test_the_page_says_when_the_evidence_is_not_drawn(monkeypatch: pytest.Monkey
 
 
 def test_several_parents_have_a_head_each() -> None:
-    found = recover_by_gradient("two-parent", positions=8, sequences=2**15)
+    found = recover_by_gradient("two-parent", n_positions=8, n_sequences=2**15)
     assert found.exact
     assert found.model.heads == (2, 1)
     assert found.loss is not None
@@ -81,20 +82,20 @@ def test_several_parents_have_a_head_each() -> None:
 
 
 def test_an_option_that_is_given_counts_whatever_its_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """64 is the default of --sequences when a model is read, and 3 that of --vocab when one is trained."""
-    assert run("--method", "gradient", "--graph", "chain", "--positions", "6", "--sequences", "64", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["settings"]["sequences"] == 64
+    """64 is the default of --n-sequences when a model is read, and 3 that of --d-vocab when one is trained."""
+    assert run("--method", "gradient", "--graph", "chain", "--n-positions", "6", "--n-sequences", "64", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["n_sequences"] == 64
     assert run("--method", "gradient", "--steps", "500") == 2
     assert "--steps" in capsys.readouterr().err
     np.save(tmp_path / "five.npy", np.arange(40).reshape(8, 5) % 5)
-    assert run("--data", str(tmp_path / "five.npy"), "--vocab", "3") == 2
+    assert run("--data", str(tmp_path / "five.npy"), "--d-vocab", "3") == 2
     assert "outside the vocabulary" in capsys.readouterr().err
 
 
 def test_the_predicted_node_s_parents_count() -> None:
     """It is the only child, so that no context shows its transitions: its 2 edges can't be found, and are missing."""
     truth = graphs.from_parents([None] * 5 + [(0, 1)])
-    found = recover_by_gradient(truth, sequences=10_240)
+    found = recover_by_gradient(truth, n_sequences=10_240)
     assert found.recovered.number_of_edges() == 0
     assert found.comparison is not None
     assert found.comparison.children == tuple(range(6))
@@ -109,7 +110,7 @@ def test_the_predicted_node_s_parents_count() -> None:
 
 def test_a_search_that_was_cut_off_is_said_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("causal_probe.first_gradient.queries.MAX_JOINT", 8**2)
-    found = recover_by_gradient("two-parent", positions=8, sequences=2**15)
+    found = recover_by_gradient("two-parent", n_positions=8, n_sequences=2**15)
     said = "not decided: the search for the predicted node's parents was cut off, there may be more"
     assert ("roots", said) in found.rows()
     assert "(cut off, there may be more)" in repr(found)
@@ -134,7 +135,7 @@ def test_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: 
     assert result["found"]["status"] == "undecided"
     # The same command once more replaces its own result; another needs to be told.
     assert run("--data", str(tmp_path / "tokens.npy"), "--out", str(out)) == 0
-    assert run("--data", str(tmp_path / "tokens.npy"), "--vocab", "5", "--out", str(out)) == 2
+    assert run("--data", str(tmp_path / "tokens.npy"), "--d-vocab", "5", "--out", str(out)) == 2
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_vocabulary_that_is_too_small_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any
 ) -> None:
     np.save(tmp_path / "tokens.npy", tokens)
-    assert run("--data", str(tmp_path / "tokens.npy"), "--vocab", "2") == 2
+    assert run("--data", str(tmp_path / "tokens.npy"), "--d-vocab", "2") == 2
     assert "Token 2 is outside the vocabulary" in capsys.readouterr().err
 
 
@@ -193,7 +194,7 @@ def test_a_vocabulary_that_is_too_large_is_said_before_anything_is_computed(
     tokens[5, 3] = largest
     np.save(tmp_path / "tokens.npy", tokens)
     out = tmp_path / "out"
-    assert run("--data", str(tmp_path / "tokens.npy"), *(["--vocab", vocab] if vocab else []), "--out", str(out)) == 2
+    assert run("--data", str(tmp_path / "tokens.npy"), *(["--d-vocab", vocab] if vocab else []), "--out", str(out)) == 2
     printed = capsys.readouterr()
     assert "The model that has the graph would have" in printed.err
     assert printed.err.count("\n") == 1
@@ -203,11 +204,11 @@ def test_a_vocabulary_that_is_too_large_is_said_before_anything_is_computed(
 def test_a_task_that_is_too_large_is_said_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(InContextMarkov, "sample", None)
     with pytest.raises(CausalProbeError, match="model that has the graph would have"):
-        recover_by_gradient("chain", positions=8, vocab=20_000)
+        recover_by_gradient("chain", n_positions=8, d_vocab=20_000)
     with pytest.raises(
         CausalProbeError, match="tables of transitions of one sequence over 9,000 states have 81,000,000"
     ):
-        recover_by_gradient("chain", positions=8, vocab=9_000)
+        recover_by_gradient("chain", n_positions=8, d_vocab=9_000)
 
 
 def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,12 +221,12 @@ def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pyt
         return sample(self, n, source, **given)
 
     monkeypatch.setattr(InContextMarkov, "sample", spied)
-    recover_by_gradient("chain", positions=20, sequences=2**14)
+    recover_by_gradient("chain", n_positions=20, n_sequences=2**14)
     assert sizes == [13_107, 2**14 - 13_107, 2**13]
     sizes.clear()
     monkeypatch.setattr("causal_probe.first_gradient.batches.TABLES_AT_ONCE", 2**14)
-    monkeypatch.setattr("causal_probe.experiments.recover_by_gradient.EVALUATED", 2**16)
-    found = recover_by_gradient("chain", positions=5, vocab=30, sequences=100)
+    monkeypatch.setattr(sys.modules[recover_by_gradient.__module__], "EVALUATED", 2**16)
+    found = recover_by_gradient("chain", n_positions=5, d_vocab=30, n_sequences=100)
     assert max(sizes) == 2**14 // 30**2
     assert sum(sizes) == 100 + found.settings["evaluation_sequences"]
     assert found.settings["evaluation_sequences"] == 2**16 // 30**2
@@ -237,23 +238,24 @@ def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pyt
         seen.extend(len(batch) for batch in batches)
         return gradient_graph(batches, **given)
 
-    monkeypatch.setattr("causal_probe.experiments.recover_by_gradient.gradient_graph", counted)
-    own = recover_from_tokens(tmp_path / "tokens.npy", vocab=2000)
+    monkeypatch.setattr(sys.modules[recover_by_gradient.__module__], "gradient_graph", counted)
+    own = recover_from_tokens(tmp_path / "tokens.npy", d_vocab=2000)
     assert max(seen) * 2000 <= 2**18
     assert own.found.sequences == sum(seen) == 600
 
 
 def test_options_that_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--method", "gradient", "--steps", "5", "--heads", "2,1") == 2
-    assert "these options mean nothing: --heads, --steps" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "With --method gradient these options mean nothing: --heads (only with --method training), --steps" in said
     assert run("--data", "tokens.npy", "--seed", "3") == 2
     assert "With --data these options mean nothing: --seed" in capsys.readouterr().err
-    assert run("--method", "gradient", "--positions", "2") == 2
+    assert run("--method", "gradient", "--n-positions", "2") == 2
     assert "T must be at least 3" in capsys.readouterr().err
 
 
 def test_no_edges_where_there_are_none_and_the_result_shows() -> None:
-    found = recover_by_gradient("forest", positions=6, root_probability=1.0, sequences=4096)
+    found = recover_by_gradient("forest", n_positions=6, root_probability=1.0, n_sequences=4096)
     assert isinstance(found, GradientRecovery)
     assert found.exact
     assert found.recovered.number_of_edges() == 0
@@ -264,7 +266,7 @@ def test_no_edges_where_there_are_none_and_the_result_shows() -> None:
 
 def test_nodes_that_are_not_decided_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["recover", "--method", "gradient", "--graph", "chain", "--alpha", "100", "--sequences", "2048"])
+        main(["recover", "--method", "gradient", "--graph", "chain", "--concentration", "100", "--n-sequences", "2048"])
     assert not left.value.code
     printed = capsys.readouterr().out
     assert "insufficient" in printed

@@ -87,14 +87,14 @@ def test_json_words_and_no_markup(classifier: Path, capsys: pytest.CaptureFixtur
     [
         (["--text", " "], "The text is empty"),
         (["--text", "the cat " * 8], "The text has 18 tokens and the model takes 12"),
-        (["--text", "the cat", "--alpha", "1"], "alpha is 1.0"),
+        (["--text", "the cat", "--level", "1"], "--level is 1.0"),
         (["--text", "the cat", "--head", "2"], "the layer has the heads 0..1"),
         (["--text", "the cat", "--head", "x"], "--head is 'x'"),
         (["--text", "the cat", "--layer", "2"], "the model has 2"),
         (["--text", "the cat", "--samples", "2"], "at least 4"),
         (["--text", "the cat", "--explain", "dog"], "The token 'dog' does not occur"),
         (["--text", "the the", "--explain", "the"], "occurs 2 times"),
-        (["--text", "the cat", "--residual", "1"], "residual is 1.0"),
+        (["--text", "the cat", "--residual", "1"], "--residual is 1.0"),
         (["--text", "the cat", "--source", "values"], ""),
     ],
 )
@@ -111,5 +111,5 @@ def test_unknown_algorithm(classifier: Path, capsys: pytest.CaptureFixture[str])
     code, _, error = run(capsys, str(classifier), "--text", "the cat", "--algorithm", "lingam")
     assert code == 2
     assert "lingam" in error
-    with pytest.raises(CausalProbeError, match="there are pc, fci, icd, ordered-icd"):
+    with pytest.raises(CausalProbeError, match=r"`algorithm` is 'lingam'\. It must be 'pc' or"):
         experiments.discover_in_text(classifier, "the cat", algorithm="lingam")

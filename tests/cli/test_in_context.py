@@ -29,7 +29,7 @@ def run(*arguments: str) -> int:
 
 def test_a_model_reads_a_graph(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
-    options = ("--graph", "chain", "--states", "4", "--sequences", "8", "--positions", "24", "--no-verify")
+    options = ("--graph", "chain", "--states", "4", "--n-sequences", "8", "--n-positions", "24", "--no-verify")
     assert run("recover", "--model", model, *options, "--out", out) == 0
     shown = capsys.readouterr().out
     assert "1 head sees the graph" in shown
@@ -38,7 +38,7 @@ def test_a_model_reads_a_graph(model: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_leaderboard_as_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("leaderboard", model, "--graphs", "chain,pairs", "--states", "4", "--sequences", "4", "--json") == 0
+    assert run("leaderboard", model, "--graphs", "chain,pairs", "--states", "4", "--n-sequences", "4", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [reading["settings"]["graph"] for reading in found["readings"]] == ["chain", "pairs"]
 
@@ -46,12 +46,18 @@ def test_a_leaderboard_as_json(model: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "wording"),
     [
-        (("recover", "--model", "MODEL", "--heads", "2,1"), "--heads (it has its own)"),
-        (("recover", "--model", "MODEL", "--vocab", "4"), "--vocab (the states are --states)"),
-        (("recover", "--states", "4"), "--states is about reading a model that is named with --model"),
+        (("recover", "--model", "MODEL", "--heads", "2,1"), "--heads (only with --method training)"),
+        (
+            ("recover", "--model", "MODEL", "--d-vocab", "4"),
+            "--d-vocab (only with --method training, --method gradient or --data)",
+        ),
+        (
+            ("recover", "--states", "4"),
+            "With --method training these options mean nothing: --states (only with --model)",
+        ),
         (("recover", "--model", "MODEL", "--graph", "chain", "--states", "9"), "fewer than the 9 states"),
         (("recover", "--model", "MODEL", "--graph", "lag-0"), "neither a family of graphs"),
-        (("recover", "--model", "MODEL", "--graph", "chain", "--positions", "99"), "has room for 24"),
+        (("recover", "--model", "MODEL", "--graph", "chain", "--n-positions", "99"), "has room for 24"),
         (("leaderboard", "MODEL", "--graphs", "chain,chain"), "named twice"),
     ],
 )

@@ -19,7 +19,7 @@ from causal_probe.tasks import InContextMarkov
 from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.viz import Report
 
-SMALL = ["recover", "--graph", "chain", "--positions", "4", "--steps", "5", "--batch-size", "16", "--device", "cpu"]
+SMALL = ["recover", "--graph", "chain", "--n-positions", "4", "--steps", "5", "--batch-size", "16", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +66,12 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(experiments, "recover", record)
     options = (
-        "--graph two-parent --positions 32 --vocab 5 --alpha 0.3 --root-probability 0.2 --heads 2,1 --seed 7 "
+        "--graph two-parent --n-positions 32 --d-vocab 5 --concentration 0.3 --root-probability 0.2 --heads 2,1 --seed 7 "
         "--training joint --optimizer adamw --learning-rate 0.01 --steps 9 --batch-size 11 --device cpu --out x --overwrite"
     )
     assert run("recover", *options.split()) == 0
     assert seen == {
-        "graph": "two-parent", "positions": 32, "vocab": 5, "alpha": 0.3, "root_probability": 0.2, "heads": [2, 1],
+        "graph": "two-parent", "n_positions": 32, "d_vocab": 5, "concentration": 0.3, "root_probability": 0.2, "heads": [2, 1],
         "seed": 7, "training": "joint", "optimizer": "adamw", "learning_rate": 0.01, "steps": 9, "batch_size": 11,
         "device": "cpu", "out": Path("x"), "overwrite": True, "progress": True,
     }  # fmt: skip
@@ -80,13 +80,13 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--heads 0,1", "at least one head"),
-        ("--heads two", "whole numbers between commas"),
-        ("--positions 1", "at least 2"),
-        ("--alpha 0", "alpha must be positive"),
-        ("--alpha nan", "alpha must be positive"),
-        ("--alpha -0.1", "alpha must be positive"),
-        ("--vocab 1", "at least 2 states"),
+        ("--heads 0,1", "--heads is [0, 1]"),
+        ("--heads two", "--heads is ['two']. It must be a sequence, each of it a whole number of at least 1."),
+        ("--n-positions 1", "at least 2"),
+        ("--concentration 0", "--concentration is 0.0. It must be a finite number of more than 0."),
+        ("--concentration nan", "--concentration is nan"),
+        ("--concentration -0.1", "--concentration is -0.1"),
+        ("--d-vocab 1", "--d-vocab is 1. It must be a whole number of at least 2."),
         ("--device tpu9", "can't be used here"),
         ("--graph nothing-like-it", "neither a family of graphs"),
         ("--training sideways", "is not one of"),

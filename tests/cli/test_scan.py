@@ -42,7 +42,7 @@ def test_a_table_on_screen_and_where_the_report_is(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert run("scan", model, "--sequences", "4", "--out", str(out)) == 0
+    assert run("scan", model, "--n-sequences", "4", "--out", str(out)) == 0
     printed = capsys.readouterr().out
     (line,) = (line for line in printed.splitlines() if line.split()[:2] == ["previous-token", "L0H0"])
     assert line.split()[2] == "1.000"
@@ -53,7 +53,7 @@ def test_a_table_on_screen_and_where_the_report_is(
 
 def test_json_alone_on_standard_output(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert run("scan", model, "--sequences", "4", "--verify", "--blocks", "--json", "--out", str(out)) == 0
+    assert run("scan", model, "--n-sequences", "4", "--verify", "--blocks", "--json", "--out", str(out)) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     saved = json.loads((out / "scan.json").read_text())
@@ -74,13 +74,13 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(experiments, "scan", record)
     options = (
-        "some/model --sequences 16 --period 20 --bos yes --batch-size 3 --corpus texts --length 9 --separator -- --field body --shard 1/4 --dtype bfloat16 --device cpu --verify --blocks --top 4 --seed 7 "
+        "some/model --bos yes --batch-size 3 --corpus texts --length 9 --separator -- --field body --shard 1/4 --dtype bfloat16 --device cpu --verify --blocks --top 4 --seed 7 "
         "--out x --overwrite"
     )
     assert run("scan", *options.split(), "--templates", "induction, offset-3") == 0
     assert seen == {
-        "model": "some/model", "templates": ["induction", "offset-3"], "sequences": 16, "period": 20, "bos": "yes",
-        "batch_size": 3, "corpus": Path("texts"), "length": 9, "separator": "--", "field": "body", "shard": "1/4", "dtype": "bfloat16", "device": "cpu", "verify": True, "blocks": True, "top": 4, "seed": 7, "out": Path("x"),
+        "model": "some/model", "templates": ["induction", "offset-3"], "bos": "yes",
+        "batch_size": 3, "corpus": "texts", "length": 9, "separator": "--", "field": "body", "shard": "1/4", "dtype": "bfloat16", "device": "cpu", "verify": True, "blocks": True, "top": 4, "seed": 7, "out": Path("x"),
         "overwrite": True, "progress": True,
     }  # fmt: skip
 
@@ -96,12 +96,12 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--bos maybe", "is not one of"),
         ("--bos yes", "the model names none"),
         ("--period 1000", "Two copies of 1000 different tokens"),
-        ("--sequences 0", "One sequence or more"),
-        ("--batch-size 0", "batch_size must be at least 1"),
-        ("--top 0", "One head of each template, or more"),
+        ("--n-sequences 0", "--n-sequences is 0. It must be a whole number of at least 1"),
+        ("--batch-size 0", "--batch-size is 0. It must be a whole number of at least 1"),
+        ("--top 0", "--top is 0. It must be a whole number of at least 1"),
         ("--dtype float12", "float12"),
         ("--device tpu9", "can't be used here"),
-        ("--length 8", "length is about a corpus, and none was given"),
+        ("--length 8", "--length is about a corpus, and none was given"),
         ("--corpus nowhere", "the model has no tokenizer"),
         ("--no-such-option", "No such option"),
     ],

@@ -13,7 +13,7 @@ SPEC = """
 probes: gradient
 grid:
   graph: [chain, {second}]
-settings: {{positions: 5, sequences: 32}}
+settings: {{n_positions: 5, n_sequences: 32}}
 """
 
 
@@ -58,12 +58,13 @@ def test_no_spec(tmp_path, capsys, text, message):
 
 
 def test_an_interruption_says_what_is_kept(tmp_path, capsys, monkeypatch):
-    from causal_probe import experiments
+    from causal_probe import sweep
 
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments, "sweep", interrupted)
+    monkeypatch.setattr(sweep, "sweep", interrupted)
     (tmp_path / "spec.yaml").write_text(SPEC.format(second="pairs"))
+    (tmp_path / "out" / "cells").mkdir(parents=True)
     assert run(tmp_path / "spec.yaml", "--out", tmp_path / "out") == 130
     assert "Finished cells are kept" in capsys.readouterr().err

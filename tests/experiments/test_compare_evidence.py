@@ -31,7 +31,9 @@ def table() -> EvidenceTable:
         patch.setattr(methods, "FIRST_SEQUENCES", {True: 1024, False: 2**14})
         patch.setattr(methods, "ALGORITHMS", LEARNERS)
         models = ("copy parents", "step to children")
-        return compare_evidence(("chain", "two-parent"), models=models, positions=7, vocab=3, inputs=2, sequences=32)
+        return compare_evidence(
+            ("chain", "two-parent"), models=models, n_positions=7, d_vocab=3, inputs=2, n_sequences=32
+        )
 
 
 def test_every_model_layer_and_kind_has_its_rows(table: EvidenceTable) -> None:
@@ -102,7 +104,7 @@ def test_ablation_confirms_what_the_model_needs() -> None:
     model = hand_set(task.graph, 3, match_scale=8, output_scale=4, graph_scale=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "ALGORITHMS", {})
-        rows = {(r.evidence, r.layer): r for r in measure_evidence(model, task, inputs=1, sequences=4096)}
+        rows = {(r.evidence, r.layer): r for r in measure_evidence(model, task, inputs=1, n_sequences=4096)}
     assert rows["ablation", 0].skeleton.exact == rows["ablation", 0].arrowheads.exact == 1
     assert rows["ablation", 1].skeleton.f1 == 0
     assert rows["ablation", 1].skeleton.precision is None

@@ -40,22 +40,24 @@ def chain_model():
 def test_a_model_made_for_a_graph_reads_it_and_no_other(graph: str):
     made_for = graphs.chain(POSITIONS - 1) if graph == "chain" else graphs.lag(POSITIONS - 1, k=2)
     model = ideal(made_for)
-    own = experiments.in_context_graph(model, graph, positions=POSITIONS, states=STATES)
+    own = experiments.in_context_graph(model, graph, n_positions=POSITIONS, states=STATES)
     assert [(head.layer, head.head) for head in own.carriers] == [(1, 0)]
     assert own.best.excess > 0.9  # the fitted scale is finite, so a little attention is elsewhere
     assert own.answers
     assert own.skill > 0.7  # logits are linear in a frequency, and the best prediction is not
     assert own.verdict == "1 head sees the graph; the answer uses it"
-    other = experiments.in_context_graph(model, "lag-3", positions=POSITIONS, states=STATES)
+    other = experiments.in_context_graph(model, "lag-3", n_positions=POSITIONS, states=STATES)
     assert other.carriers == ()
     assert not other.answers
     assert other.verdict == "no head sees the graph; the answer uses no more than frequencies"
 
 
 def test_losses_by_hand(chain_model):
-    found = experiments.in_context_graph(chain_model, "chain", positions=POSITIONS, states=STATES, sequences=8, seed=3)
+    found = experiments.in_context_graph(
+        chain_model, "chain", n_positions=POSITIONS, states=STATES, n_sequences=8, seed=3
+    )
     task = InContextMarkov(graphs.chain(POSITIONS - 1), STATES, 0.1)
-    batch = word_batches(chain_model, task, StateWords.choose(chain_model, STATES), sequences=8, seed=3)[0]
+    batch = word_batches(chain_model, task, StateWords.choose(chain_model, STATES), n_sequences=8, seed=3)[0]
     assert torch.equal(batch.tokens, batch.states)
     with undisturbed(chain_model):
         logits = chain_model(batch.tokens)[:, -1].double()
@@ -79,13 +81,13 @@ def test_states_are_words_drawn_for_each_sequence():
     task = InContextMarkov(graphs.chain(11), 3, 0.1)
     words = StateWords.choose(model, 3)
     assert not words.fixed
-    batch = word_batches(model, task, words, sequences=20, start=(1,))[0]
+    batch = word_batches(model, task, words, n_sequences=20, start=(1,))[0]
     assert batch.tokens[:, 0].eq(1).all()
     for b in range(20):
         assert len(set(batch.words[b].tolist())) == 3
         assert batch.tokens[b, 1:].tolist() == [int(batch.words[b, s]) for s in batch.states[b]]
     assert len({tuple(row.tolist()) for row in batch.words}) > 10
-    found = experiments.in_context_graph(model, "chain", positions=12, states=3, sequences=16)
+    found = experiments.in_context_graph(model, "chain", n_positions=12, states=3, n_sequences=16)
     assert found.losses["model, all words"].value > found.losses["model"].value
     assert found.carriers == ()
 
@@ -106,7 +108,7 @@ def test_words_of_a_tokenizer():
 
 def test_heads_that_see_the_graph_are_verified(chain_model):
     found = experiments.in_context_graph(
-        chain_model, "chain", positions=POSITIONS, states=STATES, sequences=16, verify=True
+        chain_model, "chain", n_positions=POSITIONS, states=STATES, n_sequences=16, verify=True
     )
     verdict = found.verification.of(1, 0, found.scores.names[0])
     assert verdict.verdict == "causal"
@@ -116,7 +118,7 @@ def test_heads_that_see_the_graph_are_verified(chain_model):
 
 def test_it_saves_itself(chain_model, tmp_path: Path):
     found = experiments.in_context_graph(
-        chain_model, "pairs", positions=POSITIONS, states=STATES, sequences=8, out=tmp_path / "out"
+        chain_model, "pairs", n_positions=POSITIONS, states=STATES, n_sequences=8, out=tmp_path / "out"
     )
     saved = json.loads((tmp_path / "out/result.json").read_text())
     assert saved["verdict"] == found.verdict
@@ -130,9 +132,9 @@ def test_a_leaderboard(chain_model, tmp_path: Path):
     found = experiments.leaderboard(
         [chain_model, other],
         ["chain", "lag-2"],
-        positions=POSITIONS,
+        n_positions=POSITIONS,
         states=STATES,
-        sequences=32,
+        n_sequences=32,
         out=tmp_path / "board",
     )
     frame = found.to_pandas()
@@ -148,7 +150,7 @@ def test_a_saved_model_by_its_folder(chain_model, tmp_path: Path):
     for name in ("mine", "yours/model"):
         save(chain_model, tmp_path / name)
     folders = [tmp_path / "mine", tmp_path / "yours" / "model"]
-    found = experiments.leaderboard(folders, ["chain"], positions=POSITIONS, states=STATES, sequences=8)
+    found = experiments.leaderboard(folders, ["chain"], n_positions=POSITIONS, states=STATES, n_sequences=8)
     assert found.table("excess").index.tolist() == ["mine", "yours"]
     with pytest.raises(CausalProbeError, match=r"There is no figure 'accuracy'; there are excess"):
         found.table("accuracy")
@@ -156,23 +158,25 @@ def test_a_saved_model_by_its_folder(chain_model, tmp_path: Path):
 
 def test_bad_input(chain_model, tmp_path: Path):
     def read(*args, **kwargs):
-        return experiments.in_context_graph(chain_model, *args, **{"positions": POSITIONS, "states": STATES, **kwargs})
+        return experiments.in_context_graph(
+            chain_model, *args, **{"n_positions": POSITIONS, "states": STATES, **kwargs}
+        )
 
     with pytest.raises(CausalProbeError, match=r"makes 65 positions, and the model's context has room for 24"):
-        read("chain", positions=65)
+        read("chain", n_positions=65)
     with pytest.raises(CausalProbeError, match=r"The model knows 4 tokens, fewer than the 5 states"):
         read("chain", states=5)
     with pytest.raises(CausalProbeError, match=r"has two parents"):
         read("two-parent")
     with pytest.raises(CausalProbeError, match=r"neither a family of graphs .*lag-K.* nor a file"):
         read("lag-0")
-    with pytest.raises(CausalProbeError, match=r"two sequences or more; 1 were asked for"):
-        read("chain", sequences=1)
+    with pytest.raises(CausalProbeError, match=r"`n_sequences` is 1\. It must be a whole number of at least 2"):
+        read("chain", n_sequences=1)
     with pytest.raises(CausalProbeError, match=r"no tokenizer to read them"):
         read("chain", words=["a", "b", "c", "d"])
     with pytest.raises(CausalProbeError, match=r"The graph chain was named twice"):
         experiments.leaderboard([chain_model], ["chain", "chain"])
-    with pytest.raises(CausalProbeError, match=r"needs a model and a graph"):
+    with pytest.raises(CausalProbeError, match=r"needs a model at least"):
         experiments.leaderboard([], ["chain"])
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(CausalProbeError):

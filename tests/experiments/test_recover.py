@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from causal_probe import experiments, graphs, models, probes, tasks, training
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import Recovery, recover
-from causal_probe.experiments.recover import choose_device
+from causal_probe.models import choose_device
 from causal_probe.viz import Report
 
-SMALL = {"positions": 6, "probe_sequences": 4096, "device": "cpu"}
+SMALL = {"n_positions": 6, "probe_sequences": 4096, "device": "cpu"}
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_an_untrained_model_has_no_graph() -> None:
 
 
 def test_several_parents_are_matched_to_heads_and_reported() -> None:
-    found = recover("two-parent", positions=6, vocab=3, heads=(2, 1), steps=20, probe_sequences=512, device="cpu")
+    found = recover("two-parent", n_positions=6, d_vocab=3, heads=(2, 1), steps=20, probe_sequences=512, device="cpu")
     assert found.match is not None
     assert sorted(head for head in found.match.heads if head is not None) == [0, 1]
     assert len(found.effects) == 2
@@ -104,7 +104,7 @@ def test_several_parents_are_matched_to_heads_and_reported() -> None:
 
 def test_joint_training_starts_from_zero_with_nothing_given() -> None:
     found = recover(
-        "chain", training="joint", steps=3, batch_size=16, probe_sequences=64, vocab=3, positions=5, device="cpu"
+        "chain", training="joint", steps=3, batch_size=16, probe_sequences=64, d_vocab=3, n_positions=5, device="cpu"
     )
     assert found.given == ()
     assert found.history.n_sequences == 48
@@ -213,7 +213,7 @@ def test_the_call_in_the_report_gives_the_same_settings(chain: Recovery) -> None
     source = chain.call.splitlines()[-1].removeprefix("experiments.")
     eval(source, {"recover": record})  # the call is ours
     assert seen == {
-        "graph": "chain", "positions": 6, "vocab": 3, "alpha": 0.1, "heads": [1, 1], "seed": 3, "training": "staged",
+        "graph": "chain", "n_positions": 6, "d_vocab": 3, "concentration": 0.1, "heads": [1, 1], "seed": 3, "training": "staged",
         "probe_sequences": 4096,
     }  # fmt: skip
 
@@ -243,10 +243,10 @@ def test_it_is_cited_and_shown(chain: Recovery) -> None:
         ({"heads": (0, 1)}, "at least one head"),
         ({"heads": ()}, "at least one layer"),
         ({"heads": (1, 1, 1)}, "two layers"),
-        ({"positions": 1}, "at least 2"),
-        ({"alpha": 0.0}, "concentration"),
-        ({"alpha": float("nan")}, "concentration"),
-        ({"vocab": 1}, "at least 2 states"),
+        ({"n_positions": 1}, "at least 2"),
+        ({"concentration": 0.0}, "`concentration` is 0.0. It must be a finite number of more than 0"),
+        ({"concentration": float("nan")}, "`concentration` is nan"),
+        ({"d_vocab": 1}, "at least 2"),
         ({"steps": -1}, "steps"),
         ({"batch_size": 0}, "batch_size"),
         ({"learning_rate": float("inf")}, "learning_rate"),
@@ -262,7 +262,7 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(
     arguments: dict[str, object], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CausalProbeError, match=words):
-        recover(**{"positions": 5, "device": "cpu", "out": tmp_path / "out", **arguments})
+        recover(**{"n_positions": 5, "device": "cpu", "out": tmp_path / "out", **arguments})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,8 +273,4 @@ def test_the_device_is_chosen() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_it_runs_on_a_gpu() -> None:
-    assert recover("chain", seed=3, positions=8, probe_sequences=4096, device="cuda").exact
-
-
-def test_experiments_name_what_they_offer() -> None:
-    assert set(experiments.FAMILIES) == {"chain", "pairs", "forest", "two-parent", "lag-K"}
+    assert recover("chain", seed=3, n_positions=8, probe_sequences=4096, device="cuda").exact

@@ -16,7 +16,7 @@ import transformers
 
 from causal_probe import experiments, graphs, probes
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments import ModelScan, choose_templates, scan
+from causal_probe.experiments import ModelScan, scan
 from causal_probe.hooks import corpus, to_hooked
 from causal_probe.models import DisentangledTransformer, fit_scales, hand_set, save
 from causal_probe.probes import TEMPLATES, successor_of_parent
@@ -39,7 +39,7 @@ def induction_model() -> DisentangledTransformer:
 
 @cache
 def verified() -> ModelScan:
-    return scan(induction_model(), sequences=8, verify=True)
+    return scan(induction_model(), n_sequences=8, verify=True)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_more_heads_than_are_shown_are_counted() -> None:
     model = DisentangledTransformer(d_vocab=12, n_positions=24, heads=(3,))
     for head in range(3):
         model.block(0, head, query="position", key="position").diagonal(-1).fill_(30 - head)
-    found = scan(model, templates="previous-token", sequences=4, top=2)
+    found = scan(model, templates="previous-token", n_sequences=4, top=2)
     assert [row.name for row in found.rows("previous-token")] == ["L0H0", "L0H1"]
     assert found.left_out("previous-token") == 1
     assert "previous-token: 1 more" in repr(found)
@@ -103,7 +103,7 @@ def test_patterns_are_the_models_own() -> None:
 
 def test_real_text_where_there_is_a_tokenizer() -> None:
     model = to_hooked(tiny_huggingface.llama(), tiny_huggingface.tokenizer(bos=True), name="tiny")
-    found = scan(model, sequences=4)
+    found = scan(model, n_sequences=4)
     repeated, text = found.examples
     assert text.title == "English text"
     assert text.tokens[0] == repeated.tokens[0] == "<s>"
@@ -114,13 +114,13 @@ def test_real_text_where_there_is_a_tokenizer() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "neox", "llama"])
 def test_random_models_have_no_such_heads(kind: str) -> None:
-    found = scan(tiny_huggingface.CAUSAL[kind](), sequences=8, templates=["previous-token", "induction"])
+    found = scan(tiny_huggingface.CAUSAL[kind](), n_sequences=8, templates=["previous-token", "induction"])
     assert found.scores.called() == ()
     assert [row.called for name in found.scores.names for row in found.rows(name)] == [False, False]
 
 
 def test_templates_that_coincide_are_said_to() -> None:
-    found = scan(induction_model(), templates=["duplicate-token", "offset-12", "induction"], sequences=4, period=12)
+    found = scan(induction_model(), templates=["duplicate-token", "offset-12", "induction"], n_sequences=4, period=12)
     sentence = "duplicate-token and offset-12 coincide"
     assert any(sentence in note for note in found.notes)
     assert sentence in repr(found)
@@ -130,13 +130,13 @@ def test_templates_that_coincide_are_said_to() -> None:
 
 def test_templates_of_ngrams_alone_need_no_other_sequences() -> None:
     """Four tokens make a period of eight in a 2-gram walk, and could not if none came twice."""
-    found = scan(DisentangledTransformer(4, 24), templates="induction-2gram", period=8, sequences=3)
+    found = scan(DisentangledTransformer(4, 24), templates="induction-2gram", period=8, n_sequences=3)
     assert [made["kind"] for made in found.scores.settings["tokens"]] == ["2-gram"]
     assert len(found.examples) == len(found.graphs) == 1
 
 
 def test_one_sequence_at_a_time() -> None:
-    found = scan(induction_model(), sequences=8, verify=True, batch_size=1)
+    found = scan(induction_model(), n_sequences=8, verify=True, batch_size=1)
     assert found.verification is not None
     verdicts = [(v.name, v.verdict) for v in found.verification.verdicts]
     assert verdicts == [("L0H0", "causal"), ("L1H0", "causal")]
@@ -252,12 +252,12 @@ def test_json_has_the_agreed_form() -> None:
     assert induction["effect"] > 1
     assert induction["called"]
     assert "verdict" not in by_name[0, 0, "induction"]
-    assert written["settings"]["sequences"] == 8
+    assert written["settings"]["n_sequences"] == 8
 
 
 def test_the_folder(tmp_path: Path, plain_report: None) -> None:
     out = tmp_path / "out"
-    found = scan(induction_model(), sequences=4, templates=["induction"], out=out)
+    found = scan(induction_model(), n_sequences=4, templates=["induction"], out=out)
     assert {path.name for path in out.iterdir()} == {"scan.json", "scan.csv", "report.html"}
     saved = json.loads((out / "scan.json").read_text())
     assert sorted(saved.pop("files")) == ["report.html", "scan.csv", "scan.json"]
@@ -265,17 +265,17 @@ def test_the_folder(tmp_path: Path, plain_report: None) -> None:
     table = pd.read_csv(out / "scan.csv")
     assert list(table.score) == pytest.approx([head["score"] for head in saved["heads"]])
     assert set(table.model) == {"disentangled-transformer"}
-    scan(induction_model(), sequences=4, templates=["induction"], out=out)  # the same settings: replaced
+    scan(induction_model(), n_sequences=4, templates=["induction"], out=out)  # the same settings: replaced
     with pytest.raises(CausalProbeError, match="holds a result of other settings"):
-        scan(induction_model(), sequences=5, templates=["induction"], out=out)
-    scan(induction_model(), sequences=5, templates=["induction"], out=out, overwrite=True)
-    assert json.loads((out / "scan.json").read_text())["settings"]["sequences"] == 5
+        scan(induction_model(), n_sequences=5, templates=["induction"], out=out)
+    scan(induction_model(), n_sequences=5, templates=["induction"], out=out, overwrite=True)
+    assert json.loads((out / "scan.json").read_text())["settings"]["n_sequences"] == 5
 
 
 def test_results_of_another_kind_are_not_replaced(tmp_path: Path, plain_report: None) -> None:
     (tmp_path / "result.json").write_text('{"files": ["result.json"], "settings": {}}')
     with pytest.raises(CausalProbeError, match="holds no earlier result"):
-        scan(induction_model(), sequences=4, out=tmp_path, overwrite=True)
+        scan(induction_model(), n_sequences=4, out=tmp_path, overwrite=True)
 
 
 def test_the_table_has_the_verdicts() -> None:
@@ -288,7 +288,7 @@ def test_the_table_has_the_verdicts() -> None:
 
 def test_the_call_gives_the_same_result(tmp_path: Path) -> None:
     save(induction_model(), tmp_path / "model")
-    found = scan(tmp_path / "model", sequences=4, templates=["induction"], seed=3, device="cpu")
+    found = scan(tmp_path / "model", n_sequences=4, templates=["induction"], seed=3, device="cpu")
     again: dict[str, Any] = {}
     exec(found.call.replace("experiments.scan(", "again = experiments.scan("), again)
     assert [*again["again"].scores] == [*found.scores]
@@ -313,7 +313,7 @@ def test_the_report() -> None:
 
 def test_the_report_of_a_model_with_no_such_head() -> None:
     # English would be asked of a tokenizer; and one sequence has no standard errors.
-    found = scan(DisentangledTransformer(12, 24), sequences=1)
+    found = scan(DisentangledTransformer(12, 24), n_sequences=1)
     page = found.report().to_html()
     assert "None of its 2 heads is described by one of them" in page
     assert "none is drawn" in page
@@ -332,19 +332,19 @@ def test_the_citation_names_what_was_done() -> None:
 
 def test_a_model_that_is_not_causal_is_refused_with_the_reasons() -> None:
     with pytest.raises(CausalProbeError, match="not causal") as refusal:
-        scan(tiny_huggingface.bert(), sequences=2)
+        scan(tiny_huggingface.bert(), n_sequences=2)
     assert "decorative" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top": 0}, "top is 0"),
+        ({"top": 0}, "`top` is 0"),
         ({"templates": "inductoin"}, "did you mean 'induction'"),
         ({"templates": []}, "no template to look for"),
         ({"bos": "yes"}, "A BOS token was asked for"),
         ({"period": 30}, "Two copies of 30 different tokens"),
-        ({"sequences": 1, "verify": True}, "scan two sequences or more"),
+        ({"n_sequences": 1, "verify": True}, "scan two sequences or more"),
     ],
 )
 def test_bad_input_is_told_and_nothing_is_written(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_templates_from_files(tmp_path: Path) -> None:
         "mine = Template('mine', Two_Back, 'two back')\n"
         "number = 3\n"
     )
-    found = choose_templates(
+    found = probes.choose_templates(
         ["induction", f"graph:{tmp_path / 'chain.json'}", f"successor-of-parent:{tmp_path / 'chain.json'}",
          f"{own}:Two_Back", f"{own}:mine"]
     )  # fmt: skip
@@ -381,7 +381,7 @@ def test_templates_from_files(tmp_path: Path) -> None:
     assert torch.equal(found[1](tokens), probes.template("previous-token")(tokens))
     assert torch.equal(found[2](tokens), found[0](tokens))
     assert torch.equal(found[3](tokens), probes.template("offset-2")(tokens))
-    scanned = experiments.scan(induction_model(), templates=[f"{own}:Two_Back"], sequences=3)
+    scanned = experiments.scan(induction_model(), templates=[f"{own}:Two_Back"], n_sequences=3)
     assert scanned.scores.names == ("two-back",)
     for text, message in (
         (f"{own}:nothing", "holds no template or function 'nothing'"),
@@ -391,10 +391,10 @@ def test_templates_from_files(tmp_path: Path) -> None:
         (f"graph:{tmp_path / 'absent.json'}", "absent.json"),
     ):
         with pytest.raises(CausalProbeError, match=message):
-            choose_templates([text])
+            probes.choose_templates([text])
     own.write_text("1 / 0")
     with pytest.raises(CausalProbeError, match="can't be run: ZeroDivisionError"):
-        choose_templates([f"{own}:f"])
+        probes.choose_templates([f"{own}:f"])
 
 
 # -------------------------------------------------------------------------------------------------------------- circuits
@@ -402,7 +402,7 @@ def test_templates_from_files(tmp_path: Path) -> None:
 
 def test_circuits_of_the_best_heads(tmp_path: Path) -> None:
     found = scan(
-        induction_model(), sequences=8, templates=["previous-token", "induction"], blocks=True, out=tmp_path / "out"
+        induction_model(), n_sequences=8, templates=["previous-token", "induction"], blocks=True, out=tmp_path / "out"
     )
     by_edges = {circuit.blocks.edges: circuit for circuit in found.circuits}
     assert set(by_edges) == {"previous-token", "induction"}
@@ -419,7 +419,7 @@ def test_why_there_are_no_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
         raise CausalProbeError("the scores are capped")
 
     monkeypatch.setattr(probes, "blocks", refuse)
-    found = scan(induction_model(), sequences=8, templates=["induction"], blocks=True)
+    found = scan(induction_model(), n_sequences=8, templates=["induction"], blocks=True)
     assert found.circuits == ()
     assert "the scores are capped" in found.report().to_html()
 
@@ -485,9 +485,9 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 5}, "length is about a corpus, and none was given"),
-        ({"shard": "0/2"}, "shard is about a corpus"),
-        ({"corpus": ["t3 t4"], "sequences": 3}, "sequences=3 is about sequences that are made"),
+        ({"length": 5}, "`length` is about a corpus, and none was given"),
+        ({"shard": "0/2"}, "`shard` is about a corpus"),
+        ({"corpus": ["t3 t4"], "n_sequences": 3}, "`n_sequences` is about sequences that are made"),
         ({"corpus": ["t3 t4"], "shard": "3/2"}, "A shard is i/n"),
         ({"corpus": ["t3 t4"]}, "the model has no tokenizer"),
     ],

@@ -30,7 +30,7 @@ KNOWN = {
 @pytest.fixture(scope="module")
 def found(smollm2: Any) -> ModelScan:
     options = {"templates": ["previous-token", "induction"], "bos": "yes", "period": 50}
-    return scan(smollm2, **options, sequences=32)
+    return scan(smollm2, **options, n_sequences=32)
 
 
 def test_its_known_heads(found: ModelScan) -> None:

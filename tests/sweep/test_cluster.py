@@ -20,7 +20,7 @@ from causal_probe.sweep import Outcome, sweep
 SPEC = {
     "probes": "gradient",
     "grid": {"graph_seed": [0, 1], "seed": [0, 1]},
-    "settings": {"graph": "forest", "positions": 6, "sequences": 64},
+    "settings": {"graph": "forest", "n_positions": 6, "n_sequences": 64},
 }
 
 

@@ -25,7 +25,7 @@ from tests import tiny_huggingface
 SPEC = {
     "probes": "gradient",
     "grid": {"graph_seed": [0, 1], "seed": [0, 1]},
-    "settings": {"graph": "forest", "positions": 6, "sequences": 64},
+    "settings": {"graph": "forest", "n_positions": 6, "n_sequences": 64},
 }
 
 
@@ -101,10 +101,13 @@ def test_a_changed_file_is_another_cell(tmp_path):
         ({"probes": "p", "grid": {"a": [1]}, "setings": {}}, "did you mean settings"),
         ({"probes": "scna", "grid": {"model": ["m"]}}, "There is no probe scna for a sweep; did you mean scan"),
         ({"probes": "scan", "grid": {"modle": ["m"]}}, "has no option modle; did you mean model"),
-        ({"probes": "scan", "grid": {"model": ["m"], "period": ["6"]}}, r"takes period as int \| None; found '6'"),
+        (
+            {"probes": "scan", "grid": {"model": ["m"], "period": ["6"]}},
+            "The probe scan: `period` is '6'. It must be a whole number of at least 1 or None",
+        ),
         (
             {"probes": "scan", "grid": {"model": ["m"], "seed": [0]}, "settings": {"bos": True}},
-            "takes bos as str; found True",
+            "The probe scan: `bos` is True. It must be 'auto' or 'yes' or 'no'",
         ),
         (
             {"probes": "p", "grid": {"a": [1], "b": [2]}, "settings": {"b": 1}},
@@ -130,7 +133,7 @@ def test_a_spec_that_makes_no_sense(spec, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jobs": 0}, "1 or more"),
+        ({"jobs": 0}, "at least 1"),
         ({"scheduler": "tcp://127.0.0.1:1"}, "say backend dask"),
     ],
 )
@@ -179,7 +182,7 @@ def test_every_shipped_probe_gives_rows_of_the_dataset(tmp_path):
     spec = {
         "probes": ["scan", "head_graphs"],
         "cells": [{"model": str(tmp_path / "model")}],
-        "settings": {"sequences": 4, "period": 3},
+        "settings": {"n_sequences": 4, "period": 3},
     }
     found = sweep(spec, out=tmp_path / "out")
     assert not found.failed
@@ -194,7 +197,7 @@ def test_every_shipped_probe_gives_rows_of_the_dataset(tmp_path):
 
 
 def test_recover_gives_a_row_for_each_candidate(tmp_path):
-    short = {"positions": 5, "steps": 3, "batch_size": 32, "probe_sequences": 64}
+    short = {"n_positions": 5, "steps": 3, "batch_size": 32, "probe_sequences": 64}
     spec = {"probes": "recover", "grid": {"graph": ["chain"], "training": ["joint"]}, "settings": short}
     found = sweep(spec, out=tmp_path / "out")
     assert not found.failed
@@ -429,7 +432,7 @@ def test_checkpoints_give_scores_against_training_step(tmp_path):
     spec = {
         "probes": "scan",
         "grid": {"model": names, "seed": [0, 1]},
-        "settings": {"sequences": 8, "templates": ["previous-token"]},
+        "settings": {"n_sequences": 8, "templates": ["previous-token"]},
     }
     found = sweep(spec, out=tmp_path / "out")
     assert not found.failed
@@ -471,7 +474,7 @@ def test_revisions_from_the_hub(tmp_path, monkeypatch):
     spec = {
         "probes": "scan",
         "grid": {"revision": list(made)},
-        "settings": {"model": "somebody/tiny", "templates": ["previous-token"], "sequences": 4, "period": 8},
+        "settings": {"model": "somebody/tiny", "templates": ["previous-token"], "n_sequences": 4, "period": 8},
     }
     found = sweep(spec, out="out")
     assert not found.failed, found
@@ -505,7 +508,7 @@ def test_a_training_run_in_which_an_induction_head_forms(tmp_path):
     spec = {
         "probes": {"scan": {"templates": ["previous-token", "induction"]}},
         "grid": {"model": sorted(map(str, folder.iterdir())), "seed": [0, 1]},
-        "settings": {"sequences": 16, "period": 5},
+        "settings": {"n_sequences": 16, "period": 5},
     }
     found = sweep(spec, out=tmp_path / "out")
     assert not found.failed, found

@@ -49,12 +49,12 @@ def language_model() -> Any:
 
 @cache
 def recovery() -> Any:
-    return experiments.recover("chain", positions=5, probe_sequences=1024, device="cpu")
+    return experiments.recover("chain", n_positions=5, probe_sequences=1024, device="cpu")
 
 
 @cache
 def gradient() -> Any:
-    found = experiments.recover_by_gradient("chain", positions=6, sequences=256)
+    found = experiments.recover_by_gradient("chain", n_positions=6, n_sequences=256)
     return dataclasses.replace(found, settings={**found.settings, NAME: NAME})
 
 
@@ -66,25 +66,25 @@ def scan() -> Any:
     known.output_block("L1H0.token").diagonal().fill_(9)
     own = probes.Template("own", lambda tokens: torch.ones(tokens.shape[1], tokens.shape[1]).tril(-1).bool(), NAME)
     return experiments.scan(
-        known, templates=["previous-token", "induction", own], sequences=6, verify=True, blocks=True
+        known, templates=["previous-token", "induction", own], n_sequences=6, verify=True, blocks=True
     )
 
 
 @cache
 def scan_of_a_language_model() -> Any:
-    return experiments.scan(language_model(), templates=["previous-token", "induction"], sequences=4)
+    return experiments.scan(language_model(), templates=["previous-token", "induction"], n_sequences=4)
 
 
 @cache
 def in_context() -> Any:
     made = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
-    return experiments.in_context_graph(made, "chain", states=3, sequences=4, verify=False)
+    return experiments.in_context_graph(made, "chain", states=3, n_sequences=4, verify=False)
 
 
 @cache
 def leaderboard() -> Any:
     made = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
-    found = experiments.leaderboard([made], ["chain", "pairs"], states=3, sequences=4)
+    found = experiments.leaderboard([made], ["chain", "pairs"], states=3, n_sequences=4)
     return dataclasses.replace(found, names=(NAME,) * len(found.names))
 
 

@@ -12,8 +12,7 @@ import networkx as nx
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import read_graph
-from causal_probe.probes import Template, from_graph, successor_of_parent
-from causal_probe.probes.templates import find_templates
+from causal_probe.probes.templates import Template, find_templates, from_graph, successor_of_parent
 
 __all__ = ["choose_templates"]
 

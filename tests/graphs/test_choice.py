@@ -10,22 +10,22 @@ import pytest
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments import choose_graph
+from causal_probe.graphs import choose_graph
 
 
 def test_families_have_the_size_that_the_positions_ask_for() -> None:
-    assert nx.utils.graphs_equal(choose_graph("chain", positions=7), graphs.chain(6))
-    assert nx.utils.graphs_equal(choose_graph("pairs", positions=7), graphs.pairs(6))
-    assert nx.utils.graphs_equal(choose_graph("two-parent", positions=7), graphs.two_parent_tree(8))
-    assert len(choose_graph("forest", positions=None)) == 19
+    assert nx.utils.graphs_equal(choose_graph("chain", n_positions=7), graphs.chain(6))
+    assert nx.utils.graphs_equal(choose_graph("pairs", n_positions=7), graphs.pairs(6))
+    assert nx.utils.graphs_equal(choose_graph("two-parent", n_positions=7), graphs.two_parent_tree(8))
+    assert len(choose_graph("forest", n_positions=None)) == 19
 
 
 def test_forests_follow_the_seed_and_the_root_probability() -> None:
-    first, again, other = (choose_graph("forest", positions=30, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (choose_graph("forest", n_positions=30, seed=seed) for seed in (0, 0, 1))
     assert nx.utils.graphs_equal(first, again)
     assert not nx.utils.graphs_equal(first, other)
-    assert choose_graph("forest", positions=30, root_probability=1).number_of_edges() == 0
-    assert choose_graph("forest", positions=30, root_probability=0).number_of_edges() == 28
+    assert choose_graph("forest", n_positions=30, root_probability=1).number_of_edges() == 0
+    assert choose_graph("forest", n_positions=30, root_probability=0).number_of_edges() == 28
 
 
 def write(path: Path, text: str) -> Path:
@@ -36,50 +36,50 @@ def write(path: Path, text: str) -> Path:
 def test_a_file_fixes_the_positions(tmp_path: Path) -> None:
     path = tmp_path / "graph.json"
     graphs.write_graph(graphs.chain(5), path)
-    assert nx.utils.graphs_equal(choose_graph(path, positions=None), graphs.chain(5))
-    assert nx.utils.graphs_equal(choose_graph(str(path), positions=6), graphs.chain(5))
-    with pytest.raises(CausalProbeError, match="20 positions were asked for, but the graph's 5 nodes make 6"):
-        choose_graph(path, positions=20)
+    assert nx.utils.graphs_equal(choose_graph(path, n_positions=None), graphs.chain(5))
+    assert nx.utils.graphs_equal(choose_graph(str(path), n_positions=6), graphs.chain(5))
+    with pytest.raises(CausalProbeError, match="`n_positions` is 20, but the graph's 5 nodes make 6"):
+        choose_graph(path, n_positions=20)
 
 
 def test_a_graph_of_several_parents_has_two_nodes_more(tmp_path: Path) -> None:
     path = tmp_path / "graph.json"
     graphs.write_graph(graphs.two_parent_tree(8), path)
-    assert len(choose_graph(path, positions=7)) == 8
+    assert len(choose_graph(path, n_positions=7)) == 8
     with pytest.raises(CausalProbeError, match="make 7"):
-        choose_graph(path, positions=9)
+        choose_graph(path, n_positions=9)
 
 
 def test_an_edge_list_needs_the_positions(tmp_path: Path) -> None:
     tree = write(tmp_path / "tree.txt", "0 1\n1 2\n")
-    found = choose_graph(tree, positions=6)
+    found = choose_graph(tree, n_positions=6)
     assert sorted(found) == [0, 1, 2, 3, 4]
     assert set(found.edges) == {(0, 1), (1, 2)}
-    with pytest.raises(CausalProbeError, match="--positions"):
-        choose_graph(tree, positions=None)
+    with pytest.raises(CausalProbeError, match="`n_positions`"):
+        choose_graph(tree, n_positions=None)
 
     several = write(tmp_path / "several.txt", "0 2\n1 2\n2 5\n4 5\n")
-    assert sorted(choose_graph(several, positions=5)) == [0, 1, 2, 3, 4, 5]
+    assert sorted(choose_graph(several, n_positions=5)) == [0, 1, 2, 3, 4, 5]
 
     # A tree's last position is the query and no node.
     beyond = write(tmp_path / "beyond.txt", "0 5\n")
     with pytest.raises(CausalProbeError, match="5"):
-        choose_graph(beyond, positions=5)
+        choose_graph(beyond, n_positions=5)
 
 
 def test_what_is_neither_a_family_nor_a_file(tmp_path: Path) -> None:
     with pytest.raises(
         CausalProbeError, match=r"'chian' is neither a family of graphs \(chain, pairs, forest, two-parent, lag-K\)"
     ):
-        choose_graph("chian", positions=20)
+        choose_graph("chian", n_positions=20)
     with pytest.raises(CausalProbeError, match="at least 2"):
-        choose_graph("chain", positions=1)
+        choose_graph("chain", n_positions=1)
     with pytest.raises(CausalProbeError):
-        choose_graph(write(tmp_path / "x.json", json.dumps({"nodes": 3})), positions=None)
+        choose_graph(write(tmp_path / "x.json", json.dumps({"nodes": 3})), n_positions=None)
 
 
 def test_a_given_graph_is_checked() -> None:
     graph = graphs.chain(4)
-    assert choose_graph(graph, positions=5) is graph
+    assert choose_graph(graph, n_positions=5) is graph
     with pytest.raises(CausalProbeError):
-        choose_graph(nx.DiGraph([(1, 0)]), positions=None)
+        choose_graph(nx.DiGraph([(1, 0)]), n_positions=None)

@@ -1,0 +1,35 @@
+"""Where a model runs."""
+
+from __future__ import annotations
+
+import torch
+
+from causal_probe.errors import CausalProbeError
+
+__all__ = ["choose_device"]
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that a name stands for; ``"auto"`` is a GPU if there is one.
+
+    Raises
+    ------
+    CausalProbeError
+        If the name is unknown, or there is no such device here.
+
+    Examples
+    --------
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each, by device and build
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise CausalProbeError(
+            f"The device {device!r} can't be used here ({reason}). Name another one, or auto."
+        ) from error
+    return place

@@ -1,0 +1,131 @@
+"""The studies: of each its options, its function and what it is about. The commands follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from causal_probe.options.base import Options
+from causal_probe.options.discover import DiscoverOptions
+from causal_probe.options.recover import GradientOptions, InContextOptions, RecoverOptions, TokensOptions
+from causal_probe.options.scan import MergeOptions, ScanOptions
+from causal_probe.options.studies import (
+    CheckOptions,
+    EvidenceOptions,
+    LeaderboardOptions,
+    ReproduceOptions,
+    SentimentOptions,
+    SessionsOptions,
+    SweepOptions,
+)
+
+__all__ = ["STUDIES", "Study"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, by the name of its function.
+
+    Attributes
+    ----------
+    options
+        Its options.
+    about
+        What it answers, in a line.
+    command
+        The command that runs it; None if there is none. Several studies may share one: each is then a mode of it.
+    mode
+        As a mode of a command: what it does, in a few words.
+    method
+        As a mode: the value of ``--method`` that chooses it. A study of a subject is chosen by the subject.
+    keeps
+        What an interrupted run leaves in its folder, and what is said of it.
+    lists
+        The function that says what there is, where the command is given nothing.
+    place
+        The room of the function.
+    """
+
+    options: type[Options]
+    about: str
+    command: str | None = None
+    mode: str = ""
+    method: str | None = None
+    keeps: tuple[str, str] | None = None
+    lists: str | None = None
+    place: Literal["experiments", "papers", "sweep"] = "experiments"
+
+
+#: Every study by the name of its function, in the order in which the commands are listed.
+STUDIES: Mapping[str, Study] = {
+    "recover": Study(
+        RecoverOptions,
+        "Train a transformer on a task of known causal graph, read the graph out of it, and compare with the truth.",
+        command="recover",
+        mode="training a model",
+        method="training",
+        keeps=("training.checkpoint.safetensors", "The training so far is kept in"),
+    ),
+    "recover_by_gradient": Study(
+        GradientOptions,
+        "Train nothing: read the graph of the task from gradients of an untrained model, and compare with the truth.",
+        command="recover",
+        mode="taking a gradient",
+        method="gradient",
+    ),
+    "recover_from_tokens": Study(
+        TokensOptions,
+        "Find each position's parent in token sequences of your own, by gradient.",
+        command="recover",
+        mode="tokens of your own",
+        method="gradient",
+    ),
+    "in_context_graph": Study(
+        InContextOptions,
+        "Train nothing: ask a model whether it reads the graph in its context; the states become words of its vocabulary.",
+        command="recover",
+        mode="asking a model",
+    ),
+    "check_model": Study(
+        CheckOptions,
+        "Say what will work on a model: its hooks are looked at, and asked what is known beforehand. Exit code 1 if not all will.",
+        command="check",
+    ),
+    "scan": Study(
+        ScanOptions,
+        "Score every attention head of a model: previous-token, duplicate-token, induction and other heads.",
+        command="scan",
+    ),
+    "merge_scans": Study(
+        MergeOptions,
+        "Put the scans of a corpus' shards together: exactly what one scan of the whole would give.",
+        command="merge",
+    ),
+    "leaderboard": Study(
+        LeaderboardOptions, "Which causal structures can these models read in their context?", command="leaderboard"
+    ),
+    "discover_in_text": Study(
+        DiscoverOptions,
+        "Read a causal graph over the tokens of a text out of a layer's attention, and explain a decision.",
+        command="discover",
+    ),
+    "reproduce": Study(
+        ReproduceOptions,
+        "Do a paper's experiment again: its figures, and our numbers beside the paper's. Without a name: list them.",
+        command="reproduce",
+        place="papers",
+        lists="list_reproductions",
+        keeps=("parts", "Finished parts and the training so far are kept in"),
+    ),
+    "sweep": Study(
+        SweepOptions,
+        "Run probes over many models, tasks, seeds and settings. Run it again to go on after an interruption.",
+        command="sweep",
+        place="sweep",
+        keeps=("cells", "Finished cells are kept in"),
+    ),
+    "compare_evidence": Study(EvidenceOptions, "Which evidence finds the causal graph, and at what cost?"),
+    "explain_sentiment": Study(SentimentOptions, "Does CLEANN name the word that carries a sentence's sentiment?"),
+    "explain_sessions": Study(SessionsOptions, "Does CLEANN name the item of a session that caused the last one?"),
+}
