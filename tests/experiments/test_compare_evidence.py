@@ -217,16 +217,22 @@ def test_the_command_reproduces_it_and_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"graphs": ()}, "a graph and a model at least"),
-        ({"models": ()}, "a graph and a model at least"),
-        ({"models": ("gpt",)}, "there are trained, copy parents, step to children"),
+        ({"graphs": ()}, "`graphs` is empty"),
+        ({"models": ()}, "`models` is empty"),
+        ({"models": ("gpt",)}, "each of it 'trained' or 'copy parents' or 'step to children'"),
         ({"graphs": ("circle",)}, "neither a family"),
-        ({"inputs": 0}, "an input at least"),
-        ({"sequences": 1}, "two sequences"),
+        ({"inputs": 0}, "`inputs` is 0"),
+        ({"n_sequences": 1}, "`n_sequences` is 1"),
     ],
 )
 def test_bad_input(arguments: dict[str, object], message: str, tmp_path: Path) -> None:
-    options = {"graphs": ("chain",), "models": ("copy parents",), "positions": 5, "out": tmp_path / "out", **arguments}
+    options = {
+        "graphs": ("chain",),
+        "models": ("copy parents",),
+        "n_positions": 5,
+        "out": tmp_path / "out",
+        **arguments,
+    }
     with pytest.raises(CausalProbeError, match=message):
         compare_evidence(options.pop("graphs"), **options)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

@@ -155,7 +155,7 @@ def test_the_command(calls: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["settings"] == {"quick": True, "seed": 0, "name": "tiny"}
     with pytest.raises(SystemExit):
         main(["reproduce"])
-    assert "gradient-descent-layers" in capsys.readouterr().out
+    assert capsys.readouterr().out == "tiny\n"
     with pytest.raises(SystemExit) as status:
         main(["reproduce", "nothing"])
     assert status.value.code == 2
