@@ -366,12 +366,12 @@ def sync_folder(folder: Path) -> None:
     """Bring a folder's names to the disk, where the system can."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system that can't
+    with contextlib.suppress(OSError):  # a file system that can't
+        handle = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
 
 
 def reason_of(error: Exception) -> str:

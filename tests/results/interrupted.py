@@ -22,7 +22,7 @@ import numpy as np
 from causal_probe.errors import CausalProbeError
 from causal_probe.results import Result, claim, write_json, write_text
 
-#: What Python tells an audit hook of files. A disk that is full refuses the first of them.
+#: What Python tells an audit hook of files. A disk that is full refuses the first of them (of what is opened, only for writing).
 MAKING = {"open", "os.mkdir", "os.rename"}
 EVENTS = MAKING | {"os.remove", "os.rmdir", "os.listdir", "os.scandir", "fcntl.flock"}
 KILLED, REFUSED, DONE, SURVIVED = 9, 3, 0, 5
@@ -63,7 +63,8 @@ def run(save: Callable[[Path, float], None], place: Path, n: int, events: set[st
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event in events:
+        reading = event == "open" and not arguments[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)
+        if event in events and not (reading and events is MAKING):
             seen += 1
             if seen == n:
                 act()

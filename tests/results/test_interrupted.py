@@ -13,7 +13,7 @@ import pytest
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="forks, and counts what Linux' Python tells an audit hook"
 )
-@pytest.mark.parametrize(("what", "points"), [("file", 8), ("folder", 50)])
+@pytest.mark.parametrize(("what", "points"), [("file", 8), pytest.param("folder", 60, marks=pytest.mark.slow)])
 def test_at_every_file_operation(what: str, points: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.results.interrupted", what, str(tmp_path)],

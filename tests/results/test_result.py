@@ -129,7 +129,9 @@ def same(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (tuple, list)):
         return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
-    return type(one) is type(other) and one == other and str(one) == str(other)
+    if isinstance(one, frozenset):
+        return type(one) is type(other) and one == other
+    return type(one) is type(other) and one == other and str(one) == str(other)  # -0.0 is not 0.0
 
 
 REAL = st.floats(allow_nan=False, allow_infinity=False)
