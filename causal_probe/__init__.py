@@ -20,6 +20,8 @@ The subpackages, from the ground up:
 `reports`         the pages over results
 ================  =====================================================================
 
+Above them stand ``report(result)``, the page on a result, ``save(result, folder)``, its numbers, tables and page, and ``load(path)``.
+
 ``import causal_probe`` is light: a subpackage is imported when it is first named.
 """
 
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         training,
         viz,
     )
+    from causal_probe.reports import load, report, save
 
 __all__ = [
     "CausalProbeError",
@@ -64,18 +67,24 @@ __all__ = [
     "first_gradient",
     "graphs",
     "hooks",
+    "load",
     "mechanisms",
     "models",
     "options",
     "papers",
     "probes",
+    "report",
     "reports",
     "results",
+    "save",
     "sweep",
     "tasks",
     "training",
     "viz",
 ]
+
+#: What stands above all rooms: the page on a result, its folder, and what was saved.
+_ABOVE = ("load", "report", "save")
 
 __version__ = "0.1.0"
 
@@ -110,6 +119,8 @@ if _problem := _unmet_requirement():
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ABOVE:
+        return getattr(importlib.import_module(f"{__name__}.reports"), name)
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

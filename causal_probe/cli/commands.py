@@ -115,16 +115,16 @@ def _run(name: str, study: Study, given: dict[str, Any], *, as_json: bool) -> No
         study.options(
             **options
         )  # what can't be worked with is refused before torch and TransformerLens take seconds to import
-    from causal_probe import experiments, papers, sweep
+    from causal_probe import experiments, papers, reports, sweep
 
     place = {"experiments": experiments, "papers": papers, "sweep": sweep}[study.place]
     if lists:
         typer.echo(getattr(place, str(study.lists))())
         return
     out: Path | None = given.get("out")
-    progress = {"progress": True} if "progress" in known else {}
+    always = {"progress": True, "page": reports.write_page}
     with _resumable(study, out):
-        found = getattr(place, name)(*first, **options, **progress)
+        found = getattr(place, name)(*first, **options, **{key: value for key, value in always.items() if key in known})
     typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else str(found))
     if out is not None:
         typer.echo(f"Report: {out / 'report.html'}", err=as_json)

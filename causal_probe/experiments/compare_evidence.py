@@ -18,11 +18,10 @@ from tqdm.auto import tqdm
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.experiments.methods import BATCH, METHODS, Asked, Method
 from causal_probe.experiments.recover import recover
-from causal_probe.experiments.saving import save_study
+from causal_probe.experiments.saving import kept
 from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.options import EvidenceOptions, MeasureOptions, takes
-from causal_probe.results import check_results_folder, csv_text, write_text
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 
 __all__ = ["compare_evidence", "measure_evidence"]
@@ -41,24 +40,20 @@ def compare_evidence(o: EvidenceOptions) -> EvidenceTable:
         If there is no graph or model, a model is unknown, or an argument is out of range.
     """
     settings = o.settings()
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result="evidence.json")
-    rows: list[EvidenceRow] = []
-    with tqdm(total=len(o.graphs) * (1 + len(o.models)), disable=not o.progress, desc="reading") as bar:
-        for graph in o.graphs:
-            truth = choose_graph(graph, n_positions=o.n_positions, seed=o.seed)
-            task = InContextMarkov(truth, o.d_vocab)
-            rows += without_model(task, graph=graph, seed=o.seed)
-            bar.update()
-            for name in o.models:
-                if (model := _model(name, task, o.seed)) is not None:
-                    rows += measure_evidence(model, task, graph=graph, name=name, **o.shared(MeasureOptions))
+    with kept(o, settings, result="evidence.json") as save_result:
+        rows: list[EvidenceRow] = []
+        with tqdm(total=len(o.graphs) * (1 + len(o.models)), disable=not o.progress, desc="reading") as bar:
+            for graph in o.graphs:
+                truth = choose_graph(graph, n_positions=o.n_positions, seed=o.seed)
+                task = InContextMarkov(truth, o.d_vocab)
+                rows += without_model(task, graph=graph, seed=o.seed)
                 bar.update()
-    result = EvidenceTable(tuple(rows), settings=settings)
-    if o.out is not None:
-        with save_study(result, o.out, overwrite=o.overwrite, result="evidence.json") as staging:
-            write_text(staging / "evidence.csv", csv_text(result.to_pandas()))
-            result.save(staging / "evidence.safetensors")
+                for name in o.models:
+                    if (model := _model(name, task, o.seed)) is not None:
+                        rows += measure_evidence(model, task, graph=graph, name=name, **o.shared(MeasureOptions))
+                    bar.update()
+        result = EvidenceTable(tuple(rows), settings=settings)
+        save_result(result)
     return result
 
 

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 
-from causal_probe import graphs, viz
+from causal_probe import graphs
 from causal_probe.options import EvidenceOptions
-from causal_probe.results import Result, Table
-from causal_probe.viz import report as page
+from causal_probe.results import Result, Table, csv_text, write_text
 
 __all__ = ["Agreement", "EvidenceRow", "EvidenceTable"]
 
 #: What one row of the summary stands for.
 KEYS = ("evidence", "model", "layer")
-
-HOW_TO_READ = (
-    "The tasks' causal graphs are known. Each kind of evidence answers with a graph over the tokens, read from one layer, of all heads "
-    "together. The skeleton says which tokens are joined; an arrowhead, that a token is no cause of the other. F1 is the harmonic mean of "
-    "precision and recall, 1 if all is right. Beside it stands the F1 of joining every pair, earlier to later: so much takes no evidence. "
-    "A perfect test is d-separation in the true graph, put in the place of the correlations: what the learners can know at most."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +117,8 @@ class EvidenceTable(Result):
         One for each graph, model, layer and kind of evidence, discovery with all its options.
     """
 
+    RESULT: ClassVar[str] = "evidence.json"
+
     KIND = "evidence"
     WORKS = ("rohekar2023", "nichani2024")
 
@@ -196,62 +191,10 @@ class EvidenceTable(Result):
             shown.where(shown.notna(), None).to_numpy().tolist(),
         )
 
-    def report(self) -> viz.Report:
-        """The report, to be written as one offline HTML file."""
-        return viz.Report(
-            title="Which evidence finds the causal graph, and at what cost?",
-            summary=f"{', '.join(self.settings['graphs'])}; {self.settings['n_positions']} tokens of {self.settings['d_vocab']} states.",
-            sections=[
-                page.Section("Result", [page.Paragraph(HOW_TO_READ), self._picture(), *self._tables()]),
-                page.Section("Is the deepest layer best?", [self._layers()]),
-            ],
-            settings=self.settings,
-            versions=self.provenance["versions"],
-            call=self.call,
-            citation=self.cite(),
-        )
-
-    def _picture(self) -> page.Picture:
-        return page.Picture(
-            viz.table_map(self.by_graph(), value_name="F1 of the skeleton", limit=1.0),
-            "F1 of the skeleton by evidence and graph. Of discovery, in each row, the options with the best mean.",
-        )
-
-    def _tables(self) -> list[page.Table]:
-        best, names = self.summary(), self.by_graph().index
-        rows = list(zip(names, best.itertuples(), strict=True))
-        agreement = [
-            (
-                name, row.how, round(row.skeleton_f1, 3), None if pd.isna(row.skeleton_precision) else round(row.skeleton_precision, 3),
-                round(row.skeleton_recall, 3), round(row.arrowheads_f1, 3), round(row.skeleton_exact, 3),
-            )
-            for name, row in rows
-        ]  # fmt: skip
-        return [
-            page.Table(
-                ["evidence", "options", "skeleton F1", "precision", "recall", "arrowhead F1", "exact"],
-                agreement,
-                "Means over the graphs. Discovery with the options that agree best with the truth; exact: the share of skeletons without a fault.",
-            ),
-            page.Table(
-                ["evidence", "sequences", "seconds"],
-                [(name, round(row.sequences), round(row.seconds, 3)) for name, row in rows],
-                "What it costs, means over the graphs. Sequences: through the model, for all readings together; seconds: of one reading, on "
-                "whatever machine this ran.",
-            ),
-        ]
-
-    def _layers(self) -> page.Table:
-        table = self.deepest()
-        rows = [
-            (*index, *(None if pd.isna(value) else value for value in row))
-            for index, row in zip(table.index, table.to_numpy(), strict=True)
-        ]
-        return page.Table(
-            ["graph", "model", *(f"layer {layer}" for layer in table.columns)],
-            rows,
-            "F1 of the skeleton that discovery finds in each layer, with the options that agree best there.",
-        )
+    def write_data(self, folder: Path) -> None:
+        """Write ``evidence.csv``, and ``evidence.safetensors``, which can be read back, beside the JSON."""
+        write_text(folder / "evidence.csv", csv_text(self.to_pandas()))
+        self.save(folder / "evidence.safetensors")
 
 
 def _flat(row: EvidenceRow) -> dict[str, Any]:

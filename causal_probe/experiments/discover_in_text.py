@@ -6,21 +6,19 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.saving import save_study
+from causal_probe.experiments.saving import kept
 from causal_probe.hooks import HookedModel, to_hooked
 from causal_probe.models import choose_device, load_model
 from causal_probe.options import DiscoverOptions, takes
 from causal_probe.probes import Discovery, Explanation, outputs_of
-from causal_probe.reports.discovery import discovery_report
-from causal_probe.results import Citation, check_results_folder, html_table, to_jsonable
-from causal_probe.viz import Report
+from causal_probe.results import Citation, html_table, to_jsonable
 
 __all__ = ["TextDiscovery", "discover_in_text"]
 
@@ -45,6 +43,8 @@ class TextDiscovery:
         Seconds for ``loading``, ``discovering`` and ``explaining``.
     """
 
+    RESULT: ClassVar[str] = "discovery.json"
+
     discovery: Discovery
     explanations: Mapping[str, Explanation]
     decision: str | None
@@ -60,10 +60,6 @@ class TextDiscovery:
     def cite(self) -> Citation:
         """The papers, and one sentence for a methods section."""
         return self.discovery.cite()
-
-    def report(self) -> Report:
-        """What ``causal-probe discover`` writes."""
-        return discovery_report(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in JSON types."""
@@ -127,59 +123,56 @@ def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
         settings = o.settings(model=os.fspath(model), device=str(choose_device(o.device)))
     else:
         settings = o.settings(model=type(model).__name__, dtype=None, device=None)
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result="discovery.json")
-    started = time.perf_counter()
-    name, tokenizer = None, o.tokenizer
-    if is_named:
-        loaded = load_model(model, dtype=o.dtype, device=str(choose_device(o.device)), any_kind=True)
-        model, tokenizer, name = loaded
-    tokenizer = tokenizer or getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        raise CausalProbeError(
-            "The model has no tokenizer, which turns the text into tokens. Give token numbers to probes.discover_from_attention."
+    with kept(o, settings, result="discovery.json") as save_result:
+        started = time.perf_counter()
+        name, tokenizer = None, o.tokenizer
+        if is_named:
+            loaded = load_model(model, dtype=o.dtype, device=str(choose_device(o.device)), any_kind=True)
+            model, tokenizer, name = loaded
+        tokenizer = tokenizer or getattr(model, "tokenizer", None)
+        if tokenizer is None:
+            raise CausalProbeError(
+                "The model has no tokenizer, which turns the text into tokens. Give token numbers to probes.discover_from_attention."
+            )
+        if not isinstance(model, HookedModel) and (o.source == "values" or _is_causal(model)):
+            model = to_hooked(model, tokenizer, name)
+        encoded = tokenizer(o.text)
+        tokens = torch.tensor([encoded["input_ids"]])
+        nodes = _words(encoded, tokenizer) if o.words else None
+        loaded_at = time.perf_counter()
+        found = probes.discover_from_attention(
+            model,
+            tokens,
+            layer=o.layer,
+            head=o.head,
+            algorithm=o.algorithm,
+            alpha=o.level,
+            samples=o.samples,
+            source=o.source,
+            residual=o.residual,
+            groups=nodes,
+            texts=[tokenizer.decode([token]) for token in tokens[0].tolist()],
         )
-    if not isinstance(model, HookedModel) and (o.source == "values" or _is_causal(model)):
-        model = to_hooked(model, tokenizer, name)
-    encoded = tokenizer(o.text)
-    tokens = torch.tensor([encoded["input_ids"]])
-    nodes = _words(encoded, tokenizer) if o.words else None
-    loaded_at = time.perf_counter()
-    found = probes.discover_from_attention(
-        model,
-        tokens,
-        layer=o.layer,
-        head=o.head,
-        algorithm=o.algorithm,
-        alpha=o.level,
-        samples=o.samples,
-        source=o.source,
-        residual=o.residual,
-        groups=nodes,
-        texts=[tokenizer.decode([token]) for token in tokens[0].tolist()],
-    )
-    discovered_at = time.perf_counter()
-    explanations: dict[str, Explanation] = {}
-    decision, changed = None, tuple[str, ...]()
-    if o.explain is not None:
-        explanations, names = _explain(model, tokenizer, found, o.explain, o.max_size)
-        cleann = explanations["cleann"]
-        decision, changed = names(cleann.decision), tuple(map(names, cleann.changed_to))
-    result = TextDiscovery(
-        found,
-        explanations,
-        decision,
-        changed,
-        settings,
-        {
-            "loading": loaded_at - started,
-            "discovering": discovered_at - loaded_at,
-            "explaining": time.perf_counter() - discovered_at,
-        },
-    )
-    if o.out is not None:
-        with save_study(result, o.out, overwrite=o.overwrite, result="discovery.json"):
-            pass  # there is nothing beside the report
+        discovered_at = time.perf_counter()
+        explanations: dict[str, Explanation] = {}
+        decision, changed = None, tuple[str, ...]()
+        if o.explain is not None:
+            explanations, names = _explain(model, tokenizer, found, o.explain, o.max_size)
+            cleann = explanations["cleann"]
+            decision, changed = names(cleann.decision), tuple(map(names, cleann.changed_to))
+        result = TextDiscovery(
+            found,
+            explanations,
+            decision,
+            changed,
+            settings,
+            {
+                "loading": loaded_at - started,
+                "discovering": discovered_at - loaded_at,
+                "explaining": time.perf_counter() - discovered_at,
+            },
+        )
+        save_result(result)
     return result
 
 

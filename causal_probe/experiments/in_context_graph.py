@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import networkx as nx
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
-from causal_probe.experiments.saving import REPORT, save_study
+from causal_probe.experiments.saving import kept
 from causal_probe.experiments.state_words import StateWords
 from causal_probe.graphs import choose_graph
 from causal_probe.hooks import (
@@ -52,16 +52,12 @@ from causal_probe.probes.head_scores import CALLED
 from causal_probe.probes.p_values import t_p_value
 from causal_probe.results import (
     Citation,
-    check_results_folder,
     cite,
     html_table,
     to_jsonable,
     versions,
 )
 from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator
-
-if TYPE_CHECKING:
-    from causal_probe.viz import Report
 
 __all__ = ["InContextGraph", "WordBatch", "in_context_graph", "word_batches"]
 
@@ -74,7 +70,6 @@ FLAGGED = CALLED / 2
 RANKED_ON = 4
 #: Tokens in a forward pass.
 TOKENS = 4096
-RESULT = "result.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,6 +122,8 @@ class InContextGraph:
     settings, timings
         All that was asked for; seconds.
     """
+
+    RESULT: ClassVar[str] = "result.json"
 
     graph: nx.DiGraph
     losses: Mapping[str, Estimate]
@@ -196,24 +193,6 @@ class InContextGraph:
                 }
             )
         )
-
-    def report(self) -> Report:
-        """The report on this result, to be written as one offline HTML file."""
-        from causal_probe.reports.in_context import in_context_report
-
-        return in_context_report(self)
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write ``result.json`` and ``report.html`` into ``folder``, whole or not at all; return the report's path.
-
-        Raises
-        ------
-        CausalProbeError
-            If ``folder`` can't be written or holds something else.
-        """
-        with save_study(self, folder, overwrite=overwrite, result=RESULT):
-            pass  # there is nothing beside the report
-        return Path(folder) / REPORT
 
     def cite(self) -> Citation:
         """The papers behind this result, and what a methods section may say."""
@@ -306,64 +285,62 @@ def in_context_graph(model: Any, o: InContextOptions) -> InContextGraph:
         dtype=o.dtype if is_named else describe(hooked)["dtype"],
         device=str(choose_device(o.device)) if is_named else describe(hooked)["device"],
     )
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result=RESULT)
-    if is_named:
-        hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
-    start = text_start(hooked, o.bos)
-    room = context_length(hooked)
-    room = None if room is None else room - len(start)
-    n_positions = o.n_positions
-    if n_positions is None and isinstance(o.graph, str) and not Path(o.graph).exists():
-        n_positions = min(64, room or 64)
-    truth = choose_graph(o.graph, n_positions=n_positions, root_probability=o.root_probability, seed=o.seed)
-    task = InContextMarkov(truth, o.states, o.concentration)
-    if not task.is_tree:
-        raise CausalProbeError(
-            "A node of the graph has two parents; a graph that is read in context has one parent a node at most."
-        )
-    if room is not None and task.n_positions > room:
-        raise CausalProbeError(
-            f"The graph makes {task.n_positions} positions, and the model's context has room for {room}. Take a smaller graph, or fewer "
-            "positions."
-        )
-    chosen = StateWords.choose(hooked, o.states, o.words)
-    batches = list(word_batches(hooked, task, chosen, n_sequences=o.n_sequences, start=start, seed=o.seed))
-    preflight(hooked, batches[0].tokens[:1])
-
-    losses, gain, skill = _losses(hooked, task, batches)
-    template = successor_of_parent(task.graph, first=len(start))
-    scores = scan(hooked, [batch.tokens for batch in batches], templates=[template], queries=[-1])
-    scanned = time.perf_counter()
-    verification = None
-    if o.verify and scores.called():
-        fresh = list(
-            word_batches(
-                hooked,
-                task,
-                chosen,
-                n_sequences=min(o.n_sequences, 16),
-                start=start,
-                seed=o.seed,
-                stream="verify",
-                batch_size=RANKED_ON,
+    with kept(o, settings, result=InContextGraph.RESULT) as save_result:
+        if is_named:
+            hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
+        start = text_start(hooked, o.bos)
+        room = context_length(hooked)
+        room = None if room is None else room - len(start)
+        n_positions = o.n_positions
+        if n_positions is None and isinstance(o.graph, str) and not Path(o.graph).exists():
+            n_positions = min(64, room or 64)
+        truth = choose_graph(o.graph, n_positions=n_positions, root_probability=o.root_probability, seed=o.seed)
+        task = InContextMarkov(truth, o.states, o.concentration)
+        if not task.is_tree:
+            raise CausalProbeError(
+                "A node of the graph has two parents; a graph that is read in context has one parent a node at most."
             )
+        if room is not None and task.n_positions > room:
+            raise CausalProbeError(
+                f"The graph makes {task.n_positions} positions, and the model's context has room for {room}. Take a smaller graph, or fewer "
+                "positions."
+            )
+        chosen = StateWords.choose(hooked, o.states, o.words)
+        batches = list(word_batches(hooked, task, chosen, n_sequences=o.n_sequences, start=start, seed=o.seed))
+        preflight(hooked, batches[0].tokens[:1])
+
+        losses, gain, skill = _losses(hooked, task, batches)
+        template = successor_of_parent(task.graph, first=len(start))
+        scores = scan(hooked, [batch.tokens for batch in batches], templates=[template], queries=[-1])
+        scanned = time.perf_counter()
+        verification = None
+        if o.verify and scores.called():
+            fresh = list(
+                word_batches(
+                    hooked,
+                    task,
+                    chosen,
+                    n_sequences=min(o.n_sequences, 16),
+                    start=start,
+                    seed=o.seed,
+                    stream="verify",
+                    batch_size=RANKED_ON,
+                )
+            )
+            verification = _verify(scores, hooked, fresh, o.progress)
+        ended = time.perf_counter()
+        result = InContextGraph(
+            graph=task.graph,
+            losses=losses,
+            gain=gain,
+            skill=skill,
+            scores=scores,
+            verification=verification,
+            words=chosen.words,
+            settings=settings,
+            timings={"reading": scanned - started, "verifying": ended - scanned, "total": ended - started},
         )
-        verification = _verify(scores, hooked, fresh, o.progress)
-    ended = time.perf_counter()
-    result = InContextGraph(
-        graph=task.graph,
-        losses=losses,
-        gain=gain,
-        skill=skill,
-        scores=scores,
-        verification=verification,
-        words=chosen.words,
-        settings=settings,
-        timings={"reading": scanned - started, "verifying": ended - scanned, "total": ended - started},
-    )
-    if o.out is not None:
-        result.save(o.out, overwrite=o.overwrite)
+        save_result(result)
     return result
 
 

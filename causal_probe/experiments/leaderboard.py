@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -14,19 +14,16 @@ from tqdm.auto import tqdm
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
 from causal_probe.experiments.in_context_graph import InContextGraph, cite_readings, in_context_graph
-from causal_probe.experiments.saving import REPORT, save_study
+from causal_probe.experiments.saving import kept
 from causal_probe.hooks import describe, to_hooked
 from causal_probe.options import InContextOptions, LeaderboardOptions, takes
 from causal_probe.options.base import GIVEN
-from causal_probe.reports.in_context import leaderboard_report
-from causal_probe.results import Citation, check_results_folder, csv_text, to_jsonable, versions, write_text
-from causal_probe.viz import Report
+from causal_probe.results import Citation, csv_text, to_jsonable, versions, write_text
 
 __all__ = ["GRAPHS", "Leaderboard", "leaderboard"]
 
 #: What is asked by default.
 GRAPHS = ("chain", "pairs", "lag-2", "lag-3")
-RESULT = "leaderboard.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -42,6 +39,8 @@ class Leaderboard:
     settings
         All that was asked for.
     """
+
+    RESULT: ClassVar[str] = "leaderboard.json"
 
     readings: tuple[InContextGraph, ...]
     names: tuple[str, ...]
@@ -92,21 +91,9 @@ class Leaderboard:
             )
         )
 
-    def report(self) -> Report:
-        """The report, to be written as one offline HTML file."""
-        return leaderboard_report(self)
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write ``leaderboard.json``, ``leaderboard.csv`` and ``report.html`` into ``folder``, whole or not at all.
-
-        Raises
-        ------
-        CausalProbeError
-            If ``folder`` can't be written or holds something else.
-        """
-        with save_study(self, folder, overwrite=overwrite, result=RESULT) as staging:
-            write_text(staging / "leaderboard.csv", csv_text(self.to_pandas()))
-        return Path(folder) / REPORT
+    def write_data(self, folder: Path) -> None:
+        """Write ``leaderboard.csv`` beside the JSON."""
+        write_text(folder / "leaderboard.csv", csv_text(self.to_pandas()))
 
     def cite(self) -> Citation:
         """The papers behind these readings, and what a methods section may say."""
@@ -165,26 +152,24 @@ def leaderboard(models: Sequence[Any], o: LeaderboardOptions) -> Leaderboard:
         raise CausalProbeError(f"The model {twice} was named twice. Name it once.")
     settings = o.settings(models=[name or GIVEN for name in named])
     options = o.shared(InContextOptions, verify=False, out=None, progress=False)
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result=RESULT)
-    readings: list[InContextGraph] = []
-    labels: list[str] = []
-    with tqdm(total=len(models) * len(o.graphs), disable=not o.progress, desc="reading") as bar:
-        for model in models:
-            if isinstance(model, (str, os.PathLike)):
-                hooked, loaded = open_model(model, dtype=o.dtype, device=o.device)
-                # causal-probe recover writes its model into a folder of that name: the folder above says which
-                name = Path(model).resolve().parent.name if loaded.name == "model" else loaded.name
-            else:
-                hooked = to_hooked(model)
-                name = str(describe(hooked)["model"])
-            copies = sum(known == name or known.startswith(f"{name} (") for known in dict.fromkeys(labels))
-            name = f"{name} ({copies + 1})" if copies else name
-            for graph in o.graphs:
-                labels.append(name)
-                readings.append(in_context_graph(hooked, graph, **options))
-                bar.update()
-    result = Leaderboard(tuple(readings), tuple(labels), settings)
-    if o.out is not None:
-        result.save(o.out, overwrite=o.overwrite)
+    with kept(o, settings, result=Leaderboard.RESULT) as save_result:
+        readings: list[InContextGraph] = []
+        labels: list[str] = []
+        with tqdm(total=len(models) * len(o.graphs), disable=not o.progress, desc="reading") as bar:
+            for model in models:
+                if isinstance(model, (str, os.PathLike)):
+                    hooked, loaded = open_model(model, dtype=o.dtype, device=o.device)
+                    # causal-probe recover writes its model into a folder of that name: the folder above says which
+                    name = Path(model).resolve().parent.name if loaded.name == "model" else loaded.name
+                else:
+                    hooked = to_hooked(model)
+                    name = str(describe(hooked)["model"])
+                copies = sum(known == name or known.startswith(f"{name} (") for known in dict.fromkeys(labels))
+                name = f"{name} ({copies + 1})" if copies else name
+                for graph in o.graphs:
+                    labels.append(name)
+                    readings.append(in_context_graph(hooked, graph, **options))
+                    bar.update()
+        result = Leaderboard(tuple(readings), tuple(labels), settings)
+        save_result(result)
     return result

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.scan import RESULT, SCORES, ModelScan
+from causal_probe.experiments.saving import kept
+from causal_probe.experiments.scan import SCORES, ModelScan
 from causal_probe.hooks import missing_shards
 from causal_probe.options import MergeOptions, takes
 from causal_probe.probes import HeadScores, bootstrap_intervals
-from causal_probe.results import check_results_folder
 
 __all__ = ["merge_scans"]
 
@@ -63,20 +63,18 @@ def merge_scans(shards: Sequence[str | os.PathLike[str]], o: MergeOptions) -> Mo
         corpus=reading["source"],
         **{name: reading[name] for name in ("length", "separator", "field")},
     )
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result=RESULT)
-    found = ModelScan(
-        scores=scores,
-        verification=None,
-        leading=(),
-        examples=(),
-        graphs=(),
-        circuits=(),
-        no_circuits=None,
-        intervals=bootstrap_intervals(scores),
-        settings=settings,
-        timings={"total": time.perf_counter() - started},
-    )
-    if o.out is not None:
-        found.save(o.out, overwrite=o.overwrite)
+    with kept(o, settings, result=ModelScan.RESULT) as save_result:
+        found = ModelScan(
+            scores=scores,
+            verification=None,
+            leading=(),
+            examples=(),
+            graphs=(),
+            circuits=(),
+            no_circuits=None,
+            intervals=bootstrap_intervals(scores),
+            settings=settings,
+            timings={"total": time.perf_counter() - started},
+        )
+        save_result(found)
     return found

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import networkx as nx
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.saving import REPORT, save_study
+from causal_probe.experiments.saving import kept
 from causal_probe.first_gradient.start import give_gradient_graph
 from causal_probe.graphs import GraphComparison, choose_graph
 from causal_probe.graphs.check import parent_lists
@@ -25,10 +25,8 @@ from causal_probe.models import DisentangledTransformer, choose_device, save
 from causal_probe.options import RecoverOptions, takes
 from causal_probe.options.base import GIVEN
 from causal_probe.probes import EdgeEffects, Evidence, HeadMatch, edge_effects, head_graphs, match_heads
-from causal_probe.reports.recovery import recovery_report
 from causal_probe.results import (
     Citation,
-    check_results_folder,
     cite,
     escape,
     to_jsonable,
@@ -42,7 +40,6 @@ from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.training.loop import History
 from causal_probe.training.slots import staged_slots
 from causal_probe.training.stages import Stage
-from causal_probe.viz import Report
 
 __all__ = ["CHECKPOINT_FILE", "Recovery", "recover", "tested_edges"]
 
@@ -99,6 +96,9 @@ class Recovery:
     threads
         CPU threads that the training ran with: sums differ in the last digits between one number and another.
     """
+
+    RESULT: ClassVar[str] = "result.json"
+    UNFINISHED: ClassVar[str] = CHECKPOINT_FILE
 
     truth: nx.DiGraph
     recovered: nx.DiGraph
@@ -192,30 +192,17 @@ class Recovery:
             )
         )
 
-    def report(self) -> Report:
-        """The report on this result, to be written as one offline HTML file."""
-        return recovery_report(self)
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the result into ``folder``, whole or not at all; return the path of the report.
-
-        ``result.json``, ``graph.json`` (the truth) and ``recovered.json`` (both node-link), ``attention.safetensors``
-        (layer 0's mean attention and its standard error), ``model/`` and ``report.html``.
-
-        Raises
-        ------
-        CausalProbeError
-            If ``folder`` can't be written or holds something else (see :func:`causal_probe.results.results_folder`).
+    def write_data(self, folder: Path) -> None:
+        """Write ``graph.json`` (the truth) and ``recovered.json``, both node-link, ``attention.safetensors`` (layer 0's mean attention
+        and its standard error) and ``model/`` beside the JSON.
         """
         arrays = {"layer0.mean": self.head_graphs.values[0]}
         if self.head_graphs.stderr is not None:
             arrays["layer0.stderr"] = self.head_graphs.stderr[0]
-        with save_study(self, folder, overwrite=overwrite, unfinished=CHECKPOINT_FILE) as staging:
-            graphs.write_graph(self.truth, staging / "graph.json")
-            graphs.write_graph(self.recovered, staging / "recovered.json")
-            save(self.model, staging / "model")
-            write_arrays(staging / "attention.safetensors", arrays)
-        return Path(folder) / REPORT
+        graphs.write_graph(self.truth, folder / "graph.json")
+        graphs.write_graph(self.recovered, folder / "recovered.json")
+        save(self.model, folder / "model")
+        write_arrays(folder / "attention.safetensors", arrays)
 
     def cite(self) -> Citation:
         """The papers behind this result, and one sentence for a methods section."""
@@ -316,60 +303,63 @@ def recover(o: RecoverOptions) -> Recovery:
         dtype=str(model.W_U.dtype).removeprefix("torch."),
     )
 
-    checkpoint = None
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, unfinished=CHECKPOINT_FILE)
-        checkpoint = Checkpoint(Path(o.out) / CHECKPOINT_FILE, settings, every=CHECKPOINT_EVERY, overwrite=o.overwrite)
-    given = _initialise(model, task, o.training, seed=seed)
-    watching = sample_batches(task, WATCHING_SEQUENCES, generator(seed, "watching", device=place))
-    watch = _Watch(task, watching, every=WATCH_EVERY[o.training], notes={} if checkpoint is None else checkpoint.notes)
-    history = fit(
-        model,
-        task,
-        stages,
-        generator=generator(seed, "training", device=place),
-        callback=watch,
-        checkpoint=checkpoint,
-        progress=o.progress,
+    checkpoint = (
+        None
+        if o.out is None
+        else Checkpoint(Path(o.out) / CHECKPOINT_FILE, settings, every=CHECKPOINT_EVERY, overwrite=o.overwrite)
     )
-    trained = time.perf_counter()
+    with kept(o, settings, unfinished=CHECKPOINT_FILE) as save_result:
+        given = _initialise(model, task, o.training, seed=seed)
+        watching = sample_batches(task, WATCHING_SEQUENCES, generator(seed, "watching", device=place))
+        watch = _Watch(
+            task, watching, every=WATCH_EVERY[o.training], notes={} if checkpoint is None else checkpoint.notes
+        )
+        history = fit(
+            model,
+            task,
+            stages,
+            generator=generator(seed, "training", device=place),
+            callback=watch,
+            checkpoint=checkpoint,
+            progress=o.progress,
+        )
+        trained = time.perf_counter()
 
-    attention = head_graphs(
-        model,
-        [b.tokens for b in sample_batches(task, ATTENTION_SEQUENCES, generator(seed, "attention", device=place))],
-    )
-    probing = list(sample_batches(task, probe_sequences, generator(seed, "probing", device=place)))
-    effects = () if len(task.children) < 2 else tested_edges(model, task, probing, attention, seed=seed)
-    recovered = _union(effects, len(truth))
-    nodes = nx.freeze(truth.subgraph(task.children))
-    has_edges = nodes.number_of_edges() > 0
-    match = match_heads(attention, nodes) if has_edges else None
-    held_out = list(sample_batches(task, EVALUATION_SEQUENCES, generator(seed, "evaluation", device=place)))
-    loss = evaluate(model, held_out)
-    ended = time.perf_counter()
-    result = Recovery(
-        truth=truth,
-        recovered=recovered,
-        comparison=graphs.compare(recovered, truth, weights=_evidence(effects, len(truth)), children=task.children),
-        mean_parent_attention=None if match is None else match.mean_parent_attention,
-        argmax_parent_accuracy=_argmax_accuracy(attention, nodes) if has_edges else None,
-        steps_to_all_parents=watch.first,
-        loss=loss,
-        reference_losses=reference_losses(task, join_batches(held_out)),
-        head_graphs=attention,
-        effects=effects,
-        match=match,
-        last_row=None if task.is_tree else _last_row(attention, task),
-        model=model,
-        task=task,
-        history=history,
-        given=given,
-        settings=settings,
-        timings={"training": trained - started, "probing": ended - trained, "total": ended - started},
-        threads=watch.threads,
-    )
-    if o.out is not None:
-        result.save(o.out, overwrite=o.overwrite)
+        attention = head_graphs(
+            model,
+            [b.tokens for b in sample_batches(task, ATTENTION_SEQUENCES, generator(seed, "attention", device=place))],
+        )
+        probing = list(sample_batches(task, probe_sequences, generator(seed, "probing", device=place)))
+        effects = () if len(task.children) < 2 else tested_edges(model, task, probing, attention, seed=seed)
+        recovered = _union(effects, len(truth))
+        nodes = nx.freeze(truth.subgraph(task.children))
+        has_edges = nodes.number_of_edges() > 0
+        match = match_heads(attention, nodes) if has_edges else None
+        held_out = list(sample_batches(task, EVALUATION_SEQUENCES, generator(seed, "evaluation", device=place)))
+        loss = evaluate(model, held_out)
+        ended = time.perf_counter()
+        result = Recovery(
+            truth=truth,
+            recovered=recovered,
+            comparison=graphs.compare(recovered, truth, weights=_evidence(effects, len(truth)), children=task.children),
+            mean_parent_attention=None if match is None else match.mean_parent_attention,
+            argmax_parent_accuracy=_argmax_accuracy(attention, nodes) if has_edges else None,
+            steps_to_all_parents=watch.first,
+            loss=loss,
+            reference_losses=reference_losses(task, join_batches(held_out)),
+            head_graphs=attention,
+            effects=effects,
+            match=match,
+            last_row=None if task.is_tree else _last_row(attention, task),
+            model=model,
+            task=task,
+            history=history,
+            given=given,
+            settings=settings,
+            timings={"training": trained - started, "probing": ended - trained, "total": ended - started},
+            threads=watch.threads,
+        )
+        save_result(result)
     return result
 
 

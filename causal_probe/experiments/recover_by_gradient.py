@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import networkx as nx
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.saving import REPORT, save_study
+from causal_probe.experiments.saving import kept
 from causal_probe.first_gradient.batches import AT_ONCE, SEQUENCES_OF_SEVERAL, batches_of, table_entries
 from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.first_gradient.result import GradientGraph
@@ -27,10 +27,8 @@ from causal_probe.models import DisentangledTransformer, save
 from causal_probe.models.disentangled import count_weights
 from causal_probe.options import GradientOptions, TokensOptions, takes
 from causal_probe.options.base import GIVEN
-from causal_probe.reports.by_gradient import gradient_report
 from causal_probe.results import (
     Citation,
-    check_results_folder,
     escape,
     to_jsonable,
     versions,
@@ -38,7 +36,6 @@ from causal_probe.results import (
 )
 from causal_probe.tasks import Batch, InContextMarkov, generator, join_batches, reference_losses
 from causal_probe.training import evaluate
-from causal_probe.viz import Report
 
 __all__ = ["GradientRecovery", "read_tokens", "recover_by_gradient", "recover_from_tokens"]
 
@@ -73,6 +70,8 @@ class GradientRecovery:
     loss, reference_losses
         Its cross-entropy in nats on fresh sequences, and that of exact predictors; None for tokens of one's own.
     """
+
+    RESULT: ClassVar[str] = "result.json"
 
     found: GradientGraph | GradientSlots
     truth: nx.DiGraph | None
@@ -137,27 +136,18 @@ class GradientRecovery:
             )
         )
 
-    def report(self) -> Report:
-        """The report on this result, to be written as one offline HTML file."""
-        return gradient_report(self)
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the result into ``folder``, whole or not at all; return the path of the report.
-
-        The files are those of :meth:`Recovery.save`: ``result.json``, ``graph.json`` (the truth, where it is known), ``recovered.json``,
-        ``attention.safetensors`` (layer 1's attention in the model, and the evidence with its standard error), ``model/`` and
-        ``report.html``.
+    def write_data(self, folder: Path) -> None:
+        """Write ``graph.json`` (the truth, where it is known), ``recovered.json``, ``attention.safetensors`` (layer 0's attention in the
+        model, and the evidence with its standard error) and ``model/`` beside the JSON.
         """
         arrays = {"layer0.mean": attention(self.model), "evidence": self.found.evidence}
         if self.found.stderr is not None:
             arrays["evidence.stderr"] = self.found.stderr
-        with save_study(self, folder, overwrite=overwrite) as staging:
-            if self.truth is not None:
-                graphs.write_graph(self.truth, staging / "graph.json")
-            graphs.write_graph(self.recovered, staging / "recovered.json")
-            save(self.model, staging / "model")
-            write_arrays(staging / "attention.safetensors", arrays)
-        return Path(folder) / REPORT
+        if self.truth is not None:
+            graphs.write_graph(self.truth, folder / "graph.json")
+        graphs.write_graph(self.recovered, folder / "recovered.json")
+        save(self.model, folder / "model")
+        write_arrays(folder / "attention.safetensors", arrays)
 
     def cite(self) -> Citation:
         """The paper, and one sentence for a methods section."""
@@ -256,24 +246,22 @@ def recover_by_gradient(o: GradientOptions) -> GradientRecovery:
         edges=list(truth.edges),
         evaluation_sequences=evaluated,
     )
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite)
-    drawn = batches_of(task, n_sequences, generator(o.seed, "gradient"))
-    found = gradient_graph(drawn) if task.is_tree else gradient_slots(drawn)
-    model = _model(found, o.d_vocab, task.n_positions)
-    held_out = [Batch(b.tokens, b.target, {}) for b in batches_of(task, evaluated, generator(o.seed, "evaluation"))]
-    result = GradientRecovery(
-        found=found,
-        truth=truth,
-        comparison=found.compare(truth),
-        model=model,
-        loss=evaluate(model, held_out),
-        reference_losses=reference_losses(task, join_batches(held_out)),
-        settings=settings,
-        seconds=time.perf_counter() - started,
-    )
-    if o.out is not None:
-        result.save(o.out, overwrite=o.overwrite)
+    with kept(o, settings) as save_result:
+        drawn = batches_of(task, n_sequences, generator(o.seed, "gradient"))
+        found = gradient_graph(drawn) if task.is_tree else gradient_slots(drawn)
+        model = _model(found, o.d_vocab, task.n_positions)
+        held_out = [Batch(b.tokens, b.target, {}) for b in batches_of(task, evaluated, generator(o.seed, "evaluation"))]
+        result = GradientRecovery(
+            found=found,
+            truth=truth,
+            comparison=found.compare(truth),
+            model=model,
+            loss=evaluate(model, held_out),
+            reference_losses=reference_losses(task, join_batches(held_out)),
+            settings=settings,
+            seconds=time.perf_counter() - started,
+        )
+        save_result(result)
     return result
 
 
@@ -309,21 +297,19 @@ def recover_from_tokens(data: str | os.PathLike[str], o: TokensOptions) -> Gradi
     settings = o.settings(
         method="gradient", data=os.fspath(data), n_positions=n_positions, d_vocab=d_vocab, n_sequences=len(tokens)
     )
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite)
-    found = gradient_graph(torch.split(tokens, max(1, AT_ONCE // max(tokens.shape[1], d_vocab))), d_vocab=d_vocab)
-    result = GradientRecovery(
-        found=found,
-        truth=None,
-        comparison=None,
-        model=_model(found, d_vocab, n_positions),
-        loss=None,
-        reference_losses=None,
-        settings=settings,
-        seconds=time.perf_counter() - started,
-    )
-    if o.out is not None:
-        result.save(o.out, overwrite=o.overwrite)
+    with kept(o, settings) as save_result:
+        found = gradient_graph(torch.split(tokens, max(1, AT_ONCE // max(tokens.shape[1], d_vocab))), d_vocab=d_vocab)
+        result = GradientRecovery(
+            found=found,
+            truth=None,
+            comparison=None,
+            model=_model(found, d_vocab, n_positions),
+            loss=None,
+            reference_losses=None,
+            settings=settings,
+            seconds=time.perf_counter() - started,
+        )
+        save_result(result)
     return result
 
 

@@ -1,52 +1,37 @@
-"""A study's folder: its report, its JSON, and whatever else belongs to it, whole or not at all."""
+"""A study's folder: claimed before the work, and filled with its numbers, its tables and its page, whole or not at all."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from causal_probe.results import claim, write_json
-from causal_probe.viz import Report
+from causal_probe.options.common import SavingOptions
+from causal_probe.results import Claim, claim, write_json
 
-__all__ = ["REPORT", "save_study"]
-
-REPORT = "report.html"
-
-
-@runtime_checkable
-class Study(Protocol):
-    """What a result must tell of itself to be saved."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What it depends on."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its content, in plain JSON types."""
-
-    def report(self) -> Report:
-        """Its report."""
+__all__ = ["fill", "kept"]
 
 
 @contextmanager
-def save_study(
-    study: Study,
-    folder: str | os.PathLike[str],
-    *,
-    overwrite: bool,
-    result: str = "result.json",
-    unfinished: str | None = None,
-) -> Iterator[Path]:
-    """Yield the staging folder of :meth:`~causal_probe.results.Claim.stage` for the study's own files (parameters and errors as there).
+def kept(
+    o: SavingOptions, settings: Mapping[str, Any], *, result: str = "result.json", unfinished: str | None = None
+) -> Iterator[Callable[[Any], None]]:
+    """Hold the folder ``o.out`` for the length of a study (:func:`causal_probe.results.claim`); yield what saves its result there.
 
-    When the block ends, the JSON ``result`` and the report are written beside them.
+    Without a folder nothing is held, and nothing saved.
     """
-    with (
-        claim(folder, settings=study.settings, overwrite=overwrite, result=result, unfinished=unfinished) as claimed,
-        claimed.stage(page=lambda staging: study.report().write(staging / REPORT)) as staging,
-    ):
-        yield staging
-        write_json(staging / result, study.to_dict())
+    if o.out is None:
+        yield lambda found: None
+        return
+    with claim(o.out, settings=settings, overwrite=o.overwrite, result=result, unfinished=unfinished) as claimed:
+        yield lambda found: fill(claimed, found, page=o.page)
+
+
+def fill(claimed: Claim, found: Any, *, page: Callable[[Any, Path], object] | None) -> None:
+    """Put a result into its folder: the JSON, what ``write_data`` writes beside it, and its page."""
+    with claimed.stage(page=None if page is None else partial(page, found)) as folder:
+        write_json(folder / found.RESULT, found.to_dict())
+        if hasattr(found, "write_data"):
+            found.write_data(folder)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from torch import Tensor
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.check_model import open_model
-from causal_probe.experiments.saving import REPORT, save_study
+from causal_probe.experiments.saving import kept
 from causal_probe.experiments.scan_sequences import (
     MadeSequences,
     ScannedSequences,
@@ -57,17 +57,14 @@ from causal_probe.probes.sequences import longest_ngram
 from causal_probe.probes.templates import TEMPLATES
 from causal_probe.probes.verify import HeadVerdict, Verification
 from causal_probe.probes.verify import verify as verify_heads
-from causal_probe.reports.scan import scan_report
 from causal_probe.results import (
     Citation,
-    check_results_folder,
     csv_text,
     escape,
     to_jsonable,
     versions,
     write_text,
 )
-from causal_probe.viz import Report
 
 __all__ = ["Example", "HeadGraph", "ModelScan", "Row", "scan"]
 
@@ -193,6 +190,8 @@ class ModelScan:
     timings
         Seconds for ``loading``, ``scanning`` and ``verifying``, and in ``total``.
     """
+
+    RESULT: ClassVar[str] = "scan.json"
 
     scores: HeadScores
     verification: Verification | None
@@ -334,25 +333,13 @@ class ModelScan:
             )
         )
 
-    def report(self) -> Report:
-        """The report on this result, to be written as one offline HTML file."""
-        return scan_report(self)
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write ``scan.json``, ``scan.csv`` and ``report.html`` into ``folder``, whole or not at all; return the report's path.
-
-        Of a corpus also ``scores.safetensors``, the sums of each sequence, with which other shards are merged (:func:`merge_scans`).
-
-        Raises
-        ------
-        CausalProbeError
-            If ``folder`` can't be written or holds something else (see :func:`causal_probe.results.results_folder`).
+    def write_data(self, folder: Path) -> None:
+        """Write ``scan.csv`` beside the JSON; of a corpus also ``scores.safetensors``, the sums of each sequence, with which other shards
+        are merged (:func:`merge_scans`).
         """
-        with save_study(self, folder, overwrite=overwrite, result=RESULT) as staging:
-            write_text(staging / "scan.csv", csv_text(self.to_pandas()))
-            if self.readings:
-                self.scores.save(staging / SCORES)
-        return Path(folder) / REPORT
+        write_text(folder / "scan.csv", csv_text(self.to_pandas()))
+        if self.readings:
+            self.scores.save(folder / SCORES)
 
     def cite(self) -> Citation:
         """The papers behind this result, and what a methods section may say."""
@@ -436,8 +423,6 @@ class ModelScan:
 
 HEADER = ("template", "head", "score", "chance", "excess", "sink", "called", "verdict", "effect")
 
-#: The file by which a folder of this study's results is known.
-RESULT = "scan.json"
 #: The sums of each sequence of a corpus.
 SCORES = "scores.safetensors"
 #: Of each head its intervals on a corpus.
@@ -483,61 +468,61 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
         dtype=o.dtype if is_named else described["dtype"],
         device=str(choose_device(o.device)) if is_named else described["device"],
     )
-    if o.out is not None:
-        check_results_folder(o.out, settings=settings, overwrite=o.overwrite, result=RESULT)
-    if is_named:
-        hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
-    loaded = time.perf_counter()
+    with kept(o, settings, result=ModelScan.RESULT) as save_result:
+        if is_named:
+            hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
+        loaded = time.perf_counter()
 
-    checked = ("pattern", "z") if o.verify else ("pattern",)
-    text: Corpus | None = None
-    make: ScannedSequences
-    if o.corpus is None:
-        options: dict[str, Any] = {"n_sequences": o.n_sequences, "period": o.period, "bos": o.bos, "seed": o.seed}
-        make = MadeSequences(hooked, options, TEMPLATES.values() if wanted is None else wanted)
-        preflight(hooked, make.scanned(_kind(wanted), CHECKED), hooks=checked)
-        scores = probes.scan(hooked, templates=wanted, batch_size=o.batch_size, **options)
-    else:
-        fits = sequence_length(hooked, o.length)
-        text = open_corpus(hooked, o.corpus, length=fits, bos=o.bos, separator=o.separator, field=o.field, shard=(i, n))
-        make = TextSequences(text)
-        if len(first := text.first(CHECKED)):
-            preflight(hooked, first, hooks=checked)
-        scores = probes.scan(hooked, text, templates=wanted, batch_size=o.batch_size)
-    leading = _leading(scores)
-    result = ModelScan(
-        scores=scores,
-        verification=None,
-        leading=tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL],
-        examples=(),
-        graphs=tuple(_graphs(hooked, scores, make, leading, o.batch_size)),
-        circuits=(),
-        no_circuits=None,
-        intervals=None if text is None else bootstrap_intervals(scores),
-        settings=settings,
-        timings={},
-    )
-    kind = scores.settings["tokens"][0]["kind"]
-    result = dataclasses.replace(result, examples=tuple(_examples(hooked, make, kind, result.leading)))
-    if o.blocks:
-        circuits, why = _circuits(hooked, scores, make)
-        result = dataclasses.replace(result, circuits=circuits, no_circuits=why)
-    scanned = time.perf_counter()
-    if o.verify:
-        # A head's output is also replaced by that in another sequence of its batch: there must be one.
-        size = None if o.batch_size is None else max(2, o.batch_size)
-        verification = verify_heads(scores, hooked, batch_size=size, progress=o.progress)
-        result = dataclasses.replace(result, verification=verification)
-    ended = time.perf_counter()
-    timings = {
-        "loading": loaded - started,
-        "scanning": scanned - loaded,
-        "verifying": ended - scanned,
-        "total": ended - started,
-    }
-    result = dataclasses.replace(result, timings=timings)
-    if o.out is not None:
-        result.save(o.out, overwrite=o.overwrite)
+        checked = ("pattern", "z") if o.verify else ("pattern",)
+        text: Corpus | None = None
+        make: ScannedSequences
+        if o.corpus is None:
+            options: dict[str, Any] = {"n_sequences": o.n_sequences, "period": o.period, "bos": o.bos, "seed": o.seed}
+            make = MadeSequences(hooked, options, TEMPLATES.values() if wanted is None else wanted)
+            preflight(hooked, make.scanned(_kind(wanted), CHECKED), hooks=checked)
+            scores = probes.scan(hooked, templates=wanted, batch_size=o.batch_size, **options)
+        else:
+            fits = sequence_length(hooked, o.length)
+            text = open_corpus(
+                hooked, o.corpus, length=fits, bos=o.bos, separator=o.separator, field=o.field, shard=(i, n)
+            )
+            make = TextSequences(text)
+            if len(first := text.first(CHECKED)):
+                preflight(hooked, first, hooks=checked)
+            scores = probes.scan(hooked, text, templates=wanted, batch_size=o.batch_size)
+        leading = _leading(scores)
+        result = ModelScan(
+            scores=scores,
+            verification=None,
+            leading=tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL],
+            examples=(),
+            graphs=tuple(_graphs(hooked, scores, make, leading, o.batch_size)),
+            circuits=(),
+            no_circuits=None,
+            intervals=None if text is None else bootstrap_intervals(scores),
+            settings=settings,
+            timings={},
+        )
+        kind = scores.settings["tokens"][0]["kind"]
+        result = dataclasses.replace(result, examples=tuple(_examples(hooked, make, kind, result.leading)))
+        if o.blocks:
+            circuits, why = _circuits(hooked, scores, make)
+            result = dataclasses.replace(result, circuits=circuits, no_circuits=why)
+        scanned = time.perf_counter()
+        if o.verify:
+            # A head's output is also replaced by that in another sequence of its batch: there must be one.
+            size = None if o.batch_size is None else max(2, o.batch_size)
+            verification = verify_heads(scores, hooked, batch_size=size, progress=o.progress)
+            result = dataclasses.replace(result, verification=verification)
+        ended = time.perf_counter()
+        timings = {
+            "loading": loaded - started,
+            "scanning": scanned - loaded,
+            "verifying": ended - scanned,
+            "total": ended - started,
+        }
+        result = dataclasses.replace(result, timings=timings)
+        save_result(result)
     return result
 
 

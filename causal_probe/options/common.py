@@ -25,6 +25,7 @@ __all__ = [
     "PathName",
     "ProgressOption",
     "RootProbability",
+    "PageOption",
     "SavingOptions",
     "SeedOption",
     "SequenceOptions",
@@ -62,7 +63,22 @@ RootProbability: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavingOptions(Options):
+class PageOption(Options):
+    """Who writes the page: the studies know none."""
+
+    page: Annotated[
+        Any,
+        Help(
+            "What writes the page into that folder, from the result: causal_probe.reports.write_page.",
+            none="numbers and tables alone",
+            setting=False,
+            in_command=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavingOptions(PageOption):
     """Where the result goes."""
 
     out: Annotated[

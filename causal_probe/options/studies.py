@@ -12,6 +12,7 @@ from causal_probe.options.common import (
     MODEL,
     DVocab,
     LoadingOptions,
+    PageOption,
     PathName,
     ProgressOption,
     SavingOptions,
@@ -148,7 +149,7 @@ class ReproduceOptions(SeedOption, SavingOptions, ProgressOption):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(ProgressOption):
+class SweepOptions(PageOption, ProgressOption):
     """Options of :func:`causal_probe.sweep`."""
 
     subject: ClassVar[Subject | None] = Subject(

@@ -73,7 +73,7 @@ def reproduce(o: ReproduceOptions) -> Reproduction:
         )
         result = REPRODUCTIONS[o.name](run)
         if o.out is not None:
-            result.save(o.out)
+            result.save(o.out, page=o.page)
     return result
 
 

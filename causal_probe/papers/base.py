@@ -43,7 +43,6 @@ from causal_probe.results import (
     write_json,
 )
 from causal_probe.training.checkpoint import Checkpoint
-from causal_probe.viz import report as page
 
 __all__ = ["PARTS", "Line", "Reproduction", "Run"]
 
@@ -54,10 +53,6 @@ PARTS, BEGUN = "parts", "parts/run.json"
 #: The settings that say which run a folder belongs to. All others follow from them in one version of the code; what a part depends on
 #: besides, its own settings say.
 IDENTITY = ("name", "quick", "seed")
-
-
-#: What the table of a report shows.
-LINES = "Each quantity: ours with its standard error, where it is an estimate; the paper's; what ours was checked by; whether it holds."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,33 +165,15 @@ class Reproduction:
             )
         )
 
-    def report(self) -> viz.Report:
-        """The report on this result, to be written as one offline HTML file."""
-        columns = ["quantity", "ours", "standard error", "paper", "checked by", "holds", "note"]
-        rows = [tuple(_cell(value) for value in dataclasses.astuple(line)) for line in self.lines]
-        pictures = [page.Picture(figure, self.captions.get(name, "")) for name, figure in self.figures.items()]
-        sections = [page.Section("Result", [page.Table(columns, rows, LINES)])]
-        if pictures:
-            sections.append(page.Section("Figures", pictures))
-        if self.notes:
-            sections.append(page.Section("Notes", [page.Paragraph("\n\n".join(self.notes))]))
-        return viz.Report(
-            title=self.title,
-            summary=self.summary,
-            sections=sections,
-            settings=self.settings,
-            versions=versions(),
-            call=self.call,
-            citation=self.cite(),
-        )
-
     @property
     def call(self) -> str:
         """The Python that gives this result."""
         return ReproduceOptions.call("papers.reproduce", self.settings)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``report.html``, one SVG for each figure, ``arrays.safetensors`` and, last, ``result.json``; return the report's path.
+    def save(
+        self, folder: str | os.PathLike[str], *, page: Callable[[Reproduction, Path], object] | None = None
+    ) -> None:
+        """Write one SVG for each figure, ``arrays.safetensors``, the page by ``page`` and, last, ``result.json``.
 
         Each file is written whole or not at all, in a new or empty folder or one of the same name, ``quick`` and ``seed``.
 
@@ -210,10 +187,10 @@ class Reproduction:
             viz.write_svg(figure, target / f"{name}.svg", description=self.captions.get(name, ""))
         if self.arrays:
             write_arrays(target / "arrays.safetensors", self.arrays)
-        self.report().write(target / "report.html")
+        if page is not None:
+            page(self, target)
         files = sorted({*list_files(target), RESULT})
         write_json(target / RESULT, seal({**self.to_dict(), "files": files}))
-        return Path(folder) / "report.html"
 
     def cite(self) -> Citation:
         """The papers behind this result, and one sentence for a methods section."""
@@ -251,10 +228,6 @@ def _value(line: Line) -> str:
 
 def _yes(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "NO"
-
-
-def _cell(value: object) -> object:
-    return "" if value is None else value
 
 
 # ------------------------------------------------------------------------------------------------------------ a run's parts

@@ -1,1 +1,15 @@
-"""The pages: one offline HTML report for each kind of result."""
+"""The pages: one offline HTML report for each kind of result, and the folder in which a result and its page are kept."""
+
+from __future__ import annotations
+
+# Each registers its pages.
+from causal_probe.reports import by_gradient, discovery, evidence, in_context, paper, recovery, scan, sweep  # noqa: F401
+from causal_probe.reports.pages import report
+from causal_probe.reports.saving import save, write_page
+from causal_probe.results import load
+
+__all__ = ["load", "report", "save", "write_page"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from causal_probe import viz
+from causal_probe.experiments.recover_by_gradient import GradientRecovery
 from causal_probe.first_gradient.result import GradientGraph
+from causal_probe.reports.pages import report
 from causal_probe.results import versions
 from causal_probe.viz import report as page
 
-if TYPE_CHECKING:
-    from causal_probe.experiments.recover_by_gradient import GradientRecovery
-
-__all__ = ["gradient_report"]
+__all__ = ["gradient_page"]
 
 #: More positions than this are not drawn as a heat map: a cell would be smaller than a pixel or two. The page says so.
 DRAWN = 64
 
 
-def gradient_report(result: GradientRecovery) -> viz.Report:
+@report.register
+def gradient_page(result: GradientRecovery) -> viz.Report:
     """The report that ``causal-probe recover --method gradient`` writes."""
     truth = result.truth
     return viz.Report(

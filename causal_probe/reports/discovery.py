@@ -5,18 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from causal_probe import viz
+from causal_probe.experiments.discover_in_text import TextDiscovery
 from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
+from causal_probe.reports.pages import report
 from causal_probe.results import versions
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
-if TYPE_CHECKING:
-    from causal_probe.experiments.discover_in_text import TextDiscovery
-
-__all__ = ["discovery_report"]
+__all__ = ["discovery_page"]
 
 #: So many heads are drawn, of so many edges in all (an edge is a kilobyte of a page that is to stay under three megabytes), ...
 DRAWN = 12
@@ -35,7 +33,8 @@ HOW_TO_READ = (
 )
 
 
-def discovery_report(result: TextDiscovery) -> viz.Report:
+@report.register
+def discovery_page(result: TextDiscovery) -> viz.Report:
     """The report that ``causal-probe discover`` writes."""
     found = result.discovery
     edges = Counter[tuple[int, int]](edge for each in found.graphs for edge in mixed_edges(each.graph))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from causal_probe import viz
+from causal_probe.experiments.in_context_graph import InContextGraph
+from causal_probe.experiments.leaderboard import Leaderboard
+from causal_probe.reports.pages import report
 from causal_probe.results import versions
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
-if TYPE_CHECKING:
-    from causal_probe.experiments.in_context_graph import InContextGraph
-    from causal_probe.experiments.leaderboard import Leaderboard
-
-__all__ = ["in_context_report", "leaderboard_report"]
+__all__ = ["in_context_page", "leaderboard_page"]
 
 WHAT_IS_ASKED = (
     "The model read sequences whose words are drawn along a causal graph: each word's distribution depends on its parent's word, by "
@@ -30,7 +28,8 @@ WHAT_IS_ASKED = (
 SHOWN_GRAPH = 40
 
 
-def in_context_report(result: InContextGraph) -> viz.Report:
+@report.register
+def in_context_page(result: InContextGraph) -> viz.Report:
     """The report that ``causal-probe recover --model`` writes."""
     model = result.scores.provenance["model"]
     return viz.Report(
@@ -48,7 +47,8 @@ def in_context_report(result: InContextGraph) -> viz.Report:
     )
 
 
-def leaderboard_report(result: Leaderboard) -> viz.Report:
+@report.register
+def leaderboard_page(result: Leaderboard) -> viz.Report:
     """The report that ``causal-probe leaderboard`` writes."""
     return viz.Report(
         title="Which causal structures can these models read in context?",

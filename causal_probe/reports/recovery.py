@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from causal_probe import viz
+from causal_probe.experiments.recover import Recovery
 from causal_probe.first_gradient.start import GRAPH_OF_GRADIENTS
+from causal_probe.reports.pages import report
 from causal_probe.results import versions
 from causal_probe.tasks import generator
 from causal_probe.viz import report as page
 
-if TYPE_CHECKING:
-    from causal_probe.experiments.recover import Recovery
-
-__all__ = ["recovery_report"]
+__all__ = ["recovery_page"]
 
 #: Sequences whose attention patterns are shown.
 SHOWN_SEQUENCES = 3
@@ -45,7 +42,8 @@ METRICS = (
 )
 
 
-def recovery_report(result: Recovery) -> viz.Report:
+@report.register
+def recovery_page(result: Recovery) -> viz.Report:
     """The report that ``causal-probe recover`` writes."""
     found = result.comparison
     asked = range(found.children[-1] + 1)

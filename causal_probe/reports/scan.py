@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
 import torch
 
 from causal_probe import viz
+from causal_probe.experiments.scan import HeadGraph, ModelScan
 from causal_probe.probes import Evidence
 from causal_probe.probes.sequences import longest_ngram
 from causal_probe.probes.verify import Estimate, Verification
+from causal_probe.reports.pages import report
 from causal_probe.results import versions
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
-if TYPE_CHECKING:
-    from causal_probe.experiments.scan import HeadGraph, ModelScan
-
-__all__ = ["scan_report"]
+__all__ = ["scan_page"]
 
 KINDS = {"repeated": "random tokens, none twice in a period"}
 HOW_TO_READ = (
@@ -47,7 +45,8 @@ CIRCUITS = (
 )
 
 
-def scan_report(result: ModelScan) -> viz.Report:
+@report.register
+def scan_page(result: ModelScan) -> viz.Report:
     """The report that ``causal-probe scan`` writes."""
     scores = result.scores
     n_called = len({found[:2] for found in scores.called()})

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from causal_probe import viz
+from causal_probe.reports.pages import report
 from causal_probe.results import versions
+from causal_probe.sweep.result import Sweep
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
-if TYPE_CHECKING:
-    from causal_probe.sweep.result import Sweep
-
-__all__ = ["sweep_report"]
+__all__ = ["sweep_page"]
 
 #: So many points and errors are listed; summary.csv and failed/ hold all.
 LISTED = 60
@@ -24,7 +23,8 @@ LISTED = 60
 ABOUT = ("cell", "probe", "seed", "status", "error", "rows")
 
 
-def sweep_report(result: Sweep) -> viz.Report:
+@report.register
+def sweep_page(result: Sweep) -> viz.Report:
     """The report that ``causal-probe sweep`` writes."""
     table = result.summary()
     finished = len(result.cells) - len(result.failed)

@@ -11,12 +11,10 @@ import pandas as pd
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.mechanisms.dynamics import Dynamics, dynamics
-from causal_probe.reports.sweep import sweep_report
 from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 from causal_probe.sweep.merging import merge_shards
 from causal_probe.sweep.plan import Cell
 from causal_probe.sweep.store import Store
-from causal_probe.viz import Report
 
 __all__ = ["Sweep"]
 
@@ -154,10 +152,6 @@ class Sweep:
                 }
             )
         )
-
-    def report(self) -> Report:
-        """The report on this sweep, to be written as one offline HTML file."""
-        return sweep_report(self)
 
     def cite(self) -> Citation:
         """The papers behind the probes, and one sentence for a methods section."""

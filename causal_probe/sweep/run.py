@@ -96,7 +96,8 @@ def sweep(spec: Mapping[str, Any] | str | os.PathLike[str], o: SweepOptions) -> 
             merged.unlink(missing_ok=True)
             with contextlib.suppress(CausalProbeError):  # a shard is missing or has failed: it is said by merged()
                 write_text(merged, csv_text(found.merged()))
-        found.report().write(store.folder / "report.html")
+        if o.page is not None:
+            o.page(found, store.folder)
     return found
 
 

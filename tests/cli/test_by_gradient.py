@@ -19,6 +19,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import GradientRecovery, recover_by_gradient, recover_from_tokens
 from causal_probe.experiments.recover_by_gradient import attention
 from causal_probe.first_gradient import gradient_graph
+from causal_probe.reports import report
 from causal_probe.tasks import InContextMarkov, generator
 
 FILES = {"attention.safetensors", "graph.json", "model", "recovered.json", "report.html", "result.json"}
@@ -58,11 +59,11 @@ def test_a_tree_is_read_and_written_as_training_writes_it(tmp_path: Path, capsys
 def test_the_page_says_when_the_evidence_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     found = recover_by_gradient("chain", n_positions=9, n_sequences=2**10)
     drawn, undrawn = "in the units of chi-square information", "Heat maps of the evidence are left out"
-    page = found.report().to_html()
+    page = report(found).to_html()
     assert drawn in page
     assert undrawn not in page
     monkeypatch.setattr("causal_probe.reports.by_gradient.DRAWN", 7)
-    page = found.report().to_html()
+    page = report(found).to_html()
     assert drawn not in page
     assert f"{undrawn}, as there are more than 7 positions (8)" in page
 
@@ -117,7 +118,7 @@ def test_a_search_that_was_cut_off_is_said_everywhere(monkeypatch: pytest.Monkey
     result = found.to_dict()
     assert result["found"]["cut_off"] is True
     assert result["found"]["decided"] is False
-    page = found.report().to_html()
+    page = report(found).to_html()
     assert said in html.unescape(page)
     assert "The search was cut off at 1" in page
 

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from causal_probe import CausalProbeError, experiments
 from causal_probe.cli.main import main
+from causal_probe.reports import report
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "a", "mat", "<b>", "##s"]
 
@@ -77,7 +78,7 @@ def test_json_words_and_no_markup(classifier: Path, capsys: pytest.CaptureFixtur
     assert content["groups"] == [[0], [1], [2, 3], [4], [5]]
     assert [graph["head"] for graph in content["graphs"]] == [1]
     result = experiments.discover_in_text(classifier, "the <b> sat", samples=50)
-    page = result.report().to_html()
+    page = report(result).to_html()
     assert "&lt;b&gt;" in page
     assert "the <b> sat" not in page
 

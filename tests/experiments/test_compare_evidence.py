@@ -20,6 +20,7 @@ from causal_probe.experiments.methods import METHODS, method, union
 from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
 from causal_probe.models import hand_set
 from causal_probe.papers import reproduce
+from causal_probe.reports import report
 from causal_probe.tasks import InContextMarkov, generator
 
 LEARNERS = {name: methods.ALGORITHMS[name] for name in ("pc", "ordered-icd")}
@@ -172,7 +173,7 @@ def test_summary_and_layers(table: EvidenceTable) -> None:
 
 
 def test_shown_kept_and_cited(table: EvidenceTable, tmp_path: Path) -> None:
-    table.report().write(tmp_path / "report.html")
+    report(table).write(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Is the deepest layer best?" in page
     assert "<svg" in page

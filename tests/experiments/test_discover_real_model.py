@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from causal_probe.experiments import TextDiscovery, discover_in_text
+from causal_probe.reports import report
 from tests.real_model import minilm_folder
 
 pytestmark = pytest.mark.slow
@@ -67,7 +68,7 @@ def test_smollm2_finds_graphs_and_explains_its_next_word(letter: TextDiscovery, 
 
 
 def test_the_report_on_smollm2(letter: TextDiscovery) -> None:
-    page = letter.report().to_html()
+    page = report(letter).to_html()
     assert page.count("<svg") == 9
     assert "Why this decision?" in page
 

@@ -16,6 +16,7 @@ from causal_probe.experiments.state_words import WORDS, StateWords
 from causal_probe.hooks import to_hooked, undisturbed
 from causal_probe.models import save
 from causal_probe.models.constructions import fit_scales, hand_set
+from causal_probe.reports import write_page
 from causal_probe.tasks import InContextMarkov
 from causal_probe.tasks.predictors import known_graph
 from tests import tiny_huggingface
@@ -118,7 +119,7 @@ def test_heads_that_see_the_graph_are_verified(chain_model):
 
 def test_it_saves_itself(chain_model, tmp_path: Path):
     found = experiments.in_context_graph(
-        chain_model, "pairs", n_positions=POSITIONS, states=STATES, n_sequences=8, out=tmp_path / "out"
+        chain_model, "pairs", n_positions=POSITIONS, states=STATES, n_sequences=8, out=tmp_path / "out", page=write_page
     )
     saved = json.loads((tmp_path / "out/result.json").read_text())
     assert saved["verdict"] == found.verdict
@@ -136,6 +137,8 @@ def test_a_leaderboard(chain_model, tmp_path: Path):
         states=STATES,
         n_sequences=32,
         out=tmp_path / "board",
+        page=write_page,
+        page=write_page,
     )
     frame = found.to_pandas()
     assert frame["graph"].tolist() == ["chain", "lag-2"] * 2
@@ -180,5 +183,5 @@ def test_bad_input(chain_model, tmp_path: Path):
         experiments.leaderboard([], ["chain"])
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(CausalProbeError):
-        read("chain", out=tmp_path)
+        read("chain", out=tmp_path, page=write_page)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

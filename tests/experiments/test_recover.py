@@ -15,6 +15,7 @@ from causal_probe import experiments, graphs, models, probes, tasks, training
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import Recovery, recover
 from causal_probe.models import choose_device
+from causal_probe.reports import report, save
 from causal_probe.viz import Report
 
 SMALL = {"n_positions": 6, "probe_sequences": 4096, "device": "cpu"}
@@ -94,7 +95,7 @@ def test_several_parents_are_matched_to_heads_and_reported() -> None:
     assert found.last_row[0]["as_node"]["parents"] == (2, 4)
     assert found.comparison.children == tuple(range(5))
     json.dumps(found.to_dict(), allow_nan=False)
-    page = found.report().to_html()
+    page = report(found).to_html()
     assert "Nodes after 4 are left out" in page
     # Who reads the page, or the methods sentence, is told where the graph came from.
     assert found.given[0].startswith("layer 0 begins with what gradients of the untrained model show")
@@ -148,8 +149,8 @@ def test_the_export_gives_the_same_graphs_edge_effects_and_head_scores(chain: Re
 
 
 def test_what_is_saved(chain: Recovery, tmp_path: Path) -> None:
-    report = chain.save(tmp_path / "out")
-    assert report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    written = save(chain, tmp_path / "out")
+    assert written.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["truth"]["edges"] == result["recovered"]["edges"] == [[i, i + 1] for i in range(4)]
     assert {
@@ -173,16 +174,16 @@ def test_what_is_saved(chain: Recovery, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("plain_report")
 def test_an_earlier_result_is_kept_unless_it_may_be_replaced(chain: Recovery, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    chain.save(out)
+    save(chain, out)
     before = (out / "result.json").read_bytes()
     with pytest.raises(CausalProbeError, match="other settings"):
         recover("pairs", out=out, **SMALL)
     assert (out / "result.json").read_bytes() == before
-    chain.save(out)  # the same settings: the same result
+    save(chain, out)  # the same settings: the same result
     for mine in (out / "notes.txt", out / "model" / "notes.txt"):
         mine.write_text("mine")
         with pytest.raises(CausalProbeError, match=r"notes\.txt"):
-            chain.save(out, overwrite=True)
+            save(chain, out, overwrite=True)
         assert mine.read_text() == "mine"
         mine.unlink()
 
@@ -191,7 +192,7 @@ def test_a_save_that_breaks_off_leaves_the_old_files(
     chain: Recovery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_report: None
 ) -> None:
     out = tmp_path / "out"
-    chain.save(out)
+    save(chain, out)
     before = {path.name: path.stat().st_ino for path in out.iterdir()}
 
     def broken(self: object) -> object:
@@ -199,7 +200,7 @@ def test_a_save_that_breaks_off_leaves_the_old_files(
 
     monkeypatch.setattr(Recovery, "report", broken)
     with pytest.raises(KeyboardInterrupt):
-        chain.save(out)
+        save(chain, out)
     assert {path.name: path.stat().st_ino for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -231,7 +232,7 @@ def test_it_is_cited_and_shown(chain: Recovery) -> None:
     assert "4096 sequences" in citation.methods
     assert "seed 3" in citation.methods
     assert repr(chain).startswith("Recovery of chain: exact")
-    html = chain.report().to_html()
+    html = report(chain).to_html()
     assert "4 of 4" in html
     assert chain._repr_html_().startswith("<")
 

@@ -11,6 +11,7 @@ import torch
 from causal_probe import graphs, tasks
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import Recovery, recover
+from causal_probe.reports import report
 
 GRAPH = graphs.from_parents([None, 0, 0, None, 3])
 
@@ -38,7 +39,7 @@ def test_its_law_stands_in_the_settings_the_methods_and_the_call(ring: Recovery)
     assert "Dirichlet" not in ring.cite().methods
     assert "# task: RingWalk(6 positions, 3 edges, d_vocab=4)\nexperiments.recover(task, heads=[1, 1]" in ring.call
     json.dumps(ring.to_dict(), allow_nan=False)
-    assert "if the graph is known" in ring.report().to_html()
+    assert "if the graph is known" in report(ring).to_html()
 
 
 def test_the_papers_task_is_what_a_graph_makes() -> None:

@@ -21,6 +21,7 @@ from causal_probe.hooks import corpus, to_hooked
 from causal_probe.models import DisentangledTransformer, fit_scales, hand_set, save
 from causal_probe.probes import TEMPLATES, successor_of_parent
 from causal_probe.probes.scoring import score_patterns
+from causal_probe.reports import report, write_page
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import fit, give_matcher, staged, task_loss
 from causal_probe.viz import Report
@@ -125,7 +126,7 @@ def test_templates_that_coincide_are_said_to() -> None:
     assert any(sentence in note for note in found.notes)
     assert sentence in repr(found)
     assert sentence in found._repr_html_()
-    assert sentence in found.report().to_html()
+    assert sentence in report(found).to_html()
 
 
 def test_templates_of_ngrams_alone_need_no_other_sequences() -> None:
@@ -257,7 +258,7 @@ def test_json_has_the_agreed_form() -> None:
 
 def test_the_folder(tmp_path: Path, plain_report: None) -> None:
     out = tmp_path / "out"
-    found = scan(induction_model(), n_sequences=4, templates=["induction"], out=out)
+    found = scan(induction_model(), n_sequences=4, templates=["induction"], out=out, page=write_page)
     assert {path.name for path in out.iterdir()} == {"scan.json", "scan.csv", "report.html"}
     saved = json.loads((out / "scan.json").read_text())
     assert sorted(saved.pop("files")) == ["report.html", "scan.csv", "scan.json"]
@@ -265,17 +266,19 @@ def test_the_folder(tmp_path: Path, plain_report: None) -> None:
     table = pd.read_csv(out / "scan.csv")
     assert list(table.score) == pytest.approx([head["score"] for head in saved["heads"]])
     assert set(table.model) == {"disentangled-transformer"}
-    scan(induction_model(), n_sequences=4, templates=["induction"], out=out)  # the same settings: replaced
+    scan(
+        induction_model(), n_sequences=4, templates=["induction"], out=out, page=write_page
+    )  # the same settings: replaced
     with pytest.raises(CausalProbeError, match="holds a result of other settings"):
-        scan(induction_model(), n_sequences=5, templates=["induction"], out=out)
-    scan(induction_model(), n_sequences=5, templates=["induction"], out=out, overwrite=True)
+        scan(induction_model(), n_sequences=5, templates=["induction"], out=out, page=write_page)
+    scan(induction_model(), n_sequences=5, templates=["induction"], out=out, page=write_page, overwrite=True)
     assert json.loads((out / "scan.json").read_text())["settings"]["n_sequences"] == 5
 
 
 def test_results_of_another_kind_are_not_replaced(tmp_path: Path, plain_report: None) -> None:
     (tmp_path / "result.json").write_text('{"files": ["result.json"], "settings": {}}')
     with pytest.raises(CausalProbeError, match="holds no earlier result"):
-        scan(induction_model(), n_sequences=4, out=tmp_path, overwrite=True)
+        scan(induction_model(), n_sequences=4, out=tmp_path, page=write_page, overwrite=True)
 
 
 def test_the_table_has_the_verdicts() -> None:
@@ -296,7 +299,7 @@ def test_the_call_gives_the_same_result(tmp_path: Path) -> None:
 
 
 def test_the_report() -> None:
-    page = verified().report().to_html()
+    page = report(verified()).to_html()
     assert len(page) < 3e6
     for words in (
         "What the attention heads of disentangled-transformer do",
@@ -314,7 +317,7 @@ def test_the_report() -> None:
 def test_the_report_of_a_model_with_no_such_head() -> None:
     # English would be asked of a tokenizer; and one sequence has no standard errors.
     found = scan(DisentangledTransformer(12, 24), n_sequences=1)
-    page = found.report().to_html()
+    page = report(found).to_html()
     assert "None of its 2 heads is described by one of them" in page
     assert "none is drawn" in page
     assert "nan" not in repr(found)
@@ -349,7 +352,7 @@ def test_a_model_that_is_not_causal_is_refused_with_the_reasons() -> None:
 )
 def test_bad_input_is_told_and_nothing_is_written(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(CausalProbeError, match=message):
-        scan(induction_model(), **options, out=tmp_path / "out")
+        scan(induction_model(), **options, out=tmp_path / "out", page=write_page)
     assert not (tmp_path / "out").exists()
 
 
@@ -402,7 +405,12 @@ def test_templates_from_files(tmp_path: Path) -> None:
 
 def test_circuits_of_the_best_heads(tmp_path: Path) -> None:
     found = scan(
-        induction_model(), n_sequences=8, templates=["previous-token", "induction"], blocks=True, out=tmp_path / "out"
+        induction_model(),
+        n_sequences=8,
+        templates=["previous-token", "induction"],
+        blocks=True,
+        out=tmp_path / "out",
+        page=write_page,
     )
     by_edges = {circuit.blocks.edges: circuit for circuit in found.circuits}
     assert set(by_edges) == {"previous-token", "induction"}
@@ -421,7 +429,7 @@ def test_why_there_are_no_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "blocks", refuse)
     found = scan(induction_model(), n_sequences=8, templates=["induction"], blocks=True)
     assert found.circuits == ()
-    assert "the scores are capped" in found.report().to_html()
+    assert "the scores are capped" in report(found).to_html()
 
 
 # --------------------------------------------------------------------------------------------------------------- corpora
@@ -434,7 +442,7 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
         words = (f"t{token}" for token in draw.integers(3, 8, 40 + number))
         (tmp_path / f"{number}.txt").write_text(" ".join(words))
     options: dict[str, Any] = {"corpus": tmp_path, "length": 12, "templates": ["previous-token", "duplicate-token"]}
-    whole = scan(model, **options, verify=True, out=tmp_path / "whole")
+    whole = scan(model, **options, verify=True, out=tmp_path / "whole", page=write_page)
     direct = probes.scan(model, corpus(model, tmp_path, length=12), templates=options["templates"])
     assert list(whole.scores) == list(direct)
     assert whole.intervals is not None
@@ -456,10 +464,10 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
     assert list(again["again"].scores) == list(whole.scores)
 
     folders = [tmp_path / "shard0", *(tmp_path / f"shard{i}.safetensors" for i in range(1, 4))]
-    scan(model, **options, shard="0/4", out=folders[0])
+    scan(model, **options, shard="0/4", out=folders[0], page=write_page)
     for i, file in enumerate(folders[1:], 1):
         scan(model, **options, shard=f"{i}/4").scores.save(file)
-    merged = experiments.merge_scans(folders, out=tmp_path / "merged")
+    merged = experiments.merge_scans(folders, out=tmp_path / "merged", page=write_page)
     assert (
         merged.scores.settings["tokens"][0]["sequences"] == 20
     )  # 3 of each document, 4 of the last two: 11 tokens and a BOS each

@@ -13,6 +13,7 @@ import torch
 from causal_probe import graphs
 from causal_probe.experiments import ModelScan, scan
 from causal_probe.probes import from_graph, head_graphs, repeated_tokens, template
+from causal_probe.reports import save
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def test_its_heads_graphs(smollm2: Any) -> None:
 
 
 def test_its_report(found: ModelScan, tmp_path: Path) -> None:
-    path = found.save(tmp_path / "out")
+    path = save(found, tmp_path / "out")
     assert path.stat().st_size < 3e6
     page = path.read_text(encoding="utf-8")
     assert "Below the line L18H6 on one sequence" in page

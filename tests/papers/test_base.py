@@ -14,6 +14,7 @@ from causal_probe import papers as registry
 from causal_probe.cli import main
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers import Line, Reproduction, Run, reproduce
+from causal_probe.reports import write_page
 from causal_probe.tasks import generator
 from causal_probe.training.checkpoint import Progress
 
@@ -50,7 +51,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_folder_is_whole_and_strict(calls: list[str], tmp_path: Path) -> None:
-    result = registry.reproduce("tiny", out=tmp_path / "out")
+    result = registry.reproduce("tiny", out=tmp_path / "out", page=write_page)
     content = json.loads((tmp_path / "out" / "result.json").read_text())
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == set(content["files"])

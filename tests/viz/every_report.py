@@ -14,6 +14,7 @@ import transformers
 
 from causal_probe import experiments, graphs, hooks, models, probes, viz
 from causal_probe.papers import Line, Reproduction
+from causal_probe.reports import report
 from causal_probe.sweep import sweep as run_sweep
 from causal_probe.viz import report as page
 
@@ -176,4 +177,4 @@ RESULTS: dict[str, Callable[[], Any]] = {
 def reports(folder: Path) -> dict[str, viz.Report]:
     """By command: its report; and one with every block and picture."""
     found = {kind: make() for kind, make in RESULTS.items()} | {"sweep": sweep(folder)}
-    return {kind: result.report() for kind, result in found.items()} | {"everything": everything()}
+    return {kind: report(result) for kind, result in found.items()} | {"everything": everything()}
