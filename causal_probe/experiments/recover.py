@@ -129,7 +129,9 @@ class Recovery:
     def call(self) -> str:
         """The Python that gives this result."""
         if not isinstance(self.task, InContextMarkov):
-            return RecoverOptions.call("recover", {**self.settings, "concentration": None}, graph=repr(self.task))
+            law = dict.fromkeys(("n_positions", "d_vocab", "concentration"))
+            call = RecoverOptions.call("recover", {**self.settings, **law}, graph="task")
+            return call.replace("experiments.recover(", f"# task: {self.task!r}\nexperiments.recover(")
         given = f"graphs.from_parents({[list(parents) for parents in parent_lists(self.truth)]})"
         shown = {"graph": given} if self.settings["graph"] == GIVEN else {}
         return RecoverOptions.call("recover", self.settings, **shown)

@@ -18,7 +18,7 @@ from causal_probe.viz import Report
 @pytest.fixture(autouse=True)
 def _plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report has its own tests; its pictures take seconds."""
-    monkeypatch.setattr(experiments.ModelScan, "report", lambda self: Report("", [], {}, {}, ""))
+    monkeypatch.setattr("causal_probe.reports.saving.report", lambda result: Report("", [], {}, {}, ""))
 
 
 @pytest.fixture(scope="module")

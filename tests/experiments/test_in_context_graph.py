@@ -138,7 +138,6 @@ def test_a_leaderboard(chain_model, tmp_path: Path):
         n_sequences=32,
         out=tmp_path / "board",
         page=write_page,
-        page=write_page,
     )
     frame = found.to_pandas()
     assert frame["graph"].tolist() == ["chain", "lag-2"] * 2

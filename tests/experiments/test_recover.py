@@ -24,7 +24,7 @@ SMALL = {"n_positions": 6, "probe_sequences": 4096, "device": "cpu"}
 @pytest.fixture
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report without pictures, where it is not what is tested."""
-    monkeypatch.setattr(Recovery, "report", lambda self: Report("", [], {}, {}, ""))
+    monkeypatch.setattr("causal_probe.reports.saving.report", lambda result: Report("", [], {}, {}, ""))
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +162,12 @@ def test_what_is_saved(chain: Recovery, tmp_path: Path) -> None:
     found = {path.relative_to(report.parent).as_posix() for path in report.parent.rglob("*") if path.is_file()}
     assert found == set(result["files"])
     assert "model/model.safetensors" in found
-    assert nx.utils.graphs_equal(graphs.read_graph(report.parent / "graph.json"), chain.truth)
-    assert set(graphs.read_graph(report.parent / "recovered.json").edges) == set(chain.recovered.edges)
-    loaded = models.load(report.parent / "model")
+    assert nx.utils.graphs_equal(graphs.read_graph(written.parent / "graph.json"), chain.truth)
+    assert set(graphs.read_graph(written.parent / "recovered.json").edges) == set(chain.recovered.edges)
+    loaded = models.load(written.parent / "model")
     tokens = chain.task.sample(8, torch.Generator().manual_seed(0)).tokens
     assert torch.equal(loaded.predict(tokens), chain.model.predict(tokens))
-    arrays = load_file(report.parent / "attention.safetensors")
+    arrays = load_file(written.parent / "attention.safetensors")
     np.testing.assert_array_equal(arrays["layer0.mean"], chain.head_graphs.values[0])
 
 
@@ -198,7 +198,7 @@ def test_a_save_that_breaks_off_leaves_the_old_files(
     def broken(self: object) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recovery, "report", broken)
+    monkeypatch.setattr("causal_probe.reports.saving.report", broken)
     with pytest.raises(KeyboardInterrupt):
         save(chain, out)
     assert {path.name: path.stat().st_ino for path in out.iterdir()} == before

@@ -37,14 +37,14 @@ def test_its_law_stands_in_the_settings_the_methods_and_the_call(ring: Recovery)
     assert ring.settings["task"] == "ring-walk task over a known graph (4 states, 6 positions)"
     assert ring.settings["task"] in ring.cite().methods
     assert "Dirichlet" not in ring.cite().methods
-    assert "# task: RingWalk(6 positions, 3 edges, d_vocab=4)\nexperiments.recover(task, heads=[1, 1]" in ring.call
+    assert "# task: RingWalk(6 positions, 3 edges, d_vocab=4)\nexperiments.recover(task, " in ring.call
     json.dumps(ring.to_dict(), allow_nan=False)
     assert "if the graph is known" in report(ring).to_html()
 
 
 def test_the_papers_task_is_what_a_graph_makes() -> None:
     options = {"steps": 5, "batch_size": 8, "probe_sequences": 64, "device": "cpu"}
-    made = recover(GRAPH, vocab=4, alpha=0.3, **options)
+    made = recover(GRAPH, d_vocab=4, concentration=0.3, **options)
     given = recover(tasks.InContextMarkov(GRAPH, 4, 0.3), **options)
     assert given.settings == made.settings
     assert given.loss == made.loss
@@ -53,7 +53,7 @@ def test_the_papers_task_is_what_a_graph_makes() -> None:
 
 def test_what_a_task_fixes_is_not_asked_for_again() -> None:
     with pytest.raises(CausalProbeError, match="has its own graph and law"):
-        recover(tasks.RingWalk(GRAPH, d_vocab=4), vocab=3, alpha=0.2)
+        recover(tasks.RingWalk(GRAPH, d_vocab=4), d_vocab=4, concentration=0.2)
 
 
 def test_a_task_without_a_law_of_redrawn_roots_is_tested_without() -> None:

@@ -46,7 +46,7 @@ def verified() -> ModelScan:
 @pytest.fixture
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report without pictures, where it is not what is tested."""
-    monkeypatch.setattr(ModelScan, "report", lambda self: Report("", [], {}, {}, ""))
+    monkeypatch.setattr("causal_probe.reports.saving.report", lambda result: Report("", [], {}, {}, ""))
 
 
 # -------------------------------------------------------------------------------------------------------- what is found
