@@ -110,6 +110,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "ExplanationStudy": studied,
         "Evidence": lambda: heads,
         "SequenceGraphs": lambda: probes.head_graphs(tiny, tokens, per="sequence"),
+        "SequenceComparison": lambda: probes.head_graphs(tiny, tokens, per="sequence").compare(graphs.chain(12), 0, 0),
         "HeadMatch": lambda: probes.match_heads(heads, graphs.chain(11)),
         "EdgeEffects": lambda: probes.edge_effects(tiny, batches, loss, layer=0, head=0, candidates=[(0, 1), (1, 2)]),
         "HeadWeights": lambda: probes.head_weights(tiny.to_transformer_lens()),

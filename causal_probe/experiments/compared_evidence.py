@@ -119,7 +119,7 @@ class EvidenceTable(Result):
 
     RESULT: ClassVar[str] = "evidence.json"
 
-    KIND = "evidence"
+    KIND = "comparison of evidence"
     WORKS = ("rohekar2023", "nichani2024")
 
     rows: tuple[EvidenceRow, ...]

@@ -174,7 +174,7 @@ class InContextGraph:
                 {
                     "kind": "in-context-graph",
                     "format": 1,
-                    "model": self.scores.provenance["model"],
+                    **{name: self.scores.provenance[name] for name in ("model", "dtype", "device")},
                     "verdict": self.verdict,
                     "losses": {
                         name: {"value": each.value, "stderr": each.stderr} for name, each in self.losses.items()
@@ -182,7 +182,9 @@ class InContextGraph:
                     "gain": self.gain._asdict(),
                     "skill": self.skill,
                     "carriers": [f"L{head.layer}H{head.head}" for head in self.carriers],
-                    **self.scores.to_dict(),
+                    "heads": [found._asdict() for found in self.scores],
+                    "coinciding": self.scores.coinciding,
+                    "undefined": self.scores.undefined,
                     **verification,
                     "edges": sorted(self.graph.edges),
                     "nodes": len(self.graph),

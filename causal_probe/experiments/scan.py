@@ -279,14 +279,14 @@ class ModelScan:
         verified), ``coinciding``, ``undefined``, ``graphs``, ``tokens`` (the sequences that were made), ``settings``, ``versions``
         and, if it was asked for, ``verification``.
         """
-        scores = self.scores.to_dict()
+        about = self.scores.provenance
         called = {found[:3] for found in self.scores.called()}
         heads = []
-        limits: list[dict[str, Any]] = [{}] * len(scores["heads"])
+        limits: list[dict[str, Any]] = [{}] * len(self.scores.scores)
         if self.intervals is not None:
             each = self.intervals[list(LIMITS)].to_dict("records")
             limits = [{name: None if pd.isna(value) else value for name, value in one.items()} for one in each]
-        for found, entry, low_high in zip(self.scores, scores["heads"], limits, strict=True):
+        for found, low_high in zip(self.scores, limits, strict=True):
             verdict = self._verdict(found)
             checked: dict[str, Any] = dict(low_high)
             if verdict is not None:
@@ -295,7 +295,7 @@ class ModelScan:
                     "effect_stderr": verdict.effect.stderr,
                     "verdict": verdict.verdict,
                 }
-            heads.append({**entry, "called": found[:3] in called, **checked})
+            heads.append({**found._asdict(), "called": found[:3] in called, **checked})
         graphs = [
             {
                 "layer": found.layer,
@@ -319,8 +319,10 @@ class ModelScan:
                 {
                     "kind": "scan",
                     "format": 1,
-                    **scores,
+                    **{name: about[name] for name in ("model", "dtype", "device")},
                     "heads": heads,
+                    "coinciding": self.scores.coinciding,
+                    "undefined": self.scores.undefined,
                     "graphs": graphs,
                     "tokens": self.scores.settings["tokens"],
                     **verification,

@@ -10,7 +10,8 @@ from causal_probe.probes.bootstrap import bootstrap_intervals
 from causal_probe.probes.copying import CopySensitivity, copy_sensitivity
 from causal_probe.probes.discover_from_attention import discover_from_attention
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
-from causal_probe.probes.edge_effects import EdgeEffects, edge_effects
+from causal_probe.probes.edge_effects import edge_effects
+from causal_probe.probes.edge_tests import EdgeEffects
 from causal_probe.probes.evidence import AboveZero, Evidence, Quantity
 from causal_probe.probes.explain import Explanation, ExplanationSummary, explain, outputs_of, summarise
 from causal_probe.probes.head_graphs import head_graphs

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -13,13 +12,11 @@ from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import Moments, merge_readings
-from causal_probe.results import Citation, cite, read_arrays, to_jsonable, write_arrays
+from causal_probe.results import Result, merge_provenance
 
 __all__ = ["Averages", "Quantity", "shapes"]
 
 Same = TypeVar("Same", bound="Averages")
-#: The newest form of a file that this version reads.
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class Quantity:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Averages:
-    """Means over sequences of one quantity, with standard errors, in named arrays.
+class Averages(Result):
+    """Means over sequences of one quantity, with standard errors, in named arrays. Results of other settings can't be merged.
 
     Attributes
     ----------
@@ -70,10 +67,6 @@ class Averages:
         Number of sequences.
     quantity
         What was measured.
-    settings
-        How: results of other settings can't be merged.
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     labels, n_by_label
         Groups of sequences that were averaged by themselves (the first axis of each array then), and their numbers of sequences.
     """
@@ -82,13 +75,10 @@ class Averages:
     stderr: Mapping[Any, Float[np.ndarray, "..."]] | None
     n_sequences: int
     quantity: Quantity
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
     labels: tuple[str, ...] = ()
     n_by_label: tuple[int, ...] = ()
 
-    #: What a file says that it holds, and the fields that are arrays by name.
-    KIND: ClassVar[str] = "averages"
+    #: The fields that are arrays by name.
     ARRAYS: ClassVar[tuple[str, ...]] = ("values", "stderr")
 
     # --------------------------------------------------------------------------------------------------------------- merging
@@ -156,17 +146,15 @@ class Averages:
                 merged[label] = merged[label].merge(its) if label in merged else its
             return self.stack(merged)
         self.check_alike(other)
-        provenance = dict(self.provenance)
+        provenance = merge_provenance(self.provenance, other.provenance)
         if "corpus" in provenance:
-            provenance["corpus"] = merge_readings(provenance["corpus"], other.provenance["corpus"])
+            provenance["corpus"] = merge_readings(self.provenance["corpus"], other.provenance["corpus"])
         mine, theirs = self.moments(), other.moments()
         moments = {name: its.merge(theirs[name]) for name, its in mine.items()}
         n = self.n_sequences + other.n_sequences
         rest: dict[str, Any] = {}
-        for what in set(self.ARRAYS) - {
-            "values",
-            "stderr",
-        }:  # a mean whose spread is not kept; None where it is zero throughout
+        # means whose spread is not kept; None where they are zero throughout
+        for what in set(self.ARRAYS) - {"values", "stderr"}:
             each = [(one.n_sequences, getattr(one, what)) for one in (self, other)]
             if any(its is not None for _, its in each):
                 rest[what] = {
@@ -205,64 +193,30 @@ class Averages:
             found[name] = Moments(n, n * exact, n * exact**2 + n * (n - 1) * spread)
         return found
 
-    # --------------------------------------------------------------------------------------------------------------- writing
+    # --------------------------------------------------------------------------------------------------------------- telling
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one safetensors file, which :meth:`load` reads."""
-        stated = self._fields()
-        named = {what: stated.pop(what) for what in self.ARRAYS}
-        arrays = {f"{what}.{name}": array for what, its in named.items() for name, array in (its or {}).items()}
-        stated["quantity"] = asdict(self.quantity)
-        names = list(self.values)
-        write_arrays(path, arrays, about={"kind": self.KIND, "format": FORMAT, "names": names, **stated})
+    @property
+    def works(self) -> tuple[str, ...]:
+        """The papers behind the quantity."""
+        return self.quantity.works
 
-    @classmethod
-    def load(cls: type[Same], path: str | os.PathLike[str]) -> Same:
-        """What :meth:`save` has written.
-
-        Raises
-        ------
-        CausalProbeError
-            If the file is missing, damaged, something else, or of a newer format.
-        """
-        arrays, about = read_arrays(path, kind=cls.KIND, newest=FORMAT)
-        names = about["names"]
-        stated: dict[str, Any] = {
-            field.name: about[field.name] for field in fields(cls) if field.name not in cls.ARRAYS
-        }
-        stated |= {name: tuple(value) for name, value in stated.items() if isinstance(value, list)}
-        for what in cls.ARRAYS:
-            there = f"{what}.{names[0]}" in arrays
-            stated[what] = {name: arrays[f"{what}.{name}"] for name in names} if there else None
-        stated["quantity"] = Quantity(**{**about["quantity"], "works": tuple(about["quantity"]["works"])})
-        return cls(**stated)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields in plain JSON types; arrays as nested lists."""
-        undefined = {} if self.stderr is not None else {"stderr": "a standard error needs two sequences or more"}
-        return dict(to_jsonable({**self._fields(), "undefined": undefined}))
-
-    def _fields(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def cite(self) -> Citation:
-        """The papers behind the quantity, and one sentence for a methods section."""
-        number_of = self.provenance["versions"]
-        return cite(
-            *self.quantity.works,
-            methods=(
-                f"{self.methods()} (causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens "
-                f"{number_of['transformer-lens']}, {self.provenance['dtype']} on {self.provenance['device']})."
-            ),
-        )
-
+    @property
     def methods(self) -> str:
+        """One sentence for a methods section."""
+        return f"{self.told()} ({self.measured_with})."
+
+    def told(self) -> str:
         """What was done, as a sentence without its end."""
         sentence = self.quantity.sentence
         return (
             f"{sentence[:1].upper()}{sentence[1:]} was measured in {self.provenance['model']} and averaged over "
             f"{self.n_sequences:,} sequences"
         )
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no standard error."""
+        return {} if self.stderr is not None else {"stderr": "a standard error needs two sequences or more"}
 
 
 def _undefined(arrays: Mapping[Any, np.ndarray]) -> bool:

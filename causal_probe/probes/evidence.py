@@ -7,9 +7,9 @@ threshold, or a test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -33,12 +33,9 @@ from causal_probe.probes.reading import (
     mean_by_offset,
     without_sink,
 )
-from causal_probe.results import escape, versions
+from causal_probe.results import Table
 
 __all__ = ["ATTENTION", "AboveZero", "Claim", "Evidence", "Quantity"]
-
-#: A repr shows this many heads at most.
-SHOWN = 24
 
 
 @dataclass(frozen=True)
@@ -101,8 +98,6 @@ class Evidence(Averages):
         ``"keep"``: position 0 is a key as any other. ``"root"``: it says "no parent", so a row is a root where it exceeds the
         attention on any other earlier position. ``"exclude"``: it says nothing; a row's other attention is scaled up to one, and
         a row that has less than 0.1 of it is a root.
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     nothing
         By layer: the mean attention on nothing, [head, child], of models whose rows sum to less than one (a learnt sink, as in
         GPT-OSS). None where rows sum to one, or the quantity is no attention.
@@ -114,8 +109,8 @@ class Evidence(Averages):
     stderr: Mapping[int, Float[np.ndarray, "*_label _head child parent"]] | None
     nothing: Mapping[int, Float[np.ndarray, "*_label _head child"]] | None = None
 
-    KIND: ClassVar[str] = "evidence"
-    ARRAYS: ClassVar[tuple[str, ...]] = ("values", "stderr", "nothing")
+    KIND = "evidence"
+    ARRAYS = ("values", "stderr", "nothing")
 
     # -------------------------------------------------------------------------------------------------------------- making
 
@@ -193,7 +188,6 @@ class Evidence(Averages):
             "model": model,
             "dtype": str(first.dtype).removeprefix("torch."),
             "device": str(first.device),
-            "versions": versions(),
         }
         if first.ndim == 4:
             if stderr is not None or n_sequences is not None:
@@ -210,7 +204,7 @@ class Evidence(Averages):
             means = _arrays(given)
             if errors is not None and shapes(errors) != shapes(means):
                 raise CausalProbeError("stderr must have the layers and the shapes of the values.")
-            found = cls(means, errors, n, quantity, settings, provenance)
+            found = cls(means, errors, n, quantity, settings=settings, provenance=provenance)
         if quantity.name != ATTENTION.name:
             return found
         rest = attention_on_nothing(given)
@@ -414,22 +408,12 @@ class Evidence(Averages):
             errors = self.stderr_of(layer, head)
             for child, parent, value, margin in self.parents(layer, head):
                 stderr = None if errors is None else float(errors[child, parent])
-                rows.append(
-                    (
-                        layer,
-                        head,
-                        child,
-                        parent,
-                        value,
-                        stderr,
-                        margin,
-                        None if claimed is None else bool(claimed[child, parent]),
-                    )
-                )
+                told = None if claimed is None else bool(claimed[child, parent])
+                rows.append((layer, head, child, parent, value, stderr, margin, told))
         columns = ["layer", "head", "child", "parent", "value", "stderr", "margin", "claimed"]
         return pd.DataFrame(rows, columns=columns)
 
-    def methods(self) -> str:
+    def told(self) -> str:
         """What was done, as a sentence without its end."""
         test = (
             "that reaches a threshold"
@@ -437,47 +421,36 @@ class Evidence(Averages):
             else f"it is above zero by a one-sided z-test at the family-wise level {self.quantity.level:g} (Bonferroni)"
         )
         return (
-            f"{super().methods()} of {self.n_positions} tokens, for every attention head: a node's candidate parent is the earlier "
+            f"{super().told()} of {self.n_positions} tokens, for every attention head: a node's candidate parent is the earlier "
             f"position with the largest mean, and the node is a root unless {test}"
         )
 
-    def __repr__(self) -> str:
-        lines = [f"Evidence of {self._title()}"]
-        lines += [f"  {name:<7} {edges:>3} edges   {largest:.3g}" for name, edges, largest in self._rows()]
-        return "\n".join([*lines, f"  {self._legend()}"])
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{edges}</td><td>{mean:.3g}</td></tr>" for name, edges, mean in self._rows()
-        )
-        return (
-            f"<table><caption>Evidence of {escape(self._title())}</caption>"
-            "<thead><tr><th>head</th><th>edges</th><th>mean largest value</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table><p>{escape(self._legend())}</p>"
-        )
-
-    def _title(self) -> str:
+    def table(self) -> Table:
+        """By head: its edges by the default claim, and the mean over nodes of the largest value on an earlier node."""
         heads = ", ".join(str(n) for n in self.heads.values())
         groups = f" in {len(self.labels)} groups" if self.labels else ""
-        return (
-            f"{self.provenance['model']} ({self.quantity.name}): {heads} heads by layer, {self.n_positions} positions, "
-            f"mean over {self.n_sequences:,} sequences{groups}{'' if self.sink == 'keep' else f', sink={self.sink!r}'}"
-        )
-
-    def _legend(self) -> str:
-        if self.labels:
-            return f"groups: {', '.join(self.labels)}; .at(label) is the evidence of one"
-        n_heads = sum(self.heads.values())
-        rest = f"; and {n_heads - SHOWN} more heads" if n_heads > SHOWN else ""
         name, claim = self.quantity.name, self.claim
+        title = (
+            f"Evidence of {self.provenance['model']} ({name}): {heads} heads by layer, {self.n_positions} positions, mean over "
+            f"{self.n_sequences:,} sequences{groups}{'' if self.sink == 'keep' else f', sink={self.sink!r}'}"
+        )
+        if self.labels:
+            return Table(title, (), (), [f"groups: {', '.join(self.labels)}; .at(label) is the evidence of one"])
+        rows = []
+        for layer, head in self._each_head():
+            its = self.parents(layer, head)
+            claimed = None if claim is None else self._claimed(claim, layer, head, range(self.n_positions))
+            edges = None if claimed is None else sum(int(claimed[each.child, each.parent]) for each in its)
+            rows.append((f"L{layer}H{head}", edges, float(np.mean([each.value for each in its] or [0.0]))))
         test = f"above zero at level {claim.level:g}" if isinstance(claim, AboveZero) else f"{name} >= {claim}"
-        return f"{'' if claim is None else f'edges: {test}; '}number: mean over nodes of the largest {name} on an earlier node{rest}"
-
-    def _rows(self) -> Iterator[tuple[str, str, float]]:
-        for layer, head in [] if self.labels else self._each_head()[:SHOWN]:
-            values = [candidate.value for candidate in self.parents(layer, head)]
-            edges = "-" if self.claim is None else str(self.graph(layer, head).number_of_edges())
-            yield f"L{layer}H{head}", edges, float(np.mean(values or [0.0]))
+        return Table(
+            title,
+            ("head", "edges", f"largest {name}"),
+            rows,
+            [
+                f"{'' if claim is None else f'edges: {test}; '}largest {name}: on an earlier node, mean over nodes",
+            ],
+        )
 
     # ------------------------------------------------------------------------------------------------------------- helpers
 

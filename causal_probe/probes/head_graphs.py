@@ -15,7 +15,6 @@ from causal_probe.probes.evidence import ATTENTION, Evidence
 from causal_probe.probes.reading import check_sink
 from causal_probe.probes.scoring import micro_batches
 from causal_probe.probes.sequence_graphs import SequenceGraphs, largest_parents
-from causal_probe.results import versions
 
 __all__ = ["head_graphs"]
 
@@ -99,16 +98,17 @@ def head_graphs(
     [(0, 1), (0, 2), (2, 3)]
     >>> found
     Evidence of disentangled-transformer (attention): 1, 1 heads by layer, 4 positions, mean over 8 sequences
-      L0H0      3 edges   1
-      L1H0      1 edges   0.361
-      edges: attention >= 0.5; number: mean over nodes of the largest attention on an earlier node
+      head  edges  largest attention
+      L0H0      3             0.9998
+      L1H0      1             0.3611
+      edges: attention >= 0.5; largest attention: on an earlier node, mean over nodes
     """
     if per not in ("mean", "sequence"):
         raise CausalProbeError(f"per is 'mean' or 'sequence'; it is {per!r}.")
     if sink is None:
         sink = "keep" if per == "mean" else "root"
     check_sink(sink)
-    provenance = {**describe(model), "versions": versions()}
+    provenance: dict[str, Any] = {**describe(model)}
     reading = CorpusPass(batches) if isinstance(batches, Corpus) else None
     if reading is not None:
         batches = reading
@@ -149,4 +149,4 @@ def _sequence_graphs(
     if reading is not None:
         provenance = {**provenance, "corpus": reading.reading}
     candidates, weights, sinks = (tuple(found[layer][what].array for layer in sorted(found)) for what in range(3))
-    return SequenceGraphs(candidates, weights, sinks, seen.array, sink, provenance)
+    return SequenceGraphs(candidates, weights, sinks, seen.array, sink, provenance=provenance)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +14,8 @@ from jaxtyping import Float
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import merge_readings
 from causal_probe.probes.template_sums import TemplateSums
-from causal_probe.probes.templates import Template, recall_template
-from causal_probe.results import Citation, cite, escape, read_arrays, to_jsonable, versions, write_arrays
+from causal_probe.probes.templates import Template
+from causal_probe.results import BINARY, Result, Table, merge_provenance
 
 __all__ = ["CALLED", "HeadScore", "HeadScores"]
 
@@ -25,8 +24,6 @@ __all__ = ["CALLED", "HeadScore", "HeadScores"]
 CALLED = 0.5
 #: "Surely": by so many standard errors.
 SURELY = 3.0
-#: What a file of :meth:`HeadScores.save` says that it is.
-KIND, FORMAT = "head scores", 1
 
 
 class HeadScore(NamedTuple):
@@ -70,7 +67,7 @@ class HeadScore(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadScores:
+class HeadScores(Result):
     """What :func:`~causal_probe.probes.scan` found: every head of a model against every template.
 
     Attributes
@@ -82,17 +79,14 @@ class HeadScores:
     shared
         By pair of template names that were scored on the same sequences: the number of triples (sequence, query, key) that
         are targets of both. A template with itself: of all its targets.
-    settings
-        What was asked for, and what was made for it (tokens, BOS, seed).
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     """
 
+    KIND = "head scores"
+    DERIVED = ("scores", "coinciding")
+
     templates: tuple[Template, ...]
-    sums: Mapping[str, TemplateSums]
-    shared: Mapping[tuple[str, str], int]
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    sums: Mapping[str, TemplateSums] = field(metadata=BINARY)
+    shared: Mapping[tuple[str, str], int] = field(metadata=BINARY)
 
     # --------------------------------------------------------------------------------------------------------------- reading
 
@@ -124,6 +118,11 @@ class HeadScores:
         found = {name: float(values[head]) for name, values in sums.summary[layer].items()}
         defined = {name: value if np.isfinite(value) else None for name, value in found.items()}
         return HeadScore(layer=layer, head=head, template=template, rows=rows, sequences=sequences, **defined)
+
+    @property
+    def scores(self) -> tuple[HeadScore, ...]:
+        """Every head against every template."""
+        return tuple(self)
 
     def __iter__(self) -> Iterator[HeadScore]:
         """Every head against every template: by layer, head, then template."""
@@ -204,12 +203,14 @@ class HeadScores:
 
     @property
     def undefined(self) -> dict[str, str]:
-        """The templates without a score, and why."""
-        return {
-            name: f"No row has a target of {name!r} and a visible key that is none"
-            for name in self.names
-            if self.sums[name].summary is None
-        }
+        """The templates without a score, or without standard errors, and why."""
+        reasons = {}
+        for name in self.names:
+            if self.sums[name].summary is None:
+                reasons[name] = f"No row has a target of {name!r} and a visible key that is none"
+            elif int((self.sums[name].rows > 0).sum()) == 1:
+                reasons[f"{name}: stderr"] = "a standard error needs two sequences or more"
+        return reasons
 
     # --------------------------------------------------------------------------------------------------------------- merging
 
@@ -233,12 +234,12 @@ class HeadScores:
             ):
                 if mine != theirs:
                     raise CausalProbeError(f"Scores can't be merged: their {what} differ, {mine} and {theirs}.")
-        return HeadScores(
-            templates=self.templates,
+        return replace(
+            self,
             sums={name: found.merge(*(other.sums[name] for other in others)) for name, found in self.sums.items()},
             shared={pair: count + sum(other.shared[pair] for other in others) for pair, count in self.shared.items()},
             settings=_merged([self.settings, *(other.settings for other in others)]),
-            provenance=self.provenance,
+            provenance=merge_provenance(self.provenance, *(other.provenance for other in others)),
         )
 
     # --------------------------------------------------------------------------------------------------------------- writing
@@ -249,137 +250,44 @@ class HeadScores:
         numbers = ["score", "chance", "excess", "stderr", "excess_stderr", "sink"]
         return table.astype(dict.fromkeys(numbers, float))
 
-    def to_dict(self) -> dict[str, Any]:
-        """In plain JSON types: ``model``, ``heads`` (one entry for each head and template), ``settings``, ``versions``.
+    @property
+    def works(self) -> tuple[str, ...]:
+        """The papers behind the templates."""
+        of_graph = any(name.startswith("successor-of-parent") for name in self.names)
+        return ("olsson2022", "nichani2024") if of_graph else ("olsson2022",)
 
-        Beside them ``coinciding`` (templates that no score can tell apart), ``undefined`` (what is null, and why), ``dtype`` and
-        ``device``.
-        """
-        undefined = dict(self.undefined)
-        for name in self.names:
-            if name not in undefined and int((self.sums[name].rows > 0).sum()) == 1:
-                undefined[f"{name}: stderr"] = "a standard error needs two sequences or more"
-        rest = {key: value for key, value in self.provenance.items() if key not in ("model", "versions")}
-        return dict(
-            to_jsonable(
-                {
-                    "model": self.provenance["model"],
-                    "heads": [found._asdict() for found in self],
-                    "coinciding": self.coinciding,
-                    "undefined": undefined,
-                    "settings": self.settings,
-                    **rest,
-                    "versions": self.provenance["versions"],
-                }
-            )
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one safetensors file, which :meth:`load` reads: the raw sums of each sequence.
-
-        It takes 8 bytes for each sequence, template and head.
-        """
-        arrays: dict[str, np.ndarray] = {}
-        for number, found in enumerate(self.sums[name] for name in self.names):
-            arrays |= {f"{number}.rows": found.rows, f"{number}.chance": found.chance}
-            for layer, (attention, sink) in enumerate(zip(found.attention, found.sink, strict=True)):
-                arrays |= {f"{number}.attention.{layer}": attention, f"{number}.sink.{layer}": sink}
-        about = {
-            "kind": KIND,
-            "format": FORMAT,
-            "templates": [[each.name, each.description, each.kind, each.looks_back] for each in self.templates],
-            "shared": [[*pair, count] for pair, count in self.shared.items()],
-            "settings": self.settings,
-            "provenance": self.provenance,
-            "versions": versions(),
-        }
-        write_arrays(path, arrays, about=about)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HeadScores:
-        """What :meth:`save` has written. Of a template that is not a shipped one, the function is not in the file.
-
-        Raises
-        ------
-        CausalProbeError
-            If the file is missing, damaged, something else, or of a newer format.
-        """
-        arrays, about = read_arrays(path, kind=KIND, newest=FORMAT)
-        templates = tuple(recall_template(*each) for each in about["templates"])
-        n_layers = sum(name.startswith("0.sink.") for name in arrays)
-
-        def layers(number: int, what: str) -> tuple[np.ndarray, ...]:
-            return tuple(arrays[f"{number}.{what}.{layer}"] for layer in range(n_layers))
-
-        sums = {
-            each.name: TemplateSums(
-                attention=layers(number, "attention"),
-                sink=layers(number, "sink"),
-                rows=arrays[f"{number}.rows"],
-                chance=arrays[f"{number}.chance"],
-            )
-            for number, each in enumerate(templates)
-        }
-        shared = {(one, other): int(count) for one, other, count in about["shared"]}
-        return cls(templates, sums, shared, about["settings"], about["provenance"])
-
-    def cite(self) -> Citation:
-        """The papers behind the shipped templates, and one sentence for a methods section."""
-        number_of = self.provenance["versions"]
-        works = ["olsson2022"]
-        if any(name.startswith("successor-of-parent") for name in self.names):
-            works.append("nichani2024")
-        return cite(
-            *works,
-            methods=(
-                f"Every attention head of {self.provenance['model']} was scored against the templates {', '.join(self.names)}: the "
-                "score is the attention on a template's target keys, averaged over the rows that have a target (rows whose targets "
-                "are all visible keys are left out) and then over sequences "
-                f"({', '.join(f'{len(found.rows)} for {name}' for name, found in self.sums.items())}), and the excess is "
-                "(score - chance)/(1 - chance), with the share of visible keys that are targets as chance; standard errors are over "
-                f"sequences (causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens "
-                f"{number_of['transformer-lens']}, {self.provenance['dtype']} on {self.provenance['device']})."
-            ),
-        )
-
-    def __repr__(self) -> str:
-        heads, best = "score   chance  excess  sink", "best head"
-        width = max(map(len, (*self.names, "template")))
-        lines = [f"HeadScores of {self._title()}", f"  {'template':<{width}}  {best:<9}  {heads}"]
-        lines += [f"  {name:<{width}}  {'  '.join(cells)}" for name, cells in self._rows()]
-        return "\n".join([*lines, *(f"  {note}" for note in self._notes())])
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{cell}</th>" for cell in ("template", "best head", "score", "chance", "excess", "sink"))
-        rows = "".join(
-            f"<tr><th>{name}</th>{''.join(f'<td>{cell.strip()}</td>' for cell in cells)}</tr>"
-            for name, cells in self._rows()
-        )
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         return (
-            f"<table><caption>Head scores of {escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table>{''.join(f'<p>{escape(note)}</p>' for note in self._notes())}"
+            f"Every attention head of {self.provenance['model']} was scored against the templates {', '.join(self.names)}: the "
+            "score is the attention on a template's target keys, averaged over the rows that have a target (rows whose targets "
+            "are all visible keys are left out) and then over sequences "
+            f"({', '.join(f'{len(found.rows)} for {name}' for name, found in self.sums.items())}), and the excess is "
+            "(score - chance)/(1 - chance), with the share of visible keys that are targets as chance; standard errors are over "
+            f"sequences ({self.measured_with})."
         )
 
-    def _title(self) -> str:
+    def table(self) -> Table:
+        """By template: the head with the largest score."""
         counts = sorted({len(found.rows) for found in self.sums.values()})
-        return (
-            f"{self.provenance['model']}: {sum(self.heads)} heads in {len(self.heads)} layers, {len(self.names)} templates, "
-            f"{' or '.join(f'{count:,}' for count in counts)} sequences"
-        )
-
-    def _rows(self) -> Iterator[tuple[str, list[str]]]:
+        rows = []
         for name in self.names:
             best = next(iter(self.top(name, 1)), None)
-            if best is None:
-                yield name, ["-" * 9, *["undefined"]]
-            else:
-                numbers = (best.score, best.chance, best.excess, best.sink)
-                label = f"L{best.layer}H{best.head}"
-                yield name, [f"{label:<9}", *(f"{number:>6.3f}" for number in numbers if number is not None)]
-
-    def _notes(self) -> list[str]:
-        notes = [f"the same targets on these sequences: {', '.join(group)}" for group in self.coinciding]
-        return notes + [f"{reason}." for reason in self.undefined.values()]
+            cells: tuple[object, ...] = (None,) * 5
+            if best is not None:
+                cells = (f"L{best.layer}H{best.head}", best.score, best.chance, best.excess, best.sink)
+            rows.append((name, *cells))
+        return Table(
+            f"HeadScores of {self.provenance['model']}: {sum(self.heads)} heads in {len(self.heads)} layers, {len(self.names)} "
+            f"templates, {' or '.join(f'{count:,}' for count in counts)} sequences",
+            ("template", "best head", "score", "chance", "excess", "sink"),
+            rows,
+            [
+                *(f"the same targets on these sequences: {', '.join(group)}" for group in self.coinciding),
+                *(f"{self.undefined[name]}." for name in self.names if name in self.undefined),
+            ],
+        )
 
     def _of(self, template: str) -> TemplateSums:
         if template not in self.sums:

@@ -25,7 +25,6 @@ from causal_probe.probes.scoring import Part, score_batches, settings_of
 from causal_probe.probes.sequences import longest_ngram, make_sequences
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates
-from causal_probe.results import versions
 
 __all__ = ["scan"]
 
@@ -88,10 +87,10 @@ def scan(
     >>> found = scan(model, templates=["previous-token", "duplicate-token", "induction"])
     >>> found
     HeadScores of disentangled-transformer: 2 heads in 2 layers, 3 templates, 267 sequences
-      template         best head  score   chance  excess  sink
-      previous-token   L0H0        1.000   0.191   1.000   0.091
-      duplicate-token  L1H0        0.083   0.109  -0.029   0.083
-      induction        L1H0        0.917   0.109   0.906   0.083
+      template         best head    score  chance    excess     sink
+      previous-token   L0H0             1  0.1912         1  0.09091
+      duplicate-token  L1H0       0.08333  0.1089  -0.02865  0.08333
+      induction        L1H0        0.9167  0.1089    0.9065  0.08333
     >>> [(head.layer, head.head, head.template) for head in found.called()]
     [(0, 0, 'previous-token'), (1, 0, 'induction')]
 
@@ -127,7 +126,7 @@ def scan(
         sums={template.name: sums[template.name] for template in kept},
         shared=shared,
         settings=settings_of(parts, queries),
-        provenance={**describe(model), "versions": versions()},
+        provenance=describe(model),
     )
 
 
@@ -177,7 +176,7 @@ def _nothing(
         sums={name: found.first(0) for name, found in scored.sums.items()},
         shared=dict.fromkeys(scored.shared, 0),
         settings=settings_of([Part(templates, None, reading.reading)], queries),
-        provenance={**describe(model), "versions": versions()},
+        provenance=describe(model),
     )
 
 

@@ -16,7 +16,6 @@ from causal_probe.hooks import HookedModel, describe
 from causal_probe.hooks.gradients import record_score_gradients
 from causal_probe.probes.ablation import next_token
 from causal_probe.probes.evidence import Evidence, Quantity
-from causal_probe.results import versions
 
 __all__ = ["GRADIENT", "score_gradients"]
 
@@ -79,7 +78,7 @@ def score_gradients(
     """
     found = record_score_gradients(model, tokens, loss or _next_token, layers=layers, batch_size=batch_size)
     settings = {"routes": {f"L{layer}": route for layer, route in found.routes.items()}}
-    return Evidence.of_moments(found.moments, GRADIENT, settings, {**describe(model), "versions": versions()})
+    return Evidence.of_moments(found.moments, GRADIENT, settings, describe(model))
 
 
 def _next_token(model: Any, batch: Any) -> Tensor:

@@ -21,7 +21,6 @@ from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.targets import compile_targets
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates
-from causal_probe.results import versions
 
 __all__ = ["Part", "Scored", "micro_batch_size", "micro_batches", "score_batches", "score_patterns", "settings_of"]
 
@@ -143,7 +142,6 @@ def score_patterns(
             "model": "patterns",
             "dtype": str(first.dtype).removeprefix("torch."),
             "device": str(first.device),
-            "versions": versions(),
         },
     )
 

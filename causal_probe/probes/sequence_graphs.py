@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -17,16 +15,13 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
 from causal_probe.probes.reading import REST
 from causal_probe.probes.templates import Template, from_graph
-from causal_probe.results import Citation, cite, escape, to_jsonable
+from causal_probe.results import Result, Table
 
 __all__ = ["SequenceComparison", "SequenceGraphs", "largest_parents"]
 
-#: A repr shows this many heads at most.
-SHOWN = 24
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SequenceComparison:
+class SequenceComparison(Result):
     """Graphs of several sequences against what a template, or a DAG, makes of their tokens.
 
     Attributes
@@ -34,6 +29,9 @@ class SequenceComparison:
     each
         The comparison of each sequence, by :func:`causal_probe.graphs.compare`.
     """
+
+    KIND = "comparison by sequence"
+    DERIVED = ("true_positives", "precision", "recall", "f1", "shd")
 
     each: tuple[GraphComparison, ...]
 
@@ -62,23 +60,34 @@ class SequenceComparison:
         """Structural Hamming distance, averaged over sequences."""
         return sum(found.shd for found in self.each) / len(self.each)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers in plain JSON types; ``each`` holds those of every sequence."""
-        names = ("true_positives", "precision", "recall", "f1", "shd")
-        return {**{name: getattr(self, name) for name in names}, "each": [found.to_dict() for found in self.each]}
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no precision, recall or F1."""
+        reasons = {"precision": "no edge was found", "recall": "there is no true edge", "f1": "there is no edge at all"}
+        return {name: reason for name, reason in reasons.items() if getattr(self, name) is None}
 
-    def __repr__(self) -> str:
-        precision, recall, f1 = (
-            "undefined" if value is None else f"{value:.3f}" for value in (self.precision, self.recall, self.f1)
-        )
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         return (
-            f"SequenceComparison over {len(self.each)} sequences: precision {precision}, recall {recall}, F1 {f1}, "
-            f"mean SHD {self.shd:.2f}"
+            f"The graph of each of {len(self.each)} sequences was compared with the true one by the precision, recall and F1 of directed "
+            f"edges, summed over sequences, and the mean structural Hamming distance ({self.measured_with})."
+        )
+
+    def table(self) -> Table:
+        """The four numbers."""
+        numbers = (self.precision, self.recall, self.f1, self.shd)
+        notes = [f"{name}: {reason}" for name, reason in self.undefined.items()]
+        return Table(
+            f"SequenceComparison over {len(self.each)} sequences",
+            ("precision", "recall", "F1", "mean SHD"),
+            [numbers],
+            notes,
         )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SequenceGraphs:
+class SequenceGraphs(Result):
     """What :func:`~causal_probe.probes.head_graphs` found with ``per="sequence"``.
 
     The rule, for row i of a head on a sequence, with attention a: its candidate c is the earlier key, other than position 0, with
@@ -102,24 +111,24 @@ class SequenceGraphs:
         The tokens, [sequence, pos].
     sink
         ``"exclude"``, ``"root"`` or ``"keep"``.
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     """
+
+    KIND = "graphs by sequence"
+    WORKS = ("nichani2024",)
 
     candidates: tuple[Int[np.ndarray, "sequence _head query"], ...]
     weights: tuple[Float[np.ndarray, "sequence _head query"], ...]
     sinks: tuple[Float[np.ndarray, "sequence _head query"], ...]
     tokens: Int[np.ndarray, "sequence pos"]
     sink: str
-    provenance: Mapping[str, Any]
 
     @property
-    def sequences(self) -> int:
+    def n_sequences(self) -> int:
         """Number of sequences."""
         return len(self.tokens)
 
     @property
-    def positions(self) -> int:
+    def n_positions(self) -> int:
         """Number of positions of each sequence."""
         return int(self.tokens.shape[1])
 
@@ -141,11 +150,11 @@ class SequenceGraphs:
         CausalProbeError
             If there is no such sequence or head, or the threshold is not in [0, 1].
         """
-        if not 0 <= sequence < self.sequences:
-            raise CausalProbeError(f"There is no sequence {sequence}; there are {self.sequences}.")
+        if not 0 <= sequence < self.n_sequences:
+            raise CausalProbeError(f"There is no sequence {sequence}; there are {self.n_sequences}.")
         parents, weights = self._decide(layer, head, threshold)
         graph = nx.DiGraph()
-        graph.add_nodes_from(range(self.positions))
+        graph.add_nodes_from(range(self.n_positions))
         for child, (parent, weight) in enumerate(zip(parents[sequence], weights[sequence], strict=True)):
             if parent >= 0:
                 graph.add_edge(int(parent), child, weight=float(weight))
@@ -200,64 +209,37 @@ class SequenceGraphs:
         """
         parents = self.parents(layer, head, threshold=threshold)
         _, child = (parents >= 0).nonzero()
-        counts = np.bincount(child - parents[parents >= 0], minlength=self.positions)
-        return np.asarray(counts / (self.sequences * np.arange(self.positions, 0, -1)))
+        counts = np.bincount(child - parents[parents >= 0], minlength=self.n_positions)
+        return np.asarray(counts / (self.n_sequences * np.arange(self.n_positions, 0, -1)))
 
-    def cite(self) -> Citation:
-        """The paper whose heads hold a causal graph, and one sentence for a methods section."""
-        number_of = self.provenance["versions"]
-        return cite(
-            "nichani2024",
-            methods=(
-                f"The graph of an attention head of {self.provenance['model']} was read from its attention pattern on each of "
-                f"{self.sequences} sequences of {self.positions} tokens: a position's candidate parent is the earlier position, other "
-                f"than the first, with the largest attention; the attention sink was read by the rule {self.sink!r}, and a position "
-                "is a root unless the candidate reaches a threshold "
-                f"(causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens {number_of['transformer-lens']}, "
-                f"{self.provenance['dtype']} on {self.provenance['device']})."
-            ),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields in plain JSON types; arrays as nested lists [layer][sequence][head][query]."""
-        names = ("candidates", "weights", "sinks", "tokens", "sink", "provenance")
-        return dict(to_jsonable({name: getattr(self, name) for name in names}))
-
-    def __repr__(self) -> str:
-        lines = [f"SequenceGraphs of {self._title()}"]
-        lines += [f"  {name:<7} {edges:>5.0%} {sink:>7.0%} {offset:>8}" for name, edges, sink, offset in self._rows()]
-        return "\n".join([lines[0], "  head    edges    sink   offset", *lines[1:], f"  {self._legend()}"])
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{edges:.0%}</td><td>{sink:.0%}</td><td>{offset}</td></tr>"
-            for name, edges, sink, offset in self._rows()
-        )
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         return (
-            f"<table><caption>Head graphs of {escape(self._title())}</caption>"
-            "<thead><tr><th>head</th><th>edges</th><th>sink</th><th>offset</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table><p>{escape(self._legend())}</p>"
+            f"The graph of an attention head of {self.provenance['model']} was read from its attention pattern on each of "
+            f"{self.n_sequences} sequences of {self.n_positions} tokens: a position's candidate parent is the earlier position, other "
+            f"than the first, with the largest attention; the attention sink was read by the rule {self.sink!r}, and a position "
+            f"is a root unless the candidate reaches a threshold ({self.measured_with})."
         )
 
-    def _title(self) -> str:
-        return (
-            f"{self.provenance['model']}: one for each of {self.sequences:,} sequences of {self.positions} positions, "
-            f"sink={self.sink!r}"
+    def table(self) -> Table:
+        """By head: the share of rows with a parent, the mean attention on position 0, and the commonest offset."""
+        rows = []
+        for layer, weights in enumerate(self.weights):
+            for head in range(weights.shape[1]):
+                offsets = self.by_offset(layer, head)
+                sink = float(self.sinks[layer][:, head, 1:].mean()) if self.n_positions > 1 else 1.0
+                commonest = int(offsets.argmax()) if offsets.any() else None
+                rows.append((f"L{layer}H{head}", float((self.parents(layer, head) >= 0).mean()), sink, commonest))
+        return Table(
+            f"SequenceGraphs of {self.provenance['model']}: one for each of {self.n_sequences:,} sequences of {self.n_positions} "
+            f"positions, sink={self.sink!r}",
+            ("head", "edges", "sink", "offset"),
+            rows,
+            [
+                "edges: share of rows with a parent; sink: mean attention on position 0; offset: the commonest, in positions back"
+            ],
         )
-
-    def _legend(self) -> str:
-        n_heads = sum(layer.shape[1] for layer in self.weights)
-        rest = f"; and {n_heads - SHOWN} more heads" if n_heads > SHOWN else ""
-        return f"edges: rows with a parent; sink: mean attention on position 0; offset: the commonest, in positions back{rest}"
-
-    def _rows(self) -> Iterator[tuple[str, float, float, str]]:
-        heads = ((layer, head) for layer, weights in enumerate(self.weights) for head in range(weights.shape[1]))
-        for layer, head in itertools.islice(heads, SHOWN):
-            parents = self.parents(layer, head)
-            offsets = self.by_offset(layer, head)
-            commonest = str(int(offsets.argmax())) if offsets.any() else "-"
-            sink = float(self.sinks[layer][:, head, 1:].mean()) if self.positions > 1 else 1.0
-            yield f"L{layer}H{head}", float((parents >= 0).mean()), sink, commonest
 
     def _decide(
         self, layer: int, head: int, threshold: float
@@ -272,7 +254,7 @@ class SequenceGraphs:
             of[layer][:, head].astype(kind)
             for of, kind in ((self.candidates, int), (self.weights, float), (self.sinks, float))
         )
-        row = np.arange(self.positions)
+        row = np.arange(self.n_positions)
         if self.sink == "keep":
             parents, weights = np.where(sinks >= weights, 0, candidates), np.maximum(sinks, weights)
             is_child = row >= 1

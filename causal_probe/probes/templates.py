@@ -17,11 +17,10 @@ tensor([[0, 0, 0],
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import networkx as nx
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
+from causal_probe.results import UNSAVED
 
 __all__ = [
     "TEMPLATES",
@@ -42,6 +42,12 @@ __all__ = [
     "successor_of_parent",
     "template",
 ]
+
+
+def _unknown(tokens: Tensor) -> Tensor:
+    raise CausalProbeError(
+        "This template was read from a file, which holds its name and not its function: give the template itself."
+    )
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,13 @@ class Template:
     shown_by
         The sequences that :func:`~causal_probe.probes.scan` makes for the template: ``"repeated"`` tokens; ``"3-gram"`` walks, on which
         fewer than three matching tokens say less (:mod:`causal_probe.probes.sequences`); or a function that makes
-        them, ``(model, *, n_sequences, period, bos, seed) -> Sequences``, whose name is their kind.
+        them, ``(model, *, n_sequences, period, bos, seed) -> Sequences``.
     looks_back
         Whether its targets are earlier positions other than the first. Where they are not, heads are scored, and neither verified
         nor drawn by default.
+    kind
+        The name of the sequences that show it, which follows from ``shown_by``. A file holds it, and no functions: a template that is read
+        back has those of the shipped template that it is, or none.
 
     Raises
     ------
@@ -72,10 +81,11 @@ class Template:
     """
 
     name: str
-    targets: Callable[[Tensor], Tensor]
+    targets: Callable[[Tensor], Tensor] = field(default=_unknown, metadata=UNSAVED)
     description: str = ""
-    shown_by: str | Callable[..., Any] = "repeated"
+    shown_by: str | Callable[..., Any] = field(default="repeated", metadata=UNSAVED)
     looks_back: bool = True
+    kind: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
@@ -83,10 +93,14 @@ class Template:
                 f"A template's name is in kebab-case, such as 'previous-token'; this one is {self.name!r}."
             )
 
-    @property
-    def kind(self) -> str:
-        """The name of the sequences that show it."""
-        return self.shown_by if isinstance(self.shown_by, str) else self.shown_by.__name__
+        if self.targets is not _unknown:
+            named = self.shown_by if isinstance(self.shown_by, str) else self.shown_by.__name__
+            object.__setattr__(self, "kind", named)
+            return
+        object.__setattr__(self, "shown_by", self.kind)
+        shipped = _shipped(self.name)
+        if shipped is not None and replace(self, targets=shipped.targets) == shipped:
+            object.__setattr__(self, "targets", shipped.targets)
 
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos pos"]:
         """The visible targets, [batch, query, key]: those at or before their query.
@@ -185,12 +199,8 @@ def template(name: str) -> Template:
     CausalProbeError
         If there is none of this name; the message lists those that there are.
     """
-    if name in TEMPLATES:
-        return TEMPLATES[name]
-    if match := re.fullmatch(r"offset-(\d+)", name):
-        return offset(int(match[1]))
-    if match := re.fullmatch(r"induction-([1-9]\d*)gram", name):
-        return induction(int(match[1]))
+    if shipped := _shipped(name):
+        return shipped
     near = difflib.get_close_matches(name, TEMPLATES, n=1)
     raise CausalProbeError(
         f"There is no template {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} The known ones: {', '.join(TEMPLATES)}, "
@@ -221,19 +231,12 @@ def find_templates(templates: Any) -> tuple[Template, ...]:
     return found
 
 
-def recall_template(name: str, description: str, shown_by: str, looks_back: bool) -> Template:
-    """A template that was written down: the shipped one, if it is that; otherwise its function is not known, and is not called."""
-    with contextlib.suppress(CausalProbeError):
-        shipped = template(name)
-        if (shipped.description, shipped.kind, shipped.looks_back) == (description, shown_by, looks_back):
-            return shipped
-
-    def unknown(tokens: Tensor) -> Tensor:
-        raise CausalProbeError(
-            f"The template {name!r} was read from a file, which holds its name and not its function: give the template itself."
-        )
-
-    return Template(name, unknown, description, shown_by, looks_back)
+def _shipped(name: str) -> Template | None:
+    if match := re.fullmatch(r"offset-(\d+)", name):
+        return offset(int(match[1]))
+    if name not in TEMPLATES and (match := re.fullmatch(r"induction-([1-9]\d*)gram", name)):
+        return induction(int(match[1]))
+    return TEMPLATES.get(name)
 
 
 # ----------------------------------------------------------------------------------------------------------------- graphs

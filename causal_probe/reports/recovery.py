@@ -133,7 +133,7 @@ def recovery_page(result: Recovery) -> viz.Report:
                         "node. So each node's candidate parent, the earlier node it attends to most, is tested by what it does "
                         "to the loss: the gain is the loss with the node's attention spread evenly over its past, minus the loss "
                         "with all of it on the candidate. It is positive for an edge that the model uses, and for a root no "
-                        "candidate gains, or no more than with the node redrawn as a root: the excess is the gain minus that. An edge needs "
+                        "candidate gains, or no more than with the node redrawn as a root: the margin is the gain minus that. An edge needs "
                         "both to be positive. The plain cut (evenly spread minus unedited) is shown beside them and decides nothing."
                     ),
                     *(_evidence_table(result, head) for head in range(len(result.effects))),
@@ -231,20 +231,20 @@ def _evidence_table(result: Recovery, head: int) -> page.Table:
             row.parent,
             float(weights[row.child, row.parent]),
             f"{1e3 * row.gain:.2f}\u00a0±\u00a0{1e3 * row.stderr:.2f}",
-            "" if excess is None or stderr is None else f"{1e3 * excess:.2f}\u00a0±\u00a0{1e3 * stderr:.2f}",
+            "" if margin is None or stderr is None else f"{1e3 * margin:.2f}\u00a0±\u00a0{1e3 * stderr:.2f}",
             row.adjusted_p_value,
             "edge" if row.confirmed else "no edge",
             _truth_of(result, row.parent, row.child),
             f"{1e3 * row.cut:.2f}\u00a0±\u00a0{1e3 * row.cut_stderr:.2f}",
         )
-        for row, excess, stderr in zip(table.itertuples(), effects.excess, effects.excess_stderr, strict=True)
+        for row, margin, stderr in zip(table.itertuples(), effects.margin, effects.margin_stderr, strict=True)
     ]
     return page.Table(
-        ["child", "candidate", "attention", "gain", "excess", "p", "decision", "truth", "cut"],
+        ["child", "candidate", "attention", "gain", "margin", "p", "decision", "truth", "cut"],
         rows,
-        f"L0H{head}: {effects.sequences:,} sequences, paired one-sided tests, family-wise level {effects.level:g} "
-        "(p is corrected for the number of pairs). Gain, excess and cut are in thousandths of a nat, ± one standard error; the "
-        "excess is measured where the gain is positive at the level.",
+        f"L0H{head}: {effects.n_sequences:,} sequences, paired one-sided tests, family-wise level {effects.level:g} "
+        "(p is corrected for the number of pairs). Gain, margin and cut are in thousandths of a nat, ± one standard error; the "
+        "margin is measured where the gain is positive at the level.",
     )
 
 

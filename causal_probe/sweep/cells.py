@@ -113,7 +113,7 @@ def recover(o: RecoverCell) -> Outcome:
             "layer": 0,
             "head": head,
             "attention": found.head_graphs.values[0][head, int(row["child"]), int(row["parent"])],
-            **{name: row[name] for name in ("child", "parent", "gain", "stderr", "excess", "excess_stderr", "p_value")},
+            **{name: row[name] for name in ("child", "parent", "gain", "stderr", "margin", "margin_stderr", "p_value")},
             "found": row["confirmed"],
             "true": truth.has_edge(int(row["parent"]), int(row["child"])),
         }

@@ -75,6 +75,8 @@ COLUMNS = pa.schema(
         ("sink", pa.float64()),
         ("attention", pa.float64()),
         ("gain", pa.float64()),
+        ("margin", pa.float64()),  # of an edge: its gain less the gain with the child redrawn as a root
+        ("margin_stderr", pa.float64()),
         ("p_value", pa.float64()),
         ("log_e_value", pa.float64()),
         ("measured_rows", pa.int64()),

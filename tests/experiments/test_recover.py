@@ -52,7 +52,7 @@ def test_mean_parent_attention_is_the_mean_of_the_patterns(chain: Recovery) -> N
 def test_the_recovered_edges_carry_their_evidence(chain: Recovery) -> None:
     for _, _, evidence in chain.recovered.edges(data=True):
         assert evidence["gain"] > 0
-        assert evidence["excess"] > 0
+        assert evidence["margin"] > 0
         assert evidence["adjusted_p_value"] <= chain.settings["level"]
         assert evidence["head"] == "L0H0"
 

@@ -61,5 +61,5 @@ def test_a_task_without_a_law_of_redrawn_roots_is_tested_without() -> None:
         redraw_as_root = None
 
     found = recover(NoRedraw(nx.DiGraph(GRAPH), 4), steps=5, batch_size=8, probe_sequences=64, device="cpu")
-    assert set(found.effects[0].excess) == {None}
+    assert set(found.effects[0].margin) == {None}
     assert "redrawn as a root" not in found.cite().methods

@@ -478,8 +478,8 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
     assert read in (tmp_path / "merged" / "report.html").read_text()
     half = experiments.merge_scans(folders[:2], partial=True)
     assert "Not read: 2/4, 3/4" in repr(half)
-    half.scores.save(tmp_path / "half")
-    assert list(experiments.merge_scans([tmp_path / "half", *folders[2:]]).scores) == list(merged.scores)
+    half.scores.save(tmp_path / "half.safetensors")
+    assert list(experiments.merge_scans([tmp_path / "half.safetensors", *folders[2:]]).scores) == list(merged.scores)
     for saved_ones, message in (
         (folders[:3], "1 of its shards are missing: 3/4"),
         ([*folders, folders[1]], "share documents, which would count twice"),

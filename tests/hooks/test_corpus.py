@@ -108,9 +108,9 @@ def test_any_split_into_shards_gives_the_whole(model, texts, splits, order):
 def test_saved_shards_merge_as_they_would_have(model, texts, tmp_path):
     shards = hooks.corpus(model, texts, length=5).shards(3)
     for i, shard in enumerate(shards):
-        probes.scan(model, shard, templates=TEMPLATES).save(tmp_path / f"{i}.scores")
-        probes.head_graphs(model, shard).save(tmp_path / f"{i}.graphs")
-    scores = [probes.HeadScores.load(tmp_path / f"{i}.scores") for i in range(3)]
+        probes.scan(model, shard, templates=TEMPLATES).save(tmp_path / f"{i}-scores.safetensors")
+        probes.head_graphs(model, shard).save(tmp_path / f"{i}-graphs.safetensors")
+    scores = [probes.HeadScores.load(tmp_path / f"{i}-scores.safetensors") for i in range(3)]
     direct = [probes.scan(model, shard, templates=TEMPLATES) for shard in shards]
     for one, other in zip(scores, direct, strict=True):
         assert list(one) == list(other)
@@ -122,7 +122,7 @@ def test_saved_shards_merge_as_they_would_have(model, texts, tmp_path):
     columns = ["score_low", "score_high", "excess_low", "excess_high"]
     intervals = [probes.bootstrap_intervals(each, resamples=100)[columns] for each in (together, whole)]
     np.testing.assert_allclose(*intervals, rtol=0, atol=1e-7)  # the order of the sequences decides nothing
-    graphs = [probes.Evidence.load(tmp_path / f"{i}.graphs") for i in range(3)]
+    graphs = [probes.Evidence.load(tmp_path / f"{i}-graphs.safetensors") for i in range(3)]
     merged, once = graphs[0].merge(graphs[1]).merge(graphs[2]), probes.head_graphs(model, whole_of(shards))
     for layer in range(2):
         np.testing.assert_allclose(merged.values[layer], once.values[layer], rtol=0, atol=1e-12)
@@ -152,22 +152,23 @@ def test_what_can_not_be_merged(model, texts, tmp_path):
     assert hooks.missing_shards(read) == (f"{tmp_path / 'a'} 0/2",)
     assert hooks.missing_shards(both.merge(scan("a", shard="0/2")).settings["tokens"][0]) == ()
     own = probes.Template("own", lambda tokens: tokens[:, :, None] == tokens[:, None], "mine")
-    probes.scan(model, hooks.corpus(model, texts, length=5), templates=[own]).save(tmp_path / "own")
-    loaded = probes.HeadScores.load(tmp_path / "own")
+    probes.scan(model, hooks.corpus(model, texts, length=5), templates=[own]).save(tmp_path / "own.safetensors")
+    loaded = probes.HeadScores.load(tmp_path / "own.safetensors")
     with pytest.raises(CausalProbeError, match="holds its name and not its function"):
         loaded.templates[0](torch.tensor([[1, 2]]))
-    probes.head_graphs(model, hooks.corpus(model, texts, length=5)).save(tmp_path / "graphs")
+    probes.head_graphs(model, hooks.corpus(model, texts, length=5)).save(tmp_path / "graphs.safetensors")
     for path, message in (
         (tmp_path / "nothing", "Can't read .*nothing"),
         (tmp_path / "a", "was expected to be a safetensors file"),
-        (tmp_path / "graphs", "was expected to hold head scores of causal-probe"),
+        (tmp_path / "graphs.safetensors", "holds evidence .Evidence., no HeadScores"),
     ):
         with pytest.raises(CausalProbeError, match=message):
             probes.HeadScores.load(path)
-    arrays, about = results.read_arrays(tmp_path / "own", kind="head scores", newest=1)
-    results.write_arrays(tmp_path / "own", arrays, about={**about, "format": 2, "versions": {"causal-probe": "9.0"}})
+    arrays, about = results.read_arrays(tmp_path / "own.safetensors")
+    newer = {**about, "format": 2, "provenance": {"versions": {"causal-probe": "9.0"}}}
+    results.write_arrays(tmp_path / "own.safetensors", arrays, about=newer)
     with pytest.raises(CausalProbeError, match=r"format 2, written by causal-probe 9\.0; .* Upgrade"):
-        probes.HeadScores.load(tmp_path / "own")
+        probes.HeadScores.load(tmp_path / "own.safetensors")
 
 
 def test_what_is_no_corpus(model, tmp_path):

@@ -48,7 +48,7 @@ def test_every_number_is_that_of_a_loop_by_hand(kind):
     with torch.no_grad():
         clean = next_token_loss(model, tokens).double().numpy()
     assert found.loss == pytest.approx(clean.mean())
-    assert (found.edges, found.sequences) == (tuple(PAIRS), 40)
+    assert (found.edges, found.n_sequences) == (tuple(PAIRS), 40)
     p_values = []
     for index, (parent, child) in enumerate(PAIRS):
         even = loss_by_hand(model, tokens, 0, 1, child, [1 / (child + 1)] * (child + 1))
@@ -90,7 +90,7 @@ def test_a_merge_equals_one_run_over_all():
         return edge_effects(model, tokens, next_token_loss, layer=0, head=0, candidates=PAIRS)
 
     merged, whole = effects(tokens[:7]).merge(effects(tokens[7:])), effects(tokens)
-    assert merged.sequences == whole.sequences == 20
+    assert merged.n_sequences == whole.n_sequences == 20
     for name in ("loss", "gain", "stderr", "cut", "cut_stderr", "p_value", "adjusted_p_value"):
         np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-9)
     with pytest.raises(CausalProbeError, match="differ in level can't be merged"):
@@ -168,7 +168,7 @@ def test_a_root_may_gain_and_is_told_by_redrawing_it():
         solving(truth), batches, task_loss, **options, redraw=lambda *arguments: redraw(*arguments, generator)
     )
     assert found.confirmed.tolist() == [False, True, True]
-    assert abs(found.excess[0]) < 3 * found.excess_stderr[0]
+    assert abs(found.margin[0]) < 3 * found.margin_stderr[0]
     np.testing.assert_allclose(found.gain, plain.gain)
 
 
@@ -186,7 +186,7 @@ def test_children_are_redrawn_from_the_last_to_the_first_along_what_was_found():
     expected = [(child, frozenset((node - 1, node) for node in range(child + 1, 5))) for child in (4, 3, 2, 1)]
     assert list(dict.fromkeys(asked)) == expected
     assert len(asked) == 4 * len(batches)
-    # The excess is a paired mean: repeat it by hand for the last child, whose redrawing comes first.
+    # The margin is a paired mean: repeat it by hand for the last child, whose redrawing comes first.
     generator.manual_seed(9)
     again = edge_effects(
         solving(truth), batches, task_loss, layer=0, head=0, candidates=[(3, 4)],
@@ -202,9 +202,9 @@ def test_children_are_redrawn_from_the_last_to_the_first_along_what_was_found():
             gains.append(even - routed)
         differences.append(gains[0] - gains[1])
     difference = np.concatenate(differences)
-    assert again.excess[0] == pytest.approx(difference.mean(), abs=1e-7)
-    assert again.excess_stderr[0] == pytest.approx(difference.std(ddof=1) / len(difference) ** 0.5, rel=1e-4)
-    assert again.excess_p_value[0] == pytest.approx(
+    assert again.margin[0] == pytest.approx(difference.mean(), abs=1e-7)
+    assert again.margin_stderr[0] == pytest.approx(difference.std(ddof=1) / len(difference) ** 0.5, rel=1e-4)
+    assert again.margin_p_value[0] == pytest.approx(
         stats.ttest_1samp(difference, 0, alternative="greater").pvalue, rel=0.1
     )
 
@@ -232,7 +232,7 @@ def test_a_model_without_weights_has_no_edge():
     assert found.gain.tolist() == found.stderr.tolist() == found.cut.tolist() == [0, 0, 0]
     assert found.p_value.tolist() == [1, 1, 1]
     assert found.graph(4).number_of_edges() == 0
-    assert found.excesses == {}
+    assert found.margins == {}
     assert not found.weights(4).any()
 
 
@@ -269,7 +269,7 @@ def test_of_several_confirmed_parents_a_child_keeps_the_one_that_gains_most():
     assert {(row.parent, row.child) for row in table.itertuples() if row.confirmed} == set(every.edges)
     row = table[(table.parent == 1) & (table.child == 2)].iloc[0]
     assert every.edges[1, 2]["gain"] == row["gain"]
-    assert every.edges[1, 2]["excess"] is None
+    assert every.edges[1, 2]["margin"] is None
     weights = found.weights(6)
     assert weights[2, 1] == pytest.approx(row["gain"] / row["stderr"], rel=1e-3)
     assert weights[1, 2] == 0
@@ -284,21 +284,25 @@ def test_a_result_is_strict_json_and_says_why_what_is_undefined():
     assert found.p_value is None
     assert not found.confirmed.any()
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert content["edges"][1]["edge"] == [1, 3]
-    assert content["edges"][1]["gain"] == pytest.approx(found.gain[1])
-    assert content["edges"][1]["p_value"] is None
+    assert content["edges"][1] == [1, 3]
+    assert content["each"][1]["gain"] == pytest.approx(found.gain[1])
+    assert content["each"][1]["p_value"] is None
     assert content["undefined"]["p_value"] == "a standard error needs two sequences or more"
-    assert content["undefined"]["excess"] == "the child was not redrawn as a root: no way to redraw was given"
+    assert content["undefined"]["margin"] == "the child was not redrawn as a root: no way to redraw was given"
     with pytest.raises(CausalProbeError, match="no standard error"):
         found.weights(7)
 
 
-def test_a_result_shows_and_cites_itself():
+def test_a_result_shows_cites_and_keeps_itself(tmp_path):
     model = disentangled()
     model.cfg.model_name = "<b>"
     found = edge_effects(model, random_tokens(30), next_token_loss, layer=0, head=1, candidates=PAIRS, level=0.01)
     assert f"{found.confirmed.sum()} of 4 tested edges confirmed at the family-wise level 0.01" in repr(found)
     assert repr(found).count("\n") == 5
+    found.save(tmp_path / "effects.safetensors")
+    back = EdgeEffects.load(tmp_path / "effects.safetensors")
+    assert back.to_dict() == found.to_dict()
+    np.testing.assert_array_equal(back.weights(7), found.weights(7))
     assert "<b>" not in found._repr_html_()
     methods = found.cite().methods
     assert "head L0H1" in methods
@@ -328,7 +332,7 @@ def test_everything_that_is_wrong_with_the_candidates_is_said_at_once():
         ({"candidates": []}, "there are none"),
         ({"level": 0.0}, "between 0 and 1"),
         ({"batches": []}, "no batches"),
-        ({"layer": 2}, r"no hook point blocks\.2\.attn\.hook_pattern"),
+        ({"layer": 2}, r"Layer 2 was asked for; there are 2 layers"),
         ({"head": 2}, "head 2 was asked for"),
         ({"candidates": [(0, 7)]}, "query 7 was asked for"),
         (

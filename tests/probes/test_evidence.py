@@ -253,8 +253,8 @@ def test_files_hold_everything(tmp_path) -> None:
         Evidence.stack({"a": head_graphs(model, tokens), "b": head_graphs(model, tokens[:1])}),
     ]
     for found in each:
-        found.save(tmp_path / "evidence")
-        back = Evidence.load(tmp_path / "evidence")
+        found.save(tmp_path / "evidence.safetensors")
+        back = Evidence.load(tmp_path / "evidence.safetensors")
         assert (back.quantity, back.n_sequences, back.labels) == (found.quantity, found.n_sequences, found.labels)
         assert (back.settings, back.provenance) == (found.settings, found.provenance)
         for what in ("values", "stderr", "nothing"):

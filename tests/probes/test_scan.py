@@ -543,18 +543,19 @@ def test_a_table_has_one_row_for_each_head_and_template():
 def test_json_has_the_agreed_form():
     found = scan(set_by_hand(), torch.tensor([[0, 1, 2, 3]]), templates=["previous-token", "induction"])
     written = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert {"model", "heads", "settings", "versions"} <= written.keys()
-    assert written["heads"][0].keys() >= {"layer", "head", "template", "score", "chance", "excess", "stderr", "sink"}
-    assert [(head["layer"], head["head"], head["template"]) for head in written["heads"][:3]] == [
+    assert {"kind", "format", "scores", "templates", "settings", "provenance"} <= written.keys()
+    assert "sums" not in written
+    assert written["scores"][0].keys() >= {"layer", "head", "template", "score", "chance", "excess", "stderr", "sink"}
+    assert [(head["layer"], head["head"], head["template"]) for head in written["scores"][:3]] == [
         (0, 0, "previous-token"), (0, 0, "induction"), (0, 1, "previous-token"),
     ]  # fmt: skip
-    assert written["heads"][1]["score"] is None
+    assert written["scores"][1]["score"] is None
     assert written["undefined"] == {
         "induction": "No row has a target of 'induction' and a visible key that is none",
         "previous-token: stderr": "a standard error needs two sequences or more",
     }
     assert found.top("induction") == ()
-    assert "undefined" in repr(found)
+    assert "No row has a target of 'induction'" in repr(found)
     with pytest.raises(CausalProbeError, match="No row has a target of 'induction'"):
         found.heatmap("induction")
 
@@ -574,7 +575,7 @@ def test_a_heat_map_is_what_viz_draws():
 def test_it_prints_and_cites():
     found = scan(set_by_hand(), n_sequences=3)
     assert "disentangled-transformer: 3 heads in 2 layers, 7 templates, 3 sequences" in repr(found)
-    assert "<th>induction</th><td>L1H0</td><td>0.9" in found._repr_html_()
+    assert "<td>induction</td><td>L1H0</td><td>0.9" in found._repr_html_()
     assert "olsson2022" in found.cite().bibtex
     assert "nichani2024" not in found.cite().bibtex
     graph = successor_of_parent(GRAPH)

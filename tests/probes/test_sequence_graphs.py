@@ -10,7 +10,7 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import chain, random_forest
-from causal_probe.probes import Evidence, SequenceGraphs, head_graphs, template
+from causal_probe.probes import Evidence, SequenceComparison, SequenceGraphs, head_graphs, template
 from causal_probe.probes.sequence_graphs import largest_parents
 from tests.tiny_models import MODELS, disentangled, random_tokens
 
@@ -21,7 +21,7 @@ def of_pattern(pattern, sink, tokens=None):
     """The sequence graphs of one layer's pattern [sequence, head, query, key]."""
     tokens = torch.zeros(len(pattern), pattern.shape[-1], dtype=torch.long) if tokens is None else tokens
     found = [each.numpy() for each in largest_parents(pattern)]
-    return SequenceGraphs(*((each,) for each in found), tokens.numpy(), sink, PROVENANCE)
+    return SequenceGraphs(*((each,) for each in found), tokens.numpy(), sink, provenance=PROVENANCE)
 
 
 def from_mean(pattern, sink):
@@ -105,7 +105,7 @@ def test_the_three_readings_of_one_row():
 def test_a_model_is_read_as_its_full_cache(kind, batch_size):
     model, tokens = MODELS[kind](), random_tokens(5)
     found = head_graphs(model, [tokens[:3], tokens[3:]], per="sequence", batch_size=batch_size)
-    assert (found.sequences, found.positions, found.sink) == (5, 7, "root")
+    assert (found.n_sequences, found.n_positions, found.sink) == (5, 7, "root")
     _, cache = model.run_with_cache(tokens)
     for layer in (0, 1):
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"].detach()
@@ -145,7 +145,7 @@ def test_a_comparison_sums_over_sequences():
     assert result.recall == pytest.approx(right / 28)
     assert result.f1 == pytest.approx(2 / (1 / result.precision + 1 / result.recall))
     assert result.shd == pytest.approx(np.mean([each.shd for each in result.each]))
-    assert "over 4 sequences: precision" in repr(result)
+    assert "over 4 sequences" in repr(result)
     json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -153,7 +153,7 @@ def test_what_is_undefined_is_none():
     found = of_pattern(torch.eye(4, dtype=torch.float64)[None, None], "root")
     nothing = found.compare(chain(4), 0, 0)
     assert (nothing.precision, nothing.recall, nothing.f1) == (None, 0, 0)
-    assert repr(nothing).startswith("SequenceComparison over 1 sequences: precision undefined")
+    assert "precision: no edge was found" in repr(nothing)
 
 
 def test_graphs_by_relative_offset():
@@ -177,13 +177,19 @@ def test_graphs_by_relative_offset():
     assert each.sum() == each[2]
 
 
-def test_it_prints_cites_and_writes_itself():
+def test_it_prints_cites_and_writes_itself(tmp_path):
     found = of_pattern(random_pattern(), "exclude")
     assert "by hand: one for each of 3 sequences of 8 positions, sink='exclude'" in repr(found)
     assert "L0H1" in repr(found)
     assert "<table>" in found._repr_html_()
     assert "'exclude'" in found.cite().methods
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["sink"] == "exclude"
+    found.save(tmp_path / "found.safetensors")
+    back = SequenceGraphs.load(tmp_path / "found.safetensors")
+    np.testing.assert_array_equal(back.parents(0, 1), found.parents(0, 1))
+    compared = found.compare(chain(8), 0, 0)
+    compared.save(tmp_path / "compared.safetensors")
+    assert SequenceComparison.load(tmp_path / "compared.safetensors").each == compared.each
 
 
 def test_bad_input_is_told():
