@@ -7,7 +7,6 @@ nothing of the size of a batch.
 from __future__ import annotations
 
 from causal_probe.hooks.adapt import to_hooked
-from causal_probe.hooks.batches import each_batch
 from causal_probe.hooks.check import HookedModel, attention_hook, describe, is_live, require_hooks, undisturbed
 from causal_probe.hooks.continuous import OnSequences, on_residual_stream
 from causal_probe.hooks.corpus import (
@@ -30,9 +29,10 @@ from causal_probe.hooks.edit import (
     uniform_row,
     zero_ablate,
 )
+from causal_probe.hooks.means import mean_heads, mean_patterns
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.preflight import Finding, context_length, find_faults, preflight
-from causal_probe.hooks.record import PatternMeans, mean_heads, mean_patterns
+from causal_probe.hooks.record import each_batch
 from causal_probe.hooks.self_test import Answer, self_test
 from causal_probe.hooks.tokens import SpecialTokens, content_tokens, special_tokens, text_start
 
@@ -46,7 +46,6 @@ __all__ = [
     "HookedModel",
     "Moments",
     "OnSequences",
-    "PatternMeans",
     "SpecialTokens",
     "attention_hook",
     "content_tokens",

@@ -18,7 +18,19 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["HookedModel", "attention_hook", "describe", "is_live", "live_hooks", "require_hooks", "undisturbed"]
+__all__ = [
+    "HookedModel",
+    "attention_hook",
+    "attention_hooks",
+    "describe",
+    "is_live",
+    "live_hooks",
+    "require_hooks",
+    "undisturbed",
+]
+
+#: The parts of the surface below.
+SURFACE = ("cfg", "hook_dict", "hooks", "run_with_hooks", "__call__")
 
 
 @runtime_checkable
@@ -52,6 +64,20 @@ def attention_hook(layer: int, what: str) -> str:
     return f"blocks.{layer}.attn.hook_{what}"
 
 
+def attention_hooks(
+    model: HookedModel, points: Iterable[str], layers: Iterable[int] | None = None
+) -> dict[tuple[int, str], str]:
+    """The names of attention hook points, by layer (all by default) and point, layer by layer.
+
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> attention_hooks(DisentangledTransformer(d_vocab=3, n_positions=4), ["z"])
+    {(0, 'z'): 'blocks.0.attn.hook_z', (1, 'z'): 'blocks.1.attn.hook_z'}
+    """
+    points = tuple(points)
+    each = range(int(model.cfg.n_layers)) if layers is None else layers
+    return {(layer, point): attention_hook(layer, point) for layer in each for point in points}
+
+
 def require_hooks(model: object, names: Iterable[str]) -> None:
     """Raise unless ``model`` is a :class:`HookedModel` with a hook point of each name; all that is missing is said at once.
 
@@ -68,17 +94,22 @@ def require_hooks(model: object, names: Iterable[str]) -> None:
     >>> from causal_probe.models import DisentangledTransformer
     >>> require_hooks(DisentangledTransformer(d_vocab=3, n_positions=4), ["blocks.0.attn.hook_pattern"])
     """
-    surface = ("cfg", "hook_dict", "hooks", "run_with_hooks", "__call__")
-    if missing := [part for part in surface if not hasattr(model, part)]:
-        raise CausalProbeError(
-            f"A {type(model).__name__} can't be probed: it has no {', '.join(missing)}. Give a TransformerLens model "
-            "(HookedTransformer, TransformerBridge) or a HookedRootModule whose setup() has run."
-        )
+    if not all(hasattr(model, part) for part in SURFACE):
+        raise CausalProbeError(no_surface(model))
     known = getattr(model, "hook_dict")  # noqa: B009 - the type of model is object here
     if unknown := [name for name in names if name not in known]:
         nearest = sorted({near for name in unknown for near in difflib.get_close_matches(name, known, n=2)})
         hint = f"The nearest that it has: {', '.join(nearest[:6])}." if nearest else f"It has {len(known)} others."
         raise CausalProbeError(f"{type(model).__name__} has no hook point {', '.join(unknown)}. {hint}")
+
+
+def no_surface(model: object) -> str:
+    """What a model lacks of the surface."""
+    missing = [part for part in SURFACE if not hasattr(model, part)]
+    return (
+        f"A {type(model).__name__} can't be probed: it has no {', '.join(missing)}. Give a TransformerLens model "
+        "(HookedTransformer, TransformerBridge) or a HookedRootModule whose setup() has run."
+    )
 
 
 def is_live(model: HookedModel, name: str, run: Callable[[], Tensor]) -> bool:

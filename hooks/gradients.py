@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.batches import each_batch
 from causal_probe.hooks.check import HookedModel, attention_hook, live_hooks, require_hooks, undisturbed
 from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.record import each_batch
 
 __all__ = ["Route", "ScoreGradientMoments", "record_score_gradients"]
 

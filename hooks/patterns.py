@@ -10,16 +10,12 @@ import torch
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.record import row_slack
 
-__all__ = ["attention_on_nothing", "given_patterns", "row_slack"]
+__all__ = ["attention_on_nothing", "given_patterns"]
 
 #: A layer's pattern in the names of TransformerLens.
 HOOK = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
-
-
-def row_slack(dtype: torch.dtype) -> float:
-    """By how much a row of attention may miss its sum, by rounding alone."""
-    return max(1e-4, 4 * torch.finfo(dtype).eps)
 
 
 def given_patterns(patterns: Any, *, low: float | None = 0.0, high: float | None = None) -> dict[int, Tensor]:

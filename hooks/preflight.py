@@ -11,8 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.check import HookedModel, attention_hook, describe, live_hooks, require_hooks, undisturbed
-from causal_probe.hooks.patterns import row_slack
+from causal_probe.hooks.check import (
+    HookedModel,
+    attention_hooks,
+    describe,
+    live_hooks,
+    no_surface,
+    require_hooks,
+    undisturbed,
+)
+from causal_probe.hooks.record import row_slack
 from causal_probe.hooks.tokens import special_tokens
 
 __all__ = ["Finding", "context_length", "find_faults", "preflight"]
@@ -126,16 +134,14 @@ def find_faults(
     >>> find_faults(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]]))
     ()
     """
-    try:
-        require_hooks(model, ())
-    except CausalProbeError as error:
-        return (Finding("no-surface", str(error)),)
-    assert isinstance(model, HookedModel)
+    if not isinstance(model, HookedModel):
+        return (Finding("no-surface", no_surface(model)),)
     findings = []
-    layers = range(int(model.cfg.n_layers))
-    known = [what for what in hooks if all(attention_hook(layer, what) in model.hook_dict for layer in layers)]
+    by_point: dict[str, list[str]] = {}
+    for (_, point), name in attention_hooks(model, hooks).items():
+        by_point.setdefault(point, []).append(name)
     try:
-        require_hooks(model, [attention_hook(layer, what) for what in hooks for layer in layers])
+        require_hooks(model, [name for names in by_point.values() for name in names])
     except CausalProbeError as error:
         findings.append(Finding("missing-hooks", str(error)))
 
@@ -147,12 +153,11 @@ def find_faults(
     attention_mask = None if attention_mask is None else attention_mask[:SEQUENCES, : tokens.shape[1]].to(tokens.device)
 
     with undisturbed(model):
-        looked_at, silent = _run(
-            model, tokens, attention_mask, [attention_hook(layer, w) for w in known for layer in layers]
-        )
+        known = [names for names in by_point.values() if all(name in model.hook_dict for name in names)]
+        looked_at, silent = _run(model, tokens, attention_mask, [name for names in known for name in names])
         findings += looked_at
         if "fails" not in {finding.kind for finding in looked_at}:
-            findings += _dead(model, tokens, [w for w in known if attention_hook(0, w) not in silent])
+            findings += _dead(model, tokens, [names for names in known if names[0] not in silent])
     return tuple(findings)
 
 
@@ -332,14 +337,12 @@ def _silence(model: HookedModel, silent: Sequence[str]) -> Iterator[Finding]:
         yield Finding("silent-hooks", f"{_names(silent)}: no value passes. The model does not use this attention.")
 
 
-def _dead(model: HookedModel, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str]) -> Iterator[Finding]:
+def _dead(model: HookedModel, tokens: Int[Tensor, "batch pos"], points: Sequence[list[str]]) -> Iterator[Finding]:
     few = tokens[:1, :LIVENESS_TOKENS]
-    names = [attention_hook(layer, what) for what in hooks for layer in range(int(model.cfg.n_layers))]
     live: set[str] = set()
-    for what in hooks:  # those of one kind at a time: a replaced z cuts the pattern behind it off
-        of_kind = [name for name in names if name.endswith(f"hook_{what}")]
-        live |= live_hooks(model, of_kind, lambda: _logits(model(few)))
-    if dead := [name for name in names if name not in live]:
+    for names in points:  # those of one kind at a time: a replaced z cuts the pattern behind it off
+        live |= live_hooks(model, names, lambda: _logits(model(few)))
+    if dead := [name for names in points for name in names if name not in live]:
         yield Finding(
             "dead-hooks",
             f"{_names(dead)}: decorative, for the model's output does not depend on the values there. What they show may not be "

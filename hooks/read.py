@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks, undisturbed
-from causal_probe.hooks.stream import run_layers, visit_patterns
+from causal_probe.hooks.check import HookedModel, attention_hook, describe, require_hooks
+from causal_probe.hooks.heads import find_layer
+from causal_probe.hooks.record import check_pattern
+from causal_probe.hooks.values import read_values
 
 __all__ = ["layer_index", "read_layer"]
 
@@ -26,11 +28,7 @@ def layer_index(model: object, layer: int) -> int:
     """
     config: Any = getattr(model, "cfg", None) or getattr(model, "config", None)
     n_layers = int(getattr(config, "n_layers", 0) or getattr(config, "num_hidden_layers", 0))
-    if not -n_layers <= layer < n_layers:
-        raise CausalProbeError(
-            f"Layer {layer} was asked for; the model has {n_layers}, counted from 0 (or -1 for the last)."
-        )
-    return layer % n_layers
+    return find_layer(n_layers, layer)
 
 
 def read_layer(
@@ -53,23 +51,17 @@ def read_layer(
                 "The heads' outputs are read at hook points, and this model has none: see hooks.to_hooked."
             )
         return _hugging_face_pattern(model, tokens, layer)
-    kept: list[Tensor] = []
-    if what == "pattern":
-        visit_patterns(model, tokens, lambda _: lambda _, pattern: kept.append(pattern[0].clone()), layers=[layer])
-        return kept[-1]
-    name = attention_hook(layer, "z")
+    name = attention_hook(layer, what)
     require_hooks(model, [name])
-
-    def keep(value: Tensor, hook: Any) -> None:
-        kept.append(value.detach()[0].clone())
-
-    with undisturbed(model), model.hooks(fwd_hooks=[(name, keep)]):
-        run_layers(model, tokens, layer + 1)
-    if not kept:
+    found = read_values(model, tokens.to(describe(model)["device"] or "cpu"), [name], n_layers=layer + 1).get(name)
+    if found is None:
         raise CausalProbeError(
             f'{name} did not fire. A Hugging Face model must be loaded with attn_implementation="eager".'
         )
-    outputs = kept[-1]
+    outputs = found[0].clone()
+    if what == "pattern":
+        check_pattern(name, found)
+        return outputs
     if outputs.ndim == 2:  # some bridges show all heads side by side
         outputs = outputs.reshape(len(outputs), int(model.cfg.n_heads), -1)
     return outputs.transpose(0, 1)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks, undisturbed
-from causal_probe.hooks.record import mean_patterns
+from causal_probe.hooks.means import mean_patterns
 
 __all__ = ["Answer", "self_test"]
 
@@ -139,7 +139,7 @@ def _plant(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> tuple[float,
         with model.hooks(fwd_hooks=[*edits, *looks]):
             model(tokens)
         with model.hooks(fwd_hooks=edits):
-            means = mean_patterns(model, tokens).mean.values()
+            means = [its.mean for its in mean_patterns(model, tokens).values()]
     named = [mean.cpu().gather(2, _keys(*mean.shape[:2])[..., None]) for mean in means]
     return _largest(errors), _largest([float((1 - attention).abs().max()) for attention in named])
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from causal_probe.hooks.check import HookedModel, undisturbed
-from causal_probe.hooks.stream import run_layers
+from causal_probe.hooks.record import run_layers
 
 __all__ = ["read_values"]
 

@@ -29,6 +29,7 @@ from causal_probe.experiments.scan_sequences import (
 from causal_probe.hooks import (
     Corpus,
     HookedModel,
+    attention_hook,
     context_length,
     describe,
     missing_shards,
@@ -38,7 +39,7 @@ from causal_probe.hooks import (
 )
 from causal_probe.hooks import corpus as open_corpus
 from causal_probe.hooks.corpus import IN_MEMORY
-from causal_probe.hooks.stream import Visit, visit_patterns
+from causal_probe.hooks.values import read_values
 from causal_probe.models import choose_device
 from causal_probe.options import MergeOptions, ScanOptions, takes
 from causal_probe.probes import (
@@ -630,15 +631,9 @@ def _examples(
 def _patterns(
     model: HookedModel, tokens: Int[Tensor, " pos"], heads: Sequence[tuple[int, int]]
 ) -> Float[np.ndarray, "_head query key"]:
-    found: dict[tuple[int, int], np.ndarray] = {}
-
-    def visitor(_: Tensor) -> Visit:
-        return lambda layer, pattern: found.update(
-            {(layer, head): pattern[0, head].float().cpu().numpy() for at, head in heads if at == layer}
-        )
-
-    visit_patterns(model, tokens[None], visitor, layers=sorted({layer for layer, _ in heads}))
-    return np.stack([found[head] for head in heads])
+    names = [attention_hook(layer, "pattern") for layer, _ in heads]
+    found = read_values(model, tokens[None], names, n_layers=1 + max(layer for layer, _ in heads))
+    return np.stack([found[name][0, head].float().cpu().numpy() for name, (_, head) in zip(names, heads, strict=True)])
 
 
 def _words(model: HookedModel, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any, Literal, overload
 
-from torch import Tensor
-
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import Corpus, CorpusPass, HookedModel, describe, mean_patterns
-from causal_probe.hooks.stream import Rows, Visit, visit_patterns
+from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.corpus import Corpus, CorpusPass
+from causal_probe.hooks.means import mean_patterns
+from causal_probe.hooks.record import record
 from causal_probe.probes.evidence import ATTENTION, Evidence
 from causal_probe.probes.reading import check_sink
-from causal_probe.probes.scoring import micro_batches
-from causal_probe.probes.sequence_graphs import SequenceGraphs, largest_parents
+from causal_probe.probes.sequence_graphs import LargestParents, SequenceGraphs
 
 __all__ = ["head_graphs"]
 
@@ -22,7 +19,7 @@ __all__ = ["head_graphs"]
 @overload
 def head_graphs(
     model: HookedModel,
-    batches: Any,
+    tokens: Any,
     *,
     per: Literal["mean"] = ...,
     sink: Literal["exclude", "root", "keep"] | None = ...,
@@ -33,7 +30,7 @@ def head_graphs(
 @overload
 def head_graphs(
     model: HookedModel,
-    batches: Any,
+    tokens: Any,
     *,
     per: Literal["sequence"],
     sink: Literal["exclude", "root", "keep"] | None = ...,
@@ -43,7 +40,7 @@ def head_graphs(
 
 def head_graphs(
     model: HookedModel,
-    batches: Any,
+    tokens: Any,
     *,
     per: Literal["mean", "sequence"] = "mean",
     sink: Literal["exclude", "root", "keep"] | None = None,
@@ -63,7 +60,7 @@ def head_graphs(
     model
         A TransformerLens model, or any HookedRootModule with hook points ``blocks.{layer}.attn.hook_pattern``. It is run in
         evaluation mode without gradients, with the caller's own hooks, and is left as it was.
-    batches
+    tokens
         Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length. Text, as a
         :func:`~causal_probe.hooks.corpus`: what was read of it is in ``provenance["corpus"]``.
     per
@@ -109,44 +106,18 @@ def head_graphs(
         sink = "keep" if per == "mean" else "root"
     check_sink(sink)
     provenance: dict[str, Any] = {**describe(model)}
-    reading = CorpusPass(batches) if isinstance(batches, Corpus) else None
-    if reading is not None:
-        batches = reading
-    if batch_size is None:
-        batches = micro_batches(model, batches)
+    reading = CorpusPass(tokens) if isinstance(tokens, Corpus) else None
+    batches = tokens if reading is None else reading
     if per == "sequence":
-        return _sequence_graphs(model, batches, sink, batch_size, provenance, reading)
-    moments = mean_patterns(model, batches, batch_size=batch_size).moments
+        arrays = record(model, batches, LargestParents(), batch_size=batch_size).arrays()
+    else:
+        moments = mean_patterns(model, batches, batch_size=batch_size)
     if reading is not None:
         provenance["corpus"] = reading.reading
-    return Evidence.of_moments(moments, ATTENTION, {"sink": sink}, provenance)
-
-
-def _sequence_graphs(
-    model: HookedModel,
-    batches: Any,
-    sink: str,
-    batch_size: int | None,
-    provenance: Mapping[str, Any],
-    reading: CorpusPass | None,
-) -> SequenceGraphs:
-    seen = Rows()
-    found: defaultdict[int, tuple[Rows, ...]] = defaultdict(lambda: (Rows(), Rows(), Rows()))
-    start = 0
-
-    def visitor(tokens: Tensor) -> Visit:
-        nonlocal start
-        first, start = start, start + len(tokens)
-        seen.write(first, tokens.cpu().numpy())
-
-        def visit(layer: int, pattern: Tensor) -> None:
-            for rows, values in zip(found[layer], largest_parents(pattern), strict=True):
-                rows.write(first, values.cpu().numpy())
-
-        return visit
-
-    visit_patterns(model, batches, visitor, batch_size=batch_size)
-    if reading is not None:
-        provenance = {**provenance, "corpus": reading.reading}
-    candidates, weights, sinks = (tuple(found[layer][what].array for layer in sorted(found)) for what in range(3))
-    return SequenceGraphs(candidates, weights, sinks, seen.array, sink, provenance=provenance)
+    if per == "mean":
+        return Evidence.of_moments(moments, ATTENTION, {"sink": sink}, provenance)
+    layers = sorted(name[1] for name in arrays if name[0] == "sinks")
+    candidates, weights, sinks = (
+        tuple(arrays[name, layer] for layer in layers) for name in ("candidates", "weights", "sinks")
+    )
+    return SequenceGraphs(candidates, weights, sinks, arrays["tokens"], sink, provenance=provenance)

@@ -6,7 +6,7 @@ position 0 has none. Numbers are means over sequences with standard errors over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, Moments, describe, each_batch, require_hooks, undisturbed
-from causal_probe.probes.scoring import micro_batch_size
+from causal_probe.hooks import HookedModel, Moments, describe, require_hooks, undisturbed
+from causal_probe.hooks.record import micro_batches
 from causal_probe.results import Result, Table, merge_provenance
 
 __all__ = ["CopyLosses", "InContextScore", "copy_losses", "in_context_score", "token_losses"]
@@ -375,29 +375,6 @@ def _over_batches(
     if total is None:
         raise CausalProbeError("There are no sequences to measure the loss on.")
     return total
-
-
-def micro_batches(
-    model: HookedModel, batches: Any, batch_size: int | None = None
-) -> Iterator[Int[Tensor, "batch pos"]]:
-    """Tokens in pieces of ``batch_size`` sequences; by default of as many as keep patterns and logits within 256 MiB.
-
-    Raises
-    ------
-    CausalProbeError
-        If a batch is no tensor of whole numbers [batch, pos], or ``batch_size`` is below 1.
-    """
-    if batch_size is not None and batch_size < 1:
-        raise CausalProbeError(f"batch_size must be at least 1; it is {batch_size}.")
-    for batch in each_batch(batches):
-        tokens = getattr(batch, "tokens", batch)
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
-            found = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise CausalProbeError(
-                f"A batch must be a tensor of tokens [batch, pos], of whole numbers; this one is {found}."
-            )
-        if len(tokens):
-            yield from torch.split(tokens, batch_size or micro_batch_size(model, tokens.shape[1]))
 
 
 def _table(losses: Moments, *, first: int) -> pd.DataFrame:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import (
-    Corpus,
-    CorpusPass,
-    HookedModel,
-    content_tokens,
-    describe,
-    each_batch,
-    preflight,
-    require_hooks,
-)
+from causal_probe.hooks.check import HookedModel, describe, require_hooks
+from causal_probe.hooks.corpus import Corpus, CorpusPass
+from causal_probe.hooks.preflight import preflight
+from causal_probe.hooks.record import each_batch, record
+from causal_probe.hooks.tokens import content_tokens
 from causal_probe.probes.head_scores import HeadScores
-from causal_probe.probes.scoring import Part, score_batches, settings_of
+from causal_probe.probes.scoring import Scores, settings_of
 from causal_probe.probes.sequences import longest_ngram, make_sequences
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates
@@ -97,44 +91,45 @@ def scan(
     One in twelve of the second head's attention is on position 0: the first head has nothing before it to copy there, and copies
     the token itself.
     """
-    require_hooks(model, ())
     wanted = find_templates(TEMPLATES if templates is None else templates)
     made = {"n_sequences": n_sequences, "period": period, "bos": bos, "seed": seed}
     if tokens is None:
+        require_hooks(model, ())
         parts = _make(model, wanted, made, optional=templates is None)
-        first = parts[0].tokens
+        first = parts[0][1]
     else:
         _refuse(made)
         reading = CorpusPass(tokens) if isinstance(tokens, Corpus) else None
         first, batches = _peek(tokens if reading is None else reading)
         if first is None and reading is not None:  # a shard in which no document fills a sequence
             return _nothing(model, wanted, queries, reading)
-        parts = [Part(wanted, batches, {"kind": "given"})]
+        parts = [(wanted, batches, {"kind": "given"})]
     # A few tokens tell whether the model uses the patterns that it shows. What is wrong with others is seen where they are run.
     preflight(model, first[:1, :CHECKED] if isinstance(first, Tensor) and first.ndim == 2 else first)
     sums: dict[str, TemplateSums] = {}
     shared: dict[tuple[str, str], int] = {}
-    for part in parts:
-        scored = score_batches(model, part.templates, part.tokens, queries, batch_size)
-        sums |= scored.sums
-        shared |= scored.shared
+    for its, batches, _ in parts:
+        of_its, shared_by_its = record(model, batches, Scores(its, queries), batch_size=batch_size).scored()
+        sums |= of_its
+        shared |= shared_by_its
+    told = [(its, about) for its, _, about in parts]
     if tokens is not None and reading is not None:
-        parts = [replace(parts[0], settings=reading.reading)]
+        told = [(wanted, reading.reading)]
     kept = tuple(template for template in wanted if template.name in sums)
     return HeadScores(
-        templates=kept,
-        sums={template.name: sums[template.name] for template in kept},
-        shared=shared,
-        settings=settings_of(parts, queries),
+        kept,
+        {template.name: sums[template.name] for template in kept},
+        shared,
+        settings=settings_of(told, queries),
         provenance=describe(model),
     )
 
 
 def _make(
     model: HookedModel, templates: tuple[Template, ...], made: Mapping[str, Any], *, optional: bool
-) -> list[Part]:
-    """The templates, with the sequences that show them. Where they are optional, those whose sequences can't be made are left out."""
-    parts = []
+) -> list[tuple[tuple[Template, ...], Any, Mapping[str, Any]]]:
+    """The templates, with the sequences that show them and what is told of these. Where they are optional, those whose sequences can't be made are left out."""
+    parts: list[tuple[tuple[Template, ...], Any, Mapping[str, Any]]] = []
     rest = sorted(templates, key=lambda template: template.kind != "repeated")
     while rest:
         n = longest_ngram(template.kind for template in rest)
@@ -151,7 +146,7 @@ def _make(
                 raise
             its = tuple(template for template in its if template.kind == first.kind)  # left out; smaller ones may fit
         else:
-            parts.append(Part(its, sequences.tokens, {**sequences.settings, "kind": first.kind}))
+            parts.append((its, sequences.tokens, {**sequences.settings, "kind": first.kind}))
         rest = [template for template in rest if template not in its]
     return parts
 
@@ -170,12 +165,12 @@ def _nothing(
 ) -> HeadScores:
     """The scores on no sequences, which can be merged with those of other shards."""
     one = content_tokens(model)[:1].expand(1, reading.corpus.length).to(reading.corpus.device)
-    scored = score_batches(model, templates, one, queries, 1)
+    sums, shared = record(model, one, Scores(templates, queries), batch_size=1).scored()
     return HeadScores(
-        templates=templates,
-        sums={name: found.first(0) for name, found in scored.sums.items()},
-        shared=dict.fromkeys(scored.shared, 0),
-        settings=settings_of([Part(templates, None, reading.reading)], queries),
+        templates,
+        {name: found.first(0) for name, found in sums.items()},
+        dict.fromkeys(shared, 0),
+        settings=settings_of([(templates, reading.reading)], queries),
         provenance=describe(model),
     )
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
 from causal_probe.hooks import HookedModel, Moments, context_length, describe
-from causal_probe.hooks.batches import token_batches
+from causal_probe.hooks.record import token_batches
 from causal_probe.probes.score_terms import TermReader, head_of, term_reader
 from causal_probe.probes.templates import Template, find_templates, from_graph
 from causal_probe.results import Citation, cite, escape, to_jsonable, versions

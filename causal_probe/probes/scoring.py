@@ -1,81 +1,96 @@
-"""Score patterns against templates, batch by batch: the engine under :func:`~causal_probe.probes.scan`."""
+"""Score patterns against templates: their targets on a batch, and what every head puts there."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, describe, each_batch
-from causal_probe.hooks.patterns import attention_on_nothing, given_patterns, row_slack
-from causal_probe.hooks.stream import Rows, Visit, visit_patterns
+from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
+from causal_probe.hooks.record import Rows, row_slack
 from causal_probe.probes.head_scores import HeadScores
-from causal_probe.probes.targets import compile_targets
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates
 
-__all__ = ["Part", "Scored", "micro_batch_size", "micro_batches", "score_batches", "score_patterns", "settings_of"]
+__all__ = ["Scores", "Targets", "compile_targets", "score_patterns", "settings_of"]
 
-#: Without a batch size, what a micro-batch's patterns of all layers, or its logits, take up at most, in bytes: some models keep
-#: all patterns for the length of a forward.
-MICRO_BATCH = 2**28
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Templates that are scored on the same sequences."""
-
-    templates: tuple[Template, ...]
-    tokens: Any
-    settings: Mapping[str, Any]
+#: At most this many Booleans [sequence, query, key, template] are looked at at once (4 MiB).
+MASKS = 2**22
+#: At most this many numbers [sequence, pair, head or template] are worked on at once (8 MiB).
+NUMBERS = 2**20
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """The sums by template, and the shared targets of pairs of them."""
+class Scores(Rows):
+    """The raw sums of every sequence, added up as the micro-batches pass.
 
-    sums: dict[str, TemplateSums]
-    shared: dict[tuple[str, str], int]
-
-
-def score_batches(
-    model: HookedModel,
-    templates: tuple[Template, ...],
-    batches: Any,
-    queries: Sequence[int] | None,
-    batch_size: int | None,
-) -> Scored:
-    """Run a model over batches of tokens, once, and score every head's patterns at their hooks."""
-    sums = _Sums(templates, queries)
-    pieces = micro_batches(model, batches) if batch_size is None else batches
-    visit_patterns(model, pieces, sums.add, batch_size=batch_size, undo=sums.undo)
-    return sums.scored()
-
-
-def micro_batch_size(model: HookedModel, pos: int) -> int:
-    """How many sequences of ``pos`` tokens a forward pass takes by default, at least 1.
-
-    The rule: float32 patterns of all layers, and logits, fit into 256 MiB on a CPU, where more is no faster (and results are the same
-    on every machine), and into a quarter of the free memory of a GPU (what torch holds and doesn't use counts as free), the rest
-    being for the forward pass itself.
+    Parameters
+    ----------
+    templates
+        What is looked for.
+    queries
+        Only these rows are scored; all by default.
     """
-    cfg = model.cfg
-    per_layer = int(getattr(cfg, "n_heads", 1)) * pos * pos
-    numbers = max(int(cfg.n_layers) * per_layer, pos * int(getattr(cfg, "d_vocab", 1)))
-    device = torch.device(describe(model)["device"] or "cpu")
-    room = MICRO_BATCH
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        room = (torch.cuda.mem_get_info(device)[0] + unused) // 4
-    return max(1, room // (4 * numbers))
+
+    def __init__(self, templates: tuple[Template, ...], queries: Sequence[int] | None) -> None:
+        super().__init__()
+        self.templates = templates
+        self._queries = queries
+        self._groups: list[Targets] = []
+        self._shared = np.zeros((len(templates), len(templates)), dtype=np.int64)
+
+    def start(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        """Find the targets."""
+        self._groups = compile_targets(self.templates, tokens, queries=self._queries)
+        self.of_batch = {
+            "rows": _joined([targets.rows for targets in self._groups]),
+            "chance": _joined([targets.chance.double() for targets in self._groups]),
+        }
+
+    def reduce(self, layer: int, *values: Float[Tensor, "batch head query key"]) -> dict[str, NDArray[Any]]:
+        """Each head's attention on the targets, and on position 0, over the scored rows: [sequence, head, template]."""
+        (pattern,) = values
+        parts = torch.split(pattern, [len(targets.pairs) for targets in self._groups])
+        pairs = list(zip(self._groups, parts, strict=True))
+        return {
+            "attention": _joined([targets.attention(part).float() for targets, part in pairs]),
+            "sink": _joined([targets.sink(part).float() for targets, part in pairs]),
+        }
+
+    def add(self, reduced: Mapping[int, Mapping[str, NDArray[Any]]]) -> None:
+        """The micro-batch has passed."""
+        for targets in self._groups:
+            self._shared += targets.shared.cpu().numpy()
+        super().add(reduced)
+
+    def scored(self) -> tuple[dict[str, TemplateSums], dict[tuple[str, str], int]]:
+        """By template, the sums; by pair of templates, how many targets they share."""
+        arrays = self.arrays()
+        layers = sorted(name[1] for name in arrays if name[0] == "sink")
+        names = [template.name for template in self.templates]
+        sums = {
+            name: TemplateSums(
+                attention=tuple(arrays["attention", layer][..., i] for layer in layers),
+                sink=tuple(arrays["sink", layer][..., i] for layer in layers),
+                rows=arrays["rows"][:, i],
+                chance=arrays["chance"][:, i],
+            )
+            for i, name in enumerate(names)
+        }
+        return sums, {
+            (one, other): int(self._shared[i, j]) for i, one in enumerate(names) for j, other in enumerate(names)
+        }
+
+
+def _joined(tensors: Sequence[Tensor]) -> NDArray[Any]:
+    joined: NDArray[Any] = torch.cat(list(tensors)).cpu().numpy()
+    return joined
 
 
 def score_patterns(
@@ -127,17 +142,14 @@ def score_patterns(
         raise CausalProbeError(
             f"The patterns of layer {ahead[0]} attend to later positions. Templates are about earlier ones: give those of a causal model."
         )
-    sums = _Sums(wanted, queries)
-    score = sums.add(tokens)
-    for layer, pattern in given.items():
-        score(layer, pattern)
-    scored = sums.scored()
+    scores = Scores(wanted, queries)
+    scores.start(tokens)
+    scores.add({layer: scores.reduce(layer, pattern) for layer, pattern in given.items()})
     first = next(iter(given.values()))
     return HeadScores(
-        templates=wanted,
-        sums=scored.sums,
-        shared=scored.shared,
-        settings=settings_of([Part(wanted, tokens, {"kind": "given"})], queries),
+        wanted,
+        *scores.scored(),
+        settings=settings_of([(wanted, {"kind": "given"})], queries),
         provenance={
             "model": "patterns",
             "dtype": str(first.dtype).removeprefix("torch."),
@@ -146,77 +158,124 @@ def score_patterns(
     )
 
 
-def settings_of(parts: Sequence[Part], queries: Sequence[int] | None) -> dict[str, Any]:
-    """What a result says of how it came about."""
-    tokens = [{"templates": [template.name for template in part.templates], **part.settings} for part in parts]
+def settings_of(
+    parts: Iterable[tuple[Sequence[Template], Mapping[str, Any]]], queries: Sequence[int] | None
+) -> dict[str, Any]:
+    """The settings of a result, of which each part has templates and what is told of their tokens."""
+    tokens = [{"templates": [template.name for template in templates], **about} for templates, about in parts]
     return {"queries": None if queries is None else list(queries), "tokens": tokens}
 
 
-def micro_batches(model: HookedModel, batches: Any) -> Iterator[Any]:
-    """The batches, in pieces of :func:`micro_batch_size`."""
-    for batch in each_batch(batches):
-        tokens = getattr(batch, "tokens", batch)
-        if isinstance(tokens, Tensor) and tokens.ndim == 2:
-            yield from torch.split(tokens, micro_batch_size(model, tokens.shape[1]))
-        else:
-            yield batch  # what is wrong with it is said where it is run
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Where each template allows attention, sparsely: few of all pairs (query, key) are the target of any.
+
+    Only scored rows are here: a query that has a target, and sees a key that is none.
+
+    Attributes
+    ----------
+    pairs
+        The pairs that are a target of at least one template, as ``query * pos + key``; padded with 0.
+    members
+        Which templates a pair is a target of; of none where it is padding.
+    scored
+        Which queries count, by template.
+    chance
+        Sum over the scored rows of the share of the visible keys that are targets: what uniform attention would get.
+    shared
+        Number of pairs, over the batch, that are targets of both of two templates.
+    """
+
+    pairs: Int[Tensor, "batch pair"]
+    members: Bool[Tensor, "batch pair template"]
+    scored: Bool[Tensor, "batch query template"]
+    chance: Float[Tensor, "batch template"]
+    shared: Int[Tensor, "template template"]
+
+    @property
+    def rows(self) -> Int[Tensor, "batch template"]:
+        """Number of scored rows."""
+        return self.scored.sum(1)
+
+    def attention(self, pattern: Float[Tensor, "batch _head query key"]) -> Float[Tensor, "batch _head template"]:
+        """Sum over the scored rows of the attention on the targets."""
+        n_heads, flat = pattern.shape[1], pattern.flatten(2)
+        exact = _exact(pattern)
+        # A model that is spread over several devices has patterns on more than one.
+        pairs, members = self.pairs.to(pattern.device), self.members.to(pattern.device)
+        total = torch.zeros(len(pattern), n_heads, members.shape[-1], dtype=exact, device=pattern.device)
+        for part in _slices(members, width=n_heads):
+            found = flat.gather(2, pairs[:, None, part].expand(-1, n_heads, -1))
+            total += found.to(exact) @ members[:, part].to(exact)
+        return total
+
+    def sink(self, pattern: Float[Tensor, "batch _head query key"]) -> Float[Tensor, "batch _head template"]:
+        """Sum over the scored rows of the attention on position 0."""
+        exact = _exact(pattern)
+        return pattern[..., 0].to(exact) @ self.scored.to(pattern.device, exact)
 
 
-class _Sums:
-    """The raw sums of every sequence, written as the batches pass."""
+def compile_targets(
+    templates: Sequence[Template], tokens: Int[Tensor, "batch pos"], *, queries: Iterable[int] | None = None
+) -> list[Targets]:
+    """The :class:`Targets` of consecutive groups of the sequences; as few groups as memory allows.
 
-    def __init__(self, templates: tuple[Template, ...], queries: Sequence[int] | None) -> None:
-        self._templates = templates
-        self._queries = queries
-        self._sequences = 0
-        self._rows, self._chance = Rows(), Rows()
-        self._attention: defaultdict[int, Rows] = defaultdict(Rows)
-        self._sink: defaultdict[int, Rows] = defaultdict(Rows)
-        self._shared = np.zeros((len(templates), len(templates)), dtype=np.int64)
+    Parameters
+    ----------
+    queries
+        Only these rows are scored, negative ones counted from the end; all by default.
 
-    def add(self, tokens: Tensor) -> Visit:
-        """Add the targets of a batch; returns what adds a layer's pattern on it."""
-        groups = compile_targets(self._templates, tokens, queries=self._queries)
-        self._before = self._sequences, self._shared.copy()
-        start = self._sequences
-        self._sequences += len(tokens)
-        self._rows.write(start, _joined([targets.rows for targets in groups]))
-        self._chance.write(start, _joined([targets.chance.double() for targets in groups]))
-        for targets in groups:
-            self._shared += targets.shared.cpu().numpy()
-
-        def add_pattern(layer: int, pattern: Tensor) -> None:
-            parts = torch.split(pattern, [len(targets.pairs) for targets in groups])
-            pairs = list(zip(groups, parts, strict=True))
-            self._attention[layer].write(start, _joined([targets.attention(part).float() for targets, part in pairs]))
-            self._sink[layer].write(start, _joined([targets.sink(part).float() for targets, part in pairs]))
-
-        return add_pattern
-
-    def undo(self) -> None:
-        """Take back the last batch; the next ones are written over what is left of it."""
-        self._sequences, self._shared = self._before
-
-    def scored(self) -> Scored:
-        """What was added, by template."""
-        layers = sorted(self._attention)
-        attention, sink = ([of[layer].array for layer in layers] for of in (self._attention, self._sink))
-        rows, chance = self._rows.array, self._chance.array
-        names = [template.name for template in self._templates]
-        return Scored(
-            {
-                name: TemplateSums(
-                    attention=tuple(layer[..., i] for layer in attention),
-                    sink=tuple(layer[..., i] for layer in sink),
-                    rows=rows[:, i],
-                    chance=chance[:, i],
-                )
-                for i, name in enumerate(names)
-            },
-            {(one, other): int(self._shared[i, j]) for i, one in enumerate(names) for j, other in enumerate(names)},
-        )
+    Raises
+    ------
+    CausalProbeError
+        If a template does not return what it must, or a query lies outside the sequences.
+    """
+    pos = tokens.shape[1]
+    wanted = torch.zeros(pos, dtype=torch.bool, device=tokens.device)
+    for query in range(pos) if queries is None else queries:
+        if not -pos <= query < pos:
+            raise CausalProbeError(f"There is no query {query} in sequences of {pos} tokens.")
+        wanted[query] = True
+    group = max(1, MASKS // (pos * pos * len(templates)))
+    return [_compile(templates, part, wanted) for part in torch.split(tokens, group)]
 
 
-def _joined(tensors: Sequence[Tensor]) -> NDArray[Any]:
-    joined: NDArray[Any] = torch.cat(list(tensors)).cpu().numpy()
-    return joined
+def _compile(templates: Sequence[Template], tokens: Int[Tensor, "batch pos"], wanted: Bool[Tensor, " pos"]) -> Targets:
+    batch, pos = tokens.shape
+    masks = torch.stack([template(tokens) for template in templates], -1)  # [batch, query, key, template]
+    n_targets = masks.sum(2)
+    n_keys = torch.arange(1, pos + 1, device=tokens.device)[:, None]
+    scored = (n_targets > 0) & (n_targets < n_keys) & wanted[:, None]
+    masks &= scored[:, :, None]
+    flat = masks.flatten(1, 2)
+    sequence, pair = flat.any(-1).nonzero(as_tuple=True)
+    n_pairs = sequence.bincount(minlength=batch)
+    slot = torch.arange(len(pair), device=tokens.device) - (n_pairs.cumsum(0) - n_pairs)[sequence]
+    most = int(n_pairs.max())
+    pairs = torch.zeros(batch, most, dtype=torch.long, device=tokens.device)
+    members = torch.zeros(batch, most, len(templates), dtype=torch.bool, device=tokens.device)
+    pairs[sequence, slot] = pair
+    members[sequence, slot] = flat[sequence, pair]
+    exact = torch.float32 if tokens.device.type == "mps" else torch.float64
+    shared = torch.zeros(len(templates), len(templates), dtype=exact, device=tokens.device)
+    for part in _slices(members):
+        each = members[:, part].flatten(0, 1).to(exact)
+        shared += each.T @ each
+    return Targets(
+        pairs=pairs,
+        members=members,
+        scored=scored,
+        chance=(n_targets / n_keys * scored).sum(1, dtype=exact),
+        shared=shared.round().long(),
+    )
+
+
+def _slices(members: Bool[Tensor, "batch pair template"], *, width: int = 1) -> Iterator[slice]:
+    """The pairs, in pieces of which :data:`NUMBERS` hold true; ``width`` numbers of each pair, or one for each template."""
+    batch, n_pairs, n_templates = members.shape
+    size = max(1, NUMBERS // (batch * max(width, n_templates)))
+    return (slice(start, start + size) for start in range(0, n_pairs, size))
+
+
+def _exact(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.device.type == "mps" else torch.float64

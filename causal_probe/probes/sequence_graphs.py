@@ -13,11 +13,12 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
+from causal_probe.hooks.record import Rows
 from causal_probe.probes.reading import REST
 from causal_probe.probes.templates import Template, from_graph
 from causal_probe.results import Result, Table
 
-__all__ = ["SequenceComparison", "SequenceGraphs", "largest_parents"]
+__all__ = ["LargestParents", "SequenceComparison", "SequenceGraphs", "largest_parents"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -265,6 +266,20 @@ class SequenceGraphs(Result):
             parents, weights = candidates, weights / np.maximum(rest, REST)
             is_child = (row >= 2) & (rest >= REST)
         return np.where(is_child & (weights >= threshold), parents, -1), weights
+
+
+class LargestParents(Rows):
+    """Of every row of every sequence, what :func:`largest_parents` finds."""
+
+    def start(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        """Keep the tokens."""
+        self.of_batch = {"tokens": tokens.cpu().numpy()}
+
+    def reduce(self, layer: int, *values: Float[Tensor, "batch head query key"]) -> dict[str, np.ndarray]:
+        """The candidates, their attention, and that on position 0, [sequence, head, query]."""
+        (pattern,) = values
+        found = zip(("candidates", "weights", "sinks"), largest_parents(pattern), strict=True)
+        return {name: its.cpu().numpy() for name, its in found}
 
 
 def largest_parents(pattern: Float[Tensor, "batch head query key"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -39,12 +39,12 @@ from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, attention_hook, describe, each_batch, undisturbed
+from causal_probe.hooks.record import micro_batches
 from causal_probe.probes.ablation import Experiment, Head, Laboratory, Measure, Measured, next_token
 from causal_probe.probes.head_scores import CALLED, HeadScores
-from causal_probe.probes.in_context import micro_batches
 from causal_probe.probes.p_values import holm, t_interval, t_p_value
+from causal_probe.probes.scoring import compile_targets
 from causal_probe.probes.sequences import repeated_tokens
-from causal_probe.probes.targets import compile_targets
 from causal_probe.probes.templates import Template
 from causal_probe.results import Citation, cite, escape, to_jsonable, versions
 

@@ -11,7 +11,7 @@ import torch
 
 from causal_probe import probes
 from causal_probe.hooks import to_hooked
-from causal_probe.hooks.stream import run_layers
+from causal_probe.hooks.record import run_layers
 
 LAYER = 18
 

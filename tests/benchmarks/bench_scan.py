@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from causal_probe.hooks import to_hooked
-from causal_probe.hooks.stream import run_layers
+from causal_probe.hooks.record import run_layers
 from causal_probe.probes import TEMPLATES, scan
 
 HEAD_TYPES = ("previous_token_head", "duplicate_token_head", "induction_head")

@@ -24,7 +24,7 @@ def test_a_hooked_model_computes_what_the_hugging_face_model_computes(kind):
     with torch.no_grad():
         torch.testing.assert_close(hooked(tokens), model(tokens).logits)
         patterns = eager(model)(tokens, output_attentions=True).attentions
-    found = mean_patterns(hooked, tokens).mean
+    found = {layer: its.mean for layer, its in mean_patterns(hooked, tokens).items()}
     for layer, pattern in enumerate(patterns):
         torch.testing.assert_close(found[layer], pattern.mean(0).double(), atol=1e-6, rtol=0)
         assert pattern.std() > 0.05  # far from uniform: heads and positions can be told apart

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from causal_probe import CausalProbeError, probes
-from causal_probe.probes import scoring
-from causal_probe.probes.scoring import micro_batch_size
+from causal_probe.hooks import record
+from causal_probe.hooks.record import micro_batch_size
 from tests.tiny_models import disentangled, random_tokens
 
 
@@ -50,7 +50,7 @@ def test_it_is_tried_once():
 
 def test_the_rule_on_a_gpu(monkeypatch):
     """A quarter of what is free: of what the driver gives, and what torch has and doesn't use."""
-    monkeypatch.setattr(scoring, "describe", lambda model: {"device": "cuda:0"})
+    monkeypatch.setattr(record, "describe", lambda model: {"device": "cuda:0"})
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)

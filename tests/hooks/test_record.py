@@ -9,6 +9,7 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import Moments, attention_hook, mean_heads, mean_patterns, moments
+from causal_probe.hooks.record import record
 from tests.tiny_models import MODELS, disentangled, random_tokens, transformer_lens
 
 
@@ -22,40 +23,21 @@ def cached(model, tokens, what, layer):
 def test_means_and_standard_errors_are_those_of_the_full_cache(kind):
     model, tokens = MODELS[kind](), random_tokens(9)
     found = mean_patterns(model, [tokens[:4], tokens[4:]])
-    assert found.sequences == 9
+    assert found[0].count == 9
     for layer in (0, 1):
         patterns = cached(model, tokens, "pattern", layer)
         assert patterns.std(0).max() > 0.01
-        np.testing.assert_allclose(found.mean[layer].numpy(), patterns.mean(0), atol=1e-7)
-        np.testing.assert_allclose(found.stderr[layer].numpy(), patterns.std(0, ddof=1) / 3, atol=1e-7)
+        np.testing.assert_allclose(found[layer].mean.numpy(), patterns.mean(0), atol=1e-7)
+        np.testing.assert_allclose(found[layer].stderr.numpy(), patterns.std(0, ddof=1) / 3, atol=1e-7)
 
 
 def test_layers_may_differ_in_their_number_of_heads():
     found = mean_patterns(disentangled((2, 1, 3), scale=0.3), random_tokens(2))
-    assert [list(mean.shape) for mean in found.mean.values()] == [[2, 7, 7], [1, 7, 7], [3, 7, 7]]
-
-
-def test_a_merge_equals_one_run_over_all():
-    model, tokens = disentangled(), random_tokens(11)
-    merged = mean_patterns(model, tokens[:3]).merge(mean_patterns(model, tokens[3:]))
-    whole = mean_patterns(model, tokens)
-    assert merged.sequences == whole.sequences == 11
-    for layer in (0, 1):
-        torch.testing.assert_close(merged.mean[layer], whole.mean[layer], rtol=1e-14, atol=1e-14)
-        torch.testing.assert_close(merged.stderr[layer], whole.stderr[layer], rtol=1e-10, atol=1e-10)
-
-
-def test_what_does_not_fit_is_not_merged():
-    model = disentangled()
-    whole = mean_patterns(model, random_tokens(2))
-    with pytest.raises(CausalProbeError, match=r"layers \[0, 1\] and \[0\] can't be merged"):
-        whole.merge(mean_patterns(model, random_tokens(2), layers=[0]))
-    with pytest.raises(CausalProbeError, match=r"\[2, 7, 7\] and \[2, 4, 4\] can't be merged"):
-        whole.merge(mean_patterns(model, random_tokens(2, n=4)))
+    assert [list(mean.shape) for mean in (its.mean for its in found.values())] == [[2, 7, 7], [1, 7, 7], [3, 7, 7]]
 
 
 def test_one_sequence_has_no_standard_error():
-    assert mean_patterns(disentangled(), random_tokens(1)).stderr is None
+    assert mean_patterns(disentangled(), random_tokens(1))[0].stderr is None
 
 
 def test_batches_may_be_split_and_may_carry_their_tokens():
@@ -63,8 +45,9 @@ def test_batches_may_be_split_and_may_carry_their_tokens():
     whole = mean_patterns(model, tokens)
     for batches in (tokens, [SimpleNamespace(tokens=tokens[:5]), tokens[5:]], SimpleNamespace(tokens=tokens)):
         split = mean_patterns(model, batches, batch_size=3)
-        assert split.sequences == 10
-        torch.testing.assert_close(split.mean[1], whole.mean[1])
+        assert split[0].count == 10
+        torch.testing.assert_close(split[1].mean, whole[1].mean)
+        torch.testing.assert_close(split[1].stderr, whole[1].stderr)
 
 
 def test_moments_do_not_depend_on_how_they_are_chunked(monkeypatch):
@@ -96,7 +79,7 @@ def test_layers_behind_the_last_one_asked_for_are_not_run():
     model = disentangled()
     ran = []
     with model.hooks(fwd_hooks=[(attention_hook(1, "pattern"), lambda value, hook: ran.append(1))]):
-        assert list(mean_patterns(model, random_tokens(2), layers=[0]).mean) == [0]
+        assert list(mean_patterns(model, random_tokens(2), layers=[0])) == [0]
     assert not ran
 
 
@@ -109,7 +92,7 @@ def test_the_callers_own_edits_are_measured(kind):
 
     with model.hooks(fwd_hooks=[(attention_hook(0, "pattern"), all_on_self)]):
         found = mean_patterns(model, random_tokens(3))
-    assert torch.equal(found.mean[0], torch.eye(7, dtype=torch.float64).expand(2, 7, 7))
+    assert torch.equal(found[0].mean, torch.eye(7, dtype=torch.float64).expand(2, 7, 7))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -163,3 +146,45 @@ def test_a_hook_that_never_fires_is_reported():
     model.forward = lambda tokens: tokens  # runs no layer
     with pytest.raises(CausalProbeError, match=r"blocks\.1\.attn\.hook_pattern did not fire for every sequence"):
         mean_patterns(model, random_tokens(2), layers=[1])
+
+
+class Together:
+    """Keeps how far what the heads read is from their patterns times their values."""
+
+    def __init__(self) -> None:
+        self.errors: list[float] = []
+        self.sizes: list[int] = []
+
+    def start(self, tokens):
+        self.sizes.append(len(tokens))
+
+    def reduce(self, layer, *values):
+        v, pattern, z = values
+        read = torch.einsum("bhqk,bkhd->bqhd", pattern, v.repeat_interleave(z.shape[2] // v.shape[2], dim=2))
+        return float((read - z).abs().max())
+
+    def add(self, reduced):
+        self.errors += [reduced[layer] for layer in sorted(reduced)]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_values_of_a_layer_are_seen_together(kind):
+    found = record(MODELS[kind](), random_tokens(5), Together(), points=("v", "pattern", "z"), batch_size=3)
+    assert found.sizes == [3, 2]
+    assert len(found.errors) == 4
+    assert max(found.errors) < 1e-5
+
+
+def test_of_a_hook_that_fires_twice_the_last_value_counts():
+    model, tokens = disentangled(), random_tokens(3)
+    point = model.hook_dict[attention_hook(0, "pattern")]
+    run = type(point).forward
+
+    def twice(value):
+        run(point, torch.eye(7, dtype=torch.float64).expand_as(value))
+        return run(point, value)
+
+    point.forward = twice
+    found = mean_patterns(model, tokens)
+    torch.testing.assert_close(found[0].mean, mean_patterns(disentangled(), tokens)[0].mean)
+    assert found[0].count == 3

@@ -14,7 +14,8 @@ import torch
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import from_parents
 from causal_probe.hooks import to_hooked
-from causal_probe.hooks.stream import visit_patterns
+from causal_probe.hooks.means import mean_patterns
+from causal_probe.hooks.record import micro_batch_size
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import (
     TEMPLATES,
@@ -28,7 +29,7 @@ from causal_probe.probes import (
     successor_of_parent,
     template,
 )
-from causal_probe.probes.scoring import micro_batch_size, score_patterns
+from causal_probe.probes.scoring import score_patterns
 from causal_probe.probes.sequences import Sequences
 from causal_probe.probes.template_sums import TemplateSums
 from tests.probes import oracle
@@ -83,7 +84,7 @@ def test_scores_are_those_of_plain_loops_over_the_full_cache(kind, queries):
 
 def test_large_and_dense_targets_are_scored_in_pieces(monkeypatch):
     """The same numbers, whatever the pieces: of sequences when templates are compiled, of pairs when patterns are read."""
-    from causal_probe.probes import targets
+    from causal_probe.probes import scoring as targets
 
     tokens = random_tokens(5, n=7)
     pattern = torch.rand(5, 3, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tril()
@@ -272,7 +273,7 @@ def test_a_model_that_was_stopped_early_runs_on_as_before(kind):
     before = model(tokens)
     unembedded = []
     model.unembed.register_forward_hook(lambda *_: unembedded.append(1))
-    visit_patterns(model, tokens, lambda batch: lambda layer, pattern: None)
+    mean_patterns(model, tokens)
     assert not unembedded
     scan(model, tokens)
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
