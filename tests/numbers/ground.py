@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import torch
 
@@ -40,6 +42,19 @@ def graph_comparisons() -> Numbers:
         for mode in ("skeleton", "arrowheads"):
             yield from of_comparison(graphs.compare(found, truth, mode=mode))
     yield from of_comparison(graphs.compare(graphs.chain(9), truth, children=range(2, 7), reversal_cost=2))
+
+
+@call
+def graph_files() -> Numbers:
+    with tempfile.TemporaryDirectory() as folder:
+        graph = graphs.random_dag(9, parents=2, seed=4)
+        for name, write in (
+            ("a.json", graphs.write_graph),
+            ("a.graphml", nx.write_graphml),
+            ("a.txt", partial(nx.write_edgelist, data=False)),
+        ):
+            write(graph, Path(folder) / name)
+            yield from of_graph(graphs.read_graph(Path(folder) / name, nodes=9))
 
 
 @call
@@ -179,7 +194,9 @@ def disentangled_models() -> Numbers:
     yield cache["resid_post", 1]
     yield [model.named_blocks()[key] for key in sorted(model.named_blocks())]
     yield last_logits(tokens, list(model.A), model.W_U)
-    yield model.to_transformer_lens()(tokens)
+    standard = model.to_transformer_lens()
+    yield standard(tokens)
+    yield models.real_heads(standard)
     with tempfile.TemporaryDirectory() as folder:
         models.save(model, Path(folder) / "model")
         yield from of_weights(models.load(Path(folder) / "model"))
@@ -188,7 +205,8 @@ def disentangled_models() -> Numbers:
 @call
 def hand_set_models() -> Numbers:
     batch = forest_task().sample(256, generator(0, "sample"))
-    for circuit in ("copy parents", "step to children"):
+    circuits: tuple[models.Circuit, ...] = ("copy parents", "step to children", "read other states")
+    for circuit in circuits:
         yield models.fit_scales(FOREST, batch.tokens, batch.target, circuit=circuit)
         model = models.hand_set(FOREST, 3, circuit=circuit, match_scale=5.0, output_scale=2.8, graph_scale=10.0)
         yield model.predict(batch.tokens)
@@ -206,7 +224,9 @@ def reduced_models() -> Numbers:
     model = models.ReducedTransformer(3, 8, dtype=torch.float64)
     yield model.predict(batch.tokens)
     yield model.loss(batch.tokens, batch.target)
+    yield model(batch.tokens)
     yield model.to_disentangled().predict(batch.tokens)
+    yield models.ReducedTransformer.from_disentangled(model.to_disentangled()).predict(batch.tokens)
 
 
 @call
@@ -320,6 +340,8 @@ def recorded_means() -> Numbers:
         found = hooks.mean_patterns(model, torch.split(tokens, 4), batch_size=3)
         yield [found.mean[layer] for layer in sorted(found.mean)]
         yield None if found.stderr is None else [found.stderr[layer] for layer in sorted(found.stderr)]
+        more = found.merge(hooks.mean_patterns(model, tiny_models.random_tokens(4, seed=1)))
+        yield [more.mean[layer] for layer in sorted(more.mean)]
         yield from of_moments(hooks.mean_heads(model, tokens, layer=0, batch_size=4))
 
 

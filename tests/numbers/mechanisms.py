@@ -96,6 +96,8 @@ def weight_graphs() -> Numbers:
             if way is not None:
                 yield way.parents
                 yield way.right, way.edges, way.children, way.chance, way.p_value
+    yield [(its.layer, its.head, turned) for its, turned in found.holders]
+    yield len(found.circuits)
 
 
 @call
@@ -126,7 +128,10 @@ def descent_alignment() -> Numbers:
     yield from of_alignment(experiments.descent_alignment(model, task, sequences=200))
     algorithms = experiments.reference_algorithms(task, 2)
     hand_set = models.gradient_steps(3, 5, eta=(0.4, 0.6))
-    yield from of_alignment(experiments.descent_alignment(hand_set, task, algorithms=algorithms, sequences=200))
+    found = experiments.descent_alignment(hand_set, task, algorithms=algorithms, sequences=200)
+    yield from of_alignment(found)
+    yield [(line.layer, line.cosine) for line in (found.best(0), found.best())]
+    yield found.closer(algorithms[0].name, algorithms[1].name)
     between = experiments.interpolate(hand_set, (0.2, 0.3))
     yield from of_weights(between)
 

@@ -68,7 +68,13 @@ def made_sequences() -> Numbers:
 
 @call
 def scan_disentangled() -> Numbers:
-    yield from of_scores(probes.scan(induction_model(), sequences=12))
+    found = probes.scan(induction_model(), sequences=12)
+    yield from of_scores(found)
+    yield found.heatmap("induction")
+    yield [(its.layer, its.head, its.score) for its in found.top("previous-token", 2)]
+    yield [(its.layer, its.head, its.excess) for its in found.called(minimum=0.2)]
+    yield [found.overlap(one, other) for one in found.names for other in found.names]
+    yield len(found.coinciding), len(found.undefined)
 
 
 @call
@@ -164,6 +170,9 @@ def head_graphs_per_mean() -> Numbers:
         yield from of_head_graphs(found.merge(probes.head_graphs(build(), tiny_models.random_tokens(5, seed=1))))
         yield from of_comparison(found.compare(FOREST, 0, 0, threshold=0.0))
         yield from of_graph(found.offset_graph(0, 0, threshold=0.2))
+        with tempfile.TemporaryDirectory() as folder:
+            found.save(Path(folder) / "graphs.safetensors")
+            yield probes.HeadGraphs.load(Path(folder) / "graphs.safetensors").weights
 
 
 @call
@@ -238,7 +247,11 @@ def blocks() -> Numbers:
     tokens = probes.repeated_tokens(induction_model(), sequences=6).tokens
     yield from of_blocks(probes.blocks(induction_model(), tokens, 1, 0, edges="induction"))
     own = tiny_models.random_tokens(6)
-    yield from of_blocks(probes.blocks(tiny_models.disentangled(), own, 1, 0, edges=FOREST))
+    found = probes.blocks(tiny_models.disentangled(), own, 1, 0, edges=FOREST)
+    yield from of_blocks(found)
+    for pair in found.pairs:
+        yield from of_graph(pair.graph)
+        yield from of_comparison(pair.compare(FOREST))
     for kind in ("gpt2", "llama", "neox"):
         tokens = tiny_huggingface.tokens(4, 8).repeat(1, 2)
         yield from of_blocks(probes.blocks(hugging_face(kind), tokens, 1, 1, edges="induction", batch_size=3))
@@ -294,8 +307,9 @@ def in_context_score() -> Numbers:
     for build in tiny_models.MODELS.values():
         found = probes.in_context_score(build(), tiny_models.random_tokens(9), early=2, late=5, batch_size=4)
         yield found.score, found.stderr, found.sequences
-        yield from of_moments(found.losses)
-        yield from of_moments(found.difference)
+        for its in (found, found.merge(found)):
+            yield from of_moments(its.losses)
+            yield from of_moments(its.difference)
 
 
 @call
@@ -304,8 +318,9 @@ def copy_losses() -> Numbers:
     for build in tiny_models.MODELS.values():
         found = probes.copy_losses(build(), torch.cat([half, half], 1), period=3, batch_size=4)
         yield found.first, found.second, found.gain, found.first_stderr, found.second_stderr, found.gain_stderr
-        yield from of_moments(found.first_by_token)
-        yield from of_moments(found.second_by_token)
+        for its in (found, found.merge(found)):
+            yield from of_moments(its.first_by_token)
+            yield from of_moments(its.second_by_token)
 
 
 @call
@@ -354,6 +369,8 @@ def discover() -> Numbers:
     ):
         for its in probes.discover(_read_by_position(), tokens, **options).graphs:
             yield from of_attention_graph(its)
+            for mode in ("skeleton", "arrowheads"):
+                yield from of_comparison(its.compare(graphs.chain(len(its.graph)), mode=mode))
     for its in probes.discover(hugging_face("gpt2"), tiny_huggingface.tokens(1, 8)[0], samples=100).graphs:
         yield from of_attention_graph(its)
 

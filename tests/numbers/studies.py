@@ -1,4 +1,4 @@
-"""Calls: whole studies, sweeps and reproductions."""
+"""Calls: whole studies, and sweeps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from causal_probe import experiments, graphs, hooks, models
 from causal_probe.experiments.explanations import ADJECTIVES, PEOPLE, SENTENCES, THINGS
@@ -17,6 +18,7 @@ from tests import tiny_huggingface, tiny_models
 from tests.numbers.calls import Numbers, call
 from tests.numbers.fields import (
     of_attention_graph,
+    of_dynamics,
     of_evidence_row,
     of_explanation,
     of_gradient_graph,
@@ -178,6 +180,20 @@ def study_discover() -> Numbers:
         explain=-1,
         max_size=2,
     )
+    yield from _of_text_discovery(found)
+    # a masked language model, and words of several tokens
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "a", "mat", "##s"]
+        (Path(folder) / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+        tokenizer = transformers.BertTokenizer(str(Path(folder) / "vocab.txt"))
+        model = tiny_huggingface.bert()
+        text = "the cats sat on a mat"
+        for words_too in (False, True):
+            options: Any = {"tokenizer": tokenizer, "words": words_too, "samples": 60, "max_size": 2}
+            yield from _of_text_discovery(experiments.discover(model, text, explain="sat", **options))
+
+
+def _of_text_discovery(found: Any) -> Numbers:
     for its in found.discovery.graphs:
         yield from of_attention_graph(its)
     for name in sorted(found.explanations):
@@ -192,6 +208,8 @@ def compare_evidence() -> Numbers:
     )
     for row in found.rows:
         yield from of_evidence_row(row)
+    yield found.by_graph().to_numpy(dtype=float)
+    yield found.deepest().to_numpy(dtype=float)
 
 
 @call
@@ -208,13 +226,29 @@ def explain_sessions() -> Numbers:
     yield from _of_explanations(found)
     yield found.planted
     yield found.decides
+    for share in (found.cause_decides, *(found.with_cause(method) for method in found.summary.table.index)):
+        assert share is not None
+        yield share.share, share.low, share.high
+
+
+@call
+def explain_ratings() -> Numbers:
+    """Sessions out of a file: users who go through the items in a circle, from anywhere."""
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{user}\t{7 * ((start + step) % 20)}\t{rng.integers(1, 6)}\t{1000 + step}"
+        for user, start in enumerate(rng.integers(0, 20, 30))
+        for step in range(12)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "u.data"
+        path.write_text("\n".join(rng.permutation(lines)) + "\n", encoding="utf-8")
+        yield from _of_explanations(experiments.explain_sessions(ratings=path, inputs=3, steps=20, max_size=2))
 
 
 @call
 def explain_sentiment() -> Numbers:
     """An encoder of random weights that knows the words of the sentences."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
     words = " ".join([*SENTENCES, *THINGS, *PEOPLE, *(word for group in ADJECTIVES for word in group)]).split()
     known = sorted({word.strip(",.{}") for word in words} - {"[MASK]", ""})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", ".", *known]
@@ -226,8 +260,10 @@ def explain_sentiment() -> Numbers:
     }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-        BertTokenizer(str(Path(folder) / "vocab.txt")).save_pretrained(folder)
-        BertModel(BertConfig(vocab_size=len(vocabulary), initializer_range=0.3, **shape)).save_pretrained(folder)
+        transformers.BertTokenizer(str(Path(folder) / "vocab.txt")).save_pretrained(folder)
+        transformers.BertModel(
+            transformers.BertConfig(vocab_size=len(vocabulary), initializer_range=0.3, **shape)
+        ).save_pretrained(folder)
         yield from _of_explanations(experiments.explain_sentiment(folder, inputs=4, max_size=2))
 
 
@@ -298,6 +334,39 @@ def sweep_of_models() -> Numbers:
         yield from _of_sweep(experiments.sweep(spec, out=Path(folder) / "out-recover").to_pandas())
 
 
+@call
+def sweep_of_corpora() -> Numbers:
+    """Shards, merged."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, corpus = Path(folder) / "model", Path(folder) / "corpus.txt"
+        tiny_huggingface.llama().save_pretrained(model)
+        tiny_huggingface.tokenizer(bos=True).save_pretrained(model)
+        corpus.write_text("\n--\n".join(texts()), encoding="utf-8")
+        spec: Any = {
+            "probes": {"scan": {"templates": ["previous-token", "duplicate-token"]}},
+            "grid": {"corpus": [str(corpus)], "shard": ["0/2", "1/2"]},
+            "settings": {"model": str(model), "length": 8, "separator": "--"},
+        }
+        found = experiments.sweep(spec, out=Path(folder) / "out")
+        yield from _of_sweep(found.to_pandas())
+        merged = found.merged()
+        for name in ("score", "chance", "stderr", "chance_variance", "covariance", "excess", "excess_stderr", "sink"):
+            yield merged[name].to_numpy(dtype=float)
+
+
+@call
+def sweep_over_time() -> Numbers:
+    """Checkpoints of one training run, and when each head changes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for step in range(5):
+            model = models.DisentangledTransformer(d_vocab=12, n_positions=24)
+            model.block(0, 0, query="position", key="position").diagonal(-1).fill_(3.0 * (step > 2) + step)
+            models.save(model, Path(folder) / f"step{step}")
+        names = [str(Path(folder) / f"step{step}") for step in range(5)]
+        spec: Any = {"probes": "scan", "grid": {"model": names}, "settings": {"templates": ["previous-token"]}}
+        yield from of_dynamics(experiments.sweep(spec, out=Path(folder) / "out").dynamics("previous-token"))
+
+
 def _of_sweep(table: Any) -> Numbers:
     """The measured columns, NaN where a probe doesn't measure such a thing."""
     for name in SWEEP_COLUMNS:
@@ -309,21 +378,3 @@ SWEEP_COLUMNS = (
     "layer", "head", "child", "parent", "score", "chance", "stderr", "chance_variance", "covariance", "excess", "excess_stderr",
     "sink", "attention", "gain", "p_value", "log_e_value", "measured_rows", "sequences", "found", "true",
 )  # fmt: skip
-
-
-@call
-def reproduce_mesa_moments() -> Numbers:
-    yield from _of_reproduction(experiments.reproduce("mesa-moments", quick=True))
-
-
-@call
-def reproduce_gradient_descent_layers() -> Numbers:
-    yield from _of_reproduction(experiments.reproduce("gradient-descent-layers", quick=True))
-
-
-def _of_reproduction(found: Any) -> Numbers:
-    for line in found.lines:
-        yield [
-            value if isinstance(value, (int, float)) else None for value in (line.ours, line.standard_error, line.holds)
-        ]
-    yield [found.arrays[name] for name in sorted(found.arrays)]
