@@ -48,11 +48,11 @@ def of_moments(found: Any) -> Numbers:
 def of_scores(found: Any) -> Numbers:
     """Head scores: the sums of each sequence, what follows from them, and how many targets templates share."""
     for name in found.names:
-        evidence = found.evidence[name]
-        yield evidence.attention
-        yield evidence.sink
-        yield evidence.rows
-        yield evidence.chance
+        sums = found.sums[name]
+        yield sums.attention
+        yield sums.sink
+        yield sums.rows
+        yield sums.chance
     for head in found:
         yield (
             head.score,
@@ -67,17 +67,22 @@ def of_scores(found: Any) -> Numbers:
     yield [found.shared[pair] for pair in sorted(found.shared)]
 
 
+def by_layer(found: Any) -> Numbers:
+    """The means of all layers, and their errors."""
+    yield [found.values[layer] for layer in sorted(found.values)]
+    yield None if found.stderr is None else [found.stderr[layer] for layer in sorted(found.stderr)]
+
+
 def of_head_graphs(found: Any) -> Numbers:
     """Mean patterns of all layers, their errors, and what is read out of them."""
-    yield found.weights
-    yield found.stderr
-    yield found.sequences
-    for layer, its in enumerate(found.weights):
+    yield from by_layer(found)
+    yield found.n_sequences
+    for layer, its in sorted(found.values.items()):
         for head in range(len(its)):
-            yield [(c.child, c.parent, c.weight, c.margin) for c in found.parents(layer, head)]
-            yield found.evidence(layer, head)
+            yield [(c.child, c.parent, c.value, c.margin) for c in found.parents(layer, head)]
+            yield found.decisive(layer, head)
             yield found.by_offset(layer, head)
-            yield from of_graph(found.graph(layer, head, threshold=0.2))
+            yield from of_graph(found.graph(layer, head, claim=0.2))
 
 
 def of_sequence_graphs(found: Any) -> Numbers:
@@ -128,8 +133,7 @@ def of_recovery(found: Any) -> Numbers:
     yield from of_comparison(found.comparison)
     yield found.mean_parent_attention, found.argmax_parent_accuracy, found.steps_to_all_parents, found.loss
     yield [found.reference_losses[name] for name in sorted(found.reference_losses)]
-    yield found.head_graphs.weights
-    yield found.head_graphs.stderr
+    yield from by_layer(found.head_graphs)
     for its in found.effects:
         yield from of_edge_effects(its)
     if found.match is not None:
@@ -145,7 +149,7 @@ def of_history(found: Any) -> Numbers:
     """Steps and losses of a training."""
     yield found.step
     yield found.loss
-    yield found.sequences
+    yield found.n_sequences
 
 
 def of_weights(model: Any) -> Numbers:

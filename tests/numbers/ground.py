@@ -11,9 +11,31 @@ import networkx as nx
 import numpy as np
 import torch
 
-from causal_probe import experiments, graphs, hooks, models, tasks, training
+from causal_probe import graphs, hooks, models, tasks, training
+from causal_probe.graphs.randomness import numpy_generator
+from causal_probe.models.constructions import Circuit
+from causal_probe.models.export import real_heads
 from causal_probe.models.fast import last_logits
+from causal_probe.models.reduced import first_gradient
 from causal_probe.tasks import generator
+from causal_probe.tasks.dirichlet import dirichlet
+from causal_probe.tasks.information import information as exact_information
+from causal_probe.tasks.information import joint_law, predicted_information
+from causal_probe.tasks.least_squares import expected_loss, fit_descent, ridge
+from causal_probe.tasks.least_squares import least_squares as solve
+from causal_probe.tasks.predictors import fit_one_parent, in_context_unigram, known_graph, one_parent, uniform
+from causal_probe.tasks.root_test import (
+    evidence_per_edge,
+    evidence_per_root,
+    log_bets,
+    log_bets_against_rivals,
+    surprise,
+)
+from causal_probe.tasks.stationary import stationary_distribution
+from causal_probe.training.algorithm_1 import algorithm_1 as run_algorithm_1
+from causal_probe.training.algorithm_1 import algorithm_1_stages
+from causal_probe.training.checkpoint import Checkpoint
+from causal_probe.training.slots import give_slots, staged_slots
 from tests import tiny_huggingface, tiny_models
 from tests.numbers.calls import Numbers, call
 from tests.numbers.fields import of_comparison, of_graph, of_history, of_moments, of_weights
@@ -29,7 +51,7 @@ def graph_families() -> Numbers:
     for seed in range(3):
         yield from of_graph(graphs.random_forest(12, root_probability=0.3, seed=seed))
         yield from of_graph(graphs.random_dag(9, parents=3, seed=seed))
-    yield from of_graph(experiments.choose_graph("forest", positions=15, root_probability=0.4, seed=2))
+    yield from of_graph(graphs.choose_graph("forest", n_positions=15, root_probability=0.4, seed=2))
 
 
 @call
@@ -74,17 +96,17 @@ def markov_samples() -> Numbers:
 @call
 def randomness() -> Numbers:
     yield torch.rand(8, generator=generator(3, "a purpose"))
-    yield tasks.numpy_generator(3, "a purpose").random(8)
+    yield numpy_generator(3, "a purpose").random(8)
     for concentration in (0.01, 0.1, 2.0):
-        yield tasks.dirichlet(concentration, (4, 5), generator=generator(0, "rows"))
-        yield tasks.dirichlet(concentration, (4, 5), generator=generator(0, "rows"), dtype=torch.float64)
+        yield dirichlet(concentration, (4, 5), generator=generator(0, "rows"))
+        yield dirichlet(concentration, (4, 5), generator=generator(0, "rows"), dtype=torch.float64)
 
 
 @call
 def information() -> Numbers:
-    transition = tasks.dirichlet(0.1, (20, 3, 3), generator=generator(0, "rows"), dtype=torch.float64)
-    exact = tasks.information(FOREST, transition)
-    predicted = tasks.predicted_information(forest_task(), draws=128, generator=generator(0, "draws"))
+    transition = dirichlet(0.1, (20, 3, 3), generator=generator(0, "rows"), dtype=torch.float64)
+    exact = exact_information(FOREST, transition)
+    predicted = predicted_information(forest_task(), draws=128, generator=generator(0, "draws"))
     for found in (exact, predicted):
         yield found.g
         yield found.chi2
@@ -92,8 +114,8 @@ def information() -> Numbers:
         yield found.bound
         yield [found.stderr[name] for name in sorted(found.stderr)] if found.stderr is not None else None
         yield found.draws, found.edge_chi2
-    yield tasks.joint_law(FOREST, transition, 6, 1)
-    yield tasks.stationary_distribution(transition)
+    yield joint_law(FOREST, transition, 6, 1)
+    yield stationary_distribution(transition)
 
 
 @call
@@ -103,12 +125,12 @@ def root_test() -> Numbers:
     # the last position is the query, and no node
     parents = torch.tensor([*(its[0] if its else -1 for its in task.parents), -1]).expand(64, -1)
     transition = batch.tables[1]
-    yield tasks.surprise(1e-3, 6)
-    yield tasks.log_bets(batch.tokens, transition, parents)
-    yield tasks.log_bets_against_rivals(batch.tokens, transition, parents)
-    yield tasks.log_bets_against_rivals(batch.tokens, transition, parents, parents < 0)
-    yield tasks.evidence_per_edge(transition)
-    yield tasks.evidence_per_root(transition)
+    yield surprise(1e-3, 6)
+    yield log_bets(batch.tokens, transition, parents)
+    yield log_bets_against_rivals(batch.tokens, transition, parents)
+    yield log_bets_against_rivals(batch.tokens, transition, parents, parents < 0)
+    yield evidence_per_edge(transition)
+    yield evidence_per_root(transition)
 
 
 @call
@@ -117,15 +139,15 @@ def predictors() -> Numbers:
         batch = task.sample(256, generator(0, "sample"))
         losses = tasks.reference_losses(task, batch)
         yield [losses[name] for name in sorted(losses)]
-        for predict in (tasks.uniform, tasks.in_context_unigram, tasks.known_graph):
+        for predict in (uniform, in_context_unigram, known_graph):
             prediction = predict(task, batch.tokens)
             yield prediction
             yield tasks.cross_entropy(prediction, batch.target)
     for slot in range(2):
-        weights = tasks.fit_one_parent(task, batch, slot=slot)
+        weights = fit_one_parent(task, batch, slot=slot)
         yield weights
-        yield tasks.one_parent(task, batch.tokens, slot=slot)
-        yield tasks.one_parent(task, batch.tokens, slot=slot, weights=weights)
+        yield one_parent(task, batch.tokens, slot=slot)
+        yield one_parent(task, batch.tokens, slot=slot, weights=weights)
 
 
 @call
@@ -149,13 +171,13 @@ def least_squares() -> Numbers:
     batch = task.sample(32, generator(0, "sample"), dtype=torch.float64)
     data = (batch.x, batch.y, batch.x_query)
     yield tasks.predict_descent(*data, eta=(0.5, 0.3), gamma=(0.1, 0.0))
-    yield tasks.ridge(*data, penalty=0.1)
-    yield tasks.least_squares(*data)
+    yield ridge(*data, penalty=0.1)
+    yield solve(*data)
     for found in (
         tasks.one_step_optimum(task),
-        tasks.fit_descent(task, 2, curvature=True, generator=generator(0, "draws"), draws=512),
-        tasks.fit_descent(task, 3, shared=True, generator=generator(0, "draws"), draws=512),
-        tasks.expected_loss(task, (0.4, 0.2), generator=generator(0, "draws"), draws=512),
+        fit_descent(task, 2, curvature=True, generator=generator(0, "draws"), draws=512),
+        fit_descent(task, 3, shared=True, generator=generator(0, "draws"), draws=512),
+        expected_loss(task, (0.4, 0.2), generator=generator(0, "draws"), draws=512),
     ):
         yield found.eta
         yield found.gamma
@@ -196,7 +218,7 @@ def disentangled_models() -> Numbers:
     yield last_logits(tokens, list(model.A), model.W_U)
     standard = model.to_transformer_lens()
     yield standard(tokens)
-    yield models.real_heads(standard)
+    yield real_heads(standard)
     with tempfile.TemporaryDirectory() as folder:
         models.save(model, Path(folder) / "model")
         yield from of_weights(models.load(Path(folder) / "model"))
@@ -205,7 +227,7 @@ def disentangled_models() -> Numbers:
 @call
 def hand_set_models() -> Numbers:
     batch = forest_task().sample(256, generator(0, "sample"))
-    circuits: tuple[models.Circuit, ...] = ("copy parents", "step to children", "read other states")
+    circuits: tuple[Circuit, ...] = ("copy parents", "step to children", "read other states")
     for circuit in circuits:
         yield models.fit_scales(FOREST, batch.tokens, batch.target, circuit=circuit)
         model = models.hand_set(FOREST, 3, circuit=circuit, match_scale=5.0, output_scale=2.8, graph_scale=10.0)
@@ -219,8 +241,8 @@ def hand_set_models() -> Numbers:
 def reduced_models() -> Numbers:
     task = forest_task()
     batch = task.sample(64, generator(0, "sample"), dtype=torch.float64)
-    yield models.first_gradient(batch.tokens, batch.target)
-    yield models.first_gradient(batch.tokens, batch.target, beta=0.1, query=4)
+    yield first_gradient(batch.tokens, batch.target)
+    yield first_gradient(batch.tokens, batch.target, beta=0.1, query=4)
     model = models.ReducedTransformer(3, 8, dtype=torch.float64)
     yield model.predict(batch.tokens)
     yield model.loss(batch.tokens, batch.target)
@@ -279,7 +301,7 @@ def fit_after_an_interruption() -> Numbers:
     with tempfile.TemporaryDirectory() as folder:
         for callback in (stop, None):
             model = models.DisentangledTransformer(3, 8)
-            kept = training.Checkpoint(Path(folder) / "training.safetensors", {}, every=2)
+            kept = Checkpoint(Path(folder) / "training.safetensors", {}, every=2)
             source = generator(0, "training")
             try:
                 history = training.fit(model, task, stages, generator=source, callback=callback, checkpoint=kept)
@@ -305,8 +327,8 @@ def fit_many() -> Numbers:
 @call
 def algorithm_1() -> Numbers:
     model = models.ReducedTransformer(3, 8)
-    stages = training.algorithm_1_stages(8, graph_steps=4, steps=5, batch_size=128)
-    yield from of_history(training.algorithm_1(model, forest_task(), stages, generator=generator(0, "training")))
+    stages = algorithm_1_stages(8, graph_steps=4, steps=5, batch_size=128)
+    yield from of_history(run_algorithm_1(model, forest_task(), stages, generator=generator(0, "training")))
     yield from of_weights(model)
 
 
@@ -314,9 +336,9 @@ def algorithm_1() -> Numbers:
 def slots() -> Numbers:
     task = tasks.InContextMarkov(TWO_PARENTS, 3, 0.1)
     model = models.DisentangledTransformer(3, task.n_positions, (2, 1))
-    training.give_slots(model, task, generator=generator(0, "slots"))
+    give_slots(model, task, generator=generator(0, "slots"))
     yield from of_weights(model)
-    stages = training.staged_slots(n_positions=10, graph_steps=3, graph_batch_size=64, steps=5, batch_size=32)
+    stages = staged_slots(n_positions=10, graph_steps=3, graph_batch_size=64, steps=5, batch_size=32)
     yield from of_history(training.fit(model, task, stages, generator=generator(0, "training")))
     yield from of_weights(model)
 

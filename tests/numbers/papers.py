@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
-from causal_probe import experiments, tasks
+from causal_probe import mechanisms, papers, tasks
 from causal_probe.training import adam
 from tests.numbers.calls import Numbers, call
 from tests.numbers.fields import of_weights
 
 #: Where the reproductions are. Some modules share their names with a function, so they are imported by their names.
-ROOM = "causal_probe.experiments.reproductions"
+ROOM = "causal_probe.papers"
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def cut(module: str, **sizes: Any) -> Iterator[None]:
 
 def reproduce(name: str) -> Numbers:
     """The table's numbers (what is said in words is NaN), without seconds, and the arrays."""
-    found = experiments.reproduce(name, quick=True, seed=1)
+    found = papers.reproduce(name, quick=True, seed=1)
     for line in found.lines:
         if "(seconds)" in line.quantity:
             continue
@@ -104,7 +104,7 @@ def reproduce_sine() -> Numbers:
 
 @call
 def reproduce_mesa() -> Numbers:
-    train = experiments.train_mesa
+    train = mechanisms.train_mesa
     with cut("mesa", train_mesa=lambda process, **options: train(process, **{**options, "steps": 5, "batch_size": 64})):
         yield from reproduce("mesa")
 

@@ -11,19 +11,10 @@ import numpy as np
 import torch
 
 from causal_probe import graphs, hooks, models, probes, training
-from causal_probe.probes.discovery import (
-    DSeparation,
-    FisherZ,
-    attention_correlation,
-    data_with_correlation,
-    fci,
-    icd,
-    ordered_icd,
-    output_correlation,
-    pc,
-)
+from causal_probe.discovery import DSeparation, FisherZ, fci, icd, ordered_icd, pc
+from causal_probe.discovery.fci import data_with_correlation
+from causal_probe.probes.attention_correlation import attention_correlation, output_correlation
 from causal_probe.probes.p_values import holm, t_interval, t_p_value
-from causal_probe.probes.scoring import score_patterns
 from causal_probe.tasks import generator
 from tests import tiny_huggingface, tiny_models
 from tests.numbers.calls import Numbers, call
@@ -62,13 +53,13 @@ from tests.numbers.made import (
 @call
 def made_sequences() -> Numbers:
     for model in (induction_model(), reader()):
-        yield probes.repeated_tokens(model, sequences=5, seed=3).tokens
-        yield probes.ngram_tokens(model, n=2, sequences=5, seed=3, period=7).tokens
+        yield probes.repeated_tokens(model, n_sequences=5, seed=3).tokens
+        yield probes.ngram_tokens(model, n=2, n_sequences=5, seed=3, period=7).tokens
 
 
 @call
 def scan_disentangled() -> Numbers:
-    found = probes.scan(induction_model(), sequences=12)
+    found = probes.scan(induction_model(), n_sequences=12)
     yield from of_scores(found)
     yield found.heatmap("induction")
     yield [(its.layer, its.head, its.score) for its in found.top("previous-token", 2)]
@@ -107,14 +98,14 @@ def _two_back_or_first(tokens: torch.Tensor) -> torch.Tensor:
 def scan_transformer_lens() -> Numbers:
     """A HookedTransformer on TransformerLens 3.9, a native bridge on 4.3."""
     yield from of_scores(
-        probes.scan(tiny_models.transformer_lens(), templates=["previous-token"], sequences=7, period=3)
+        probes.scan(tiny_models.transformer_lens(), templates=["previous-token"], n_sequences=7, period=3)
     )
 
 
 @call
 def scan_hugging_face() -> Numbers:
     for kind in tiny_huggingface.CAUSAL:
-        yield from of_scores(probes.scan(hugging_face(kind), sequences=6, seed=1))
+        yield from of_scores(probes.scan(hugging_face(kind), n_sequences=6, seed=1))
 
 
 @call
@@ -135,14 +126,14 @@ def scored_patterns() -> Numbers:
     """Without a model."""
     patterns = [torch.rand(3, 2, 8, 8, generator=generator(0, "patterns")).tril() for _ in range(2)]
     yield from of_scores(
-        score_patterns([its / its.sum(-1, keepdim=True) for its in patterns], tiny_models.random_tokens(3, n=8))
+        probes.score_patterns([its / its.sum(-1, keepdim=True) for its in patterns], tiny_models.random_tokens(3, n=8))
     )
 
 
 @call
 def verify() -> Numbers:
     model = induction_model()
-    scores = probes.scan(model, sequences=6)
+    scores = probes.scan(model, n_sequences=6)
     yield from of_verification(probes.verify(scores, model, sequences=4, random_sets=10))
     yield from of_verification(
         probes.verify(
@@ -154,7 +145,7 @@ def verify() -> Numbers:
 @call
 def verify_hugging_face() -> Numbers:
     model = hugging_face("gpt2")
-    scores = probes.scan(model, sequences=6)
+    scores = probes.scan(model, n_sequences=6)
     rule = probes.Rule(level=0.5, minimum_excess=-1.0, minimum_effect=-1.0)
     yield from of_verification(
         probes.verify(scores, model, templates=["previous-token"], rule=rule, sequences=4, random_sets=4)
@@ -168,11 +159,11 @@ def head_graphs_per_mean() -> Numbers:
         found = probes.head_graphs(build(), torch.split(tiny_models.random_tokens(8), 3))
         yield from of_head_graphs(found)
         yield from of_head_graphs(found.merge(probes.head_graphs(build(), tiny_models.random_tokens(5, seed=1))))
-        yield from of_comparison(found.compare(FOREST, 0, 0, threshold=0.0))
-        yield from of_graph(found.offset_graph(0, 0, threshold=0.2))
+        yield from of_comparison(found.compare(FOREST, 0, 0, claim=0.0))
+        yield from of_graph(found.offset_graph(0, 0, claim=0.2))
         with tempfile.TemporaryDirectory() as folder:
             found.save(Path(folder) / "graphs.safetensors")
-            yield probes.HeadGraphs.load(Path(folder) / "graphs.safetensors").weights
+            yield [its for _, its in sorted(probes.Evidence.load(Path(folder) / "graphs.safetensors").values.items())]
 
 
 @call
@@ -202,10 +193,10 @@ def score_gradients() -> Numbers:
         tokens = tiny_models.random_tokens(8)
         for loss in (None, next_token_loss):
             found = probes.score_gradients(model, tokens, loss, batch_size=3)
-            for layer in sorted(found.gradient):
-                yield found.gradient[layer]
+            for layer in sorted(found.values):
+                yield found.values[layer]
                 yield None if found.stderr is None else found.stderr[layer]
-                yield found.leading(layer, 0)
+                yield None, [its.parent for its in found.parents(layer, 0)]
                 yield found.z_values(layer, 0)
 
 
@@ -214,7 +205,7 @@ def score_gradients_of_a_native_model() -> Numbers:
     """HookedTransformer on TransformerLens 3.9; on 4.3 a native bridge, whose score hook carries the pattern."""
     model = tiny_models.disentangled(scale=0.3).to_transformer_lens()
     found = probes.score_gradients(model, tiny_models.random_tokens(8))
-    yield [found.gradient[layer] for layer in sorted(found.gradient)]
+    yield [found.values[layer] for layer in sorted(found.values)]
 
 
 @call
@@ -244,7 +235,7 @@ def edge_effects() -> Numbers:
 
 @call
 def blocks() -> Numbers:
-    tokens = probes.repeated_tokens(induction_model(), sequences=6).tokens
+    tokens = probes.repeated_tokens(induction_model(), n_sequences=6).tokens
     yield from of_blocks(probes.blocks(induction_model(), tokens, 1, 0, edges="induction"))
     own = tiny_models.random_tokens(6)
     found = probes.blocks(tiny_models.disentangled(), own, 1, 0, edges=FOREST)
@@ -265,7 +256,7 @@ def blocks_of_a_native_model() -> Numbers:
 
 @call
 def upstream() -> Numbers:
-    tokens = probes.repeated_tokens(induction_model(), sequences=6).tokens
+    tokens = probes.repeated_tokens(induction_model(), n_sequences=6).tokens
     yield from of_upstream(probes.upstream(induction_model(), tokens, 1, 0, edges="induction"))
     tokens = tiny_huggingface.tokens(6, 8).repeat(1, 2)
     yield from of_upstream(probes.upstream(hugging_face("gpt2"), tokens, 1, 0, edges="induction"))
@@ -274,7 +265,7 @@ def upstream() -> Numbers:
 @call
 def upstream_of_a_native_model() -> Numbers:
     model = induction_model().to_transformer_lens()
-    tokens = probes.repeated_tokens(induction_model(), sequences=6).tokens
+    tokens = probes.repeated_tokens(induction_model(), n_sequences=6).tokens
     yield from of_upstream(probes.upstream(model, tokens, 1, 0, edges="induction"))
 
 
@@ -367,11 +358,13 @@ def discover() -> Numbers:
         {"source": "values", "samples": 300, "head": "mean"},
         {"groups": [[0, 1], [2], [3, 4, 5], [6], [7]], "samples": 300},
     ):
-        for its in probes.discover(_read_by_position(), tokens, **options).graphs:
+        for its in probes.discover_from_attention(_read_by_position(), tokens, **options).graphs:
             yield from of_attention_graph(its)
             for mode in ("skeleton", "arrowheads"):
                 yield from of_comparison(its.compare(graphs.chain(len(its.graph)), mode=mode))
-    for its in probes.discover(hugging_face("gpt2"), tiny_huggingface.tokens(1, 8)[0], samples=100).graphs:
+    for its in probes.discover_from_attention(
+        hugging_face("gpt2"), tiny_huggingface.tokens(1, 8)[0], samples=100
+    ).graphs:
         yield from of_attention_graph(its)
 
 
@@ -404,7 +397,7 @@ def p_values() -> Numbers:
 def explain() -> Numbers:
     model = _read_by_position()
     tokens = torch.tensor([3, 1, 4, 2, 0, 3, 5, 1])
-    found = probes.discover(model, tokens, samples=200, layer=0, head=0)
+    found = probes.discover_from_attention(model, tokens, samples=200, layer=0, head=0)
     each = []
     for replacement in (0, 5):
         explained = probes.explain(

@@ -13,6 +13,7 @@ import transformers
 
 from causal_probe import experiments, graphs, hooks, models
 from causal_probe.experiments.explanations import ADJECTIVES, PEOPLE, SENTENCES, THINGS
+from causal_probe.sweep import sweep
 from causal_probe.tasks import generator
 from tests import tiny_huggingface, tiny_models
 from tests.numbers.calls import Numbers, call
@@ -36,13 +37,13 @@ from tests.numbers.made import TWO_PARENTS, forest_task, hugging_face, induction
 
 @call
 def recover_staged() -> Numbers:
-    yield from of_recovery(experiments.recover("forest", positions=8, steps=20, batch_size=64, probe_sequences=1024))
+    yield from of_recovery(experiments.recover("forest", n_positions=8, steps=20, batch_size=64, probe_sequences=1024))
 
 
 @call
 def recover_joint_sgd() -> Numbers:
     yield from of_recovery(
-        experiments.recover("chain", positions=6, training="joint", steps=40, batch_size=128, probe_sequences=512)
+        experiments.recover("chain", n_positions=6, training="joint", steps=40, batch_size=128, probe_sequences=512)
     )
 
 
@@ -51,7 +52,7 @@ def recover_joint_adamw() -> Numbers:
     yield from of_recovery(
         experiments.recover(
             "chain",
-            positions=6,
+            n_positions=6,
             training="joint",
             optimizer="adamw",
             learning_rate=0.01,
@@ -67,7 +68,7 @@ def recover_joint_adamw() -> Numbers:
 def recover_two_parents() -> Numbers:
     yield from of_recovery(
         experiments.recover(
-            "two-parent", positions=10, heads=(2, 1), steps=12, batch_size=64, probe_sequences=512, seed=1
+            "two-parent", n_positions=10, heads=(2, 1), steps=12, batch_size=64, probe_sequences=512, seed=1
         )
     )
 
@@ -76,7 +77,9 @@ def recover_two_parents() -> Numbers:
 def recover_saved() -> Numbers:
     """The arrays and graphs of the files that a recovery writes."""
     with tempfile.TemporaryDirectory() as folder:
-        experiments.recover("pairs", positions=6, steps=6, batch_size=32, probe_sequences=256, out=Path(folder) / "out")
+        experiments.recover(
+            "pairs", n_positions=6, steps=6, batch_size=32, probe_sequences=256, out=Path(folder) / "out"
+        )
         from safetensors.numpy import load_file
 
         arrays = load_file(Path(folder) / "out" / "attention.safetensors")
@@ -88,14 +91,14 @@ def recover_saved() -> Numbers:
 
 @call
 def recover_by_gradient() -> Numbers:
-    found = experiments.recover_by_gradient("forest", positions=8, sequences=1024)
+    found = experiments.recover_by_gradient("forest", n_positions=8, n_sequences=1024)
     yield from of_gradient_recovery(found)
     yield from of_gradient_graph(found.found)
 
 
 @call
 def recover_by_gradient_two_parents() -> Numbers:
-    found = experiments.recover_by_gradient("two-parent", positions=10, sequences=2**14)
+    found = experiments.recover_by_gradient("two-parent", n_positions=10, n_sequences=2**14)
     yield from of_gradient_recovery(found)
     yield from of_gradient_slots(found.found)
 
@@ -106,7 +109,7 @@ def recover_from_tokens() -> Numbers:
     tokens = torch.cat([batch.tokens, batch.target.argmax(-1, keepdim=True)], 1)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "tokens.npy", tokens.numpy())
-        found = experiments.recover_from_tokens(Path(folder) / "tokens.npy", vocab=4)
+        found = experiments.recover_from_tokens(Path(folder) / "tokens.npy", d_vocab=4)
     yield from of_gradient_recovery(found)
     yield from of_gradient_graph(found.found)
 
@@ -114,14 +117,18 @@ def recover_from_tokens() -> Numbers:
 @call
 def study_scan() -> Numbers:
     """With everything that can be asked for."""
-    yield from of_model_scan(experiments.scan(induction_model(), sequences=6, verify=True, blocks=True))
+    yield from of_model_scan(experiments.scan(induction_model(), n_sequences=6, verify=True, blocks=True))
 
 
 @call
 def study_scan_transformer_lens() -> Numbers:
     yield from of_model_scan(
         experiments.scan(
-            tiny_models.transformer_lens(), templates=["previous-token", "offset-2"], sequences=6, period=3, blocks=True
+            tiny_models.transformer_lens(),
+            templates=["previous-token", "offset-2"],
+            n_sequences=6,
+            period=3,
+            blocks=True,
         )
     )
 
@@ -129,7 +136,7 @@ def study_scan_transformer_lens() -> Numbers:
 @call
 def study_scan_hugging_face() -> Numbers:
     model = tiny_huggingface.gpt2()
-    yield from of_model_scan(experiments.scan(model, sequences=4, seed=2, batch_size=3))
+    yield from of_model_scan(experiments.scan(model, n_sequences=4, seed=2, batch_size=3))
 
 
 @call
@@ -167,12 +174,12 @@ def check_loaded_model() -> Numbers:
             yield hooked(tiny_huggingface.tokens())
         found = experiments.check_model(folder, device="cpu")
         yield [(its.error, its.tolerance) for its in found.answers]
-        yield from of_scores(experiments.scan(folder, sequences=3, device="cpu", templates="induction").scores)
+        yield from of_scores(experiments.scan(folder, n_sequences=3, device="cpu", templates="induction").scores)
 
 
 @call
 def study_discover() -> Numbers:
-    found = experiments.discover(
+    found = experiments.discover_in_text(
         tiny_huggingface.gpt2(),
         "t3 t7 t4 t7 t9 t3 t5",
         tokenizer=tiny_huggingface.tokenizer(),
@@ -190,7 +197,7 @@ def study_discover() -> Numbers:
         text = "the cats sat on a mat"
         for words_too in (False, True):
             options: Any = {"tokenizer": tokenizer, "words": words_too, "samples": 60, "max_size": 2}
-            yield from _of_text_discovery(experiments.discover(model, text, explain="sat", **options))
+            yield from _of_text_discovery(experiments.discover_in_text(model, text, explain="sat", **options))
 
 
 def _of_text_discovery(found: Any) -> Numbers:
@@ -204,7 +211,7 @@ def _of_text_discovery(found: Any) -> Numbers:
 def compare_evidence() -> Numbers:
     """The whole comparison, of one hand-set model."""
     found = experiments.compare_evidence(
-        ("chain",), models=("copy parents",), positions=6, vocab=3, inputs=2, sequences=32
+        ("chain",), models=("copy parents",), n_positions=6, d_vocab=3, inputs=2, n_sequences=32
     )
     for row in found.rows:
         yield from of_evidence_row(row)
@@ -216,7 +223,7 @@ def compare_evidence() -> Numbers:
 def measure_evidence() -> Numbers:
     task = two_parent_task()
     model = models.hand_set(TWO_PARENTS, 3, match_scale=8.0, output_scale=4.0, graph_scale=3.0)
-    for row in experiments.measure_evidence(model, task, inputs=2, sequences=64, seed=2):
+    for row in experiments.measure_evidence(model, task, inputs=2, n_sequences=64, seed=2):
         yield from of_evidence_row(row)
 
 
@@ -278,8 +285,8 @@ def _of_explanations(found: Any) -> Numbers:
 @call
 def in_context_graph() -> Numbers:
     model = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0, graph_scale=20.0)
-    yield from of_reading(experiments.in_context_graph(model, "chain", states=3, sequences=8, verify=True))
-    yield from of_reading(experiments.in_context_graph(model, "lag-2", states=3, sequences=8, seed=1))
+    yield from of_reading(experiments.in_context_graph(model, "chain", states=3, n_sequences=8, verify=True))
+    yield from of_reading(experiments.in_context_graph(model, "lag-2", states=3, n_sequences=8, seed=1))
 
 
 @call
@@ -290,14 +297,14 @@ def in_context_graph_of_words() -> Numbers:
             if words is None:
                 model = hugging_face("gpt2")  # without a tokenizer every sequence draws its own states
             yield from of_reading(
-                experiments.in_context_graph(model, graph, positions=12, states=3, sequences=8, words=words)
+                experiments.in_context_graph(model, graph, n_positions=12, states=3, n_sequences=8, words=words)
             )
 
 
 @call
 def leaderboard() -> Numbers:
     several = [hugging_face("gpt2"), hugging_face("llama")]
-    found = experiments.leaderboard(several, ("chain", "lag-2"), positions=10, states=3, sequences=6)
+    found = experiments.leaderboard(several, ("chain", "lag-2"), n_positions=10, states=3, n_sequences=6)
     for its in found.readings:
         yield from of_reading(its)
     yield found.table("excess").to_numpy(dtype=float)
@@ -311,7 +318,7 @@ def leaderboard() -> Numbers:
 def sweep_of_gradients() -> Numbers:
     spec: Any = {"probes": "gradient", "grid": {"graph_seed": [0, 1], "seed": [0]}, "settings": {"graph": "forest"}}
     with tempfile.TemporaryDirectory() as folder:
-        table = experiments.sweep(spec, out=folder).to_pandas()
+        table = sweep(spec, out=folder).to_pandas()
     yield from _of_sweep(table)
 
 
@@ -328,10 +335,10 @@ def sweep_of_models() -> Numbers:
         settings: Any
         for probe, settings in (("scan", {"templates": ["induction"]}), ("head_graphs", {})):
             spec: Any = {"probes": probe, "grid": {"model": names, "seed": [0]}, "settings": settings}
-            yield from _of_sweep(experiments.sweep(spec, out=Path(folder) / f"out-{probe}").to_pandas())
+            yield from _of_sweep(sweep(spec, out=Path(folder) / f"out-{probe}").to_pandas())
         settings = {"graph": "chain", "steps": 5, "batch_size": 32, "probe_sequences": 64}
         spec = {"probes": "recover", "grid": {"seed": [0]}, "settings": settings}
-        yield from _of_sweep(experiments.sweep(spec, out=Path(folder) / "out-recover").to_pandas())
+        yield from _of_sweep(sweep(spec, out=Path(folder) / "out-recover").to_pandas())
 
 
 @call
@@ -347,7 +354,7 @@ def sweep_of_corpora() -> Numbers:
             "grid": {"corpus": [str(corpus)], "shard": ["0/2", "1/2"]},
             "settings": {"model": str(model), "length": 8, "separator": "--"},
         }
-        found = experiments.sweep(spec, out=Path(folder) / "out")
+        found = sweep(spec, out=Path(folder) / "out")
         yield from _of_sweep(found.to_pandas())
         merged = found.merged()
         for name in ("score", "chance", "stderr", "chance_variance", "covariance", "excess", "excess_stderr", "sink"):
@@ -364,7 +371,7 @@ def sweep_over_time() -> Numbers:
             models.save(model, Path(folder) / f"step{step}")
         names = [str(Path(folder) / f"step{step}") for step in range(5)]
         spec: Any = {"probes": "scan", "grid": {"model": names}, "settings": {"templates": ["previous-token"]}}
-        yield from of_dynamics(experiments.sweep(spec, out=Path(folder) / "out").dynamics("previous-token"))
+        yield from of_dynamics(sweep(spec, out=Path(folder) / "out").dynamics("previous-token"))
 
 
 def _of_sweep(table: Any) -> Numbers:
