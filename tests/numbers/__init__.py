@@ -1,0 +1,8 @@
+"""Seeded calls over all that the package computes, for tests/same_numbers.py: the same numbers before and after a change?"""
+
+from __future__ import annotations
+
+from tests.numbers import ground, mechanisms, papers, probes, studies
+from tests.numbers.calls import CALLS, measure
+
+__all__ = ["CALLS", "ground", "measure", "mechanisms", "papers", "probes", "studies"]
