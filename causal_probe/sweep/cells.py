@@ -205,7 +205,7 @@ class ModelCell(SequenceOptions, SeedOption, LoadingOptions):
     @property
     def made(self) -> dict[str, Any]:
         """How sequences are made, where there is no corpus."""
-        return {"sequences": self.n_sequences, "period": self.period, "bos": self.bos, "seed": self.seed}
+        return {"n_sequences": self.n_sequences, "period": self.period, "bos": self.bos, "seed": self.seed}
 
     @property
     def at_step(self) -> int | None:

@@ -15,6 +15,7 @@ import torch
 
 from causal_probe import experiments
 from causal_probe.cli import main
+from causal_probe.reports import write_page
 from causal_probe.tasks import InContextMarkov
 from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.viz import Report
@@ -52,7 +53,7 @@ def test_json_alone_on_standard_output(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     saved = json.loads((out / "result.json").read_text())
-    assert saved.pop("files")
+    assert saved.pop("files") and saved.pop("sha256")
     assert result == saved
     assert "Report:" in printed.err
 
@@ -73,7 +74,7 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == {
         "graph": "two-parent", "n_positions": 32, "d_vocab": 5, "concentration": 0.3, "root_probability": 0.2, "heads": [2, 1],
         "seed": 7, "training": "joint", "optimizer": "adamw", "learning_rate": 0.01, "steps": 9, "batch_size": 11,
-        "device": "cpu", "out": Path("x"), "overwrite": True, "progress": True,
+        "device": "cpu", "out": Path("x"), "overwrite": True, "progress": True, "page": write_page,
     }  # fmt: skip
 
 
@@ -180,7 +181,7 @@ def test_the_same_command_goes_on_after_an_interruption(
         said == f"Interrupted. The training so far is kept in {out / CHECKPOINT}; the same command goes on from there."
     )
     assert [path.name for path in out.iterdir()] == [CHECKPOINT]
-    (out / f".{'0' * 16}.partial").write_bytes(b"cut")  # what a kill while it is written leaves
+    (out / f".{CHECKPOINT}.causal-probe-partial").write_bytes(b"cut")  # what a kill while it is written leaves
 
     assert run(*LONGER, "--seed", "1", "--out", str(out)) == 2
     assert "checkpoint of a run with other settings" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from causal_probe import experiments
 from causal_probe.cli import main
 from causal_probe.models import DisentangledTransformer, save
+from causal_probe.reports import write_page
 from causal_probe.viz import Report
 
 
@@ -57,7 +58,7 @@ def test_json_alone_on_standard_output(model: str, tmp_path: Path, capsys: pytes
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     saved = json.loads((out / "scan.json").read_text())
-    assert saved.pop("files")
+    assert saved.pop("files") and saved.pop("sha256")
     assert result == saved
     head = result["heads"][0]
     assert (head["layer"], head["head"], head["template"]) == (0, 0, "previous-token")
@@ -80,7 +81,7 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("scan", *options.split(), "--templates", "induction, offset-3") == 0
     assert seen == {
         "model": "some/model", "templates": ["induction", "offset-3"], "bos": "yes",
-        "batch_size": 3, "corpus": "texts", "length": 9, "separator": "--", "field": "body", "shard": "1/4", "dtype": "bfloat16", "device": "cpu", "verify": True, "blocks": True, "top": 4, "seed": 7, "out": Path("x"),
+        "batch_size": 3, "corpus": "texts", "length": 9, "separator": "--", "field": "body", "shard": "1/4", "dtype": "bfloat16", "device": "cpu", "verify": True, "blocks": True, "top": 4, "seed": 7, "out": Path("x"), "page": write_page,
         "overwrite": True, "progress": True,
     }  # fmt: skip
 

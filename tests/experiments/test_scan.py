@@ -262,6 +262,7 @@ def test_the_folder(tmp_path: Path, plain_report: None) -> None:
     assert {path.name for path in out.iterdir()} == {"scan.json", "scan.csv", "report.html"}
     saved = json.loads((out / "scan.json").read_text())
     assert sorted(saved.pop("files")) == ["report.html", "scan.csv", "scan.json"]
+    assert saved.pop("sha256")
     assert saved == found.to_dict()
     table = pd.read_csv(out / "scan.csv")
     assert list(table.score) == pytest.approx([head["score"] for head in saved["heads"]])

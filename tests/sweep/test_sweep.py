@@ -401,7 +401,7 @@ def test_head_graphs_of_corpora(texts, tmp_path):
     model = hooks.to_hooked(*models.load_model(texts / "model"))
     for name, rows in found.to_pandas().groupby("corpus"):
         direct = probes.head_graphs(model, hooks.corpus(model, name, length=8, separator="--"))
-        wanted = [c.weight for layer in range(2) for head in range(4) for c in direct.parents(layer, head)]
+        wanted = [c.value for layer in range(2) for head in range(4) for c in direct.parents(layer, head)]
         assert rows["attention"].tolist() == pytest.approx(wanted, abs=1e-9)
         assert set(rows["sequences"]) == {direct.provenance["corpus"]["sequences"]}
     with pytest.raises(CausalProbeError, match="has no option shard"):
