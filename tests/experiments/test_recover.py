@@ -159,7 +159,7 @@ def test_what_is_saved(chain: Recovery, tmp_path: Path) -> None:
     assert {"loss", "reference_losses", "seconds", "sequences", "probe_sequences", "settings", "versions"} <= set(
         result
     )
-    found = {path.relative_to(report.parent).as_posix() for path in report.parent.rglob("*") if path.is_file()}
+    found = {path.relative_to(written.parent).as_posix() for path in written.parent.rglob("*") if path.is_file()}
     assert found == set(result["files"])
     assert "model/model.safetensors" in found
     assert nx.utils.graphs_equal(graphs.read_graph(written.parent / "graph.json"), chain.truth)
