@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, require_hooks
+from causal_probe.hooks import HookedModel, require_hooks, undisturbed
 
-__all__ = ["CircuitWeights", "standard_form"]
+__all__ = ["CircuitWeights", "circuit_weights"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class CircuitWeights:
         return cls(of["W_E"], W_U, **layers, dimension=d_model - _takes_mean_away(model))
 
 
-def standard_form(model: HookedModel) -> tuple[Any, Sequence[int] | None]:
-    """A model with W_Q, W_K, W_V and W_O, and its heads by layer where these differ from layer to layer."""
+@contextmanager
+def circuit_weights(model: HookedModel) -> Iterator[tuple[Any, CircuitWeights]]:
+    """A model that has W_Q, W_K, W_V and W_O, the model itself or its standard form, left as it was; and what they are by head."""
     require_hooks(model, [])
     export = getattr(model, "to_transformer_lens", None)
-    return (model, None) if export is None else (export(), tuple(getattr(model, "heads")))  # noqa: B009 - no model class is known here
+    standard: Any = model if export is None else export()
+    with undisturbed(standard):
+        # The heads by layer, where these differ from layer to layer.
+        yield standard, CircuitWeights.read(standard, None if export is None else tuple(getattr(model, "heads")))  # noqa: B009 - no model class is known here
 
 
 def _weight(model: Any, name: str) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -15,13 +14,13 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.heads import find_layer
 from causal_probe.probes.evidence import Evidence
 from causal_probe.probes.reading import compared_children
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Result, Table
 
 __all__ = ["HeadMatch", "match_heads"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadMatch:
+class HeadMatch(Result):
     """What :func:`match_heads` found. Slot k is a node's k-th smallest parent, counted from 0.
 
     Attributes
@@ -44,6 +43,9 @@ class HeadMatch:
         in that head, in [0, 1]. Edges of a slot without a head are left out.
     """
 
+    KIND = "head match"
+    WORKS = ("nichani2024",)
+
     layer: int
     scores: Float[np.ndarray, "head slot"]
     heads: tuple[int | None, ...]
@@ -62,48 +64,31 @@ class HeadMatch:
         """Number of swapped children, over all slots."""
         return sum(map(len, self.swapped))
 
-    def cite(self) -> Citation:
-        """The paper whose construction has one head per parent slot, and one sentence for a methods section."""
-        return cite(
-            "nichani2024",
-            methods=(
-                f"The heads of layer {self.layer} were assigned to parent slots (a node's k-th smallest parent) one to one, so "
-                "that the summed mean attention on the true parents is largest (the Hungarian method, scipy "
-                f"{versions()['scipy']}; causal-probe {versions().get('causal-probe', 'from source')})."
-            ),
-        )
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why a slot has no attention."""
+        return {f"attention.{slot}": "there are fewer heads than parent slots" for slot in self.unmatched_slots}
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields in plain JSON types."""
-        undefined = {f"attention.{slot}": "there are fewer heads than parent slots" for slot in self.unmatched_slots}
-        return {**to_jsonable(self), "undefined": undefined}
-
-    def __repr__(self) -> str:
-        lines = [f"HeadMatch of layer {self.layer}: mean attention on the true parent {self.mean_parent_attention:.3f}"]
-        for slot, (head, attention, swapped) in enumerate(zip(self.heads, self.attention, self.swapped, strict=True)):
-            lines.append(
-                f"  slot {slot}: no head is left for it"
-                if head is None
-                else f"  slot {slot}: L{self.layer}H{head}   attention {attention:.3f}   swapped children {len(swapped)}"
-            )
-        if self.unmatched_heads:
-            lines.append(
-                f"  heads without a slot: {', '.join(f'L{self.layer}H{head}' for head in self.unmatched_heads)}"
-            )
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{slot}</th><td>{'none' if head is None else f'L{self.layer}H{head}'}</td>"
-            f"<td>{'' if attention is None else f'{attention:.3f}'}</td><td>{len(swapped)}</td></tr>"
-            for slot, (head, attention, swapped) in enumerate(
-                zip(self.heads, self.attention, self.swapped, strict=True)
-            )
-        )
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         return (
-            f"<table><caption>Mean attention on the true parent {self.mean_parent_attention:.3f}</caption><thead><tr>"
-            "<th>parent slot</th><th>head</th><th>attention</th><th>swapped children</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table>"
+            f"The heads of layer {self.layer} were assigned to parent slots (a node's k-th smallest parent) one to one, so that the "
+            "summed mean attention on the true parents is largest (the Hungarian method, scipy "
+            f"{self.provenance['versions']['scipy']}; {self.measured_with})."
+        )
+
+    def table(self) -> Table:
+        """One row for each slot."""
+        names = [None if head is None else f"L{self.layer}H{head}" for head in self.heads]
+        rows = zip(range(len(names)), names, self.attention, map(len, self.swapped), strict=True)
+        spare = ", ".join(f"L{self.layer}H{head}" for head in self.unmatched_heads)
+        return Table(
+            f"HeadMatch of layer {self.layer}: mean attention on the true parent {self.mean_parent_attention:.3f}",
+            ("slot", "head", "attention", "swapped children"),
+            list(rows),
+            [f"slot {slot}: no head is left for it" for slot in self.unmatched_slots]
+            + [f"heads without a slot: {spare}"] * bool(spare),
         )
 
 
@@ -142,8 +127,9 @@ def match_heads(
     >>> weights[1, [2, 3], [0, 1]] = 0.8
     >>> match_heads(Evidence.from_arrays([weights]), two_parent_tree(4))
     HeadMatch of layer 0: mean attention on the true parent 0.850
-      slot 0: L0H1   attention 0.800   swapped children 0
-      slot 1: L0H0   attention 0.900   swapped children 0
+      slot  head  attention  swapped children
+         0  L0H1        0.8                 0
+         1  L0H0        0.9                 0
     """
     layer = find_layer(1 + max(evidence.values), layer)
     if layer not in evidence.values:
@@ -185,4 +171,5 @@ def match_heads(
         attention=tuple(None if head is None else float(scores[head, slot]) for slot, head in enumerate(heads)),
         swapped=tuple(swapped),
         mean_parent_attention=float(np.mean(on_parent)),
+        provenance=evidence.provenance,
     )

@@ -16,8 +16,9 @@ on the tokens, the division by the norm, is left out: it scales and does not tur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, attention_hook, describe, require_hooks, undisturbed
-from causal_probe.probes.circuit_weights import CircuitWeights, standard_form
-from causal_probe.results import Citation, cite, escape, to_jsonable, versions
+from causal_probe.hooks import HookedModel, attention_hook, describe, require_hooks
+from causal_probe.probes.circuit_weights import circuit_weights
+from causal_probe.results import Result, Table
 
 __all__ = ["Composition", "HeadWeights", "composition", "head_weights"]
 
@@ -45,7 +46,7 @@ ByHead = tuple[tuple[float | None, ...], ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadWeights:
+class HeadWeights(Result):
     """What :func:`head_weights` found. Scores run over [layer][head]; None where undefined, for a reason given in ``undefined``.
 
     Attributes
@@ -54,73 +55,53 @@ class HeadWeights:
         OV copying score, in [-1, 1]: the sum of the eigenvalues of W_E W_OV W_U over the sum of their moduli. 1: attending to a
         token raises that token's logit, on the whole, as in a copying head; -1: it lowers it; a random head is near 0.
     previous_token
-        QK previous-token score, in [0, 1]: the mean, over queries 1 to ``positions`` - 1, of the attention to the key just before
+        QK previous-token score, in [0, 1]: the mean, over queries 1 to ``n_positions`` - 1, of the attention to the key just before
         that the head would pay if the stream held the position embeddings alone.
     previous_token_chance
         The same of even attention, the mean of 1 / (query + 1). None where ``previous_token`` is undefined for all.
-    positions
+    n_positions
         Length of the sequence that ``previous_token`` was measured on.
     undefined
         Reasons, by the name of a field (for all heads) or of a field and a head (``"copying L1H1"``).
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     """
+
+    KIND = "head weights"
+    WORKS = ("elhage2021",)
 
     copying: ByHead
     previous_token: ByHead
     previous_token_chance: float | None
-    positions: int | None
+    n_positions: int | None
     undefined: Mapping[str, str]
-    provenance: Mapping[str, Any]
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per head: layer, head, copying, previous_token; what is undefined is missing, as pandas has it (NaN)."""
-        return pd.DataFrame(self._records()).astype({"copying": float, "previous_token": float})
-
-    def to_dict(self) -> dict[str, Any]:
-        """All scores, with the reasons for those that are undefined, in plain JSON types."""
-        fields = ("previous_token_chance", "positions", "undefined", "provenance")
-        return dict(to_jsonable({"heads": self._records(), **{name: getattr(self, name) for name in fields}}))
-
-    def cite(self) -> Citation:
-        """Where the scores come from, and one sentence for a methods section."""
-        number_of = self.provenance["versions"]
-        return cite(
-            "elhage2021",
-            methods=(
-                f"A head's copying score in {self.provenance['model']} is the sum of the eigenvalues of W_E W_V W_O W_U over the "
-                "sum of their moduli, with the normalization's linear part folded into the weights; its previous-token score is "
-                "the mean attention to the preceding position with the residual stream replaced by the position embeddings "
-                f"(causal-probe {number_of.get('causal-probe', 'from source')}, TransformerLens {number_of['transformer-lens']}, "
-                f"{self.provenance['dtype']} on {self.provenance['device']})."
-            ),
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"A head's copying score in {self.provenance['model']} is the sum of the eigenvalues of W_E W_V W_O W_U over the "
+            "sum of their moduli, with the normalization's linear part folded into the weights; its previous-token score is "
+            "the mean attention to the preceding position with the residual stream replaced by the position embeddings "
+            f"({self.measured_with})."
         )
 
-    def __repr__(self) -> str:
-        return f"{self._title()}\n{_text(self.to_pandas())}{self._notes()}"
-
-    def _repr_html_(self) -> str:
-        table = self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", max_rows=40, border=0)
-        return f"<p>{escape(self._title())}</p>{table}<p>{escape(self._notes().strip())}</p>"
-
-    def _title(self) -> str:
+    def table(self) -> Table:
+        """One row for each head."""
         chance = self.previous_token_chance
-        return f"HeadWeights of {self.provenance['model']}" + (
-            "" if chance is None else f": previous_token by chance {chance:.3f}, on {self.positions} positions"
+        known = "" if chance is None else f": previous_token by chance {chance:.3f}, on {self.n_positions} positions"
+        rows = [
+            (layer, head, *scores)
+            for layer, row in enumerate(zip(self.copying, self.previous_token, strict=True))
+            for head, scores in enumerate(zip(*row, strict=True))
+        ]
+        return Table(
+            f"HeadWeights of {self.provenance['model']}{known}",
+            ("layer", "head", "copying", "previous_token"),
+            rows,
+            [f"{what}: {why}" for what, why in self.undefined.items()],
         )
 
-    def _notes(self) -> str:
-        return "".join(f"\n  {what}: {why}" for what, why in self.undefined.items())
 
-    def _records(self) -> list[dict[str, Any]]:
-        return [
-            {"layer": layer, "head": head, "copying": copying, "previous_token": previous}
-            for layer, row in enumerate(zip(self.copying, self.previous_token, strict=True))
-            for head, (copying, previous) in enumerate(zip(*row, strict=True))
-        ]
-
-
-def head_weights(model: HookedModel, *, positions: int | None = None) -> HeadWeights:
+def head_weights(model: HookedModel, *, n_positions: int | None = None) -> HeadWeights:
     """Score what each head does by its weights: copying (OV), and looking one position back (QK).
 
     Copying: W_E W_V W_O W_U is a matrix [d_vocab, d_vocab] of rank d_head at most; its eigenvalues other than zero are those of
@@ -140,14 +121,14 @@ def head_weights(model: HookedModel, *, positions: int | None = None) -> HeadWei
     ----------
     model
         A TransformerLens model, or any HookedRootModule with ``W_E``, ``W_V``, ``W_O``, ``W_U``. It is left as it was.
-    positions
+    n_positions
         Length of the sequence that the previous-token score is measured on, >= 2; by default 128, or the model's whole context
         where that is shorter.
 
     Raises
     ------
     CausalProbeError
-        If the weights can't be read as one matrix for each head, or are not finite; or ``positions`` don't fit.
+        If the weights can't be read as one matrix for each head, or are not finite; or ``n_positions`` don't fit.
 
     References
     ----------
@@ -167,25 +148,22 @@ def head_weights(model: HookedModel, *, positions: int | None = None) -> HeadWei
     >>> found.undefined
     {'copying L0H0': 'its W_E W_V W_O W_U is zero'}
     """
-    provenance = {**describe(model), "versions": versions()}
-    standard, n_heads = standard_form(model)
-    with undisturbed(standard):
-        weights = CircuitWeights.read(standard, n_heads)
+    with circuit_weights(model) as (standard, weights):
         UE = weights.W_U @ weights.W_E  # [d_model, d_model], in place of [d_vocab, d_vocab]
         copying = tuple(
             tuple(_copying(W_V, W_O, UE) for W_V, W_O in zip(*layer, strict=True))
             for layer in zip(weights.W_V, weights.W_O, strict=True)
         )
-        previous, chance, length, why = _previous_token(standard, positions, [len(layer) for layer in copying])
+        previous, chance, length, why = _previous_token(standard, n_positions, [len(layer) for layer in copying])
     undefined = {
-        f"copying {_name(layer, head)}": "its W_E W_V W_O W_U is zero"
+        f"copying L{layer}H{head}": "its W_E W_V W_O W_U is zero"
         for layer, scores in enumerate(copying)
         for head, score in enumerate(scores)
         if score is None
     }
     if why is not None:
         undefined["previous_token"] = why
-    return HeadWeights(copying, previous, chance, length, undefined, provenance)
+    return HeadWeights(copying, previous, chance, length, undefined, provenance=describe(model))
 
 
 def _copying(
@@ -200,7 +178,7 @@ def _copying(
 
 
 def _previous_token(
-    model: HookedModel, positions: int | None, n_heads: Sequence[int]
+    model: HookedModel, n_positions: int | None, n_heads: Sequence[int]
 ) -> tuple[ByHead, float | None, int | None, str | None]:
     """Scores, chance, length; or None for each, and the reason."""
     nothing: ByHead = tuple((None,) * n for n in n_heads)
@@ -210,48 +188,39 @@ def _previous_token(
     if getattr(model.cfg, "attention_dir", "causal") != "causal":
         return nothing, None, None, "attention is bidirectional"
     n_ctx = int(model.cfg.n_ctx)
-    length = min(n_ctx, 128) if positions is None else positions
+    length = min(n_ctx, 128) if n_positions is None else n_positions
     if not 2 <= length <= n_ctx:
         raise CausalProbeError(
             f"The previous-token score was asked for on {length} positions; the model has {n_ctx}, and it takes two at least."
         )
 
-    streams: list[Tensor] = []
-    found: dict[int, Tensor] = {}
-    names = {layer: attention_hook(layer, "pattern") for layer in range(len(n_heads))}
-    require_hooks(model, ["hook_embed", "blocks.0.hook_resid_pre", *names.values()])
-
-    def no_tokens(embedding: Tensor, hook: Any) -> Tensor:
-        return torch.zeros_like(embedding)
+    found: dict[str, Tensor] = {}
+    names = [attention_hook(layer, "pattern") for layer in range(len(n_heads))]
+    streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(len(n_heads))]
+    require_hooks(model, ["hook_embed", streams[0], *names])
 
     def remember(stream: Tensor, hook: Any) -> None:
-        streams.append(stream)  # position embeddings alone, the embedding of the tokens being zero
+        found["stream"] = stream  # position embeddings alone, the embedding of the tokens being zero
 
-    def restore(stream: Tensor, hook: Any) -> Tensor:
-        return streams[-1]
+    def read(name: str, pattern: Float[Tensor, "1 head query key"], hook: Any) -> None:
+        found[name] = pattern[0].double().diagonal(-1, 1, 2).mean(-1)
 
-    def reader(layer: int) -> Any:
-        def read(pattern: Float[Tensor, "1 head query key"], hook: Any) -> None:
-            found[layer] = pattern[0].double().diagonal(-1, 1, 2).mean(-1)
-
-        return read
-
-    hooks = [("hook_embed", no_tokens), ("blocks.0.hook_resid_pre", remember)]
-    hooks += [(f"blocks.{layer}.hook_resid_pre", restore) for layer in range(1, len(n_heads))]
-    hooks += [(name, reader(layer)) for layer, name in names.items()]
+    hooks: list[tuple[str, Any]] = [("hook_embed", lambda value, hook: torch.zeros_like(value)), (streams[0], remember)]
+    hooks += [(name, lambda value, hook: found["stream"]) for name in streams[1:]]
+    hooks += [(name, partial(read, name)) for name in names]
     with model.hooks(fwd_hooks=hooks):
-        model(torch.zeros((1, length), dtype=torch.long, device=_device(model)))
-    if missing := [name for layer, name in names.items() if layer not in found]:
+        model(torch.zeros((1, length), dtype=torch.long, device=next(iter(model.parameters())).device))
+    if missing := [name for name in names if name not in found]:
         raise CausalProbeError(f"{', '.join(missing)} did not fire. Load the model with eager attention.")
     chance = float(np.mean(1 / np.arange(2, length + 1)))
-    return tuple(tuple(found[layer].tolist()[:n]) for layer, n in enumerate(n_heads)), chance, length, None
+    return tuple(tuple(found[name].tolist()[:n]) for name, n in zip(names, n_heads, strict=True)), chance, length, None
 
 
 # ------------------------------------------------------------------------------------------------------------- two heads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Composition:
+class Composition(Result):
     """What :func:`composition` found: for every two heads of different layers, how much the later reads what the earlier writes.
 
     Attributes
@@ -268,20 +237,16 @@ class Composition:
         stream). It is exact.
     undefined
         Reasons, by head, for those that are in no pair of a kind.
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     """
+
+    KIND = "composition"
+    WORKS = ("elhage2021",)
 
     heads: tuple[tuple[int, int], ...]
     score: Mapping[str, Float[np.ndarray, "head head"]]
     z: Mapping[str, Float[np.ndarray, "head head"]]
     baseline: float
     undefined: Mapping[str, str]
-    provenance: Mapping[str, Any]
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per kind and pair whose writer is in a layer below the reader's, largest ``score`` first."""
-        return pd.DataFrame(self._records(), columns=["kind", "writer", "reader", "score", "excess", "z"])
 
     def top(self, kind: str, k: int = 10) -> pd.DataFrame:
         """The ``k`` pairs that compose most, by ``score``.
@@ -298,56 +263,40 @@ class Composition:
         table = self.to_pandas()
         return table[table["kind"] == kind].head(k).reset_index(drop=True)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All pairs in plain JSON types."""
-        fields = {"baseline": self.baseline, "undefined": self.undefined, "provenance": self.provenance}
-        return dict(to_jsonable({"pairs": self._records(), **fields}))
-
-    def cite(self) -> Citation:
-        """Where the scores come from, and one sentence for a methods section."""
-        number_of = self.provenance["versions"]
-        return cite(
-            "elhage2021",
-            methods=(
-                f"Composition between heads of {self.provenance['model']} is the Frobenius norm of the product of the writer's W_OV "
-                "with the reader's W_QK (q, k) or W_OV (v) over the product of their norms, and is compared with its exact mean "
-                "square over random rotations of the residual stream between the two heads, "
-                f"{self.baseline:.3f} squared (causal-probe {number_of.get('causal-probe', 'from source')}, "
-                f"TransformerLens {number_of['transformer-lens']})."
-            ),
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"Composition between heads of {self.provenance['model']} is the Frobenius norm of the product of the writer's W_OV "
+            "with the reader's W_QK (q, k) or W_OV (v) over the product of their norms, and is compared with its exact mean "
+            "square over random rotations of the residual stream between the two heads, "
+            f"{self.baseline:.3f} squared ({self.measured_with})."
         )
 
-    def __repr__(self) -> str:
-        return f"{self._title()}\n{_text(self.to_pandas(), max_rows=20)}"
-
-    def _repr_html_(self) -> str:
-        table = self.to_pandas().head(20).to_html(index=False, float_format="{:.3f}".format, border=0)
-        return f"<p>{escape(self._title())}</p>{table}"
-
-    def _title(self) -> str:
-        return f"Composition of {len(self.heads)} heads of {self.provenance['model']}: baseline {self.baseline:.3f}"
-
-    def _records(self) -> list[dict[str, Any]]:
+    def table(self) -> Table:
+        """One row for each kind and pair whose writer is in a layer below the reader's, largest ``score`` first."""
+        names = ["L{}H{}".format(*head) for head in self.heads]
         rows = [
-            {
-                "kind": kind,
-                "writer": _name(*self.heads[w]),
-                "reader": _name(*self.heads[r]),
-                "score": float(scores[w, r]),
-                "excess": float(scores[w, r]) - self.baseline,
-                "z": float(self.z[kind][w, r]),
-            }
+            (
+                kind,
+                names[w],
+                names[r],
+                float(scores[w, r]),
+                float(scores[w, r]) - self.baseline,
+                float(self.z[kind][w, r]),
+            )
             for kind, scores in self.score.items()
-            for w, r in self._pairs(kind)
+            for w, writer in enumerate(self.heads)
+            for r, reader in enumerate(self.heads)
+            if writer[0] < reader[0]
+            and not {f"{names[w]} writes", f"{names[r]} {'values' if kind == 'v' else 'scores'}"}
+            & self.undefined.keys()
         ]
-        return sorted(rows, key=lambda row: -row["score"])
-
-    def _pairs(self, kind: str) -> Iterator[tuple[int, int]]:
-        for w, writer in enumerate(self.heads):
-            for r, reader in enumerate(self.heads):
-                absent = f"{_name(*writer)} writes", f"{_name(*reader)} {'values' if kind == 'v' else 'scores'}"
-                if writer[0] < reader[0] and not any(what in self.undefined for what in absent):
-                    yield w, r
+        return Table(
+            f"Composition of {len(self.heads)} heads of {self.provenance['model']}: baseline {self.baseline:.3f}",
+            ("kind", "writer", "reader", "score", "excess", "z"),
+            sorted(rows, key=lambda row: -row[3]),
+        )
 
 
 def composition(model: HookedModel, *, kinds: Iterable[str] = KINDS) -> Composition:
@@ -406,11 +355,8 @@ def composition(model: HookedModel, *, kinds: Iterable[str] = KINDS) -> Composit
     kinds = tuple(kinds)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise CausalProbeError(f"There is no composition of the kind {unknown[0]!r}; there is {', '.join(KINDS)}.")
-    provenance = {**describe(model), "versions": versions()}
-    standard, n_heads = standard_form(model)
-    with undisturbed(standard):
-        weights = CircuitWeights.read(standard, n_heads)
-    heads = tuple((layer, head) for layer, V in enumerate(weights.W_V) for head in range(len(V)))
+    with circuit_weights(model) as (_, weights):
+        heads = tuple((layer, head) for layer, V in enumerate(weights.W_V) for head in range(len(V)))
     undefined: dict[str, str] = {}
 
     # |V O X Y^T| with V = (orthonormal) R and Y = (orthonormal) S is |(R O) (X S^T)|: [d_head, d_model] times [d_model, d_head].
@@ -421,11 +367,11 @@ def composition(model: HookedModel, *, kinds: Iterable[str] = KINDS) -> Composit
         "v": [_unit(W_V @ _triangle(W_O.mT).mT) for W_V, W_O in zip(weights.W_V, weights.W_O, strict=True)],
     }
     for what, factors in {"writes": writers, "scores": readers["q"], "values": readers["v"]}.items():
-        zero = [bool((factor == 0).all()) for layer in factors for factor in layer]
+        each = [factor for layer in factors for factor in layer]
         undefined |= {
-            f"{_name(*head)} {what}": "its weights are zero"
-            for head, is_zero in zip(heads, zero, strict=True)
-            if is_zero
+            f"L{layer}H{head} {what}": "its weights are zero"
+            for (layer, head), factor in zip(heads, each, strict=True)
+            if bool((factor == 0).all())
         }
 
     D = weights.dimension
@@ -446,7 +392,7 @@ def composition(model: HookedModel, *, kinds: Iterable[str] = KINDS) -> Composit
         with np.errstate(divide="ignore", invalid="ignore"):
             z[kind] = np.where(below & (deviation > 0), (squares - 1 / D) / deviation, 0.0)
         score[kind] = np.sqrt(squares)
-    return Composition(heads, score, z, 1 / math.sqrt(D), undefined, provenance)
+    return Composition(heads, score, z, 1 / math.sqrt(D), undefined, provenance=describe(model))
 
 
 def _triangle(X: Float[Tensor, "head m n"]) -> Float[Tensor, "head k n"]:
@@ -465,16 +411,3 @@ def _spread(gram: Float[Tensor, "head d d"], dimension: int) -> Float[np.ndarray
     """By how much tr G^2 exceeds 1 / D, for G of trace one; zero, not rounding, where all D directions have the same share."""
     spread = gram.double().square().sum((-2, -1)) - 1 / dimension
     return np.asarray(torch.where(spread > 1e-9, spread, 0).cpu().numpy())
-
-
-def _device(model: Any) -> torch.device:
-    device: torch.device = next(iter(model.parameters())).device
-    return device
-
-
-def _text(table: pd.DataFrame, *, max_rows: int = 40) -> str:
-    return str(table.to_string(index=False, float_format="{:.3f}".format, na_rep="", max_rows=max_rows))
-
-
-def _name(layer: int, head: int) -> str:
-    return f"L{layer}H{head}"

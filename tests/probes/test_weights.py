@@ -159,7 +159,7 @@ def test_a_rotation_of_the_vocabulary_is_no_copying() -> None:
 
 def test_previous_token_of_a_disentangled_model_is_its_position_block() -> None:
     model = disentangled()
-    found = head_weights(model, positions=N_POSITIONS)
+    found = head_weights(model, n_positions=N_POSITIONS)
     for layer, heads in enumerate(model.heads):
         assert len(found.previous_token[layer]) == heads
         for head in range(heads):
@@ -173,7 +173,7 @@ def test_previous_token_of_a_disentangled_model_is_its_position_block() -> None:
 
 def test_previous_token_of_gpt2_by_its_formula() -> None:
     model = hugging_face("gpt2")
-    found = head_weights(bridge(hugging_face("gpt2")), positions=16)
+    found = head_weights(bridge(hugging_face("gpt2")), n_positions=16)
     position = model.transformer.wpe.weight.detach()
     for layer, block in enumerate(model.transformer.h):
         with torch.no_grad():
@@ -188,7 +188,7 @@ def test_a_planted_previous_token_head() -> None:
     found = head_weights(planted(1.0))
     assert found.previous_token[0][0] == pytest.approx(1, abs=1e-6)
     assert found.previous_token[1][0] == pytest.approx(found.previous_token_chance)
-    assert found.positions == 6
+    assert found.n_positions == 6
 
 
 def test_without_position_embeddings_the_score_is_undefined() -> None:
@@ -199,7 +199,7 @@ def test_without_position_embeddings_the_score_is_undefined() -> None:
         "previous_token": "no position embeddings are added to the stream (the model's are rotary)"
     }
     assert found.to_pandas()["previous_token"].isna().all()
-    assert found.to_dict()["heads"][0]["previous_token"] is None
+    assert found.to_dict()["previous_token"][0][0] is None
     assert "rotary" in repr(found)
 
 
@@ -295,7 +295,8 @@ def test_results_are_written_and_cited() -> None:
     weights, pairs = head_weights(transformer_lens()), composition(transformer_lens())
     assert len(weights.to_pandas()) == 4
     assert len(pairs.to_pandas()) == 12
-    assert list(pairs.to_dict()["pairs"][0]) == ["kind", "writer", "reader", "score", "excess", "z"]
+    assert list(pairs.to_pandas()) == ["kind", "writer", "reader", "score", "excess", "z"]
+    assert pairs.to_dict()["score"]["q"] == pairs.score["q"].tolist()
     for found in (weights, pairs):
         assert "Mathematical Framework" in found.cite().bibtex
         assert "model" in found.to_dict()["provenance"]
@@ -316,7 +317,7 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("positions", [1, 17])
 def test_wrong_positions(positions: int) -> None:
     with pytest.raises(CausalProbeError, match=f"asked for on {positions} positions; the model has 16"):
-        head_weights(bridge(hugging_face("gpt2")), positions=positions)
+        head_weights(bridge(hugging_face("gpt2")), n_positions=positions)
 
 
 def test_wrong_kinds() -> None:
