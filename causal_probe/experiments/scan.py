@@ -56,7 +56,7 @@ from causal_probe.probes import (
 )
 from causal_probe.probes.sequences import longest_ngram
 from causal_probe.probes.templates import TEMPLATES
-from causal_probe.probes.verify import HeadVerdict, Verification
+from causal_probe.probes.verification import HeadVerdict, Verification
 from causal_probe.probes.verify import verify as verify_heads
 from causal_probe.results import (
     Citation,

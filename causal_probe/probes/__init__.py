@@ -19,6 +19,7 @@ from causal_probe.probes.head_scores import HeadScore, HeadScores
 from causal_probe.probes.implied_step import ImpliedStep, ImpliedSteps, implied_step
 from causal_probe.probes.in_context import CopyLosses, InContextScore, copy_losses, in_context_score
 from causal_probe.probes.match import HeadMatch, match_heads
+from causal_probe.probes.p_values import Estimate
 from causal_probe.probes.scan import scan
 from causal_probe.probes.score_blocks import Blocks, PairGraph, blocks
 from causal_probe.probes.score_gradients import score_gradients
@@ -36,7 +37,8 @@ from causal_probe.probes.templates import (
     template,
 )
 from causal_probe.probes.upstream_heads import Arrow, Upstream, upstream
-from causal_probe.probes.verify import Estimate, HeadVerdict, JointEffect, Rule, Verification, verify
+from causal_probe.probes.verification import HeadVerdict, JointEffect, Rule, Verification
+from causal_probe.probes.verify import verify
 from causal_probe.probes.weights import Composition, HeadWeights, composition, head_weights
 
 __all__ = [

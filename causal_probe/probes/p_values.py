@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-__all__ = ["holm", "t_interval", "t_p_value"]
+__all__ = ["Estimate", "corrected", "estimates", "holm", "t_interval", "t_p_value"]
+
+K = TypeVar("K")
+
+
+class Estimate(NamedTuple):
+    """A mean over sequences, its standard error, and the p-value of its being above a minimum, corrected where many are tested."""
+
+    value: float
+    stderr: float
+    p_value: float
 
 
 def t_p_value(mean: float, stderr: float, n: int, *, above: float = 0.0) -> float:
@@ -48,3 +62,22 @@ def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted
+
+
+def corrected(means: Mapping[K, tuple[float, float, int]], *, above: float) -> dict[K, Estimate]:
+    """Means (with standard errors and numbers of sequences) tested for being above a minimum, corrected over all of them.
+
+    >>> [round(each.p_value, 3) for each in corrected({"a": (2.0, 1.0, 1000), "b": (0.0, 1.0, 1000)}, above=0.0).values()]
+    [0.046, 0.5]
+    """
+    raw = np.array([t_p_value(*mean, above=above) for mean in means.values()], dtype=float)
+    return {key: Estimate(*mean[:2], float(p)) for (key, mean), p in zip(means.items(), holm(raw), strict=True)}
+
+
+def estimates(values: Mapping[K, Float[np.ndarray, " sequence"]], *, above: float) -> dict[K, Estimate]:
+    """The same of values that are given sequence by sequence."""
+    means = {
+        key: (float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each))), len(each))
+        for key, each in values.items()
+    }
+    return corrected(means, above=above)

@@ -178,7 +178,7 @@ def _copying(
 
 
 def _previous_token(
-    model: HookedModel, n_positions: int | None, n_heads: Sequence[int]
+    model: Any, n_positions: int | None, n_heads: Sequence[int]
 ) -> tuple[ByHead, float | None, int | None, str | None]:
     """Scores, chance, length; or None for each, and the reason."""
     nothing: ByHead = tuple((None,) * n for n in n_heads)
@@ -276,7 +276,7 @@ class Composition(Result):
     def table(self) -> Table:
         """One row for each kind and pair whose writer is in a layer below the reader's, largest ``score`` first."""
         names = ["L{}H{}".format(*head) for head in self.heads]
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (
                 kind,
                 names[w],

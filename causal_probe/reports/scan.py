@@ -11,8 +11,9 @@ import torch
 from causal_probe import viz
 from causal_probe.experiments.scan import HeadGraph, ModelScan
 from causal_probe.probes import Evidence
+from causal_probe.probes.p_values import Estimate
 from causal_probe.probes.sequences import longest_ngram
-from causal_probe.probes.verify import Estimate, Verification
+from causal_probe.probes.verification import Verification
 from causal_probe.reports.pages import report
 from causal_probe.results import versions
 from causal_probe.viz import report as page

@@ -27,7 +27,7 @@ def test_scan_and_verify(device):
     scores = probes.scan(model, templates=["previous-token", "induction"], period=10, n_sequences=8)
     assert scores.provenance["device"].startswith(device)
     assert [found[:3] for found in scores.called()] == [(0, 0, "previous-token"), (1, 0, "induction")]
-    verdicts = probes.verify(scores, model, period=10, sequences=4)
+    verdicts = probes.verify(scores, model, period=10, n_sequences=4)
     assert [(found.name, found.verdict) for found in verdicts.verdicts] == [("L0H0", "causal"), ("L1H0", "causal")]
 
 

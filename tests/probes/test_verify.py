@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -13,9 +15,9 @@ from scipy import stats
 
 from causal_probe import CausalProbeError
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes import repeated_tokens, scan
+from causal_probe.probes import Rule, next_token, repeated_tokens, scan, verify
 from causal_probe.probes.ablation import Experiment, Laboratory, Measured, replayed
-from causal_probe.probes.verify import Rule, next_token, verify
+from causal_probe.probes.verification import Verification
 from tests import tiny_huggingface
 
 D_VOCAB, PERIOD = 12, 10
@@ -111,7 +113,7 @@ def test_random_models_have_nothing_to_verify(seed: int) -> None:
     assert (found.verdicts, found.joint, found.unflagged, found.settings["forwards"]) == ((), {}, {}, 0)
     assert "nothing to verify" in repr(found)
     assert found.to_pandas().empty
-    assert found.to_dict()["heads"] == []
+    assert found.to_dict()["verdicts"] == []
 
 
 def test_dependence_is_of_induction_heads_on_the_previous_token_head() -> None:
@@ -351,14 +353,14 @@ def test_a_forward_that_someone_else_has_wrapped_is_put_back() -> None:
 
 
 def test_the_cost_is_what_the_documentation_says() -> None:
-    found = checked(circuit(induction=2, ignored=1), sequences=8, ranked_on=4, random_sets=10)
+    found = checked(circuit(induction=2, ignored=1), n_sequences=8, ranked_on=4, random_sets=10)
     # batches of 4 and 4; 4 flagged heads, 5 unflagged, 10 random sets of 3, and 5 of 1 that are the unflagged heads
     on_all = 2 * (1 + 4 + 1 + 3 + 3 * 4)  # as it is; one head; the three; two of the three; zero, resample, direct
     ranked = 5 + 10
     set_up = 6  # what the model can do, and the means
     assert found.settings["forwards"] <= on_all + ranked + set_up
     assert found.settings["forwards"] >= on_all + ranked
-    assert (found.settings["sequences"], found.settings["ranked_on"]) == (8, 4)
+    assert (found.settings["n_sequences"], found.settings["ranked_on"]) == (8, 4)
 
 
 def test_results_do_not_depend_on_the_batch_size() -> None:
@@ -383,7 +385,7 @@ def test_the_model_is_left_as_it_was(build: Any) -> None:
     scores = scan(model, templates=["induction"], period=8, n_sequences=4)
     rule = Rule(minimum_excess=-2.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    verify(scores, model, period=8, sequences=2, ranked_on=2, random_sets=2, rule=rule)
+    verify(scores, model, period=8, n_sequences=2, ranked_on=2, random_sets=2, rule=rule)
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -407,7 +409,7 @@ def test_a_measure_of_ones_own_on_batches_of_ones_own() -> None:
     assert verdicts(found) == {("L0H0", "previous-token"): "causal", ("L1H0", "induction"): "causal"}
     assert found.of(1, 0, "induction").direct_effect is None
     assert found.undefined["direct_effect"] == "what is measured has no one target"
-    assert found.to_dict()["heads"][0]["direct_effect"] is None
+    assert found.to_dict()["verdicts"][0]["direct_effect"] is None
     assert found.to_pandas()["direct_effect"].isna().all()
     assert len(found.loss) == 6
 
@@ -423,22 +425,26 @@ def test_without_unflagged_heads_ranks_are_undefined() -> None:
 # ----------------------------------------------------------------------------------------------------- results and errors
 
 
-def test_results_are_written_printed_and_cited() -> None:
+def test_results_are_written_printed_and_cited(tmp_path: Path) -> None:
     found = checked(circuit(induction=2, ignored=1))
     written = found.to_dict()
-    assert {"heads", "joint", "unflagged", "dependence", "rule", "settings", "versions", "model"} <= set(written)
+    assert {"verdicts", "joint", "unflagged", "dependence", "rule", "settings"} <= set(written)
     assert written["rule"] == asdict(Rule())
-    assert written["heads"][1]["effect"].keys() == {"value", "stderr", "p_value"}
+    assert written["verdicts"][1]["effect"].keys() == {"value", "stderr", "p_value"}
     assert {(edge["source"], edge["target"]) for edge in written["dependence"]["edges"]} == set(found.dependence.edges)
     assert "redundant" in repr(found)
-    assert "L1H2    induction        attends only" in repr(found)
+    assert re.search(r"L1H2 +induction +attends only", repr(found))
     assert "3 heads together" in repr(found)
-    assert found._repr_html_().count("<tr>") == 4
+    assert found._repr_html_().count("<tr>") == 5
     assert "more than for 95% of the unflagged heads" in found.cite().methods
     table = found.to_pandas()
     assert list(table["low"] <= table["excess"]) == [True] * 4
     with pytest.raises(CausalProbeError, match="no verdict 'maybe'; there is causal, redundant, attends only"):
         found.called("maybe")
+    assert found.of("L1H2", template="induction") == found.of(1, 2) == found.verdicts[-1]
+    found.save(tmp_path / "found.safetensors")
+    loaded = Verification.load(tmp_path / "found.safetensors")
+    assert (loaded.to_dict(), repr(loaded)) == (written, repr(found))
 
 
 def test_sinks_the_current_token_and_ngrams_are_not_verified_by_default() -> None:
@@ -453,10 +459,10 @@ def test_wrong_arguments_are_told_all_at_once() -> None:
     scores = scan(model, templates=TEMPLATES, period=PERIOD, n_sequences=8)
     with pytest.raises(
         CausalProbeError,
-        match=r"offset-3 was not scanned \(but previous-token, induction\); sequences must be at least 2 and is 1; "
+        match=r"offset-3 was not scanned \(but previous-token, induction\); n_sequences must be at least 2 and is 1; "
         r"ranked_on must be at least 2 and is 0; random_sets must be at least 0 and is -1; batch_size must be at least 2 and is 1",
     ):
-        verify(scores, model, templates=["offset-3"], sequences=1, ranked_on=0, random_sets=-1, batch_size=1)
+        verify(scores, model, templates=["offset-3"], n_sequences=1, ranked_on=0, random_sets=-1, batch_size=1)
     with pytest.raises(CausalProbeError, match="no template whose heads"):
         verify(scores, model, templates=[])
     with pytest.raises(CausalProbeError, match="scores are of 2 layers, the model has 1"):
