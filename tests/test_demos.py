@@ -101,12 +101,12 @@ def test_the_second_notebook_shows_that_attention_is_no_evidence(run: NotebookNo
         text = {cell: output.data["text/plain"] for cell, output in outputs(notebook) if "data" in output}
         # Three heads that attend alike; of a table's line: head, template, verdict, excess.
         lines = [line.split() for line in text["verdicts"].splitlines() if " induction " in line]
-        assert [(line[0], " ".join(line[2:-7])) for line in lines] == [
+        assert [(line[0], " ".join(line[2:-6])) for line in lines] == [
             ("L1H0", "redundant"),
             ("L1H1", "redundant"),
             ("L1H2", "attends only"),
         ]
-        assert len({line[-7] for line in lines}) == 1
+        assert len({line[-6] for line in lines}) == 1
     kept = {cell: output.data["text/plain"] for cell, output in outputs(stored) if "data" in output}
     assert "L18H6" in kept["scan-it"]  # the stored one shows the pretrained model
 
@@ -136,14 +136,12 @@ def test_the_eighth_notebook_finds_the_planted_circuit(run: NotebookNode, stored
     for notebook in (run, stored):
         text = {cell: output.data["text/plain"] for cell, output in outputs(notebook) if "data" in output}
         assert text["blocks"].splitlines()[2].split()[:2] == ["embed", "L0H2"]
-        confirmed = [
-            line.split(":")[0].strip() for line in text["upstream"].splitlines() if line.endswith(": confirmed")
-        ]
-        assert confirmed == ["L0H2 -> key of L1H1"]
+        confirmed = [line.split()[:3] for line in text["upstream"].splitlines() if line.endswith("True")]
+        assert confirmed == [["L0H2", "L1H1", "key"]]
         read = {line.split()[1]: "no head sees" not in line for line in text["made"].splitlines()[1:]}
         assert read == {"chain": False, "pairs": False, "lag-2": True, "lag-3": False}
     kept = {cell: output.data["text/plain"] for cell, output in outputs(stored) if "data" in output}
-    assert "L16H0 -> key of L18H6" in kept["smol-upstream"]  # the stored one shows the pretrained model
+    assert re.search("L16H0 +L18H6 +key", kept["smol-upstream"])  # the stored one shows the pretrained model
 
 
 def test_one_family(stored: NotebookNode) -> None:

@@ -103,7 +103,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "Reproduction": every_report.reproduction,
         "HeadScores": lambda: every_report.scan().scores,
         "Verification": lambda: every_report.scan().verification,
-        "Blocks": lambda: every_report.scan().circuits[0].blocks,
+        "QKAttributions": lambda: every_report.scan().circuits[0].attributions,
         "Upstream": lambda: every_report.scan().circuits[1].upstream,
         "Discovery": lambda: probes.discover_from_attention(tiny, tokens[0], layer=1, samples=100),
         "Explanation": explained,

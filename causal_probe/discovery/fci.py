@@ -82,7 +82,7 @@ def fci(test: FisherZ, *, max_order: int | None = None) -> Learned:
             depth = -1 if max_order is None else max_order
             with contextlib.redirect_stdout(io.StringIO()):  # it prints edges whatever it is told
                 found, _ = causal_learn_fci(
-                    data, "fisherz", test.alpha, depth=depth, verbose=False, show_progress=False
+                    data, "fisherz", test.level, depth=depth, verbose=False, show_progress=False
                 )
             endpoints = found.graph
     except (ValueError, np.linalg.LinAlgError) as error:

@@ -33,7 +33,7 @@ AT_ONCE = 4_000_000
 class IndependenceTest(Protocol):
     """What a learner asks: how well does the data agree with x and y being independent given a set?"""
 
-    alpha: float
+    level: float
 
     @property
     def n(self) -> int:
@@ -43,7 +43,7 @@ class IndependenceTest(Protocol):
     def p_values(
         self, x: Int[np.ndarray, " test"], y: Int[np.ndarray, " test"], given: Int[np.ndarray, "test order"]
     ) -> Float[np.ndarray, " test"]:
-        """A p-value for each test, NaN where it is undefined. Independent is what exceeds ``alpha``."""
+        """A p-value for each test, NaN where it is undefined. Independent is what exceeds ``level``."""
         ...
 
     def by_order(self) -> tuple[OrderCount, ...]:
@@ -66,7 +66,7 @@ class OrderCount:
         from zero.
     detectable
         The smallest absolute partial correlation that this test can tell from zero, tanh(z / sqrt(n - order - 3)) with z the
-        normal quantile at 1 - alpha / 2, in [0, 1]. None where n is too small for any, or the test is exact.
+        normal quantile at 1 - level / 2, in [0, 1]. None where n is too small for any, or the test is exact.
     least_variance
         The smallest share of variance that a conditioning set left of x or y in a test that was defined. Rounding errors of a
         partial correlation grow as its inverse. None where there is no such test, or the test is exact.
@@ -140,7 +140,7 @@ class FisherZ:
         [n, n], symmetric, with ones on the diagonal.
     samples
         How many samples the correlations count as having been estimated from.
-    alpha
+    level
         Independent is what has a p-value above it; in (0, 1).
     tolerance
         The share of variance below which a variable counts as a combination of others; by default 10 n eps of float64.
@@ -153,7 +153,7 @@ class FisherZ:
 
     Examples
     --------
-    >>> test = FisherZ(np.array([[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]]), samples=100, alpha=0.01)
+    >>> test = FisherZ(np.array([[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]]), samples=100, level=0.01)
     >>> test.p_values(np.array([0, 0]), np.array([1, 2]), np.empty((2, 0), int)).round(4)
     array([0.    , 0.0119])
     >>> test.p_values(np.array([0]), np.array([2]), np.array([[1]]))
@@ -165,12 +165,12 @@ class FisherZ:
         correlation: Float[np.ndarray, "n n"],
         *,
         samples: int,
-        alpha: float = 0.01,
+        level: float = 0.01,
         tolerance: float | None = None,
         remember: bool = True,
     ) -> None:
-        if not 0 < alpha < 1:
-            raise CausalProbeError(f"alpha is {alpha!r}. It must be above 0 and below 1, such as 0.01.")
+        if not 0 < level < 1:
+            raise CausalProbeError(f"level is {level!r}. It must be above 0 and below 1, such as 0.01.")
         if samples < 4:
             raise CausalProbeError(f"samples is {samples!r}. Fisher's z-test needs at least 4.")
         self.correlation = np.asarray(correlation, dtype=np.float64)
@@ -178,7 +178,7 @@ class FisherZ:
             raise CausalProbeError(
                 "A correlation matrix holds finite numbers, with ones on the diagonal. This one doesn't."
             )
-        self.samples, self.alpha, self.remember = samples, alpha, remember
+        self.samples, self.level, self.remember = samples, level, remember
         self.tolerance = 10 * self.n * float(np.finfo(np.float64).eps) if tolerance is None else tolerance
         self._known: dict[Any, float] = {}  # by the bytes of (x, y, *given)
         self._counts: dict[int, list[float]] = {}  # tests, undefined, least variance
@@ -227,7 +227,7 @@ class FisherZ:
 
     def by_order(self) -> tuple[OrderCount, ...]:
         """What was computed so far, by the size of the conditioning set."""
-        quantile = float(stats.norm.isf(self.alpha / 2))
+        quantile = float(stats.norm.isf(self.level / 2))
         found = []
         for order, (tests, undefined, least) in sorted(self._counts.items()):
             freedom = self.samples - order - 3
@@ -256,7 +256,7 @@ class DSeparation:
     (array([0., 0.]), array([1.]))
     """
 
-    alpha = 0.5
+    level = 0.5
 
     def __init__(self, graph: nx.DiGraph, observed: list[int] | None = None) -> None:
         self.graph = graph

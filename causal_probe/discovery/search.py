@@ -57,7 +57,7 @@ class Learned:
     separating
         For each pair (i < j) that is not joined: the set given which it was found independent.
     evidence
-        For each pair (i < j): its largest p-value, and given what. Above alpha for pairs that are not joined, for the others not.
+        For each pair (i < j): its largest p-value, and given what. Above level for pairs that are not joined, for the others not.
     by_order
         Number of tests by size of the conditioning set.
     stopped
@@ -142,7 +142,7 @@ class Search:
         # Of each edge: the first of its sets with the largest p, or, where the first that separates is kept, that.
         known = np.where(np.isnan(p), -1.0, p)  # undefined tests separate nothing
         starts = np.cumsum(sizes) - sizes
-        score = known if self.stable else np.where(known > self.test.alpha, 2.0, known)
+        score = known if self.stable else np.where(known > self.test.level, 2.0, known)
         at_best = np.flatnonzero(score == np.repeat(np.maximum.reduceat(score, starts), sizes))
         first = at_best[np.searchsorted(at_best, starts)]
         found = []
@@ -153,7 +153,7 @@ class Search:
                 continue
             if before is None or before.p is None or best > before.p:
                 self.evidence[i, j] = Evidence(best, tuple(nodes))
-            if best > self.test.alpha:
+            if best > self.test.level:
                 found.append((i, j, tuple(nodes)))
         return found
 

@@ -146,7 +146,7 @@ def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
             layer=o.layer,
             head=o.head,
             algorithm=o.algorithm,
-            alpha=o.level,
+            level=o.level,
             samples=o.samples,
             source=o.source,
             residual=o.residual,

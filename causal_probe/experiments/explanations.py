@@ -119,7 +119,7 @@ class ExplanationStudy:
 
     def to_pandas(self) -> pd.DataFrame:
         """By method: the table of the summary; ``sets``, how many sets are found where any is; ``with_cause`` and its interval."""
-        table = self.summary.table.copy()
+        table = self.summary.to_pandas()
         for method in table.index:
             counts = [len(each[method].sets) for each in self.explanations if each[method].sets]
             table.loc[method, "sets"] = float(np.mean(counts)) if counts else None
@@ -135,7 +135,7 @@ class ExplanationStudy:
                     "kind": "explanation study",
                     "format": 1,
                     "summary": self.summary.to_dict(),
-                    "with_cause": {method: self.with_cause(method) for method in self.summary.table.index},
+                    "with_cause": {method: self.with_cause(method) for method in self.summary.by_method},
                     "cause_decides": self.cause_decides,
                     "accuracy": self.accuracy,
                     "explanations": [{name: each.to_dict() for name, each in row.items()} for row in self.explanations],

@@ -59,7 +59,7 @@ def merge_scans(shards: Sequence[str | os.PathLike[str]], o: MergeOptions) -> Mo
         bos=reading["bos"],
         seed=0,
         verify=False,
-        blocks=False,
+        attributions=False,
         corpus=reading["source"],
         **{name: reading[name] for name in ("length", "separator", "field")},
     )

@@ -169,7 +169,7 @@ def discovery(
     samples: Any,
 ) -> Answer:
     """Causal discovery from one input's attention at a time, by PC, ICD and Ordered ICD (``probes.discover_from_attention``)."""
-    options: dict[str, Any] = {"algorithm": algorithm, **SOURCES[source], "samples": samples, "alpha": asked.level}
+    options: dict[str, Any] = {"algorithm": algorithm, **SOURCES[source], "samples": samples, "level": asked.level}
     groups = [[node] for node in range(len(task.children))]
     found = []
     for tokens in asked.inputs:

@@ -43,9 +43,9 @@ from causal_probe.hooks.values import read_values
 from causal_probe.models import choose_device
 from causal_probe.options import MergeOptions, ScanOptions, takes
 from causal_probe.probes import (
-    Blocks,
     HeadScore,
     HeadScores,
+    QKAttributions,
     SequenceComparison,
     SequenceGraphs,
     Template,
@@ -153,13 +153,13 @@ class HeadCircuit:
 
     Attributes
     ----------
-    blocks
+    attributions
         The sources, in the query and in the key, of its scores on the template's targets.
     upstream
         The earlier heads that it needs for that, each confirmed by an ablation; one step back.
     """
 
-    blocks: Blocks
+    attributions: QKAttributions
     upstream: Upstream
 
 
@@ -311,9 +311,12 @@ class ModelScan:
         ]
         verification = {} if self.verification is None else {"verification": self.verification.to_dict()}
         circuits: dict[str, Any] = {}
-        if self.settings["blocks"]:
-            each = [{"blocks": found.blocks.top(20), "upstream": found.upstream.to_dict()} for found in self.circuits]
-            circuits = {"circuits": [{**one, "blocks": one["blocks"].to_dict("records")} for one in each]}
+        if self.settings["attributions"]:
+            each = [
+                {"attributions": found.attributions.top(20).to_dict("records"), "upstream": found.upstream.to_dict()}
+                for found in self.circuits
+            ]
+            circuits = {"circuits": each}
             circuits |= {} if self.no_circuits is None else {"no_circuits": self.no_circuits}
         return dict(
             to_jsonable(
@@ -439,7 +442,7 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
     :func:`causal_probe.probes.scan` with what surrounds it: the model is loaded and looked at first, and the result prints, and
     saves itself with a report. Made sequences are those of :func:`~causal_probe.probes.repeated_tokens`, a corpus is read by
     :func:`~causal_probe.hooks.corpus`; what was flagged is verified by :func:`causal_probe.probes.verify.verify`, and scores are taken
-    apart by :func:`~causal_probe.probes.blocks` and :func:`~causal_probe.probes.upstream`.
+    apart by :func:`~causal_probe.probes.qk_attributions` and :func:`~causal_probe.probes.upstream`.
 
     Raises
     ------
@@ -508,7 +511,7 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
         )
         kind = scores.settings["tokens"][0]["kind"]
         result = dataclasses.replace(result, examples=tuple(_examples(hooked, make, kind, result.leading)))
-        if o.blocks:
+        if o.attributions:
             circuits, why = _circuits(hooked, scores, make)
             result = dataclasses.replace(result, circuits=circuits, no_circuits=why)
         scanned = time.perf_counter()
@@ -605,7 +608,7 @@ def _circuits(
                 continue
             place = (best.layer, best.head)
             try:
-                found = probes.blocks(model, tokens, *place, edges=template)
+                found = probes.qk_attributions(model, tokens, *place, edges=template)
                 back = probes.upstream(model, tokens, *place, edges=template, depth=1)
             except CausalProbeError as error:  # a model whose scores are no sum over pairs of sources
                 return (), str(error)

@@ -20,8 +20,8 @@ from causal_probe.probes.implied_step import ImpliedStep, ImpliedSteps, implied_
 from causal_probe.probes.in_context import CopyLosses, InContextScore, copy_losses, in_context_score
 from causal_probe.probes.match import HeadMatch, match_heads
 from causal_probe.probes.p_values import Estimate
+from causal_probe.probes.qk_attributions import PairGraph, QKAttributions, qk_attributions
 from causal_probe.probes.scan import scan
-from causal_probe.probes.score_blocks import Blocks, PairGraph, blocks
 from causal_probe.probes.score_gradients import score_gradients
 from causal_probe.probes.scoring import score_patterns
 from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
@@ -45,7 +45,6 @@ __all__ = [
     "AboveZero",
     "AttentionGraph",
     "Arrow",
-    "Blocks",
     "Composition",
     "CopyLosses",
     "CopySensitivity",
@@ -66,6 +65,7 @@ __all__ = [
     "JointEffect",
     "Measured",
     "PairGraph",
+    "QKAttributions",
     "Rule",
     "Quantity",
     "SequenceComparison",
@@ -75,7 +75,6 @@ __all__ = [
     "Template",
     "Upstream",
     "Verification",
-    "blocks",
     "bootstrap_intervals",
     "choose_templates",
     "composition",
@@ -95,6 +94,7 @@ __all__ = [
     "ngram_tokens",
     "offset",
     "outputs_of",
+    "qk_attributions",
     "repeated_tokens",
     "scan",
     "score_gradients",
@@ -108,7 +108,6 @@ __all__ = [
 
 #: What tab completion offers: where a notebook begins. The rest of ``__all__``, most of it classes of results, is as public.
 _OFFERED = (
-    "blocks",
     "composition",
     "discover_from_attention",
     "edge_effects",
@@ -121,6 +120,7 @@ _OFFERED = (
     "induction",
     "match_heads",
     "offset",
+    "qk_attributions",
     "scan",
     "score_gradients",
     "score_patterns",

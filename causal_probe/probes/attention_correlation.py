@@ -13,7 +13,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.results import BINARY
 
 __all__ = ["Correlation", "attention_correlation", "output_correlation"]
 
@@ -50,7 +51,7 @@ class Correlation:
         expected.
     """
 
-    matrix: Float[np.ndarray, "node node"]
+    matrix: Float[np.ndarray, "node node"] = field(metadata=BINARY)
     groups: tuple[tuple[int, ...], ...]
     tolerance: float
     condition: float | None

@@ -18,10 +18,10 @@ from causal_probe.discovery.pc import pc
 from causal_probe.discovery.search import Learned
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, context_length, describe
+from causal_probe.hooks.heads import parse_head
 from causal_probe.hooks.read import layer_index, read_layer
 from causal_probe.probes.attention_correlation import Correlation, attention_correlation, output_correlation
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
-from causal_probe.results import versions
 
 __all__ = ["Algorithm", "discover_from_attention", "learn"]
 
@@ -34,10 +34,10 @@ def discover_from_attention(
     model: Any,
     tokens: Any,
     *,
-    layer: int = -1,
+    layer: int | str = -1,
     head: int | Literal["all", "mean"] = "all",
     algorithm: str | None = None,
-    alpha: float = 0.01,
+    level: float = 0.01,
     samples: int | Literal["auto"] = "auto",
     source: str = "attention",
     residual: float = 0.0,
@@ -51,7 +51,7 @@ def discover_from_attention(
 
     The head's pattern A is read as the structure of a linear model with latent causes: C = A A^T are the covariances of the tokens'
     outputs (:func:`attention_correlation`), and a constraint-based learner finds the graphs that agree with them. An edge says what
-    the learner could not explain away at level ``alpha``. It is a reading of where the head looks; that the model *uses* it is
+    the learner could not explain away at ``level``. It is a reading of where the head looks; that the model *uses* it is
     another question, for :func:`~causal_probe.probes.explain` and :func:`~causal_probe.probes.verify`.
 
     Parameters
@@ -62,13 +62,13 @@ def discover_from_attention(
     tokens
         [pos] or [1, pos]: one input, taken as it is.
     layer
-        Counted from 0, or from the end where negative. The paper takes the last.
+        Counted from 0, or from the end where negative; or one head of it, as ``"L5H3"``. The paper takes the last layer.
     head
         A number, ``"all"``, or ``"mean"``: the average of the layer's patterns (outputs are put side by side). That is ours, not the paper's.
     algorithm
         ``"ordered-icd"`` (the order of the tokens is the causal order; the default where no token attends to a later one), ``"icd"``
         (the paper's, the default elsewhere), ``"pc"`` (no latent causes), ``"fci"`` (causal-learn's, a cross-check).
-    alpha
+    level
         Level of the tests, in (0, 1).
     samples
         How many samples the correlations count as. ``"auto"``: the width of the model, as in the paper; with ``source="values"``
@@ -102,12 +102,12 @@ def discover_from_attention(
     >>> model = DisentangledTransformer(d_vocab=5, n_positions=6, heads=(1,))
     >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(1)
     >>> discover_from_attention(model, torch.tensor([0, 3, 1, 4, 2, 0]), samples=100)
-    Discovery on disentangled-transformer: layer 0, 1 graph over 6 nodes, ordered-icd at alpha 0.01 with 100 samples
+    Discovery on disentangled-transformer: layer 0, 1 graph over 6 nodes, ordered-icd at level 0.01 with 100 samples
       graph  edges  -->  <->  o->  o-o  tests  undefined
       L0H0       6    3    0    3    0     55          0
     """
-    if not 0 < alpha < 1:
-        raise CausalProbeError(f"alpha is {alpha!r}. It must be above 0 and below 1, such as 0.01.")
+    if not 0 < level < 1:
+        raise CausalProbeError(f"level is {level!r}. It must be above 0 and below 1, such as 0.01.")
     if algorithm is not None and algorithm not in get_args(Algorithm):
         raise CausalProbeError(
             f"The algorithm {algorithm!r} was asked for; there are {', '.join(get_args(Algorithm))}."
@@ -115,6 +115,8 @@ def discover_from_attention(
     if source not in ("attention", "values"):
         raise CausalProbeError(f"The source {source!r} was asked for; there are attention and values.")
     row = _one_input(model, tokens)
+    if isinstance(layer, str):
+        layer, head = parse_head(layer, None if head == "all" else head)
     layer = layer_index(model, layer)
     patterns = read_layer(model, row, layer)
     heads = _heads(head, len(patterns))
@@ -134,12 +136,11 @@ def discover_from_attention(
     for number, value in zip(heads, values, strict=True):
         found = measure(value, groups=groups)
         learned = learn(
-            found, chosen, samples=count, alpha=alpha, stable=stable, max_order=max_order, max_tests=max_tests
+            found, chosen, samples=count, level=level, stable=stable, max_order=max_order, max_tests=max_tests
         )
-        graphs.append(AttentionGraph.of(layer, number, found, learned, alpha=alpha))
-    names = _texts(model, row, texts)
+        graphs.append(AttentionGraph.of(layer, number, found, learned))
     return Discovery(
-        texts=names,
+        texts=_texts(model, row, texts),
         groups=graphs[0].correlation.groups,
         graphs=tuple(graphs),
         settings={
@@ -147,7 +148,7 @@ def discover_from_attention(
             "layer": layer,
             "head": head,
             "algorithm": chosen,
-            "alpha": alpha,
+            "level": level,
             "samples": count,
             "source": source,
             "residual": residual,
@@ -156,7 +157,7 @@ def discover_from_attention(
             "max_order": max_order,
             "max_tests": max_tests,
         },
-        provenance={**_describe(model), "versions": versions()},
+        provenance=_describe(model),
     )
 
 
@@ -165,13 +166,13 @@ def learn(
     algorithm: str,
     *,
     samples: int,
-    alpha: float = 0.01,
+    level: float = 0.01,
     stable: bool = True,
     max_order: int | None = None,
     max_tests: int = 5_000_000,
 ) -> Learned:
     """Run one learner on correlations: ``"pc"``, ``"icd"``, ``"ordered-icd"`` or ``"fci"``."""
-    test = FisherZ(correlation.matrix, samples=samples, alpha=alpha, tolerance=correlation.tolerance, remember=False)
+    test = FisherZ(correlation.matrix, samples=samples, level=level, tolerance=correlation.tolerance, remember=False)
     if algorithm == "fci":
         return fci(test, max_order=max_order)
     return LEARNERS[algorithm](test, stable=stable, max_order=max_order, max_tests=max_tests)

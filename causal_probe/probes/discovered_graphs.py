@@ -16,13 +16,11 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
 from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
 from causal_probe.probes.attention_correlation import Correlation
-from causal_probe.results import Citation, cite, html_table, to_jsonable, write_json
+from causal_probe.results import Result, Table
 
 __all__ = ["AttentionGraph", "Discovery"]
 
 KINDS = ("-->", "<->", "o->", "o-o", "---", "o--")
-#: A repr shows this many graphs at most.
-SHOWN = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,7 @@ class AttentionGraph:
     separating
         For each pair (i < j) without an edge: the set given which it was found independent. Empty for FCI.
     evidence
-        For each pair (i < j): the test that agreed best with independence. Removed if its p exceeds alpha. None where each test was
+        For each pair (i < j): the test that agreed best with independence. Removed if its p exceeds the level. None where each test was
         undefined.
     by_order
         Number of tests, and what they can tell, by size of the conditioning set.
@@ -50,6 +48,8 @@ class AttentionGraph:
     notes
         What a reader has to know: singular matrices, orders without power, a search that stopped.
     """
+
+    DERIVED = ("name", "tests")
 
     layer: int
     head: int | None
@@ -62,25 +62,14 @@ class AttentionGraph:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, layer: int, head: int | None, correlation: Correlation, learned: Learned, *, alpha: float
-    ) -> AttentionGraph:
+    def of(cls, layer: int, head: int | None, correlation: Correlation, learned: Learned) -> AttentionGraph:
         """What a learner found, with its notes."""
         graph = learned.marks.to_networkx()
         for u, v in graph.edges:
             found = learned.evidence.get((min(u, v), max(u, v)))
             graph.edges[u, v]["p"] = None if found is None else found.p
-        return cls(
-            layer,
-            head,
-            graph,
-            learned.separating,
-            learned.evidence,
-            learned.by_order,
-            learned.stopped,
-            correlation,
-            tuple(_notes(correlation, learned)),
-        )
+        kept = (learned.separating, learned.evidence, learned.by_order, learned.stopped)
+        return cls(layer, head, graph, *kept, correlation, tuple(_notes(correlation, learned)))
 
     @property
     def name(self) -> str:
@@ -102,7 +91,7 @@ class AttentionGraph:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Discovery:
+class Discovery(Result):
     """What :func:`~causal_probe.probes.discover_from_attention` found on one input.
 
     Attributes
@@ -115,23 +104,22 @@ class Discovery:
         One for each head.
     settings
         All that was asked for, and the tokens.
-    provenance
-        The model's name, dtype and device, and the versions of the packages.
     """
+
+    KIND = "discovery"
+    DERIVED = ("nodes",)
 
     texts: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
     graphs: tuple[AttentionGraph, ...]
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
 
     @property
     def nodes(self) -> tuple[str, ...]:
         """The text of each node."""
         return tuple("".join(self.texts[position] for position in group) for group in self.groups)
 
-    def of(self, head: int | None) -> AttentionGraph:
-        """The graph of a head, or of the mean (None).
+    def of(self, head: int | str | None) -> AttentionGraph:
+        """The graph of a head, by its number or its name (``"L5H3"``), or of the mean (None).
 
         Raises
         ------
@@ -139,7 +127,7 @@ class Discovery:
             If it is not among those that were asked for.
         """
         for each in self.graphs:
-            if each.head == head:
+            if head in (each.head, each.name):
                 return each
         raise CausalProbeError(
             f"There is no graph of head {head!r} here; there are {', '.join(g.name for g in self.graphs)}."
@@ -154,78 +142,44 @@ class Discovery:
                 rows.append((each.layer, each.head, u, v, edge, found.p, found.given))
         return pd.DataFrame(rows, columns=["layer", "head", "u", "v", "edge", "p", "given"])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON types; edges as ``[u, v, mark at u, mark at v, p]``."""
-        return dict(
-            to_jsonable(
-                {
-                    "texts": self.texts,
-                    "nodes": self.nodes,
-                    "groups": self.groups,
-                    "graphs": [_plain(each) for each in self.graphs],
-                    "settings": self.settings,
-                    "provenance": self.provenance,
-                }
-            )
-        )
+    @property
+    def works(self) -> tuple[str, ...]:
+        """The method, and the learner."""
+        learners = {"icd": ("rohekar2021",), "ordered-icd": ("rohekar2021", "rohekar2024")}
+        return ("rohekar2023", *learners.get(self.settings["algorithm"], ()))
 
-    def save(self, path: Any) -> None:
-        """Write :meth:`to_dict` to a JSON file, whole or not at all."""
-        write_json(path, self.to_dict())
-
-    def cite(self) -> Citation:
-        """The papers, and one sentence for a methods section."""
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         s = self.settings
-        keys = {"icd": ["rohekar2021"], "ordered-icd": ["rohekar2021", "rohekar2024"]}.get(s["algorithm"], [])
-        return cite(
-            "rohekar2023",
-            *keys,
-            methods=(
-                f"The attention of layer {s['layer']} on one input of {len(self.texts)} tokens was read as a structural equation model "
-                f"(ABCD), and a graph learned for each head from {_from(s)} by "
-                f"{s['algorithm']} with Fisher's z-test (alpha {s['alpha']}, {s['samples']} samples)."
-            ),
-        )
-
-    def _title(self) -> str:
-        s = self.settings
-        n, nodes = len(self.graphs), len(self.groups)
         return (
-            f"Discovery on {self.provenance['model']}: layer {s['layer']}, {n} graph{'s' * (n != 1)} over {nodes} "
-            f"node{'s' * (nodes != 1)}, {s['algorithm']} at alpha {s['alpha']} with {s['samples']} samples"
+            f"The attention of layer {s['layer']} on one input of {len(self.texts)} tokens was read as a structural equation model "
+            f"(ABCD), and a graph learned for each head from {_from(s)} by {s['algorithm']} with Fisher's z-test (level {s['level']}, "
+            f"{s['samples']} samples; {self.measured_with})."
         )
 
-    def _notes(self) -> list[str]:
-        n = len(self.graphs)
+    def table(self) -> Table:
+        """One row for each graph: its edges by kind, and its tests."""
+        s, n, nodes = self.settings, len(self.graphs), len(self.groups)
+        counts = [each.kinds() for each in self.graphs]
+        kinds = [kind for kind in KINDS if kind in KINDS[:4] or any(count[kind] for count in counts)]
         notes = Counter(note for each in self.graphs for note in each.notes)
-        more = [f"and {n - SHOWN} more"] if n > SHOWN else []
-        return more + [f"{note}{'' if n == 1 else f' ({count} of {n} graphs)'}" for note, count in notes.items()]
-
-    def __repr__(self) -> str:
-        lines = [self._title()]
-        kinds = [kind for kind in KINDS if kind in KINDS[:4] or any(g.kinds()[kind] for g in self.graphs)]
-        lines.append("  graph  edges" + "".join(f"  {kind}" for kind in kinds) + "  tests  undefined")
-        for each in self.graphs[:SHOWN]:
-            counts = each.kinds()
-            undefined = sum(count.undefined for count in each.by_order)
-            cells = "".join(f"  {counts[kind]:3}" for kind in kinds)
-            lines.append(f"  {each.name:<5}  {sum(counts.values()):5}{cells}  {each.tests:5}  {undefined:9}")
-        return "\n".join([*lines, *(f"  {note}" for note in self._notes())])
-
-    def _repr_html_(self) -> str:
-        kinds = [kind for kind in KINDS if kind in KINDS[:4] or any(g.kinds()[kind] for g in self.graphs)]
-        rows = [
-            (
-                each.name,
-                sum(each.kinds().values()),
-                *(each.kinds()[kind] for kind in kinds),
-                each.tests,
-                sum(count.undefined for count in each.by_order),
-            )
-            for each in self.graphs[:SHOWN]
-        ]
-        columns = ["graph", "edges", *kinds, "tests", "undefined"]
-        return html_table(columns, rows, caption=self._title(), notes=self._notes())
+        return Table(
+            f"Discovery on {self.provenance['model']}: layer {s['layer']}, {n} graph{'s' * (n != 1)} over {nodes} "
+            f"node{'s' * (nodes != 1)}, {s['algorithm']} at level {s['level']} with {s['samples']} samples",
+            ("graph", "edges", *kinds, "tests", "undefined"),
+            [
+                (
+                    each.name,
+                    sum(count.values()),
+                    *(count[kind] for kind in kinds),
+                    each.tests,
+                    sum(order.undefined for order in each.by_order),
+                )
+                for each, count in zip(self.graphs, counts, strict=True)
+            ],
+            [f"{note}{'' if n == 1 else f' ({count} of {n} graphs)'}" for note, count in notes.items()],
+        )
 
 
 def _from(settings: Mapping[str, Any]) -> str:
@@ -241,27 +195,6 @@ def _kind(graph: nx.DiGraph, u: int, v: int) -> str:
     one = show_mixed_edge(graph, u, v).split(" ")[1]
     other = show_mixed_edge(graph, v, u).split(" ")[1]
     return one if one in KINDS else other
-
-
-def _plain(each: AttentionGraph) -> dict[str, Any]:
-    edges = [
-        (u, v, each.graph.edges[v, u]["mark"], each.graph.edges[u, v]["mark"], each.graph.edges[u, v]["p"])
-        for u, v in mixed_edges(each.graph)
-    ]
-    return {
-        "layer": each.layer,
-        "head": each.head,
-        "edges": edges,
-        "removed": [
-            {"pair": pair, "given": given, "p": each.evidence[pair].p}
-            for pair, given in sorted(each.separating.items())
-        ],
-        "tests": each.by_order,
-        "stopped": each.stopped,
-        "condition": each.correlation.condition,
-        "rank": each.correlation.rank,
-        "notes": each.notes,
-    }
 
 
 def _notes(correlation: Correlation, learned: Learned) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from causal_probe.discovery.possible_d_sep import possible_d_sep
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, undisturbed
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
-from causal_probe.results import Citation, cite, html_table, to_jsonable
+from causal_probe.results import Result, Table, merge_provenance
 
 __all__ = ["Explanation", "ExplanationSummary", "Outputs", "explain", "outputs_of", "summarise"]
 
@@ -38,8 +38,8 @@ Outputs: TypeAlias = Callable[[Tensor], Tensor]
 METHODS = ("cleann", "attention", "gradient", "leave-one-out")
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Result):
     """What explains one decision, by one method.
 
     Attributes
@@ -64,6 +64,9 @@ class Explanation:
         How many sets were put to the model.
     """
 
+    KIND = "explanation"
+    WORKS = ("rohekar2023",)
+
     method: str
     target: int
     decision: int
@@ -77,24 +80,22 @@ class Explanation:
         """Tokens in a set; None if there is none."""
         return len(self.sets[0]) if self.sets else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields in JSON types."""
-        return dict(to_jsonable(self))
-
-    def cite(self) -> Citation:
-        """The paper, and one sentence for a methods section."""
-        return cite(
-            "rohekar2023",
-            methods=f"Decisions were explained by the smallest sets of tokens whose replacement changes them ({self.method}).",
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"Decisions were explained by the smallest sets of tokens whose replacement changes them ({self.method}; "
+            f"{self.measured_with})."
         )
 
-    def _repr_html_(self) -> str:
-        rows = [
-            (", ".join(map(str, nodes)), after, rank)
-            for nodes, after, rank in zip(self.sets, self.changed_to, self.ranks, strict=True)
-        ]
-        caption = f"{self.method}: sets whose replacement changes decision {self.decision} at node {self.target}; {self.tested} were tried"
-        return html_table(["nodes", "decision then", "its rank before"], rows, caption=caption)
+    def table(self) -> Table:
+        """One row for each set."""
+        nodes = (", ".join(map(str, each)) for each in self.sets)
+        return Table(
+            f"Explanation by {self.method}: sets whose replacement changes decision {self.decision} at node {self.target}; {self.tested} were tried",
+            ("nodes", "decision then", "its rank before"),
+            list(zip(nodes, self.changed_to, self.ranks, strict=True)),
+        )
 
 
 def explain(
@@ -104,7 +105,7 @@ def explain(
     target: int,
     replacement: int,
     methods: Sequence[str] = ("cleann",),
-    head: int | Literal["any"] | None = None,
+    head: int | str | None = None,
     fixed: Iterable[int] = (),
     max_size: int | None = None,
     max_tested: int = 2000,
@@ -131,7 +132,7 @@ def explain(
     methods
         Of ``cleann``, ``attention``, ``gradient``, ``leave-one-out``.
     head
-        Whose graph CLEANN searches; ``"any"``: sets that are legal in any of the graphs. By default the only graph there is.
+        Whose graph CLEANN searches, by number or name (``"L5H3"``); ``"any"``: sets that are legal in any of the graphs. By default the only graph there is.
     fixed
         Nodes that are not replaced, such as special tokens. The target never is.
     max_size
@@ -195,6 +196,10 @@ class _Judge:
     def __init__(self, discovery: Discovery, outputs: Outputs, replacement: int, batch_size: int) -> None:
         self.tokens = torch.tensor([discovery.settings["tokens"]])
         self.groups, self.replacement, self.batch_size = discovery.groups, replacement, batch_size
+        # The model runs here and now, wherever the graphs are from.
+        self.about = {
+            name: value for name, value in discovery.provenance.items() if name not in ("versions", "threads")
+        }
         self._outputs = outputs
         self.original = self.run([()])[0]
         self.decision = int(self.original.argmax())
@@ -215,7 +220,7 @@ class _Judge:
 
     def first_that_change(self, method: str, target: int, sizes: Iterable[list[tuple[int, ...]]]) -> Explanation:
         """Those sets of the first size, of which any does, that change the decision."""
-        tested = 0
+        tested, changed = 0, list[tuple[tuple[int, ...], int]]()
         for sets in sizes:
             if not sets:
                 continue
@@ -225,15 +230,14 @@ class _Judge:
                 (nodes, int(choice)) for nodes, choice in zip(sets, choices, strict=True) if choice != self.decision
             ]
             if changed:
-                after = tuple(choice for _, choice in changed)
-                ranks = tuple(1 + int((self.original > self.original[choice]).sum()) for choice in after)
-                return Explanation(
-                    method, target, self.decision, tuple(nodes for nodes, _ in changed), after, ranks, tested
-                )
-        return Explanation(method, target, self.decision, (), (), (), tested)
+                break
+        after = tuple(choice for _, choice in changed)
+        ranks = tuple(1 + int((self.original > self.original[choice]).sum()) for choice in after)
+        nodes = tuple(nodes for nodes, _ in changed)
+        return Explanation(method, target, self.decision, nodes, after, ranks, tested, provenance=self.about)
 
 
-def _graphs(discovery: Discovery, head: int | Literal["any"] | None) -> tuple[AttentionGraph, ...]:
+def _graphs(discovery: Discovery, head: int | str | None) -> tuple[AttentionGraph, ...]:
     if head == "any" or (head is None and len(discovery.graphs) == 1):
         return discovery.graphs
     if head is None and not any(each.head is None for each in discovery.graphs):
@@ -355,31 +359,41 @@ def outputs_of(model: Any, decision: str, *, position: int | None = None) -> Out
 # ------------------------------------------------------------------------------------------------------------------- many inputs
 
 
-@dataclass(frozen=True, repr=False)
-class ExplanationSummary:
+@dataclass(frozen=True, eq=False, repr=False)
+class ExplanationSummary(Result):
     """How methods compare over many inputs.
 
     Attributes
     ----------
-    table
+    by_method
         By method: ``inputs``; ``success``, the share of inputs that a set was found for, with ``success_low`` and ``success_high``, its
         95% interval (Wilson); ``size`` of the sets and ``rank``, the replacement rank of the first set, means over the inputs on which
         *every* method succeeded (``compared`` of them), with ``size_low``, ... their 95% intervals (Student's t); ``tested``, the mean
         number of sets put to the model. Where too few inputs are compared the value is None.
     """
 
-    table: pd.DataFrame
+    KIND = "explanation summary"
+    WORKS = ("rohekar2023",)
 
-    def __repr__(self) -> str:
-        shown: str = self.table.round(3).to_string()
-        return shown
+    by_method: Mapping[str, Mapping[str, int | float | None]]
 
-    def _repr_html_(self) -> str:
-        return str(self.table.round(3).to_html())
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"Decisions were explained by the smallest sets of tokens whose replacement changes them ({', '.join(self.by_method)}), and the "
+            f"methods compared on the inputs for which all of them found a set ({self.measured_with})."
+        )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The table in JSON types, by method."""
-        return dict(to_jsonable(self.table.astype(object).where(self.table.notna(), None).to_dict(orient="index")))
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each method, which is the index."""
+        return pd.DataFrame.from_dict(self.by_method, orient="index")
+
+    def table(self) -> Table:
+        """One row for each method."""
+        rows = [(method, *row.values()) for method, row in self.by_method.items()]
+        columns = ("method", *next(iter(self.by_method.values())))
+        return Table("ExplanationSummary: means and 95% intervals", columns, rows)
 
 
 def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationSummary:
@@ -394,17 +408,17 @@ def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationS
     --------
     >>> from causal_probe.probes import Explanation
     >>> one = {"cleann": Explanation("cleann", 3, 7, ((1,),), (5,), (2,), 1)}
-    >>> summarise([one, one]).table.loc["cleann", ["inputs", "success", "size"]].tolist()
+    >>> summarise([one, one]).to_pandas().loc["cleann", ["inputs", "success", "size"]].tolist()
     [2.0, 1.0, 1.0]
     """
     if not explanations or len({frozenset(each) for each in explanations}) != 1:
         raise CausalProbeError("Explanations of one input at least are compared, of the same methods for each.")
     together = [each for each in explanations if all(found.sets for found in each.values())]
-    rows = {}
+    rows: dict[str, dict[str, int | float | None]] = {}
     for method in explanations[0]:
         won = sum(bool(each[method].sets) for each in explanations)
         interval = stats.binomtest(won, len(explanations)).proportion_ci(method="wilson")
-        row: dict[str, float | None] = {
+        row: dict[str, int | float | None] = {
             "inputs": len(explanations),
             "success": won / len(explanations),
             "success_low": float(interval.low),
@@ -418,10 +432,11 @@ def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationS
             row |= _with_interval(name, values)
         row["tested"] = float(np.mean([each[method].tested for each in explanations]))
         rows[method] = row
-    return ExplanationSummary(pd.DataFrame.from_dict(rows, orient="index"))
+    measured = [found.provenance for each in explanations for found in each.values()]
+    return ExplanationSummary(rows, provenance=merge_provenance(*measured))
 
 
-def _with_interval(name: str, values: Sequence[int]) -> dict[str, float | None]:
+def _with_interval(name: str, values: Sequence[int]) -> dict[str, int | float | None]:
     if len(values) < 2:
         return {name: float(values[0]) if values else None, f"{name}_low": None, f"{name}_high": None}
     mean = float(np.mean(values))

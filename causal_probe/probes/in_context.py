@@ -62,7 +62,7 @@ class InContextScore(Result):
 
     KIND = "in-context score"
     WORKS = ("olsson2022",)
-    DERIVED = ("score", "stderr", "sequences")
+    DERIVED = ("score", "stderr", "n_sequences")
 
     early: int
     late: int
@@ -80,7 +80,7 @@ class InContextScore(Result):
         return None if self.difference.stderr is None else float(self.difference.stderr)
 
     @property
-    def sequences(self) -> int:
+    def n_sequences(self) -> int:
         """Number of sequences."""
         return self.difference.count
 
@@ -108,20 +108,20 @@ class InContextScore(Result):
     @property
     def undefined(self) -> dict[str, str]:
         """Why there is no standard error."""
-        return _undefined(self.sequences)
+        return _undefined(self.n_sequences)
 
     @property
     def methods(self) -> str:
         """One sentence for a methods section."""
         return (
             f"The in-context-learning score of {self.provenance['model']} is its loss on the token at position {self.late} minus that at "
-            f"position {self.early}, averaged over {self.sequences} sequences ({self.measured_with})."
+            f"position {self.early}, averaged over {self.n_sequences} sequences ({self.measured_with})."
         )
 
     def table(self) -> Table:
         """The score."""
         return Table(
-            f"InContextScore of {self.provenance['model']} over {self.sequences:,} sequences",
+            f"InContextScore of {self.provenance['model']} over {self.n_sequences:,} sequences",
             ("early position", "late position", "late minus early (nats)", "stderr"),
             [(self.early, self.late, self.score, self.stderr)],
         )
@@ -197,7 +197,7 @@ class CopyLosses(Result):
 
     KIND = "copy losses"
     WORKS = ("olsson2022",)
-    DERIVED = ("first", "first_stderr", "second", "second_stderr", "gain", "gain_stderr", "sequences")
+    DERIVED = ("first", "first_stderr", "second", "second_stderr", "gain", "gain_stderr", "n_sequences")
 
     period: int
     start: int
@@ -238,7 +238,7 @@ class CopyLosses(Result):
         return None if self.gain_mean.stderr is None else float(self.gain_mean.stderr)
 
     @property
-    def sequences(self) -> int:
+    def n_sequences(self) -> int:
         """Number of sequences."""
         return self.gain_mean.count
 
@@ -266,20 +266,20 @@ class CopyLosses(Result):
     @property
     def undefined(self) -> dict[str, str]:
         """Why there is no standard error."""
-        return _undefined(self.sequences)
+        return _undefined(self.n_sequences)
 
     @property
     def methods(self) -> str:
         """One sentence for a methods section."""
         return (
             f"The loss of {self.provenance['model']} on repeated sequences was averaged over the tokens of each copy but its first "
-            f"({self.period - 1} tokens, {self.sequences} sequences; {self.measured_with})."
+            f"({self.period - 1} tokens, {self.n_sequences} sequences; {self.measured_with})."
         )
 
     def table(self) -> Table:
         """The loss on each copy, and the gain."""
         return Table(
-            f"CopyLosses of {self.provenance['model']} over {self.sequences:,} sequences of period {self.period}",
+            f"CopyLosses of {self.provenance['model']} over {self.n_sequences:,} sequences of period {self.period}",
             ("copy", "loss (nats a token)", "stderr"),
             [
                 ("first", self.first, self.first_stderr),
@@ -383,5 +383,5 @@ def _table(losses: Moments, *, first: int) -> pd.DataFrame:
     return pd.DataFrame({"position": np.arange(first, first + len(mean)), "loss": mean, "stderr": stderr})
 
 
-def _undefined(sequences: int) -> dict[str, str]:
-    return {"stderr": "a standard error needs two sequences or more"} if sequences < 2 else {}
+def _undefined(n_sequences: int) -> dict[str, str]:
+    return {"stderr": "a standard error needs two sequences or more"} if n_sequences < 2 else {}

@@ -8,13 +8,12 @@ taken again. That tells a use from a coincidence: a source whose part is large b
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import networkx as nx
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -22,11 +21,11 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import HookedModel, Moments, attention_hook, describe
 from causal_probe.hooks.values import read_values
-from causal_probe.probes.p_values import holm, t_p_value
-from causal_probe.probes.score_blocks import contrast, micro_batches
-from causal_probe.probes.score_terms import TermReader, Terms, head_of, term_reader
+from causal_probe.probes.p_values import corrected, t_p_value
+from causal_probe.probes.qk_terms import TermReader, Terms, head_of, term_reader
+from causal_probe.probes.scored_rows import contrast, micro_batches, scored_batches
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates, from_graph
-from causal_probe.results import Citation, cite, escape, to_jsonable, versions
+from causal_probe.results import Result, Table
 
 __all__ = ["Arrow", "Upstream", "upstream"]
 
@@ -85,7 +84,7 @@ class Arrow(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Upstream:
+class Upstream(Result):
     """What :func:`upstream` found.
 
     Attributes
@@ -99,16 +98,15 @@ class Upstream:
     roles
         By head on the way: what it attends to on the rows that matter, with its attention there: (template, attention); the
         template is None where none of the known ones describes it.
-    settings, provenance
-        How it was measured; the model's name, dtype and device, and the versions of the packages.
     """
+
+    KIND = "upstream"
+    WORKS = ("elhage2021",)
 
     head: str
     edges: str
     arrows: tuple[Arrow, ...]
     roles: Mapping[str, tuple[str | None, float]]
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -125,56 +123,31 @@ class Upstream:
             graph.nodes[node].update(role=role, attention=attention)
         return graph
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per arrow that was tested."""
-        return pd.DataFrame(self.arrows, columns=list(Arrow._fields))
-
-    def to_dict(self) -> dict[str, Any]:
-        """All arrows in plain JSON types."""
-        arrows = [arrow._asdict() for arrow in self.arrows]
-        roles = {head: {"template": role, "attention": value} for head, (role, value) in self.roles.items()}
-        fields = {name: getattr(self, name) for name in ("head", "edges", "settings", "provenance")}
-        return dict(to_jsonable({**fields, "arrows": arrows, "roles": roles}))
-
-    def cite(self) -> Citation:
-        """Where the method comes from, and one sentence for a methods section."""
-        number_of = self.provenance["versions"]
-        return cite(
-            "elhage2021",
-            methods=(
-                f"Heads that feed {self.head} in {self.provenance['model']} were found by the contribution of what they write to its scores "
-                f"on the edges ({self.edges}), and confirmed by replacing that contribution, in the head's query or key alone, by its "
-                f"mean, against {self.settings['controls']} matched heads (causal-probe {number_of.get('causal-probe', 'from source')}, "
-                f"TransformerLens {number_of['transformer-lens']})."
-            ),
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"Heads that feed {self.head} in {self.provenance['model']} were found by the contribution of what they write to its scores "
+            f"on the edges ({self.edges}), and confirmed by replacing that contribution, in the head's query or key alone, by its "
+            f"mean, against {self.settings['controls']} matched heads ({self.measured_with})."
         )
 
-    def __repr__(self) -> str:
-        lines = [
-            f"Upstream of {self.head} of {self.provenance['model']} on {self.edges}: {self.settings['sequences']} sequences"
-        ]
-        for arrow in self.arrows:
-            control = "" if arrow.largest_control is None else f", controls at most {arrow.largest_control:.3f}"
-            lines.append(
-                f"  {arrow.source} -> {arrow.side} of {arrow.target}: drop {arrow.drop:.3f} ± {arrow.stderr:.3f}{control}: "
-                f"{'confirmed' if arrow.confirmed else 'not confirmed'}"
-            )
-        roles = ", ".join(
-            f"{head} {role or 'no known template'} {value:.2f}" for head, (role, value) in self.roles.items()
+    def table(self) -> Table:
+        """One row per arrow that was tested; below, what the heads on the way attend to."""
+        roles = (f"{head} {role or 'no known template'} {value:.2f}" for head, (role, value) in self.roles.items())
+        return Table(
+            f"Upstream of {self.head} of {self.provenance['model']} on {self.edges}: {self.settings['n_sequences']} sequences",
+            Arrow._fields,
+            self.arrows,
+            [f"attention: {', '.join(roles)}"],
         )
-        return "\n".join([*lines, f"  attention: {roles}"])
-
-    def _repr_html_(self) -> str:
-        title, *_ = repr(self).split("\n", 1)
-        table = self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0)
-        return f"<p>{escape(title)}</p>{table}"
 
 
 def upstream(
     model: HookedModel,
     tokens: Any,
-    layer: int,
-    head: int,
+    layer: Any,
+    head: Any = None,
     *,
     edges: str | Template | nx.DiGraph,
     depth: int = 2,
@@ -191,7 +164,7 @@ def upstream(
     Parameters
     ----------
     model, tokens, layer, head, edges, batch_size
-        As in :func:`~causal_probe.probes.blocks`; two sequences or more.
+        As in :func:`~causal_probe.probes.qk_attributions`; two sequences or more.
     depth
         How many steps back.
     width
@@ -203,7 +176,7 @@ def upstream(
     Raises
     ------
     CausalProbeError
-        As :func:`~causal_probe.probes.blocks` does; or a number is out of range.
+        As :func:`~causal_probe.probes.qk_attributions` does; or a number is out of range.
 
     Examples
     --------
@@ -221,21 +194,20 @@ def upstream(
         if value < least:
             raise CausalProbeError(f"{name} must be {least} or more; it is {value}.")
     template = from_graph(edges) if isinstance(edges, nx.DiGraph) else find_templates(edges)[0]
-    start = f"L{layer}H{head}"
+    first = term_reader(model, layer, head)
+    start = f"L{first.layer}H{first.head}"
+    batches = micro_batches(first, tokens, batch_size)
+    n_sequences = sum(map(len, batches))
+    if n_sequences < 2:
+        raise CausalProbeError("An arrow is tested over sequences: give two or more.")
     roles: dict[str, tuple[str | None, float]] = {}
     arrows: list[Arrow] = []
     waiting: list[tuple[str, Template]] = [(start, template)]
-    sequences = 0
     for step in range(depth):
         following: list[tuple[str, Template]] = []
         for name, wanted in waiting:
-            place = head_of(name)
-            assert place is not None
-            reader = term_reader(model, *place)
-            batches = micro_batches(model, reader, tokens, batch_size)
-            sequences = sum(map(len, batches))
-            if sequences < 2:
-                raise CausalProbeError("An arrow is tested over sequences: give two or more.")
+            reader = first if name == start else term_reader(model, *_place(name))
+            batches = micro_batches(reader, tokens, batch_size)
             found = _Survey.of(reader, batches, wanted)
             if name == start:
                 roles[start] = (template.name, found.attention)
@@ -249,9 +221,9 @@ def upstream(
                         following.append((arrow.source, own))
         waiting = following if step + 1 < depth else []
     settings = {
-        "depth": depth, "width": width, "controls": controls, "level": LEVEL, "least_drop": LEAST, "sequences": sequences,
+        "depth": depth, "width": width, "controls": controls, "level": LEVEL, "least_drop": LEAST, "n_sequences": n_sequences,
     }  # fmt: skip
-    return Upstream(start, template.name, tuple(arrows), roles, settings, {**describe(model), "versions": versions()})
+    return Upstream(start, template.name, tuple(arrows), roles, settings=settings, provenance=describe(model))
 
 
 # ------------------------------------------------------------------------------------------------------------- who is tested
@@ -268,37 +240,22 @@ class _Survey:
 
     @classmethod
     def of(cls, reader: TermReader, batches: list[Tensor], template: Template) -> _Survey:
-        sums: dict[str, Any] = {}
-
-        def add(name: str, value: Any) -> None:
-            sums[name] = sums.get(name, 0) + value
-
-        for batch in batches:
-            terms = reader(batch)
-            targets, weights = contrast(template, batch)
-            n_rows = targets.any(-1).sum(-1)
-            used = n_rows > 0
-            add("sequences", int(used.sum()))
-            add("positions", batch.numel())
-            for side in SIDES:
-                part = terms.unrotated_query if side == "query" else terms.unrotated_key
-                add(f"{side} mean", part.double().sum((1, 2)))
-                add(f"{side} square", part.double().square().sum((1, 2, 3)))
+        sums: dict[str, Any] = defaultdict(int)
+        for terms, targets, weights, n_rows, used in scored_batches(reader, batches, template):
+            sums["sequences"] += int(used.sum())
+            sums["positions"] += weights.shape[0] * weights.shape[1]
+            for side, part in (("query", terms.unrotated_query), ("key", terms.unrotated_key)):
+                sums[f"{side} mean"] += part.double().sum((1, 2))
+                sums[f"{side} square"] += part.double().square().sum((1, 2, 3))
             if used.any():
                 rows = n_rows[used].double()
                 weights = weights[used].to(terms.key)
                 seen_by = weights @ terms.key.sum(0)[used]
-                through_query = (terms.query[:, used] * seen_by).sum((-2, -1)).double() / rows
                 asks = weights.mT @ terms.query.sum(0)[used]
-                through_key = (terms.key[:, used] * asks).sum((-2, -1)).double() / rows
-                add("query contribution", through_query.sum(1))
-                add("key contribution", through_key.sum(1))
-                add("attention", float(((terms.pattern[used] * targets[used]).sum((-2, -1)).double() / rows).sum()))
-        if not sums["sequences"]:
-            raise CausalProbeError(
-                f"No row of these sequences has an edge of {template.name!r} and another visible key. Give sequences in which the edges "
-                "occur."
-            )
+                for side, part, meets in (("query", terms.query, seen_by), ("key", terms.key, asks)):
+                    through = (part[:, used] * meets).sum((-2, -1)).double() / rows
+                    sums[f"{side} contribution"] += through.sum(1)
+                sums["attention"] += float(((terms.pattern[used] * targets[used]).sum((-2, -1)).double() / rows).sum())
         mean = {side: sums[f"{side} mean"] / sums["positions"] for side in SIDES}
         square = {side: sums[f"{side} square"] / sums["positions"] for side in SIDES}
         return cls(
@@ -331,44 +288,39 @@ def _test(
         return
     ablated = sorted({(side, h) for (side, candidate), controls in chosen.items() for h in (candidate, *controls)})
     drops: dict[tuple[str, int], list[Tensor]] = {key: [] for key in ablated}
-    for batch in batches:
-        terms = reader(batch)
-        targets, _ = contrast(template, batch)
-        n_rows = targets.any(-1).sum(-1)
-        used = n_rows > 0
+    for terms, targets, _, n_rows, used in scored_batches(reader, batches, template):
         before = _on_edges(terms.scores, targets, n_rows)
         for side, source in ablated:
             after = _on_edges(_without(terms, side, source, found.mean[side][source]), targets, n_rows)
             drops[side, source].append((before - after)[used])
     measured = {key: torch.cat(values) for key, values in drops.items()}
-    moments = {key: Moments.of(values) for key, values in measured.items()}
-    n = len(next(iter(measured.values())))
-    if n < 2:
+    if len(next(iter(measured.values()))) < 2:
         raise CausalProbeError("An arrow is tested over sequences that have an edge: give two or more.")
-    own = holm(np.array([_p_value(moments[key], n) for key in chosen]))
-    order = sorted(zip(chosen, own, strict=True), key=lambda item: -float(moments[item[0]].mean))
-    for (side, source), p_own in order:
+    means = {key: _mean(values) for key, values in measured.items()}
+    own = corrected({key: means[key] for key in chosen}, above=0.0)
+    for (side, source), drop in sorted(own.items(), key=lambda item: -item[1].value):
         controls = chosen[side, source]
-        versus = [_p_value(Moments.of(measured[side, source] - measured[side, control]), n) for control in controls]
-        drop, stderr = float(moments[side, source].mean), moments[side, source].stderr
-        p_value = max([float(p_own), *versus])
+        versus = [t_p_value(*_mean(measured[side, source] - measured[side, control])) for control in controls]
+        p_value = max([drop.p_value, *versus])
         yield Arrow(
             source=reader.sources[source],
             target=target,
             side=side,
             edges=template.name,
             contribution=float(found.contribution[side][source]),
-            drop=drop,
-            stderr=0.0 if stderr is None else float(stderr),
-            largest_control=max((float(moments[side, control].mean) for control in controls), default=None),
+            drop=drop.value,
+            stderr=drop.stderr,
+            largest_control=max((means[side, control][0] for control in controls), default=None),
             controls=len(controls),
             p_value=p_value,
-            confirmed=p_value <= LEVEL and drop >= LEAST,
+            confirmed=p_value <= LEVEL and drop.value >= LEAST,
         )
 
 
-def _p_value(moments: Moments, n: int) -> float:
-    return t_p_value(float(moments.mean), 0.0 if moments.stderr is None else float(moments.stderr), n)
+def _mean(values: Float[Tensor, " sequence"]) -> tuple[float, float, int]:
+    """Of two or more: the mean, its standard error, and their number."""
+    moments = Moments.of(values)
+    return float(moments.mean), 0.0 if moments.stderr is None else float(moments.stderr), moments.count
 
 
 def _without(terms: Terms, side: str, source: int, mean: Float[Tensor, " d_head"]) -> Float[Tensor, "batch pos pos"]:
@@ -401,9 +353,7 @@ def _own_edges(model: HookedModel, source: str, read_on: Template, side: str) ->
         edges = torch.zeros_like(pattern, dtype=torch.bool).scatter_(-1, key[..., None] + 1, True)
         return edges & (_rows(read_on, side, tokens) & (weight >= SOMEWHERE))[..., None]
 
-    place = head_of(source)
-    assert place is not None
-    return Template(f"l{place[0]}h{place[1]}-attends", targets, f"where {source} attends to")
+    return Template("l{}h{}-attends".format(*_place(source)), targets, f"where {source} attends to")
 
 
 def _rows(read_on: Template, side: str, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
@@ -433,7 +383,12 @@ def _role(
 
 
 def _pattern(model: HookedModel, source: str, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch query key"]:
+    layer, head = _place(source)
+    name = attention_hook(layer, "pattern")
+    return read_values(model, tokens, [name], n_layers=layer + 1)[name][:, head]
+
+
+def _place(source: str) -> tuple[int, int]:
     place = head_of(source)
     assert place is not None
-    name = attention_hook(place[0], "pattern")
-    return read_values(model, tokens, [name], n_layers=place[0] + 1)[name][:, place[1]]
+    return place

@@ -292,10 +292,11 @@ class Composition(Result):
             and not {f"{names[w]} writes", f"{names[r]} {'values' if kind == 'v' else 'scores'}"}
             & self.undefined.keys()
         ]
+        rows.sort(key=lambda row: row[3], reverse=True)
         return Table(
             f"Composition of {len(self.heads)} heads of {self.provenance['model']}: baseline {self.baseline:.3f}",
             ("kind", "writer", "reader", "score", "excess", "z"),
-            sorted(rows, key=lambda row: -row[3]),
+            rows,
         )
 
 

@@ -65,7 +65,7 @@ def scan_page(result: ModelScan) -> viz.Report:
             *([] if verification is None else [page.Section("Does the model use it?", list(_checks(verification)))]),
             *(
                 [page.Section("What makes them attend there", list(_circuits(result)))]
-                if result.settings["blocks"]
+                if result.settings["attributions"]
                 else []
             ),
             page.Section("Every head, template by template", list(_heat_maps(result))),
@@ -283,15 +283,15 @@ def _circuits(result: ModelScan) -> Iterator[Block]:
         return
     yield page.Paragraph(CIRCUITS)
     for found in result.circuits:
-        blocks, arrows = found.blocks, found.upstream.arrows
-        name = f"L{blocks.layer}H{blocks.head}"
+        attributed, arrows = found.attributions, found.upstream.arrows
+        name = f"L{attributed.layer}H{attributed.head}"
         yield page.Picture(
             viz.table_map(
-                blocks.heatmap(10), value_name="contribution to the score", row_name="in the query", column_name="in the key",
-                title=f"{name}: {blocks.edges}",
+                attributed.heatmap(10), value_name="contribution to the score", row_name="in the query", column_name="in the key",
+                title=f"{name}: {attributed.edges}",
             ),
-            f"The sources that matter most for {name} on {blocks.edges}; all pairs together give {blocks.total:.2f}, and miss the scores "
-            f"that the model uses by {blocks.error:.0e} at most.",
+            f"The sources that matter most for {name} on {attributed.edges}; all pairs together give {attributed.total:.2f}, and miss the scores "
+            f"that the model uses by {attributed.error:.0e} at most.",
         )  # fmt: skip
         if arrows:
             yield page.Table(
@@ -308,7 +308,7 @@ def _circuits(result: ModelScan) -> Iterator[Block]:
                     )
                     for arrow in arrows
                 ],
-                f"By how much the attention of {name} on {blocks.edges} falls when what a head wrote into its keys (or queries) alone is "
+                f"By how much the attention of {name} on {attributed.edges} falls when what a head wrote into its keys (or queries) alone is "
                 f"replaced by its mean, beside {result.circuits[0].upstream.settings['controls']} matched heads at most.",
             )
 

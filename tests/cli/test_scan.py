@@ -54,7 +54,7 @@ def test_a_table_on_screen_and_where_the_report_is(
 
 def test_json_alone_on_standard_output(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert run("scan", model, "--n-sequences", "4", "--verify", "--blocks", "--json", "--out", str(out)) == 0
+    assert run("scan", model, "--n-sequences", "4", "--verify", "--attributions", "--json", "--out", str(out)) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     saved = json.loads((out / "scan.json").read_text())
@@ -76,13 +76,13 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(experiments, "scan", record)
     options = (
-        "some/model --bos yes --batch-size 3 --corpus texts --length 9 --separator -- --field body --shard 1/4 --dtype bfloat16 --device cpu --verify --blocks --top 4 --seed 7 "
+        "some/model --bos yes --batch-size 3 --corpus texts --length 9 --separator -- --field body --shard 1/4 --dtype bfloat16 --device cpu --verify --attributions --top 4 --seed 7 "
         "--out x --overwrite"
     )
     assert run("scan", *options.split(), "--templates", "induction, offset-3") == 0
     assert seen == {
         "model": "some/model", "templates": ["induction", "offset-3"], "bos": "yes",
-        "batch_size": 3, "corpus": "texts", "length": 9, "separator": "--", "field": "body", "shard": "1/4", "dtype": "bfloat16", "device": "cpu", "verify": True, "blocks": True, "top": 4, "seed": 7, "out": Path("x"), "page": write_page,
+        "batch_size": 3, "corpus": "texts", "length": 9, "separator": "--", "field": "body", "shard": "1/4", "dtype": "bfloat16", "device": "cpu", "verify": True, "attributions": True, "top": 4, "seed": 7, "out": Path("x"), "page": write_page,
         "overwrite": True, "progress": True,
     }  # fmt: skip
 

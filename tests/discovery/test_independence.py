@@ -99,10 +99,10 @@ def test_orders_without_power_are_named() -> None:
     assert third.powerless == "there are too few samples for a conditioning set of this size"
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0, 2.0, float("nan")])
-def test_alpha_is_checked(alpha: float) -> None:
+@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, 2.0, float("nan")])
+def test_the_level_is_checked(level: float) -> None:
     with pytest.raises(CausalProbeError, match="above 0 and below 1"):
-        FisherZ(np.eye(3), samples=100, alpha=alpha)
+        FisherZ(np.eye(3), samples=100, level=level)
 
 
 def test_matrices_and_samples_are_checked() -> None:

@@ -42,7 +42,7 @@ def test_the_planted_cause_decides_and_is_named(study: ExplanationStudy) -> None
         named = study.with_cause(method)
         assert named is not None
         # By the judge itself: a set that changes the decision without the cause is no set of the smallest size here.
-        assert named.share <= study.summary.table.loc[method, "success"]
+        assert named.share <= study.summary.to_pandas().loc[method, "success"]
     residual = study.with_cause("cleann, residual")
     assert residual is not None
     assert residual.share >= 0.75

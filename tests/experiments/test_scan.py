@@ -409,26 +409,26 @@ def test_circuits_of_the_best_heads(tmp_path: Path) -> None:
         induction_model(),
         n_sequences=8,
         templates=["previous-token", "induction"],
-        blocks=True,
+        attributions=True,
         out=tmp_path / "out",
         page=write_page,
     )
-    by_edges = {circuit.blocks.edges: circuit for circuit in found.circuits}
+    by_edges = {circuit.attributions.edges: circuit for circuit in found.circuits}
     assert set(by_edges) == {"previous-token", "induction"}
-    top = by_edges["induction"].blocks.top(1).iloc[0]
+    top = by_edges["induction"].attributions.top(1).iloc[0]
     assert (top["query"], top["key"]) == ("token", "L0H0.token")
     saved = json.loads((tmp_path / "out" / "scan.json").read_text())
-    assert saved["circuits"][1]["blocks"][0]["key"] == "L0H0.token"
+    assert saved["circuits"][1]["attributions"][0]["key"] == "L0H0.token"
     assert "What makes them attend there" in (tmp_path / "out" / "report.html").read_text()
-    assert "blocks=True" in found.call
+    assert "attributions=True" in found.call
 
 
 def test_why_there_are_no_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise CausalProbeError("the scores are capped")
 
-    monkeypatch.setattr(probes, "blocks", refuse)
-    found = scan(induction_model(), n_sequences=8, templates=["induction"], blocks=True)
+    monkeypatch.setattr(probes, "qk_attributions", refuse)
+    found = scan(induction_model(), n_sequences=8, templates=["induction"], attributions=True)
     assert found.circuits == ()
     assert "the scores are capped" in report(found).to_html()
 

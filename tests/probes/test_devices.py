@@ -57,7 +57,7 @@ def test_blocks_and_upstream(device):
     model.block(1, 0, query="token", key="L0H1.token").diagonal().fill_(30)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.stack([torch.randperm(6, generator=generator).repeat(2) for _ in range(8)])
-    taken_apart = probes.blocks(model.to(device), tokens, 1, 0, edges="induction")
+    taken_apart = probes.qk_attributions(model.to(device), tokens, 1, 0, edges="induction")
     top = taken_apart.top(1).iloc[0]
     assert (top["query"], top["key"]) == ("token", "L0H1.token")
     back = probes.upstream(model.to_transformer_lens().to(device), tokens, 1, 0, edges="induction")

@@ -17,6 +17,7 @@ from causal_probe.hooks.read import read_layer
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import discover_from_attention
 from causal_probe.probes.attention_correlation import attention_correlation
+from causal_probe.probes.discovered_graphs import Discovery
 from causal_probe.viz import mixed
 
 TOKENS = torch.tensor([3, 1, 4, 2, 0, 3])
@@ -78,10 +79,18 @@ def test_shown_kept_and_cited(model: DisentangledTransformer, tmp_path: Path) ->
     found.save(tmp_path / "found.json")
     content = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert content["settings"]["algorithm"] == "ordered-icd"
-    edges = {tuple(edge[:2]) for edge in content["graphs"][0]["edges"]}
-    removed = {tuple(each["pair"]) for each in content["graphs"][0]["removed"]}
+    edges = {
+        (edge["source"], edge["target"])
+        for edge in content["graphs"][0]["graph"]["edges"]
+        if edge["source"] < edge["target"]
+    }
+    removed = {tuple(pair) for pair, _ in content["graphs"][0]["separating"]}
     assert edges.isdisjoint(removed)
     assert len(edges | removed) == 15
+    found.save(tmp_path / "found.safetensors")
+    loaded = Discovery.load(tmp_path / "found.safetensors")
+    assert (loaded.to_dict(), repr(loaded)) == (found.to_dict(), repr(found))
+    assert np.array_equal(loaded.of("L0H1").correlation.matrix, found.of(1).correlation.matrix)
     table = found.to_pandas()
     assert set(table["head"]) == {0, 1}
     assert (table.loc[table["edge"].isna(), "p"] > 0.01).all()
@@ -113,8 +122,8 @@ def test_a_hugging_face_model_without_hooks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alpha": 0.0}, "alpha is 0.0"),
-        ({"alpha": 1.5}, "alpha is 1.5"),
+        ({"level": 0.0}, "level is 0.0"),
+        ({"level": 1.5}, "level is 1.5"),
         ({"algorithm": "ges"}, "there are pc, fci, icd, ordered-icd"),
         ({"residual": 1.0}, "residual is 1.0"),
         ({"residual": 0.5, "source": "values"}, "leave residual at 0"),

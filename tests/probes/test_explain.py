@@ -129,7 +129,7 @@ def test_many_inputs_are_summarised(model: DisentangledTransformer) -> None:
     found = discover_from_attention(model, TOKENS, samples=200)
     methods = ("cleann", "leave-one-out")
     each = [explain(found, needs(k % 5), target=5, replacement=5, methods=methods) for k in range(10)]
-    table = summarise(each).table
+    table = summarise(each).to_pandas()
     assert table.loc["leave-one-out", "success"] == 1
     assert table.loc["cleann", "inputs"] == 10
     assert 0 <= table.loc["cleann", "success_low"] <= table.loc["cleann", "success"] <= 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,8 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, to_hooked
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes.score_terms import term_reader
-from causal_probe.probes.upstream_heads import LEAST
+from causal_probe.probes.qk_terms import term_reader
+from causal_probe.probes.upstream_heads import LEAST, Upstream
 from tests import tiny_huggingface
 
 N_STATES = 8
@@ -115,12 +118,15 @@ def test_an_arrow_is_confirmed_only_beyond_its_controls(planted, tokens: torch.T
             assert arrow.p_value <= 0.001
 
 
-def test_it_shows_and_saves_itself(planted, tokens: torch.Tensor):
-    found = probes.upstream(planted, tokens, 1, 1, edges="induction")
-    assert "L0H2 -> key of L1H1" in repr(found)
-    assert "confirmed" in repr(found)
+def test_it_shows_and_saves_itself(planted, tokens: torch.Tensor, tmp_path: Path):
+    found = probes.upstream(planted, tokens, "L1H1", edges="induction")
+    assert re.search("L0H2 +L1H1 +key .* True\n", repr(found))
+    assert "attention: L1H1 induction 0." in repr(found)
     assert "<table" in found._repr_html_()
     assert len(found.to_pandas()) == len(found.arrows) == len(found.to_dict()["arrows"])
+    found.save(tmp_path / "found.safetensors")
+    loaded = Upstream.load(tmp_path / "found.safetensors")
+    assert (loaded.to_dict(), repr(loaded)) == (found.to_dict(), repr(found))
     assert "replacing that contribution" in found.cite().methods
 
 

@@ -67,7 +67,7 @@ def scan() -> Any:
     known.output_block("L1H0.token").diagonal().fill_(9)
     own = probes.Template("own", lambda tokens: torch.ones(tokens.shape[1], tokens.shape[1]).tril(-1).bool(), NAME)
     return experiments.scan(
-        known, templates=["previous-token", "induction", own], n_sequences=6, verify=True, blocks=True
+        known, templates=["previous-token", "induction", own], n_sequences=6, verify=True, attributions=True
     )
 
 

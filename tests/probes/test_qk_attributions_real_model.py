@@ -1,4 +1,4 @@
-"""Blocks and upstream on SmolLM2-135M-Instruct, the 4-bit file: who feeds its best induction head."""
+"""QK attributions and upstream on SmolLM2-135M-Instruct, the 4-bit file: who feeds its best induction head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tokens(smollm2: Any) -> Any:
 
 
 def test_the_keys_of_the_induction_head_hold_what_the_previous_token_head_wrote(smollm2: Any, tokens: Any):
-    found = probes.blocks(smollm2, tokens, 18, 6, edges="induction", pairs=0)
+    found = probes.qk_attributions(smollm2, tokens, 18, 6, edges="induction", pairs=0)
     assert found.error < 1e-3
     assert len(found.sources) == 1 + 18 * 9 + 18 + 1  # embedding, heads, MLPs, biases
     keys = found.margin("key")

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from einops import einsum
@@ -28,9 +29,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, attention_hook, require_hooks, undisturbed
+from causal_probe.hooks import HookedModel, attention_hook, require_hooks
+from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.values import read_values
-from causal_probe.probes.circuit_weights import CircuitWeights
+from causal_probe.probes.circuit_weights import circuit_weights
 
 __all__ = ["BIAS", "TermReader", "Terms", "head_of", "term_reader"]
 
@@ -84,23 +86,29 @@ class Terms:
         return vectors if self.rotation is None else einsum(vectors, self.rotation, "... pos d, pos d e -> ... pos e")
 
 
-@runtime_checkable
-class TermReader(Protocol):
-    """One head of one model, ready to be taken apart on any tokens."""
+class TermReader(ABC):
+    """One head of one model, ready to be taken apart on any tokens.
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of the sources, in the order in which they write: ``embed``, ``pos_embed``, ``L0H0``, ``L0.mlp``, ..., ``bias``."""
+    Attributes
+    ----------
+    sources
+        Names of the sources, in the order in which they write: ``embed``, ``pos_embed``, ``L0H0``, ``L0.mlp``, ..., ``bias``.
+    d_head
+        Width of a term.
+    """
 
-    @property
-    def d_head(self) -> int:
-        """Width of a term."""
+    sources: tuple[str, ...]
+    d_head: int
 
+    def __init__(self, model: Any, layer: int, head: int) -> None:
+        self.model, self.layer, self.head = model, layer, head
+
+    @abstractmethod
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         """The terms on one batch."""
 
 
-def term_reader(model: HookedModel, layer: int, head: int) -> TermReader:
+def term_reader(model: HookedModel, layer: Any, head: Any = None) -> TermReader:
     """Take one head's scores apart.
 
     Parameters
@@ -109,7 +117,7 @@ def term_reader(model: HookedModel, layer: int, head: int) -> TermReader:
         A TransformerLens model; or one whose stream is a concatenation of named parts, as that of a
         :class:`~causal_probe.models.DisentangledTransformer`, where the parts are the sources.
     layer, head
-        Which head.
+        A layer and a head, counted from 0; or the head alone, as ``"L18H6"`` or ``(18, 6)``.
 
     Raises
     ------
@@ -129,12 +137,13 @@ def term_reader(model: HookedModel, layer: int, head: int) -> TermReader:
     >>> (terms.query[0] @ terms.key[0].mT)[0, 2]   # tokens alone: the last query against all keys
     tensor([7., 0., 7.])
     """
-    require_hooks(model, [attention_hook(layer, "pattern")] if layer < int(model.cfg.n_layers) else [])
-    if not 0 <= layer < int(model.cfg.n_layers):
-        raise CausalProbeError(f"There is no layer {layer}; the model's layers are 0 to {int(model.cfg.n_layers) - 1}.")
-    if hasattr(model, "named_blocks") and hasattr(model, "subspaces"):
-        return _Concatenated(model, layer, head)
-    return _Summed(model, layer, head)
+    require_hooks(model, [])
+    known: Any = model
+    concatenated = hasattr(model, "named_blocks") and hasattr(model, "subspaces")
+    heads = known.heads if concatenated else (int(model.cfg.n_heads),) * int(model.cfg.n_layers)
+    layer, head = find_head(dict(enumerate(heads)), layer, head)
+    require_hooks(model, [attention_hook(layer, "pattern")])
+    return (_Concatenated if concatenated else _Summed)(model, layer, head)
 
 
 def head_of(source: str) -> tuple[int, int] | None:
@@ -150,7 +159,7 @@ def head_of(source: str) -> tuple[int, int] | None:
 # ------------------------------------------------------------------------------------------------------------ ordinary models
 
 
-class _Summed:
+class _Summed(TermReader):
     """A model whose sources add to one stream."""
 
     def __init__(self, model: HookedModel, layer: int, head: int) -> None:
@@ -162,11 +171,9 @@ class _Summed:
                 f"The model's positions ({positions}) enter the scores from outside the stream: no source has written them, and the "
                 "scores are no sum over pairs of sources."
             )
-        with undisturbed(model):
-            weights = CircuitWeights.read(model, None)
-        self.model, self.layer, self.head = model, layer, head
-        self.n_heads = len(weights.W_Q[layer])
-        _check_head(layer, head, self.n_heads)
+        super().__init__(model, layer, head)
+        with circuit_weights(model) as (_, weights):
+            self.n_heads = len(weights.W_Q[layer])
         self.W = {"q": weights.W_Q[layer][head], "k": weights.W_K[layer][head]}
         embeddings = {"embed": "hook_embed"} | ({"pos_embed": "hook_pos_embed"} if positions == "standard" else {})
         mlps = (
@@ -271,12 +278,11 @@ def _half_turns(cos: Float[Tensor, "pos d_turned"], sin: Float[Tensor, "pos d_tu
 # ------------------------------------------------------------------------------------------------------- concatenated streams
 
 
-class _Concatenated:
+class _Concatenated(TermReader):
     """A model whose stream is a concatenation of named parts, and whose query-key products are single matrices A."""
 
     def __init__(self, model: Any, layer: int, head: int) -> None:
-        _check_head(layer, head, int(model.heads[layer]))
-        self.model, self.layer, self.head = model, layer, head
+        super().__init__(model, layer, head)
         self.parts: dict[str, slice] = model.subspaces(layer)
         self.sources = tuple(self.parts)
         self.d_head = max(part.stop for part in self.parts.values())
@@ -296,11 +302,6 @@ class _Concatenated:
 
 
 # -------------------------------------------------------------------------------------------------------------------- checks
-
-
-def _check_head(layer: int, head: int, n_heads: int) -> None:
-    if not 0 <= head < n_heads:
-        raise CausalProbeError(f"There is no head L{layer}H{head}; layer {layer} has {n_heads}.")
 
 
 def _checked(

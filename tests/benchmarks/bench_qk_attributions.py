@@ -38,7 +38,7 @@ def repeated(sequences: int) -> torch.Tensor:
 def test_one_head_on_sixteen_sequences(benchmark: Any, llama: Any) -> None:
     """181 sources, 16 sequences of 128 tokens; beside it the forward through the same layers."""
     tokens = repeated(16)
-    benchmark.pedantic(lambda: probes.blocks(llama, tokens, LAYER, 6, edges="induction", pairs=0), rounds=3)
+    benchmark.pedantic(lambda: probes.qk_attributions(llama, tokens, LAYER, 6, edges="induction", pairs=0), rounds=3)
     start = time.process_time()
     with torch.no_grad():
         for piece in torch.split(tokens, 4):
@@ -55,7 +55,7 @@ def test_memory_does_not_grow_with_sequences(benchmark: Any, llama: Any) -> None
 
     def run() -> None:
         for sequences in (4, 16, 64):
-            probes.blocks(llama, repeated(sequences), LAYER, 6, edges="induction", pairs=0)
+            probes.qk_attributions(llama, repeated(sequences), LAYER, 6, edges="induction", pairs=0)
             (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
             peaks[sequences] = int(line.split()[1]) // 1024
 

@@ -1,6 +1,8 @@
-"""Blocks: the contributions by hand, their sum, groups, pairs alone, streaming, and what is refused."""
+"""QK attributions: the contributions by hand, their sum, groups, pairs alone, streaming, and what is refused."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -11,7 +13,8 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import to_hooked
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes.score_terms import term_reader
+from causal_probe.probes.qk_attributions import QKAttributions
+from causal_probe.probes.qk_terms import term_reader
 from tests import tiny_huggingface, tiny_models
 
 
@@ -41,24 +44,24 @@ def by_hand(model, tokens: torch.Tensor, layer: int, head: int, targets: torch.T
 def test_contributions_by_hand(edges: str):
     model = to_hooked(tiny_huggingface.llama().double())
     tokens = tiny_huggingface.tokens(3, 6) % 4 + 3
-    found = probes.blocks(model, tokens, 1, 3, edges=edges)
+    found = probes.qk_attributions(model, tokens, 1, 3, edges=edges)
     expected = by_hand(model, tokens, 1, 3, probes.template(edges)(tokens))
     assert np.allclose(found.contribution, expected.mean(0), atol=1e-10)
     assert np.allclose(found.stderr, expected.std(0, ddof=1) / np.sqrt(len(expected)), atol=1e-10)
     assert np.isclose(found.total, expected.sum((1, 2)).mean(), atol=1e-10)
-    assert np.allclose(found.by_key[:, 0], expected.sum(1).mean(0), atol=1e-10)
-    assert np.allclose(found.by_query[:, 1], expected.sum(2).std(0, ddof=1) / np.sqrt(len(expected)), atol=1e-10)
-    assert found.sequences == len(expected)
+    assert np.allclose(found.by_key.mean, expected.sum(1).mean(0), atol=1e-10)
+    assert np.allclose(found.by_query.stderr, expected.sum(2).std(0, ddof=1) / np.sqrt(len(expected)), atol=1e-10)
+    assert found.n_sequences == len(expected)
 
 
 def test_score_and_chance_are_those_of_a_scan():
     model = to_hooked(tiny_huggingface.gpt2())
     tokens = tiny_huggingface.tokens(4, 10) % 5 + 3
-    found = probes.blocks(model, tokens, 1, 0, edges="duplicate-token")
+    found = probes.qk_attributions(model, tokens, 1, 0, edges="duplicate-token")
     scanned = probes.scan(model, tokens, templates="duplicate-token").of(1, 0, "duplicate-token")
     assert found.score == pytest.approx(scanned.score, abs=1e-6)
     assert found.chance == pytest.approx(scanned.chance, abs=1e-6)
-    assert (found.rows, found.sequences) == (scanned.rows, scanned.sequences)
+    assert (found.rows, found.n_sequences) == (scanned.rows, scanned.sequences)
 
 
 def test_the_total_is_the_difference_of_the_hooked_scores():
@@ -73,7 +76,9 @@ def test_the_total_is_the_difference_of_the_hooked_scores():
             for b in range(3)
         ]
     )
-    assert probes.blocks(model, tokens, 1, 0, edges="previous-token").total == pytest.approx(expected, abs=1e-4)
+    assert probes.qk_attributions(model, tokens, 1, 0, edges="previous-token").total == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 def test_on_the_disentangled_model_they_are_the_blocks_of_A():
@@ -84,7 +89,7 @@ def test_on_the_disentangled_model_they_are_the_blocks_of_A():
     truth = nx.DiGraph([(0, 2), (1, 4)])
     truth.add_nodes_from(range(5))
     tokens = tiny_models.random_tokens(4, n=5) % 3
-    found = probes.blocks(model, tokens, 0, 0, edges=truth, pairs=4)
+    found = probes.qk_attributions(model, tokens, 0, 0, edges=truth, pairs=4)
     expected = np.mean([block[2, 0] - block[2, [1, 2]].mean(), block[4, 1] - block[4, [0, 2, 3, 4]].mean()])
     assert found.of("position", "position") == pytest.approx(float(expected), abs=1e-12)
     assert found.of("token", "position") == found.of("token", "token") == 0
@@ -98,8 +103,8 @@ def test_the_standard_form_has_the_same_blocks():
     """There the sources are sums of parts: a head's output is what it copied of tokens and of positions."""
     model = tiny_models.disentangled((2, 1), scale=0.3).float()
     tokens = tiny_models.random_tokens(6)
-    parts = probes.blocks(model, tokens, 1, 0, edges="previous-token", sources=lambda part: part.split(".")[0])
-    standard = probes.blocks(model.to_transformer_lens(), tokens, 1, 0, edges="previous-token")
+    parts = probes.qk_attributions(model, tokens, 1, 0, edges="previous-token", sources=lambda part: part.split(".")[0])
+    standard = probes.qk_attributions(model.to_transformer_lens(), tokens, 1, 0, edges="previous-token")
     names = {"token": "embed", "position": "pos_embed", "L0H0": "L0H0", "L0H1": "L0H1"}
     for query in names:
         for key in names:
@@ -110,9 +115,9 @@ def test_the_standard_form_has_the_same_blocks():
 def test_groups_are_sums():
     model = to_hooked(tiny_huggingface.gpt2().double())
     tokens = tiny_huggingface.tokens()
-    split = probes.blocks(model, tokens, 1, 1, edges="previous-token")
-    kinds = probes.blocks(model, tokens, 1, 1, edges="previous-token", sources="kinds")
-    layers = probes.blocks(model, tokens, 1, 1, edges="previous-token", sources="layers")
+    split = probes.qk_attributions(model, tokens, 1, 1, edges="previous-token")
+    kinds = probes.qk_attributions(model, tokens, 1, 1, edges="previous-token", sources="kinds")
+    layers = probes.qk_attributions(model, tokens, 1, 1, edges="previous-token", sources="layers")
     assert kinds.sources == ("embed", "pos_embed", "heads", "MLPs", "bias")
     assert layers.sources == ("embed", "pos_embed", "L0.heads", "L0.mlp", "bias")
     heads = sum(split.of(query, key) for query in ("L0H0", "L0H1") for key in ("L0H0", "L0H1"))
@@ -126,10 +131,10 @@ def test_groups_are_sums():
 def test_the_size_of_the_micro_batch_changes_nothing():
     model = to_hooked(tiny_huggingface.llama())
     tokens = tiny_huggingface.tokens(5)
-    whole = probes.blocks(model, tokens, 1, 0, edges="previous-token")
+    whole = probes.qk_attributions(model, tokens, 1, 0, edges="previous-token")
     for other in (
-        probes.blocks(model, tokens, 1, 0, edges="previous-token", batch_size=2),
-        probes.blocks(model, [tokens[:1], tokens[1:]], 1, 0, edges="previous-token"),
+        probes.qk_attributions(model, tokens, 1, 0, edges="previous-token", batch_size=2),
+        probes.qk_attributions(model, [tokens[:1], tokens[1:]], 1, 0, edges="previous-token"),
     ):
         assert np.allclose(other.contribution, whole.contribution, atol=1e-5)
         assert np.allclose(other.stderr, whole.stderr, atol=1e-5)
@@ -138,7 +143,7 @@ def test_the_size_of_the_micro_batch_changes_nothing():
 def test_a_pair_alone_by_hand():
     model = to_hooked(tiny_huggingface.llama())
     tokens = tiny_huggingface.tokens(4)
-    found = probes.blocks(model, tokens, 1, 2, edges="previous-token", pairs=2)
+    found = probes.qk_attributions(model, tokens, 1, 2, edges="previous-token", pairs=2)
     reader = term_reader(model, 1, 2)
     terms = reader(tokens)
     for pair in found.pairs:
@@ -155,7 +160,7 @@ def test_a_pair_alone_by_hand():
 def test_half_precision_is_judged_by_its_own_rounding():
     tokens = tiny_huggingface.tokens(4)
     exact, rounded = (
-        probes.blocks(to_hooked(model), tokens, 1, 0, edges="previous-token")
+        probes.qk_attributions(to_hooked(model), tokens, 1, 0, edges="previous-token")
         for model in (tiny_huggingface.llama(), tiny_huggingface.llama().bfloat16())
     )
     assert 1e-3 < rounded.error < 0.1
@@ -163,27 +168,36 @@ def test_half_precision_is_judged_by_its_own_rounding():
 
 
 def test_the_first_layer_has_only_embeddings():
-    found = probes.blocks(to_hooked(tiny_huggingface.neox()), tiny_huggingface.tokens(), 0, 0, edges="previous-token")
+    found = probes.qk_attributions(
+        to_hooked(tiny_huggingface.neox()), tiny_huggingface.tokens(), 0, 0, edges="previous-token"
+    )
     assert found.sources == ("embed", "bias")
 
 
 def test_one_sequence_has_no_error():
-    found = probes.blocks(to_hooked(tiny_huggingface.gpt2()), tiny_huggingface.tokens(1), 1, 0, edges="previous-token")
+    found = probes.qk_attributions(
+        to_hooked(tiny_huggingface.gpt2()), tiny_huggingface.tokens(1), 1, 0, edges="previous-token"
+    )
     assert found.stderr is None
     assert found.total_stderr is None
-    assert found.to_dict()["by_key"][0]["stderr"] is None
+    assert found.to_dict()["by_key"]["stderr"] is None
     assert "stderr" in found.to_pandas()
 
 
-def test_it_shows_itself():
+def test_it_shows_and_keeps_itself(tmp_path: Path):
     model = to_hooked(tiny_huggingface.gpt2())
-    found = probes.blocks(model, tiny_huggingface.tokens(), 1, 0, edges="previous-token")
-    assert repr(found).startswith("Blocks of L1H0 of ")
+    found = probes.qk_attributions(model, tiny_huggingface.tokens(), 1, 0, edges="previous-token")
+    assert repr(found).startswith("QKAttributions of L1H0 of ")
     assert "<table" in found._repr_html_()
     assert found.heatmap(3).shape == (3, 3)
     assert found.margin("key")["contribution"].sum() == pytest.approx(found.total, abs=1e-5)
     assert "frozen" not in found.cite().methods
     assert "held fixed" in found.cite().methods
+    found.save(tmp_path / "found.safetensors")
+    loaded = QKAttributions.load(tmp_path / "found.safetensors")
+    assert (loaded.to_dict(), repr(loaded)) == (found.to_dict(), repr(found))
+    assert np.array_equal(loaded.pairs[0].scores, found.pairs[0].scores)
+    assert "scores" not in found.to_dict()["pairs"][0]
     assert found.to_dict()["contribution"][0][0] == pytest.approx(found.of("embed", "embed"))
 
 
@@ -191,23 +205,26 @@ def test_bad_input():
     model = to_hooked(tiny_huggingface.gpt2())
     tokens = tiny_huggingface.tokens()
     with pytest.raises(CausalProbeError, match=r"No row of these sequences has an edge of 'induction'"):
-        probes.blocks(model, torch.arange(3, 12)[None], 1, 0, edges="induction")
+        probes.qk_attributions(model, torch.arange(3, 12)[None], 1, 0, edges="induction")
     with pytest.raises(CausalProbeError, match=r"no template 'inductoin'; did you mean 'induction'"):
-        probes.blocks(model, tokens, 1, 0, edges="inductoin")
+        probes.qk_attributions(model, tokens, 1, 0, edges="inductoin")
     with pytest.raises(CausalProbeError, match=r"can't be put together by 'all'; choose split, layers, kinds"):
-        probes.blocks(model, tokens, 1, 0, edges="induction", sources="all")
+        probes.qk_attributions(model, tokens, 1, 0, edges="induction", sources="all")
     with pytest.raises(CausalProbeError, match=r"There are no sequences"):
-        probes.blocks(model, tokens[:0], 1, 0, edges="induction")
+        probes.qk_attributions(model, tokens[:0], 1, 0, edges="induction")
     with pytest.raises(CausalProbeError, match=r"can't be negative; it is -1"):
-        probes.blocks(model, tokens, 1, 0, edges="induction", pairs=-1)
-    found = probes.blocks(model, tokens, 1, 0, edges="previous-token")
+        probes.qk_attributions(model, tokens, 1, 0, edges="induction", pairs=-1)
+    with pytest.raises(CausalProbeError, match=r"There is no head L5H0. Heads, counted from 0: layer 0: 2, layer 1: 2"):
+        probes.qk_attributions(model, tokens, "L5H0", edges="induction")
+    found = probes.qk_attributions(model, tokens, -1, 0, edges="previous-token")
+    assert repr(probes.qk_attributions(model, tokens, "L1H0", edges="previous-token")) == repr(found)
     with pytest.raises(CausalProbeError, match=r"There is no source 'L9H9'; there are embed"):
         found.of("L9H9", "embed")
     with pytest.raises(CausalProbeError, match=r"two sides, 'query' and 'key'; found 'value'"):
         found.margin("value")
 
 
-@pytest.mark.parametrize("probe", [probes.blocks, probes.upstream])
+@pytest.mark.parametrize("probe", [probes.qk_attributions, probes.upstream])
 def test_sequences_beyond_the_context_of_a_rotary_model(probe):
     model = to_hooked(tiny_huggingface.llama())
     long = tiny_huggingface.tokens(2, tiny_huggingface.N_CTX + 1)

@@ -10,7 +10,7 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import to_hooked
-from causal_probe.probes.score_terms import term_reader
+from causal_probe.probes.qk_terms import term_reader
 from tests import tiny_huggingface, tiny_models
 
 ROTARY = {"neox", "llama"}
@@ -108,9 +108,9 @@ def test_the_parts_of_a_concatenated_stream_are_the_blocks_of_A():
 def test_scores_that_are_no_sum_are_refused():
     with pytest.raises(CausalProbeError, match=r"alibi.*no source has written them"):
         term_reader(to_hooked(tiny_huggingface.bloom()), 1, 0)
-    with pytest.raises(CausalProbeError, match=r"There is no layer 2; the model's layers are 0 to 1"):
+    with pytest.raises(CausalProbeError, match=r"There is no head L2H0. Heads, counted from 0: layer 0: 2, layer 1: 2"):
         term_reader(to_hooked(tiny_huggingface.gpt2()), 2, 0)
-    with pytest.raises(CausalProbeError, match=r"There is no head L1H2; layer 1 has 2"):
+    with pytest.raises(CausalProbeError, match=r"There is no head L1H2. Heads, counted from 0"):
         term_reader(to_hooked(tiny_huggingface.gpt2()), 1, 2)
 
 

@@ -1,0 +1,110 @@
+"""The rows of attention that a template scores, batch by batch: those with an edge, and another key to tell it from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import context_length, describe
+from causal_probe.hooks.record import token_batches
+from causal_probe.probes.qk_terms import TermReader, Terms
+from causal_probe.probes.templates import Template
+
+__all__ = ["ScoredBatch", "contrast", "micro_batches", "scored_batches"]
+
+#: As many sequences are taken apart at once as make so many numbers (128 MiB in single precision).
+NUMBERS = 2**25
+
+
+class ScoredBatch(NamedTuple):
+    """One batch, a head's terms on it, and its scored rows.
+
+    Attributes
+    ----------
+    terms
+        The head's terms.
+    targets, weights
+        What :func:`contrast` gives.
+    n_rows, used
+        By sequence, the number of its scored rows, and whether there is any.
+    """
+
+    terms: Terms
+    targets: Bool[Tensor, "_batch query key"]
+    weights: Float[Tensor, "_batch query key"]
+    n_rows: Int[Tensor, " _batch"]
+    used: Bool[Tensor, " _batch"]
+
+
+def scored_batches(reader: TermReader, batches: Iterable[Tensor], template: Template) -> Iterator[ScoredBatch]:
+    """Take a head apart on each batch.
+
+    Raises
+    ------
+    CausalProbeError
+        At the end, if no row was scored.
+    """
+    scored = 0
+    for batch in batches:
+        targets, weights = contrast(template, batch)
+        n_rows = targets.any(-1).sum(-1)
+        scored += int(n_rows.sum())
+        yield ScoredBatch(reader(batch), targets, weights, n_rows, n_rows > 0)
+    if not scored:
+        raise CausalProbeError(
+            f"No row of these sequences has an edge of {template.name!r} and another visible key, so there is nothing to take apart. Give "
+            "sequences in which the edges occur."
+        )
+
+
+def micro_batches(reader: TermReader, tokens: Any, batch_size: int | None) -> list[Int[Tensor, "batch pos"]]:
+    """The sequences, on the model's device, in pieces that can be taken apart at once.
+
+    Raises
+    ------
+    CausalProbeError
+        If there are none, they are not tokens of one length, or longer than the model's context: one with rotary positions would run
+        on them all the same.
+    """
+    device = describe(reader.model)["device"] or "cpu"
+    batches = [batch.to(device) for batch in token_batches(tokens, batch_size)]
+    if not sum(map(len, batches)):
+        raise CausalProbeError("There are no sequences. Give tokens [batch, pos], or batches of them.")
+    if lengths := {batch.shape[1] for batch in batches} - {batches[0].shape[1]}:
+        raise CausalProbeError(
+            f"Sequences must be of one length; theirs are {sorted({batches[0].shape[1], *lengths})}."
+        )
+    longest = context_length(reader.model)
+    if longest is not None and batches[0].shape[1] > longest:
+        raise CausalProbeError(
+            f"The sequences have {batches[0].shape[1]} tokens, and the model's context holds {longest}: shorten them."
+        )
+    if batch_size is not None:
+        return batches
+    size = max(1, NUMBERS // (4 * len(reader.sources) * batches[0].shape[1] * reader.d_head))
+    return [piece for batch in batches for piece in torch.split(batch, size)]
+
+
+def contrast(
+    template: Template, tokens: Int[Tensor, "batch pos"]
+) -> tuple[Bool[Tensor, "batch query key"], Float[Tensor, "batch query key"]]:
+    """The targets on the scored rows, and the weights with which a row's scores make "on an edge less on the others".
+
+    A row is scored if it has a target and sees a key that is none. The weights of a scored row sum to 0, those of another are 0.
+
+    >>> from causal_probe.probes import template
+    >>> contrast(template("previous-token"), torch.tensor([[5, 6, 7]]))[1][0].tolist()
+    [[0.0, 0.0, 0.0], [1.0, -1.0, 0.0], [-0.5, 1.0, -0.5]]
+    """
+    targets = template(tokens)
+    visible = torch.ones_like(targets).tril()
+    others = visible & ~targets
+    scored = (targets.any(-1) & others.any(-1))[..., None]
+    targets, others = targets & scored, others & scored
+    weights = targets / targets.sum(-1, keepdim=True).clamp(min=1) - others / others.sum(-1, keepdim=True).clamp(min=1)
+    return targets, weights
