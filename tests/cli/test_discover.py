@@ -59,7 +59,7 @@ def test_folder_and_report(classifier: Path, tmp_path: Path, capsys: pytest.Capt
         str(out),
     )
     assert code == 0
-    assert "layer 1, 2 graphs over 8 nodes, icd at alpha 0.01 with 100 samples" in shown
+    assert "layer 1, 2 graphs over 8 nodes, icd at level 0.01 with 100 samples" in shown
     assert "Decision at '[CLS]'" in shown
     content = json.loads((out / "discovery.json").read_text(encoding="utf-8"))
     assert sorted(content["files"]) == sorted(path.name for path in out.iterdir())
