@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import networkx as nx
+import torch
 
 from tests.numbers.calls import Numbers
 
@@ -235,13 +236,15 @@ def of_estimate(found: Any) -> Numbers:
     yield found.value, found.stderr, found.p_value
 
 
-def of_blocks(found: Any) -> Numbers:
+def of_qk_attributions(found: Any) -> Numbers:
     """The sources of a head's scores."""
     yield found.contribution
     yield found.stderr
-    yield found.total, found.total_stderr, found.score, found.chance, found.rows, found.sequences, found.error
-    yield found.by_query
-    yield found.by_key
+    yield found.total, found.total_stderr, found.score, found.chance, found.rows, found.n_sequences, found.error
+    for side in (found.by_query, found.by_key):
+        yield torch.stack(
+            [side.mean, torch.full_like(side.mean, torch.nan) if side.stderr is None else side.stderr], -1
+        )
     for pair in found.pairs:
         yield pair.hits, pair.stderr
         yield pair.scores
@@ -268,7 +271,7 @@ def of_model_scan(found: Any) -> Numbers:
         yield from of_sequence_comparison(its.comparison)
         yield from of_sequence_graphs(its.shown)
     for circuit in found.circuits:
-        yield from of_blocks(circuit.blocks)
+        yield from of_qk_attributions(circuit.attributions)
         yield from of_upstream(circuit.upstream)
     if found.intervals is not None:
         yield from of_intervals(found.intervals)

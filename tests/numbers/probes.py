@@ -20,7 +20,6 @@ from tests import tiny_huggingface, tiny_models
 from tests.numbers.calls import Numbers, call
 from tests.numbers.fields import (
     of_attention_graph,
-    of_blocks,
     of_comparison,
     of_correlation,
     of_edge_effects,
@@ -31,6 +30,7 @@ from tests.numbers.fields import (
     of_learned,
     of_match,
     of_moments,
+    of_qk_attributions,
     of_scores,
     of_sequence_comparison,
     of_sequence_graphs,
@@ -134,10 +134,10 @@ def scored_patterns() -> Numbers:
 def verify() -> Numbers:
     model = induction_model()
     scores = probes.scan(model, n_sequences=6)
-    yield from of_verification(probes.verify(scores, model, sequences=4, random_sets=10))
+    yield from of_verification(probes.verify(scores, model, n_sequences=4, random_sets=10))
     yield from of_verification(
         probes.verify(
-            scores, model, templates=["induction"], measure=probes.next_token([20, 22]), sequences=4, random_sets=5
+            scores, model, templates=["induction"], measure=probes.next_token([20, 22]), n_sequences=4, random_sets=5
         )
     )
 
@@ -148,7 +148,7 @@ def verify_hugging_face() -> Numbers:
     scores = probes.scan(model, n_sequences=6)
     rule = probes.Rule(level=0.5, minimum_excess=-1.0, minimum_effect=-1.0)
     yield from of_verification(
-        probes.verify(scores, model, templates=["previous-token"], rule=rule, sequences=4, random_sets=4)
+        probes.verify(scores, model, templates=["previous-token"], rule=rule, n_sequences=4, random_sets=4)
     )
 
 
@@ -234,24 +234,26 @@ def edge_effects() -> Numbers:
 
 
 @call
-def blocks() -> Numbers:
+def qk_attributions() -> Numbers:
     tokens = probes.repeated_tokens(induction_model(), n_sequences=6).tokens
-    yield from of_blocks(probes.blocks(induction_model(), tokens, 1, 0, edges="induction"))
+    yield from of_qk_attributions(probes.qk_attributions(induction_model(), tokens, 1, 0, edges="induction"))
     own = tiny_models.random_tokens(6)
-    found = probes.blocks(tiny_models.disentangled(), own, 1, 0, edges=FOREST)
-    yield from of_blocks(found)
+    found = probes.qk_attributions(tiny_models.disentangled(), own, 1, 0, edges=FOREST)
+    yield from of_qk_attributions(found)
     for pair in found.pairs:
         yield from of_graph(pair.graph)
         yield from of_comparison(pair.compare(FOREST))
     for kind in ("gpt2", "llama", "neox"):
         tokens = tiny_huggingface.tokens(4, 8).repeat(1, 2)
-        yield from of_blocks(probes.blocks(hugging_face(kind), tokens, 1, 1, edges="induction", batch_size=3))
+        yield from of_qk_attributions(
+            probes.qk_attributions(hugging_face(kind), tokens, 1, 1, edges="induction", batch_size=3)
+        )
 
 
 @call
-def blocks_of_a_native_model() -> Numbers:
+def qk_attributions_of_a_native_model() -> Numbers:
     model, tokens = tiny_models.transformer_lens(), tiny_models.random_tokens(6)
-    yield from of_blocks(probes.blocks(model, tokens, 1, 1, edges="previous-token"))
+    yield from of_qk_attributions(probes.qk_attributions(model, tokens, 1, 1, edges="previous-token"))
 
 
 @call
@@ -297,7 +299,7 @@ def head_weights_hugging_face() -> Numbers:
 def in_context_score() -> Numbers:
     for build in tiny_models.MODELS.values():
         found = probes.in_context_score(build(), tiny_models.random_tokens(9), early=2, late=5, batch_size=4)
-        yield found.score, found.stderr, found.sequences
+        yield found.score, found.stderr, found.n_sequences
         for its in (found, found.merge(found)):
             yield from of_moments(its.losses)
             yield from of_moments(its.difference)
@@ -382,8 +384,8 @@ def learners() -> Numbers:
     yield from of_correlation(output_correlation(outputs))
     yield data_with_correlation(made.matrix, 20)
     for learn in (pc, icd, ordered_icd):
-        yield from of_learned(learn(FisherZ(made.matrix, samples=200, alpha=0.05)))
-    yield from of_learned(fci(FisherZ(made.matrix, samples=200, alpha=0.05)))
+        yield from of_learned(learn(FisherZ(made.matrix, samples=200, level=0.05)))
+    yield from of_learned(fci(FisherZ(made.matrix, samples=200, level=0.05)))
 
 
 @call
@@ -413,7 +415,7 @@ def explain() -> Numbers:
         each.append(explained)
         for name in sorted(explained):
             yield from of_explanation(explained[name])
-    yield probes.summarise(each).table.to_numpy(dtype=float)
+    yield probes.summarise(each).to_pandas().to_numpy(dtype=float)
 
 
 @call

@@ -117,7 +117,7 @@ def recover_from_tokens() -> Numbers:
 @call
 def study_scan() -> Numbers:
     """With everything that can be asked for."""
-    yield from of_model_scan(experiments.scan(induction_model(), n_sequences=6, verify=True, blocks=True))
+    yield from of_model_scan(experiments.scan(induction_model(), n_sequences=6, verify=True, attributions=True))
 
 
 @call
@@ -128,7 +128,7 @@ def study_scan_transformer_lens() -> Numbers:
             templates=["previous-token", "offset-2"],
             n_sequences=6,
             period=3,
-            blocks=True,
+            attributions=True,
         )
     )
 
@@ -233,7 +233,7 @@ def explain_sessions() -> Numbers:
     yield from _of_explanations(found)
     yield found.planted
     yield found.decides
-    for share in (found.cause_decides, *(found.with_cause(method) for method in found.summary.table.index)):
+    for share in (found.cause_decides, *(found.with_cause(method) for method in found.summary.by_method)):
         assert share is not None
         yield share.share, share.low, share.high
 
@@ -276,7 +276,7 @@ def explain_sentiment() -> Numbers:
 
 def _of_explanations(found: Any) -> Numbers:
     yield found.accuracy
-    yield found.summary.table.to_numpy(dtype=float)
+    yield found.summary.to_pandas().to_numpy(dtype=float)
     for each in found.explanations:
         for name in sorted(each):
             yield from of_explanation(each[name])
