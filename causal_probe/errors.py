@@ -1,8 +1,10 @@
-"""The one exception of the package."""
+"""The one exception and the one warning of the package."""
 
 from __future__ import annotations
 
-__all__ = ["CausalProbeError"]
+import os
+
+__all__ = ["CausalProbeError", "CausalProbeWarning", "show_path"]
 
 
 class CausalProbeError(ValueError):
@@ -11,3 +13,20 @@ class CausalProbeError(ValueError):
     The message is one paragraph that says what was asked, what was found and what to do about it. The command
     line prints it alone, without a traceback, and exits with code 2.
     """
+
+
+class CausalProbeWarning(UserWarning):
+    """Given with :func:`warnings.warn` where work goes on, on something that is rarely meant.
+
+    The command line prints the message alone, on standard error.
+    """
+
+
+def show_path(path: str | os.PathLike[str]) -> str:
+    """A path or name as a message names it: the middle of one that no file system would take is left out.
+
+    >>> show_path("mine.json"), len(show_path("x" * 5000))
+    ('mine.json', 203)
+    """
+    name = os.fspath(path)
+    return name if len(name) <= 1000 else f"{name[:100]}...{name[-100:]}"

@@ -12,7 +12,7 @@ import typer
 
 from causal_probe import __version__
 from causal_probe.cli.commands import INTERRUPTED, commands, in_flags
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, CausalProbeWarning
 
 __all__ = ["app", "main"]
 
@@ -44,12 +44,18 @@ for _name, _function in commands():
     app.command(_name)(_function)
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    typer.echo(f"Warning: {in_flags(str(message))}", err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0, 2 for input that can't be worked with, 130 when interrupted."""
     # Before torch is imported: its threads wait for each other by spinning, which on a busy machine costs more than the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A user of the command can do nothing about the warnings of the libraries below.
+    # A user of the command can do nothing about the warnings of the libraries below; ours are a line each.
     warnings.simplefilter("ignore")
+    warnings.simplefilter("always", CausalProbeWarning)
+    warnings.showwarning = _show_warning
     try:
         status = app(
             args=None if arguments is None else list(arguments), prog_name="causal-probe", standalone_mode=False

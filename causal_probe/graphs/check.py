@@ -16,8 +16,12 @@ from typing import Any
 import networkx as nx
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.results import to_jsonable
 
 __all__ = ["check_graph", "parent_lists"]
+
+#: The most nodes of a graph, and the most edges: at some 500 bytes each, networkx takes 1 GB for as many.
+LARGEST = 2**20
 
 #: How many offenders of one kind a message names before it only counts the rest.
 NAMED = 50
@@ -63,6 +67,35 @@ its child.
     problems = find_problems(graph, nodes=nodes, max_parents=max_parents)
     if problems:
         raise CausalProbeError(f"The graph can't be used: {'; '.join(problems)}. {RULE}")
+
+
+def check_size(n: int, *, what: str = "nodes") -> None:
+    """Raise where a graph would have more nodes or edges than :data:`LARGEST`, before any memory is taken for it."""
+    if n > LARGEST:
+        raise CausalProbeError(
+            f"A graph of {n:,} {what} was asked for; a graph over positions has at most {LARGEST:,}."
+        )
+
+
+def data_problems(graph: nx.DiGraph) -> list[str]:
+    """What the data of a graph, its nodes and its edges hold that no result can keep: NaN, infinities, and what JSON has no form for."""
+    owners: list[tuple[str, Any]] = [("the graph", graph.graph)]
+    owners += [(f"node {show_node(node)}", data) for node, data in graph.nodes(data=True) if data]
+    owners += [(f"the edge {show_edge((u, v))}", data) for u, v, data in graph.edges(data=True) if data]
+    return [
+        f"{owner} has {name!r}: {_short.repr(value)}"
+        for owner, data in owners
+        for name, value in data.items()
+        if not _is_plain(value)
+    ]
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        to_jsonable(value)
+    except (CausalProbeError, TypeError, RecursionError):
+        return False
+    return True
 
 
 def parent_lists(graph: nx.DiGraph) -> tuple[tuple[int, ...], ...]:
@@ -122,14 +155,18 @@ def _edge_problems(graph: nx.DiGraph, max_parents: int | None) -> list[str]:
         problems.append(f"self loops at {listing(loops, show_node)}")
     if cycles := [_cycle(graph, knot) for knot in nx.strongly_connected_components(graph) if len(knot) > 1]:
         problems.append(f"a cycle in {listing(cycles)}")
-    backward = [(u, v) for u, v in graph.edges if is_integer(u) and is_integer(v) and u > v]
-    if backward:
-        problems.append(f"the parent comes after its child in {listing(sorted(backward), show_edge)}")
+    if backward := backward_edges(graph):
+        problems.append(f"the parent comes after its child in {listing(backward, show_edge)}")
     if max_parents is not None:
         crowded = [f"{show_node(node)} ({degree})" for node, degree in graph.in_degree if degree > max_parents]
         if crowded:
             problems.append(f"more than {max_parents} parents at {listing(crowded)}")
     return problems
+
+
+def backward_edges(graph: nx.DiGraph) -> list[tuple[Any, Any]]:
+    """The edges between integers whose parent comes after its child, ascending."""
+    return sorted((u, v) for u, v in graph.edges if is_integer(u) and is_integer(v) and u > v)
 
 
 def _cycle(graph: nx.DiGraph, knot: Iterable[Any]) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import networkx as nx
 
-from causal_probe.errors import CausalProbeError
-from causal_probe.graphs.check import check_graph
+from causal_probe.errors import CausalProbeError, CausalProbeWarning, show_path
+from causal_probe.graphs.check import check_graph, data_problems, listing
 from causal_probe.graphs.families import chain, lag, pairs, random_forest, two_parent_tree
 from causal_probe.graphs.files import file_form, read_graph
 from causal_probe.graphs.randomness import numpy_generator
@@ -81,7 +82,13 @@ def choose_graph(
     Raises
     ------
     CausalProbeError
-        If the name is no family and no file, ``n_positions`` is too small or disagrees with the graph, or the file is not a graph.
+        If the name is no family and no file, ``n_positions`` is too small or disagrees with the graph, the file is not a graph, or the
+        graph's data can't be kept in a result (NaN, say).
+
+    Warns
+    -----
+    CausalProbeWarning
+        If the graph has no edge: all nodes are roots, and there is nothing to recover.
 
     Examples
     --------
@@ -92,14 +99,29 @@ def choose_graph(
         raise CausalProbeError(
             f"`n_positions` is {n_positions}. A task needs at least 2: a context and the query that ends it."
         )
+    found = _choose(graph, n_positions, root_probability, seed)
+    if not found.number_of_edges():
+        warnings.warn(
+            f"The graph has no edge: all its {len(found)} nodes are roots, and there is nothing to recover.",
+            CausalProbeWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _choose(
+    graph: str | os.PathLike[str] | nx.DiGraph, n_positions: int | None, root_probability: float, seed: int
+) -> nx.DiGraph:
     if isinstance(graph, nx.DiGraph):
         return _checked(graph, n_positions)
     for name, family in FAMILIES.items():
-        if match := re.fullmatch(name.replace("K", r"([1-9]\d*)"), os.fspath(graph)):
+        if match := re.fullmatch(name.replace("K", r"([1-9]\d{0,17})"), os.fspath(graph)):
             number = int(match[1]) if match.groups() else None
             return family.build(N_POSITIONS if n_positions is None else n_positions, number, root_probability, seed)
-    if not Path(graph).exists():
-        raise CausalProbeError(f"{str(graph)!r} is neither a family of graphs ({', '.join(FAMILIES)}) nor a file.")
+    if not os.path.exists(os.path.expanduser(graph)):
+        raise CausalProbeError(
+            f"{show_path(graph)!r} is neither a family of graphs ({', '.join(FAMILIES)}) nor a file."
+        )
     return _read(Path(graph), n_positions)
 
 
@@ -108,7 +130,7 @@ def _read(path: Path, n_positions: int | None) -> nx.DiGraph:
         return _checked(read_graph(path), n_positions)
     if n_positions is None:
         raise CausalProbeError(
-            f"{path} is an edge list, which does not say how many nodes there are. Say how many positions the model sees "
+            f"{show_path(path)} is an edge list, which does not say how many nodes there are. Say how many positions the model sees "
             "with `n_positions`: T - 1 nodes for a tree, T + 1 where some node has several parents."
         )
     # Which of the two it is shows only once it is read; the larger number fits both.
@@ -118,6 +140,10 @@ def _read(path: Path, n_positions: int | None) -> nx.DiGraph:
 
 def _checked(graph: nx.DiGraph, n_positions: int | None) -> nx.DiGraph:
     check_graph(graph)
+    if problems := data_problems(graph):
+        raise CausalProbeError(
+            f"The graph can't be kept in a result: {listing(problems)}. Remove that, or give finite numbers."
+        )
     fixed = len(graph) + (-1 if _has_several_parents(graph) else 1)
     if n_positions is not None and n_positions != fixed:
         raise CausalProbeError(

@@ -182,7 +182,7 @@ def compare(
         The evidence behind ``predicted``, larger for an edge: a square array ``[child, parent]`` indexed by the nodes, or a
         DiGraph whose edges carry ``weight`` (a pair without an edge weighs 0, as in :func:`networkx.to_numpy_array`). Only
         AUROC and average precision use it. They run over all pairs parent < child of the compared children and all nodes.
-        What an array holds elsewhere is not looked at.
+        What an array holds elsewhere is looked at only where these are all the same, to recognise ``[parent, child]``.
     children
         Compare only the edges into these nodes. All nodes by default.
     reversal_cost
@@ -204,7 +204,7 @@ def compare(
         If a graph is undirected, a multigraph or has a self loop; if the names of the nodes are of several kinds, or
         ``children`` is not among them; if ``reversal_cost`` is neither 1 nor 2; or if ``weights`` are given and do not fit:
         nodes that are not non-negative integers, a true edge whose parent comes after its child, an array of another shape,
-        an edge without a weight, a compared pair whose weight is not finite.
+        an edge without a weight, a compared pair whose weight is not finite, weights the other way round, ``[parent, child]``.
 
     References
     ----------
@@ -391,6 +391,13 @@ def _rank(
         undefined.update(dict.fromkeys(names, "no compared node has a node before it"))
         return None, None, None
     values = _weights_of(compared, weights)
+    if len(np.unique(values)) == 1 < len(values):
+        behind = _weights_of(compared, weights, turned=True)
+        if len(np.unique(behind[np.isfinite(behind)])) > 1:
+            raise CausalProbeError(
+                "The weights are the same for every pair that is compared, and differ for the pairs the other way round: they stand as "
+                "[parent, child], as networkx.to_numpy_array gives them. Give [child, parent], their transpose."
+            )
     if not np.isfinite(values).all():
         wrong = [pair for pair, value in zip(compared, values, strict=True) if not np.isfinite(value)]
         raise CausalProbeError(
@@ -422,13 +429,14 @@ def _check_ordered(nodes: tuple[Any, ...], true: set[Edge]) -> None:
         )
 
 
-def _weights_of(compared: list[Edge], weights: Any) -> NDArray[np.float64]:
-    """The weight of each pair (parent, child), as float64."""
+def _weights_of(compared: list[Edge], weights: Any, *, turned: bool = False) -> NDArray[np.float64]:
+    """The weight of each pair (parent, child), as float64; ``turned``: as if it were (child, parent)."""
     if isinstance(weights, nx.Graph):
         _check_comparable("weights", weights)
         if bare := [edge for edge in weights.edges if "weight" not in weights.edges[edge]]:
             raise CausalProbeError(f"The edges {listing(bare, show_edge)} of weights carry no 'weight'.")
-        values = [weights.edges[pair]["weight"] if pair in weights.edges else 0.0 for pair in compared]
+        pairs = [pair[::-1] for pair in compared] if turned else compared
+        values = [weights.edges[pair]["weight"] if pair in weights.edges else 0.0 for pair in pairs]
         return _as_floats(values)
     array = _as_floats(weights)
     size = max(child for _, child in compared) + 1
@@ -437,7 +445,7 @@ def _weights_of(compared: list[Edge], weights: Any) -> NDArray[np.float64]:
             f"weights has the shape {array.shape}. It must be a square array [child, parent] over at least {size} nodes."
         )
     parents, children = np.array(compared).T
-    values_of_pairs: NDArray[np.float64] = array[children, parents]
+    values_of_pairs: NDArray[np.float64] = (array.T if turned else array)[children, parents]
     return values_of_pairs
 
 

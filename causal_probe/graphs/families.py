@@ -7,13 +7,14 @@ Each returns a plain :class:`networkx.DiGraph` whose edges go from parent to chi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, SupportsIndex
 
 import networkx as nx
 import numpy as np
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.graphs.check import is_integer, listing, show_node
+from causal_probe.graphs.check import LARGEST, check_size, is_integer, listing, show_node
 
 __all__ = ["chain", "from_parents", "lag", "pairs", "random_dag", "random_forest", "two_parent_tree"]
 
@@ -128,6 +129,7 @@ def random_dag(n: int, *, parents: int, seed: int | np.random.Generator) -> nx.D
     """
     _check_size(n)
     _check_size(parents, name="parents")
+    check_size(int(n) * min(int(parents), int(n)), what="edges")
     generator = _generator(seed)
     return from_parents([generator.choice(i, size=min(parents, i), replace=False) if i else None for i in range(n)])
 
@@ -171,7 +173,9 @@ def from_parents(parents: Iterable[SupportsIndex | Iterable[SupportsIndex] | Non
     """
     if isinstance(parents, str) or not isinstance(parents, Iterable):
         raise CausalProbeError(f"parents is {show_node(parents)}. It must hold one entry per node.")
-    entries = [_listed(entry) for entry in parents]
+    entries = [_listed(entry) for entry in islice(parents, LARGEST + 1)]
+    check_size(len(entries))
+    check_size(sum(map(len, entries)), what="edges")
     wrong = [
         f"{node} has {listing(entry, show_node)}"
         for node, entry in enumerate(entries)
@@ -204,7 +208,9 @@ def _listed(entry: Any) -> list[Any]:
 
 def _check_size(value: Any, *, name: str = "n") -> None:
     if not is_integer(value) or value < 1:
-        raise CausalProbeError(f"{name} is {value!r}. It must be an integer of at least 1.")
+        raise CausalProbeError(f"{name} is {show_node(value)}. It must be an integer of at least 1.")
+    if name == "n":
+        check_size(value)
 
 
 def _generator(seed: Any) -> np.random.Generator:

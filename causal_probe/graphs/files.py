@@ -23,8 +23,18 @@ from xml.parsers import expat
 
 import networkx as nx
 
-from causal_probe.errors import CausalProbeError
-from causal_probe.graphs.check import RULE, check_graph, find_problems, is_integer, listing, show_edge, show_node
+from causal_probe.errors import CausalProbeError, show_path
+from causal_probe.graphs.check import (
+    RULE,
+    check_graph,
+    check_size,
+    data_problems,
+    find_problems,
+    is_integer,
+    listing,
+    show_edge,
+    show_node,
+)
 from causal_probe.results import write_json
 
 __all__ = ["file_form", "read_graph", "write_graph"]
@@ -34,6 +44,35 @@ LARGEST_FILE = 2**26
 
 #: What a file of GraphML is called.
 GRAPHML = (".graphml", ".xml")
+
+#: What other forms are called: their text may look like an edge list.
+OTHER_FORMS = {
+    ".dot": "DOT",
+    ".gv": "DOT",
+    ".csv": "a table",
+    ".tsv": "a table",
+    ".parquet": "a table",
+    ".npy": "an array",
+    ".npz": "an array",
+    ".gml": "GML",
+    ".gexf": "GEXF",
+    ".adjlist": "an adjacency list",
+    ".net": "Pajek's form",
+    ".graph6": "graph6",
+    ".g6": "graph6",
+    ".yaml": "YAML",
+    ".yml": "YAML",
+    ".jsonl": "JSON lines",
+    ".pkl": "a pickle",
+}
+OTHER_STARTS = {
+    "DOT": re.compile(r"(strict\s+)?(di)?graph\b(?!\s*\[)", re.ASCII | re.IGNORECASE),
+    "GML": re.compile(r"(creator\b.*\s+)?graph\s*\[", re.ASCII | re.IGNORECASE),
+    "a table": re.compile(r"[^\s#]*[,;][^\n]*$", re.MULTILINE),
+}
+
+#: How deep elements of a file may lie in each other; a graph's lie four deep.
+DEEPEST = 100
 
 #: Characters of the longest data of an edge in an edge list. Python's parser takes no harm from so few, whatever they are.
 LONGEST_DATA = 1000
@@ -54,7 +93,8 @@ def read_graph(path: str | os.PathLike[str], *, nodes: int | None = None) -> nx.
         Nodes are named by integers or integer strings. JSON that does not say ``directed`` is read as directed.
     nodes
         The number of nodes. An edge list needs it, and the nodes that it does not mention are roots. JSON and GraphML
-        list their nodes, and a number that disagrees is an error.
+        list their nodes, and a number that disagrees is an error. An edge list without any edge is refused: a file that is empty by
+        mistake looks like that.
 
     Returns
     -------
@@ -91,7 +131,7 @@ def read_graph(path: str | os.PathLike[str], *, nodes: int | None = None) -> nx.
             return _build(_parse_graphml(content), expected=nodes)
         return _build(_parse_edge_list(content, nodes))
     except _Unfit as unfit:
-        raise CausalProbeError(f"{os.fspath(path)} can't be used as a graph: {unfit}") from unfit.__cause__
+        raise CausalProbeError(f"{show_path(path)} can't be used as a graph: {unfit}") from unfit.__cause__
 
 
 def file_form(path: str | os.PathLike[str]) -> Literal["JSON", "GraphML", "an edge list"]:
@@ -146,6 +186,13 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     write_json(path, _in_order(graph))
 
 
+#: What is said of a form that is known and not read.
+NOT_READ = (
+    "it is {}, a form that isn't read. Read it with networkx and give the graph, or write it with networkx.node_link_data as JSON, "
+    "networkx.write_graphml or networkx.write_edgelist."
+)
+
+
 class _Unfit(Exception):
     """What is wrong with a file; the message goes on from the file's name."""
 
@@ -161,20 +208,25 @@ class _Listed:
 
 def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
-        with open(path, "rb") as file:
+        name = os.path.expanduser(path)
+        if os.path.exists(name) and not (os.path.isfile(name) or os.path.isdir(name)):
+            raise OSError(None, "it is no file, and reading it might never end")  # a pipe, say
+        with open(name, "rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or str(error)
-        raise CausalProbeError(f"Can't read the graph file {os.fspath(path)!r}: {reason}.") from error
+        raise CausalProbeError(f"Can't read the graph file {show_path(path)!r}: {reason}.") from error
     if len(content) > LARGEST_FILE:
         raise CausalProbeError(
-            f"The graph file {os.fspath(path)} is larger than {LARGEST_FILE // 2**20} MiB. A graph over positions is far smaller."
+            f"The graph file {show_path(path)} is larger than {LARGEST_FILE // 2**20} MiB. A graph over positions is far smaller."
         )
     return content
 
 
 def _form(path: str | os.PathLike[str], content: bytes) -> Literal["JSON", "GraphML", "an edge list"]:
     suffix = Path(path).suffix.lower()
+    if suffix in OTHER_FORMS:
+        raise CausalProbeError(f"{show_path(path)} can't be used as a graph: {NOT_READ.format(OTHER_FORMS[suffix])}")
     start = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if suffix == ".json" or (suffix not in GRAPHML and start in (b"{", b"[")):
         return "JSON"
@@ -245,7 +297,17 @@ def _scan_xml(content: bytes) -> tuple[list[str], int]:
     names: list[str] = []
     graphs: list[str] = []
 
+    depth = 0
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+
     def element(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > DEEPEST:
+            raise _Unfit(f"its elements lie more than {DEEPEST} deep in each other; a graph's don't.")
         kind = tag.rpartition(":")[2]
         if kind == "graph":
             graphs.append(tag)
@@ -256,7 +318,7 @@ def _scan_xml(content: bytes) -> tuple[list[str], int]:
         raise _Unfit(f"it declares the XML entity {show_node(name)}, which a graph has no use for. Remove its DOCTYPE.")
 
     parser = expat.ParserCreate()
-    parser.StartElementHandler = element
+    parser.StartElementHandler, parser.EndElementHandler = element, end
     parser.EntityDeclHandler = entity
     try:
         parser.Parse(content, True)
@@ -272,6 +334,9 @@ def _parse_edge_list(content: bytes, nodes: int | None) -> _Listed:
         raise _Unfit("it is neither JSON, GraphML nor an edge list: it is not UTF-8 text.") from error
     if "\0" in text:
         raise _Unfit("it is neither JSON, GraphML nor an edge list: it is a binary file.")
+    for form, start in OTHER_STARTS.items():
+        if start.match(text.lstrip()):
+            raise _Unfit(NOT_READ.format(form))
     edges: list[tuple[Any, Any, dict[str, Any]]] = []
     wrong = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -292,6 +357,11 @@ def _parse_edge_list(content: bytes, nodes: int | None) -> _Listed:
         raise _Unfit("an edge list does not say how many nodes there are. Give their number too.")
     if not is_integer(nodes) or nodes < 1:
         raise _Unfit(f"the number of nodes is {nodes!r}. It must be an integer of at least 1.")
+    if not edges:
+        raise _Unfit(
+            "it lists no edge. Is it empty by mistake? A graph of roots alone is said in JSON or GraphML, which list the nodes."
+        )
+    check_size(nodes)
     mentioned = {_node(end) for edge in edges for end in edge[:2]}
     beyond = sorted(node for node in mentioned if isinstance(node, int) and not 0 <= node < nodes)
     if beyond:
@@ -323,6 +393,8 @@ def _edge_data(text: str) -> dict[str, Any] | None:
 
 def _build(listed: _Listed, *, expected: int | None = None) -> nx.DiGraph:
     """The checked graph of what a file lists."""
+    check_size(len(listed.nodes))
+    check_size(len(listed.edges), what="edges")
     nodes = [_node(name) for name, _ in listed.nodes]
     edges = [(_node(parent), _node(child)) for parent, child, _ in listed.edges]
     graph = nx.DiGraph()
@@ -342,6 +414,8 @@ def _build(listed: _Listed, *, expected: int | None = None) -> nx.DiGraph:
     if repeated := _repeated(edges):
         problems.append(f"listed twice: the edges {listing(repeated, show_edge)}")
     problems += find_problems(graph, nodes=expected)
+    if data := data_problems(graph):
+        problems.append(f"not finite, or of no plain kind: {listing(data)}")
     if problems:
         raise _Unfit(f"{'; '.join(problems)}. {RULE}")
     return _in_order(graph)

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, CausalProbeWarning, show_path
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.files import DTYPES, is_saved_model, load
 from causal_probe.results import read_json
@@ -41,8 +43,14 @@ TOKENIZER_FILES = (
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 NOT_HUB_FILES = ("*/*", "consolidated*")
 
-#: ``name`` or ``owner/name``.
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+#: ``name`` or ``owner/name``, and perhaps ``@revision``.
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}(?:/[\w.-]{1,96})?)(?:@([\w./-]{1,200}))?")
+
+#: Surplus weights that say nothing: masks and tables that older versions of transformers saved with the weights.
+TABLES = re.compile(r"(attn|attention)\.(masked_)?bias$|\binv_freq$|\bposition_ids$")
+
+#: One part of a GGUF file that was split.
+GGUF_PART = re.compile(r".*-\d{5}-of-\d{5}\.gguf")
 
 
 class LoadedModel(NamedTuple):
@@ -78,8 +86,8 @@ def load_model(
     ----------
     source
         A folder that a :class:`~causal_probe.models.DisentangledTransformer` was saved in; a folder with a Hugging Face causal
-        language model in safetensors or GGUF form; a GGUF file; or the name of a model on the Hugging Face hub, ``owner/name``.
-        Only a hub name asks the network, and only where no folder or file has that name.
+        language model in safetensors or GGUF form; a GGUF file; or the name of a model on the Hugging Face hub, ``owner/name`` or
+        ``owner/name@revision``. Only a hub name asks the network, and only where no folder or file has that name.
     revision
         Of a name on the hub: a branch, a tag or a commit, such as the checkpoint ``"step1000"``.
     dtype
@@ -97,8 +105,14 @@ def load_model(
     Raises
     ------
     CausalProbeError
-        If there is no such model, it can't be read, its weights are pickles, it needs code of its own, or it is not a causal
-        language model.
+        If there is no such model, it can't be read, its weights are pickles, it needs code of its own, it is not a causal
+        language model, weights are missing or of layers that its configuration doesn't have, there are two sets of weights, or it
+        is an adapter or comes with one.
+
+    Warns
+    -----
+    CausalProbeWarning
+        If weights are left out that this kind of model has no place for: a head for another task, say.
 
     Examples
     --------
@@ -111,25 +125,26 @@ def load_model(
     """
     if dtype is not None and dtype not in DTYPES:
         raise CausalProbeError(f"The dtype {dtype!r} was asked for; there are {', '.join(DTYPES)}.")
-    path = Path(source).expanduser()
-    if revision is not None and path.exists():
+    path = Path(os.path.expanduser(source))
+    if revision is not None and os.path.exists(path):
         raise CausalProbeError(f"The revision {revision!r} was asked for; {path} is on this machine and has none.")
-    if str(source) and path.is_dir():
+    if str(source) and os.path.isdir(path):
         loaded = _load_folder(path, path.resolve().name, dtype, device_map=device_map, any_kind=any_kind)
-    elif path.is_file():
+    elif os.path.isfile(path):
         if path.suffix != ".gguf":
             raise CausalProbeError(
                 f"{path} is a file. A model is a folder, a GGUF file, or a name on the Hugging Face hub: name the folder that "
                 "the file is in."
             )
         loaded = _load_hugging_face(path.parent, path.stem, dtype, device_map=device_map, gguf_file=path.name)
-    elif HUB_NAME.fullmatch(str(source)):
-        name = str(source) if revision is None else f"{source}@{revision}"
-        folder = _download(str(source), revision)
+    elif (named := HUB_NAME.fullmatch(str(source))) and (revision is None or named[2] is None):
+        revision = revision or named[2]
+        name = named[1] if revision is None else f"{named[1]}@{revision}"
+        folder = _download(named[1], revision)
         loaded = _load_folder(folder, name, dtype, device_map=device_map, any_kind=any_kind)
     else:
         raise CausalProbeError(
-            f"There is no model {str(source)!r}: no such folder or file, and no name that a hub has."
+            f"There is no model {show_path(source)!r}: no such folder or file, and no name that a hub has."
         )
     if device_map is not None:  # accelerate has put every part where it belongs
         return loaded
@@ -150,8 +165,18 @@ def _load_folder(folder: Path, name: str, dtype: str | None, *, device_map: Any,
     files = sorted(path.name for path in folder.iterdir())
     weights = [file for file in files if file.endswith(".safetensors")]
     ggufs = [file for file in files if file.endswith(".gguf")]
+    if "adapter_config.json" in files or "adapter_model.safetensors" in files:
+        raise CausalProbeError(
+            f"{name} {'comes with' if 'config.json' in files else 'is'} an adapter (LoRA, say), which is never applied unasked. With the "
+            "package peft, load the model that it was trained on and the adapter, and save what merge_and_unload() gives with "
+            "save_pretrained(folder); or move adapter_config.json and the adapter's weights away."
+        )
     if weights and "config.json" in files:
-        _refuse_pickled_shards(folder)
+        _check_weights(folder, name, weights)
+        if ggufs:
+            raise CausalProbeError(
+                f"{name} holds two sets of weights, {weights[0]} and {ggufs[0]}: name the GGUF file, or move it away."
+            )
         return _load_hugging_face(folder, name, dtype, device_map=device_map, any_kind=any_kind)
     if len(ggufs) == 1:
         return _load_hugging_face(folder, Path(ggufs[0]).stem, dtype, device_map=device_map, gguf_file=ggufs[0])
@@ -170,11 +195,33 @@ def _load_folder(folder: Path, name: str, dtype: str | None, *, device_map: Any,
     )
 
 
-def _refuse_pickled_shards(folder: Path) -> None:
-    """An index names the files that hold the weights: it could name pickles."""
+def _check_weights(folder: Path, name: str, found: list[str]) -> None:
+    """Raise unless the safetensors in a folder are those of one model: ``model.safetensors``, or the shards that its index names."""
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
+    wanted = _shards(index) if index.is_file() else {"model.safetensors"}
+    if lacking := sorted(wanted - set(found)):
+        raise CausalProbeError(
+            f"{name} lacks {', '.join(lacking[:3])}{' that its index names' if index.is_file() else ''}; it has {', '.join(found[:3])}."
+        )
+    if strays := sorted(set(found) - wanted):
+        raise CausalProbeError(
+            f"{name} holds two sets of weights: {', '.join(sorted(wanted)[:3])}"
+            f"{' that its index names' if index.is_file() else ''}, and {', '.join(strays[:3])}. Move one of them away."
+        )
+    for file in found:
+        _refuse_pointer(folder / file)
+
+
+def _refuse_pointer(path: Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise CausalProbeError(
+                f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull` in that repository."
+            )
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names: they could be pickles."""
     content = read_json(index)
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
@@ -183,6 +230,7 @@ def _refuse_pickled_shards(folder: Path) -> None:
         raise CausalProbeError(
             f"{index} names files that are not safetensors, {', '.join(others[:3])}: they are not opened."
         )
+    return set(shards.values())
 
 
 def _load_hugging_face(
@@ -200,6 +248,11 @@ def _load_hugging_face(
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if gguf_file is not None:
+        if GGUF_PART.fullmatch(gguf_file):
+            raise CausalProbeError(
+                f"{gguf_file} is one part of a split GGUF file: put the parts together with llama.cpp's `llama-gguf-split --merge`."
+            )
+        _refuse_pointer(folder / gguf_file)
         _require_gguf()
         options["gguf_file"] = gguf_file
     has_tokenizer = gguf_file is not None or any((folder / file).is_file() for file in TOKENIZER_FILES)
@@ -215,16 +268,59 @@ def _load_hugging_face(
                 **placed,
                 **options,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options) if has_tokenizer else None
     except Exception as error:  # what a broken or foreign file raises in transformers is of any kind
         what = "" if any_kind else " as a causal language model"
         raise CausalProbeError(f"{name} can't be loaded{what}: {_reason(error)}") from error
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options) if has_tokenizer else None
+    except Exception as error:
+        file = gguf_file or _damaged(folder) or ", ".join(f for f in TOKENIZER_FILES if (folder / f).is_file())
+        raise CausalProbeError(f"The tokenizer of {name} can't be loaded ({file}): {_reason(error)}") from error
     model, info = found
+    _check_surplus(model, name, info["unexpected_keys"])
     if missing := sorted(info["missing_keys"]):  # transformers would make them up at random
         raise CausalProbeError(
             f"{name} can't be loaded: its weights don't fit its configuration. Missing: {', '.join(missing[:3])}."
         )
     return LoadedModel(model.eval(), tokenizer, name)
+
+
+def _damaged(folder: Path) -> str | None:
+    """The first of a tokenizer's files that is no JSON."""
+    for file in TOKENIZER_FILES:
+        if file.endswith(".json") and (folder / file).is_file():
+            try:
+                json.loads((folder / file).read_bytes())
+            except (ValueError, RecursionError):
+                return file
+    return None
+
+
+def _check_surplus(model: Any, name: str, surplus: Iterable[str]) -> None:
+    """Raise where weights that the configuration has no place for belong to a part that the model has: a layer, a bias, a norm."""
+    surplus = sorted(key for key in surplus if not TABLES.search(key))
+    modules = dict(model.named_modules())
+
+    def is_of_a_part(key: str) -> bool:
+        parts = key.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)  # of a layer, say
+        owner = ".".join(parts[: len(parts) - 1 if number is None else number])
+        part = modules.get(owner) or modules.get(f"{model.base_model_prefix}.{owner}")
+        return part is not None and (number is not None or next(part.parameters(recurse=False), None) is not None)
+
+    if wrong := [key for key in surplus if is_of_a_part(key)]:
+        raise CausalProbeError(
+            f"{name} can't be loaded: its weights don't fit its configuration, which has no place for {', '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}."
+        )
+    if surplus:
+        warnings.warn(
+            f"{name}: weights that a {type(model).__name__} has no place for were left out: {', '.join(surplus[:3])}"
+            f"{f' and {len(surplus) - 3} more' if len(surplus) > 3 else ''}.",
+            CausalProbeWarning,
+            stacklevel=2,
+        )
 
 
 def _kind_of(folder: Path) -> Any:
@@ -294,4 +390,4 @@ def _reason(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, show_path
 from causal_probe.options.base import check_value, near
 from causal_probe.results import to_jsonable
 
@@ -24,6 +25,8 @@ __all__ = ["Cell", "fingerprint", "plan", "read_spec"]
 
 #: What a spec may say.
 KEYS = ("probes", "grid", "cells", "settings", "threads")
+#: The most items of a spec's file, and the most points of a sweep: what is checked before it is written out.
+LARGEST_SPEC = 10**6
 #: Options that may name a file or folder; what is in it belongs to the cell.
 PATHS = ("model", "graph", "corpus")
 #: Of a file up to the first size, in bytes, all of the content is looked at; of a larger one, as much as the second.
@@ -96,13 +99,18 @@ def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the file can't be read, or is no mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        if isinstance(
+            content, dict
+        ):  # before anything shows it, or goes over it: an alias may multiply, or hold itself
+            _count(content, LARGEST_SPEC)
     except OSError as error:
         raise CausalProbeError(f"Can't read {path}: {error.strerror or error}.") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise CausalProbeError(f"{path} can't be read as a YAML file: {' '.join(str(error).split())}.") from error
+    except (ValueError, RecursionError, RuntimeError, yaml.YAMLError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise CausalProbeError(f"{show_path(path)} can't be read as a YAML file: {reason}.") from error
     if not isinstance(content, dict):
-        raise CausalProbeError(f"{path} must hold a mapping with {', '.join(KEYS)}; it holds {content!r:.100}.")
+        raise CausalProbeError(f"{path} must hold a mapping with {', '.join(KEYS)}; it is a {type(content).__name__}.")
     return content
 
 
@@ -156,6 +164,18 @@ def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> t
     return tuple(cells)
 
 
+def _count(value: Any, left: int) -> int:
+    """How many of ``left`` items are left after all in ``value``, each as often as it stands there."""
+    if left <= 0:
+        raise ValueError(f"it holds more than {LARGEST_SPEC:,} items, or one that holds itself")
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair is no text, and no file holds it
+    items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, set)) else ()
+    for item in items:
+        left = _count(item, left - 1)
+    return left
+
+
 def _probes_of(asked: Any, probes: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Any]]:
     """By name, the settings that are a probe's own."""
     if isinstance(asked, str):
@@ -178,11 +198,16 @@ def _points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         raise CausalProbeError(
             "A sweep needs points: a grid (lists of values by option), cells (a list of mappings), or both."
         )
-    axes = {name: list(v) if isinstance(v, (list, tuple, range)) else [v] for name, v in grid.items()}
+    axes = {name: v if isinstance(v, (list, tuple, range)) else [v] for name, v in grid.items()}
     if empty := [name for name, values in axes.items() if not values]:
         raise CausalProbeError(f"The grid has no values for {', '.join(empty)}.")
     if listed is not None and (not isinstance(listed, (list, tuple)) or not listed):
         raise CausalProbeError(f"cells must be a list of mappings; found {listed!r:.100}.")
+    n_points = math.prod(map(len, axes.values())) * (1 if listed is None else len(listed))
+    if n_points > LARGEST_SPEC:
+        raise CausalProbeError(
+            f"The sweep has {n_points:,} points, more than the {LARGEST_SPEC:,} that one can have. Cut it into several."
+        )
     for point in [{}] if listed is None else listed:
         given = _mapping(point, "a cell")
         if both := sorted(set(given) & set(axes)):

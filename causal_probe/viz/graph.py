@@ -21,6 +21,7 @@ from matplotlib.path import Path
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.graphs.check import backward_edges, listing, show_edge
 from causal_probe.viz.figure import Drawing, drawing_style, fit_lines
 from causal_probe.viz.palette import EXTRA, INK, MISSING, MUTED, PAPER, PLAIN, RIGHT, EdgeStyle
 from causal_probe.viz.text import show_token
@@ -61,7 +62,8 @@ def graph(
     Parameters
     ----------
     truth, found
-        Directed graphs (``networkx.DiGraph``) with edges parent -> child. Nodes are aligned by name, on the union of both.
+        Directed graphs (``networkx.DiGraph``) with edges parent -> child. Nodes are aligned by name, on the union of both. Among
+        positions a parent comes before its child; only in a ``found`` graph beside the truth an edge may run back, as a mistake.
     labels
         What stands at the nodes: a mapping from node to label, or a sequence in the order of the nodes (the tokens of a
         sequence, say). The default are the nodes' own names. Labels are shown as text, whatever they hold, and cut
@@ -78,8 +80,8 @@ def graph(
     Raises
     ------
     CausalProbeError
-        If neither graph is given, one is undirected, a multigraph or has a self-loop, there is no node at all, the
-        nodes can't be ordered, or the labels don't fit the nodes.
+        If neither graph is given, one is undirected, a multigraph or has a self-loop, an edge runs back, there is no node at
+        all, the nodes can't be ordered, or the labels don't fit the nodes.
 
     Examples
     --------
@@ -105,6 +107,8 @@ def _ordered_nodes(graphs: Mapping[str, nx.Graph]) -> list[Hashable]:
             problems.append(f"{side} is a {type(given).__name__}, not a networkx.DiGraph")
         elif loops := sorted(nx.nodes_with_selfloops(given), key=repr):
             problems.append(f"{side} has edges from a node to itself, at {', '.join(map(repr, loops))}")
+        elif (side == "truth" or len(graphs) == 1) and (backward := backward_edges(given)):
+            problems.append(f"{side} has edges whose parent comes after its child, {listing(backward, show_edge)}")
     if problems:
         raise CausalProbeError(f"A causal graph was to be drawn, but {'; '.join(problems)}.")
     nodes = {node for given in graphs.values() for node in given.nodes}

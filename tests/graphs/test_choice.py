@@ -9,7 +9,7 @@ import networkx as nx
 import pytest
 
 from causal_probe import graphs
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, CausalProbeWarning
 from causal_probe.graphs import choose_graph
 
 
@@ -24,7 +24,6 @@ def test_forests_follow_the_seed_and_the_root_probability() -> None:
     first, again, other = (choose_graph("forest", n_positions=30, seed=seed) for seed in (0, 0, 1))
     assert nx.utils.graphs_equal(first, again)
     assert not nx.utils.graphs_equal(first, other)
-    assert choose_graph("forest", n_positions=30, root_probability=1).number_of_edges() == 0
     assert choose_graph("forest", n_positions=30, root_probability=0).number_of_edges() == 28
 
 
@@ -83,3 +82,34 @@ def test_a_given_graph_is_checked() -> None:
     assert choose_graph(graph, n_positions=5) is graph
     with pytest.raises(CausalProbeError):
         choose_graph(nx.DiGraph([(1, 0)]), n_positions=None)
+
+
+@pytest.mark.parametrize(
+    ("graph", "options"), [("lag-30", {}), ("forest", {"root_probability": 1}), (graphs.from_parents([None] * 9), {})]
+)
+def test_a_graph_without_any_edge_is_warned_of(graph: object, options: dict[str, float]) -> None:
+    with pytest.warns(
+        CausalProbeWarning, match=r"has no edge: all its 9 nodes are roots, and there is nothing to recover\."
+    ):
+        assert choose_graph(graph, n_positions=10, **options).number_of_edges() == 0
+
+
+def test_a_name_that_no_file_system_takes_is_refused_briefly() -> None:
+    for name in ("x" * 5000, "lag-" + "9" * 5000, "~nouser/x", "nul\0"):
+        with pytest.raises(CausalProbeError, match="is neither a family of graphs") as caught:
+            choose_graph(name, n_positions=10)
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1, float("inf")], object()])
+def test_data_that_no_result_can_keep_is_refused_before_any_work(value: object) -> None:
+    graph = graphs.chain(5)
+    graph.edges[0, 1]["weight"] = value
+    with pytest.raises(CausalProbeError, match="can't be kept in a result: the edge 0 -> 1 has 'weight': "):
+        choose_graph(graph, n_positions=None)
+
+
+def test_a_home_folder_is_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "tree.txt", "0 1\n")
+    assert choose_graph("~/tree.txt", n_positions=4).number_of_edges() == 1

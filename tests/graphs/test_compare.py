@@ -335,3 +335,16 @@ def test_bad_input(arguments: tuple[Any, Any], options: dict[str, Any], message:
     with pytest.raises(CausalProbeError) as caught:
         inspect.unwrap(compare)(*arguments, **options)
     assert message in str(caught.value)
+
+
+def test_weights_the_other_way_round_are_recognised() -> None:
+    truth = from_parents([None, 0, 0, 2])
+    array = nx.to_numpy_array(truth)
+    behind = nx.DiGraph([(1, 0, {"weight": 1.0}), (3, 2, {"weight": 0.5})])
+    for turned in (array, np.where(np.tri(4, dtype=bool), 0.5, array), behind):
+        with pytest.raises(CausalProbeError, match=r"Give \[child, parent\], their transpose\."):
+            compare(truth, truth, weights=turned)
+    assert compare(truth, truth, weights=array.T).auroc == 1
+    # Constant everywhere, or behind what is not finite, nothing tells which way round.
+    for same in (np.zeros((4, 4)), np.triu(np.full((4, 4), np.nan)), np.ones((4, 4))):
+        assert compare(truth, truth, weights=same).auroc == 0.5

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 
 import networkx as nx
@@ -154,3 +156,23 @@ def test_options_are_checked(name: str, options: dict[str, object], message: str
     with pytest.raises(CausalProbeError) as caught:
         inspect.unwrap(getattr(graphs, name))(4, **options)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: graphs.chain(n),
+        lambda n: graphs.lag(n, k=2),
+        lambda n: graphs.pairs(n),
+        lambda n: graphs.random_forest(n, seed=0),
+        lambda n: graphs.random_dag(n, parents=1, seed=0),
+        lambda n: graphs.random_dag(10**5, parents=n, seed=0),
+        lambda n: graphs.two_parent_tree(n),
+        lambda n: graphs.from_parents(itertools.repeat(None)),
+        lambda n: graphs.from_parents([None] * 10 + [range(10)] * 2**19),
+    ],
+)
+@pytest.mark.parametrize("n", [2**31, 10**25])
+def test_sizes_are_checked_before_memory_is_taken(make: Callable[[int], nx.DiGraph], n: int) -> None:
+    with pytest.raises(CausalProbeError, match=r"A graph of [\d,]+ (nodes|edges) was asked for"):
+        make(n)

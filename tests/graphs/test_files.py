@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from causal_probe.graphs import chain, from_parents, random_dag, random_forest, 
 from causal_probe.graphs import files as files_module
 
 GRAPHS = [
-    from_parents([None]),
+    from_parents([None, 0]),
     chain(5),
     two_parent_tree(9),
     random_dag(8, parents=3, seed=1),
@@ -128,11 +129,9 @@ def test_data_is_kept(path: Path, tmp_path: Path) -> None:
     del graph.edges[0, 1]["node_for_adding"]
     nx.write_graphml(graph, tmp_path / "g.graphml")
     nx.write_edgelist(graph, tmp_path / "g.txt")
-    nx.write_weighted_edgelist(chain(1), tmp_path / "none.txt")
     assert read_graph(tmp_path / "g.graphml").nodes[1] == {"label": "</script>"}
     assert read_graph(tmp_path / "g.graphml").edges[0, 1] == {"weight": 0.5}
     assert read_graph(tmp_path / "g.txt", nodes=3).edges[0, 1] == {"weight": 0.5}
-    assert read_graph(tmp_path / "none.txt", nodes=2).number_of_edges() == 0
 
 
 def test_equal_graphs_make_equal_files(tmp_path: Path) -> None:
@@ -323,7 +322,7 @@ def test_xml_entities_are_refused(entities: str, name: str, tmp_path: Path) -> N
         (b"0 1\n\xff\xfe", "it is neither JSON, GraphML nor an edge list: it is not UTF-8 text."),
         (b"0 1\n\x00\x00", "it is neither JSON, GraphML nor an edge list: it is a binary file."),
         ("0 1\n3 20\n-1 2\n3 1000000000000", "of 5 nodes the last is 4, and it mentions -1, 20, 1000000000000."),
-        ("a,b", "line 1 is 'a,b'"),
+        ("0 1\na,b", "line 2 is 'a,b'"),
         ("a b", "not integers: the nodes 'a', 'b'."),
     ],
 )
@@ -377,6 +376,79 @@ def test_garbage_never_ends_in_a_traceback(content: bytes, name: str, tmp_path_f
 def test_a_long_file_of_garbage_is_refused_briefly(tmp_path: Path) -> None:
     message = refused(tmp_path / "g.txt", "x\n" * 20_000, nodes=5)
     assert message.endswith("line 50 is 'x' and 19,950 more.")
+
+
+def test_an_edge_list_without_an_edge_is_refused(tmp_path: Path) -> None:
+    for content in ("", "\n", "# parent child\n"):
+        assert refused(tmp_path / "g.txt", content, nodes=5).startswith("it lists no edge. Is it empty by mistake? ")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_refused_when_read(value: str, tmp_path: Path) -> None:
+    edge = '{"directed": true, "nodes": [{"id": 0}, {"id": 1}], "edges": [{"source": 0, "target": 1, "w": [%s]}]}'
+    node = '{"nodes": [{"id": 0, "x": %s}], "edges": []}'
+    graph = '{"graph": {"x": {"y": %s}}, "nodes": [{"id": 0}], "edges": []}'
+    for content in (edge, node, graph):
+        assert "not finite, or of no plain kind: " in refused(tmp_path / "g.json", content % value)
+    if value != "1e999":
+        assert "the edge 0 -> 1 has 'weight'" in refused(tmp_path / "g.txt", f"0 1 {value}", nodes=3)
+    key = '<key id="w" for="edge" attr.name="weight" attr.type="double"/>'
+    content = graphml(f'<node id="0"/><node id="1"/><edge source="0" target="1"><data key="w">{value}</data></edge>')
+    content = content.replace("<graph ", f"{key}<graph ", 1)
+    assert "the edge 0 -> 1 has 'weight'" in refused(tmp_path / "g.graphml", content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("g.dot", "digraph {0 -> 1}", "DOT"),
+        ("g", "strict digraph G {\n0 -> 1\n}", "DOT"),
+        ("g.txt", "graph g\n{ 0 -- 1; }", "DOT"),
+        ("g.txt", "digraph {0 -> 1}", "DOT"),
+        ("g.csv", "0 1\n", "a table"),
+        ("g.txt", "0,1,0\n0,0,1\n", "a table"),
+        ("g.txt", "parent;child\n0;1\n", "a table"),
+        ("g.gml", "graph [ directed 1 ]", "GML"),
+        ("g.txt", "graph [\n directed 1\n]", "GML"),
+        ("g.npy", b"\x93NUMPY", "an array"),
+    ],
+)
+def test_a_form_that_is_not_read_is_named(name: str, content: str | bytes, form: str, tmp_path: Path) -> None:
+    assert refused(tmp_path / name, content, nodes=2).startswith(f"it is {form}, a form that isn't read. ")
+
+
+def test_nesting_ends_in_no_traceback(tmp_path: Path) -> None:
+    deep = 200_000
+    for name, content in [
+        ("g.json", "[" * deep),
+        ("g.json", '{"nodes": [{"id": 0, "x": ' + "[" * 900 + "]" * 900 + '}], "edges": []}'),
+        ("g.xml", "<a>" * deep + "</a>" * deep),
+        ("g.xml", graphml("<node>" * deep + "</node>" * deep)),
+        ("g.txt", "0 1 " + "[" * deep),
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(CausalProbeError) as caught:
+            read_graph(tmp_path / name, nodes=2)
+        assert len(str(caught.value)) < 2000
+
+
+def test_names_that_no_file_system_takes_are_refused_briefly() -> None:
+    for name in ("x" * 5000, "~nouser/x.json"):
+        with pytest.raises(CausalProbeError, match="Can't read the graph file") as caught:
+            read_graph(name)
+        assert len(str(caught.value)) < 500
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "g.txt")
+    with pytest.raises(CausalProbeError, match="it is no file, and reading it might never end"):
+        read_graph(tmp_path / "g.txt", nodes=2)
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("0 1\n")
+    with pytest.raises(CausalProbeError, match="A graph of 1,000,000,000,000 nodes was asked for"):
+        read_graph(tmp_path / "g.txt", nodes=10**12)
 
 
 # ---------------------------------------------------------------------------------------------------------------- writing

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, CausalProbeWarning
 from causal_probe.hooks import special_tokens, to_hooked
 from causal_probe.models import DisentangledTransformer, load_model, save
 from tests import tiny_huggingface as tiny
@@ -219,6 +219,97 @@ def test_a_model_that_does_not_fill_its_shape_is_refused(folder):
     )
 
 
+def test_weights_that_the_configuration_has_no_place_for_are_refused(tmp_path):
+    tiny.gpt2().save_pretrained(tmp_path / "short")
+    change_config(tmp_path / "short", n_layer=1)
+    assert refusal(tmp_path / "short").startswith(
+        "short can't be loaded: its weights don't fit its configuration, which has no place for transformer.h.1."
+    )
+    tiny.llama(attention_bias=True).save_pretrained(tmp_path / "biases")
+    change_config(tmp_path / "biases", attention_bias=False)
+    assert "no place for model.layers.0.self_attn.k_proj.bias, " in refusal(tmp_path / "biases")
+    tiny.llama().save_pretrained(tmp_path / "head")
+    add_weights(tmp_path / "head", **{"lm_head.bias": torch.zeros(3)})
+    assert "no place for lm_head.bias." in refusal(tmp_path / "head")
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def add_weights(folder, **weights):
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), **weights}, path, metadata={"format": "pt"})
+
+
+def test_weights_of_another_task_are_left_out_with_a_warning_and_old_tables_without(folder):
+    add_weights(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)})
+    load_model(folder)
+    add_weights(folder, **{"score.weight": torch.zeros(2, 16)})
+    with pytest.warns(
+        CausalProbeWarning, match=r"^tiny-llama: weights that a LlamaForCausalLM has no place for were left out: score"
+    ):
+        load_model(folder)
+
+
+def test_two_sets_of_weights_are_refused(folder, tmp_path):
+    sharded = tmp_path / "sharded"
+    tiny.llama().save_pretrained(sharded, max_shard_size="5KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    load_model(sharded)
+    shutil.copy(folder / "model.safetensors", sharded)
+    assert refusal(sharded).startswith("sharded holds two sets of weights: model-00001-of-")
+    assert refusal(sharded).endswith(" that its index names, and model.safetensors. Move one of them away.")
+    (sharded / "model.safetensors").unlink()
+    next(iter(sorted(sharded.glob("*.safetensors")))).unlink()
+    assert refusal(sharded).startswith("sharded lacks model-00001-of-")
+    (folder / "model.gguf").touch()
+    assert "two sets of weights, model.safetensors and model.gguf" in refusal(folder)
+    (folder / "model.gguf").rename(folder / "other.safetensors")
+    assert refusal(folder).endswith(
+        "two sets of weights: model.safetensors, and other.safetensors. Move one of them away."
+    )
+
+
+def test_an_adapter_is_never_applied_unasked(folder, tmp_path):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert refusal(folder).startswith("tiny-llama comes with an adapter (LoRA, say), which is never applied unasked.")
+    only = tmp_path / "only"
+    only.mkdir()
+    save_file({"x": torch.zeros(1)}, only / "adapter_model.safetensors")
+    (folder / "adapter_config.json").rename(only / "adapter_config.json")
+    assert refusal(only).startswith("only is an adapter (LoRA, say), ")
+    assert "merge_and_unload()" in refusal(only)
+
+
+def test_what_is_no_weights_says_what_it_is(folder, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    (folder / "model.safetensors").write_bytes(pointer)
+    assert refusal(folder).endswith(
+        "is a pointer of Git LFS, not the weights: fetch them with `git lfs pull` in that repository."
+    )
+    (tmp_path / "a.gguf").write_bytes(pointer)
+    assert "is a pointer of Git LFS" in refusal(tmp_path / "a.gguf")
+    (tmp_path / "a-00001-of-00003.gguf").touch()
+    assert refusal(tmp_path / "a-00001-of-00003.gguf") == (
+        "a-00001-of-00003.gguf is one part of a split GGUF file: put the parts together with llama.cpp's `llama-gguf-split --merge`."
+    )
+
+
+def test_a_broken_tokenizer_is_named(folder):
+    (folder / "tokenizer.json").write_text('{"version":')
+    assert refusal(folder).startswith("The tokenizer of tiny-llama can't be loaded (tokenizer.json): ")
+
+
+def test_names_that_no_file_system_takes_are_refused_briefly(folder, monkeypatch):
+    for name in ("x" * 5000, "x/" * 2500, "~nouser/x", "a/b@" + "c" * 5000, "nul\0"):
+        assert refusal(name).startswith("There is no model ")
+        assert len(refusal(name)) < 500
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_model("~/tiny-llama").name == "tiny-llama"
+
+
 def test_a_folder_without_a_model_says_what_was_looked_for(tmp_path):
     assert refusal(tmp_path) == (
         f"{tmp_path} holds no model: no model.json of a saved DisentangledTransformer, no config.json with safetensors, no GGUF file."
@@ -288,6 +379,8 @@ def test_of_the_hub_neither_pickles_nor_code_are_asked_for(folder, monkeypatch):
     assert (loaded.name, asked["name"], asked["revision"]) == ("owner/model", "owner/model", None)
     loaded = load_model("owner/model", revision="step1000")
     assert (loaded.name, asked["revision"]) == ("owner/model@step1000", "step1000")
+    loaded = load_model("owner/model@step1000")  # as results write it
+    assert (loaded.name, asked["name"], asked["revision"]) == ("owner/model@step1000", "owner/model", "step1000")
     files = [
         "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
         "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin", "model.pt", "modeling_mine.py", "tf_model.h5",

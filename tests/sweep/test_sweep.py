@@ -19,6 +19,7 @@ from filelock import FileLock
 from causal_probe import CausalProbeError, experiments, graphs, hooks, models, probes, tasks, training
 from causal_probe.sweep import PROBES, Cell, Outcome, plan, sweep
 from causal_probe.sweep.cells import step_of
+from causal_probe.sweep.plan import read_spec
 from causal_probe.sweep.store import COLUMNS, METADATA, Store, encode
 from tests import tiny_huggingface
 
@@ -123,11 +124,30 @@ def test_a_changed_file_is_another_cell(tmp_path):
         ({"probes": "p", "grid": {"a": [1]}, "threads": 0}, "threads"),
         ({"probes": "scan", "grid": {"seed": [0]}}, "The probe scan needs model"),
         ({"probes": "p", "grid": {"a": [float("nan")]}}, "NaN|nan"),
+        ({"probes": "p", "grid": {"a": range(10**6), "seed": range(10**6)}}, "1,000,000,000,000 points, more than"),
     ],
 )
 def test_a_spec_that_makes_no_sense(spec, message):
     with pytest.raises(CausalProbeError, match=message):
         plan(spec, PROBES if spec.get("probes") in ("scan", "scna") else {"p": probe})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 5000,
+        "graph: &a [*a]",
+        'graph: "\\ud800"',
+        "\n".join(["a: &a0 [x, x]", *(f"b{i}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(10))]),
+        "- 1",
+        "model: [/",
+    ],
+)
+def test_a_spec_that_is_no_plain_mapping_is_refused_in_a_line(content, tmp_path):
+    (tmp_path / "spec.yaml").write_text(content)
+    with pytest.raises(CausalProbeError) as caught:
+        read_spec(tmp_path / "spec.yaml")
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(
