@@ -1,4 +1,4 @@
-"""Ask a transformer which causal structure it has learnt, and prove the answer.
+"""Ask a transformer which causal structure it has learnt, and test the answer.
 
 The subpackages, from the ground up:
 

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="causal-probe",
-    help="Ask a transformer which causal structure it has learnt, and prove the answer.",
+    help="Ask a transformer which causal structure it has learnt, and test the answer.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,14 +37,14 @@ def _root(
         bool | None, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = None,
 ) -> None:
-    """Ask a transformer which causal structure it has learnt, and prove the answer."""
+    """Ask a transformer which causal structure it has learnt, and test the answer."""
 
 
 for _name, _function in commands():
     app.command(_name)(_function)
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     typer.echo(f"Warning: {in_flags(str(message))}", err=True)
 
 
