@@ -120,15 +120,15 @@ def probed() -> dict[str, Callable[[], Any]]:
         "CopySensitivity": lambda: probes.copy_sensitivity(linear.float(), torch.randn(2, 4, 3)),
         "ImpliedSteps": lambda: probes.implied_step(linear.double()),
         "DescentAlignment": lambda: mechanisms.descent_alignment(
-            models.gradient_steps(2, 3, eta=[0.1]), tasks.LinearRegression(d_x=2, n_examples=3), sequences=8
+            models.gradient_steps(2, 3, eta=[0.1]), tasks.LinearRegression(d_x=2, n_examples=3), n_sequences=8
         ),
         "GradientGraph": lambda: first_gradient.gradient_graph([task.sample(64, tasks.generator(0, "shown"))]),
         "GradientSlots": lambda: first_gradient.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
-        "MesaOptimizer": lambda: mechanisms.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, sequences=16),
+        "MesaOptimizer": lambda: mechanisms.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, n_sequences=16),
         "EvidenceTable": lambda: experiments.EvidenceTable(
             experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, n_sequences=64), settings={"graphs": ["chain"]}
         ),
-        "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, sequences=64),
+        "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, n_sequences=64),
     }  # fmt: skip
 
 

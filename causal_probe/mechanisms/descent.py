@@ -14,8 +14,8 @@ such as :func:`causal_probe.hooks.on_residual_stream` makes from a TransformerLe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer, gradient_steps
-from causal_probe.results import Citation, cite, versions
+from causal_probe.results import BINARY, Result, Table
 from causal_probe.tasks import LinearRegression, SineRegression, generator, one_step_optimum, predict_descent
 from causal_probe.tasks.least_squares import Descent, fit_descent, least_squares
 from causal_probe.tasks.regression import RegressionBatch
@@ -85,30 +85,30 @@ class AlgorithmAlignment(NamedTuple):
     excess_error: float | None
 
 
-@dataclass(frozen=True, eq=False)
-class DescentAlignment:
+@dataclass(frozen=True, eq=False, repr=False)
+class DescentAlignment(Result):
     """What :func:`descent_alignment` measured.
 
     Attributes
     ----------
     algorithms
-        In the order of the arrays' second axis.
+        Their names, in the order of the arrays' second axis.
     cosine, sensitivity_distance, prediction_distance
         [layer, algorithm, sequence]; a cosine with a zero sensitivity is NaN here, and left out of means.
     model_loss, algorithm_loss
         Half squared errors, [layer, sequence] and [algorithm, sequence].
-    settings, provenance
-        What was chosen, and what it was made with.
     """
 
-    algorithms: tuple[Algorithm, ...]
-    cosine: Float[np.ndarray, "layer algorithm sequence"]
-    sensitivity_distance: Float[np.ndarray, "layer algorithm sequence"]
-    prediction_distance: Float[np.ndarray, "layer algorithm sequence"]
-    model_loss: Float[np.ndarray, "layer sequence"]
-    algorithm_loss: Float[np.ndarray, "algorithm sequence"]
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    KIND = "descent alignment"
+    WORKS = ("vonoswald2023",)
+    DERIVED = ("means",)
+
+    algorithms: tuple[str, ...]
+    cosine: Float[np.ndarray, "layer algorithm sequence"] = field(metadata=BINARY)
+    sensitivity_distance: Float[np.ndarray, "layer algorithm sequence"] = field(metadata=BINARY)
+    prediction_distance: Float[np.ndarray, "layer algorithm sequence"] = field(metadata=BINARY)
+    model_loss: Float[np.ndarray, "layer sequence"] = field(metadata=BINARY)
+    algorithm_loss: Float[np.ndarray, "algorithm sequence"] = field(metadata=BINARY)
 
     def __iter__(self) -> Iterator[AlgorithmAlignment]:
         for layer in range(len(self.model_loss)):
@@ -116,7 +116,7 @@ class DescentAlignment:
                 excess = self.model_loss[layer] - self.algorithm_loss[index]
                 yield AlgorithmAlignment(
                     layer,
-                    algorithm.name,
+                    algorithm,
                     *_mean(self.cosine[layer, index]),
                     *_sure(self.sensitivity_distance[layer, index]),
                     *_sure(self.prediction_distance[layer, index]),
@@ -125,15 +125,24 @@ class DescentAlignment:
                     *_sure(excess),
                 )
 
+    @property
+    def means(self) -> tuple[AlgorithmAlignment, ...]:
+        """Means over sequences: one row for each layer and algorithm."""
+        return tuple(self)
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no cosine."""
+        none = any(row.cosine is None for row in self)
+        return {"means.cosine": "a sensitivity is zero on every sequence"} if none else {}
+
     def __getitem__(self, key: tuple[int, str]) -> AlgorithmAlignment:
         """By layer (negative: from the last) and the algorithm's name."""
         layer, name = key
         layer %= len(self.model_loss)
         found = [line for line in self if (line.layer, line.algorithm) == (layer, name)]
         if not found:
-            raise CausalProbeError(
-                f"There is no algorithm {name!r}; there are {', '.join(a.name for a in self.algorithms)}."
-            )
+            raise CausalProbeError(f"There is no algorithm {name!r}; there are {', '.join(self.algorithms)}.")
         return found[0]
 
     def best(self, layer: int = -1) -> AlgorithmAlignment:
@@ -143,7 +152,7 @@ class DescentAlignment:
 
     def closer(self, one: str, other: str, *, layer: int = -1) -> tuple[float, float | None]:
         """How much nearer the model's predictions are to ``one`` than to ``other``: the mean paired difference, and its error."""
-        names = [algorithm.name for algorithm in self.algorithms]
+        names = self.algorithms
         if unknown := [name for name in (one, other) if name not in names]:
             raise CausalProbeError(f"There is no algorithm {', '.join(unknown)}; there are {', '.join(names)}.")
         distances = self.prediction_distance[layer]
@@ -153,17 +162,18 @@ class DescentAlignment:
         """One row for each layer and algorithm."""
         return pd.DataFrame(list(self))
 
-    def cite(self) -> Citation:
-        """The paper behind the metrics, and one sentence for a methods section."""
-        return cite(
-            "vonoswald2023",
-            methods=f"The model was compared with {', '.join(a.name for a in self.algorithms)} on {self.settings['sequences']} fresh "
-            "in-context regression tasks by the cosine and distance of the sensitivities to the query and by the distance of the "
-            "predictions (von Oswald et al., 2023).",
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"The model was compared with {', '.join(self.algorithms)} on {self.settings['n_sequences']} fresh in-context regression tasks by the "
+            "cosine and distance of the sensitivities to the query and by the distance of the predictions (von Oswald et al., 2023; "
+            f"{self.measured_with})."
         )
 
-    def __repr__(self) -> str:
-        columns = [
+    def table(self) -> Table:
+        """The means, and the nearest algorithm."""
+        shown = (
             "layer",
             "algorithm",
             "cosine",
@@ -171,16 +181,13 @@ class DescentAlignment:
             "prediction_distance",
             "model_loss",
             "algorithm_loss",
-        ]
-        table = self.to_pandas()[columns].to_string(index=False, float_format=lambda value: f"{value:.4f}")
-        best = self.best()
-        return (
-            f"DescentAlignment on {self.settings['task']}, {self.settings['sequences']} sequences\n{table}\n"
-            f"nearest after the last layer: {best.algorithm}"
         )
-
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(index=False, float_format=lambda value: f"{value:.4f}"))
+        return Table(
+            f"DescentAlignment on {self.settings['task']}, {self.settings['n_sequences']} sequences",
+            shown,
+            [[getattr(row, name) for name in shown] for row in self],
+            (f"nearest after the last layer: {self.best().algorithm}",),
+        )  # fmt: skip
 
 
 def descent_alignment(
@@ -188,7 +195,7 @@ def descent_alignment(
     task: LinearRegression | SineRegression,
     *,
     algorithms: Sequence[Algorithm] | None = None,
-    sequences: int = 10_000,
+    n_sequences: int = 10_000,
     seed: int = 0,
 ) -> DescentAlignment:
     """Compare a model with algorithms on fresh tasks.
@@ -202,7 +209,7 @@ def descent_alignment(
         Where the sequences come from.
     algorithms
         What to compare with; by default :func:`reference_algorithms` for as many steps as the model has layers (1 for a function).
-    sequences
+    n_sequences
         How many, at least 2.
     seed
         Of the sequences.
@@ -216,12 +223,12 @@ def descent_alignment(
     --------
     >>> from causal_probe import models, tasks
     >>> task = tasks.LinearRegression(d_x=2, n_examples=4)
-    >>> found = descent_alignment(models.gradient_steps(2, 4, eta=[0.1]), task, sequences=64)
-    >>> [algorithm.name for algorithm in found.algorithms], found.cosine.shape
-    (['GD, 1 step', 'least squares'], (1, 2, 64))
+    >>> found = descent_alignment(models.gradient_steps(2, 4, eta=[0.1]), task, n_sequences=64)
+    >>> found.algorithms, found.cosine.shape
+    (('GD, 1 step', 'least squares'), (1, 2, 64))
     """
-    if sequences < 2:
-        raise CausalProbeError(f"At least 2 sequences are needed for a standard error, not {sequences}.")
+    if n_sequences < 2:
+        raise CausalProbeError(f"At least 2 sequences are needed for a standard error, not {n_sequences}.")
     if isinstance(model, LinearTransformer):
         check_shapes(model, task)
         read, dtype, steps = _after_each_layer(model), model.cfg.dtype, len(model.kinds)
@@ -236,13 +243,15 @@ def descent_alignment(
         algorithms = reference_algorithms(task, steps)
     source = generator(seed, "descent alignment")
     pieces: dict[str, list[NDArray[np.float64]]] = {}
-    for start in range(0, sequences, MICRO_BATCH):
-        batch = task.sample(min(MICRO_BATCH, sequences - start), source, dtype=dtype)
+    for start in range(0, n_sequences, MICRO_BATCH):
+        batch = task.sample(min(MICRO_BATCH, n_sequences - start), source, dtype=dtype)
         for name, values in _compare(read, algorithms, task, batch).items():
             pieces.setdefault(name, []).append(values)
     joined = {name: np.concatenate(values, -1) for name, values in pieces.items()}
-    settings = {"task": repr(task), "sequences": sequences, "seed": seed, "algorithms": [a.name for a in algorithms]}
-    return DescentAlignment(tuple(algorithms), **joined, settings=settings, provenance={"versions": versions()})
+    names = tuple(algorithm.name for algorithm in algorithms)
+    settings = {"task": repr(task), "n_sequences": n_sequences, "seed": seed, "algorithms": list(names)}
+    about = {"dtype": str(dtype).removeprefix("torch."), "device": "cpu"}
+    return DescentAlignment(names, **joined, settings=settings, provenance=about)
 
 
 def reference_algorithms(task: LinearRegression, steps: int = 1, *, shared: bool = False) -> tuple[Algorithm, ...]:
@@ -280,7 +289,7 @@ def feature_descent(
     task: LinearRegression | SineRegression,
     *,
     name: str,
-    sequences: int = 20_000,
+    n_sequences: int = 20_000,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Algorithm:
@@ -294,7 +303,7 @@ def feature_descent(
         From [..., d_x] to [..., d_features]; None: x itself.
     name
         For tables.
-    sequences, seed
+    n_sequences, seed
         What the step is fitted on.
     dtype
         Of the inputs that ``features`` takes.
@@ -305,7 +314,7 @@ def feature_descent(
         return lambda x, y, x_query: predict_descent(apply(x), y, apply(x_query), eta=[step])
 
     with torch.no_grad():
-        batch = task.sample(sequences, generator(seed, "feature descent"), dtype=dtype)
+        batch = task.sample(n_sequences, generator(seed, "feature descent"), dtype=dtype)
         p = at(1.0)(batch.x, batch.y, batch.x_query)
         step = float((p * batch.target).sum() / p.square().sum())
     return Algorithm(name, at(step), Descent((step,), (0.0,)))

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -27,7 +26,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import head_graphs
-from causal_probe.results import Citation, cite, to_jsonable, versions
+from causal_probe.results import Result, Table
 from causal_probe.tasks import InContextMarkov
 from causal_probe.tasks.predictors import matching
 from causal_probe.viz.curves import Curve, curves
@@ -188,7 +187,7 @@ def dynamics(steps: Sequence[int], series: Mapping[str, Sequence[float] | Float[
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Dynamics:
+class Dynamics(Result):
     """Series along a training run, and the change-point of each.
 
     Attributes
@@ -201,6 +200,10 @@ class Dynamics:
         By name: a :class:`ChangePoint`, or None for a series that never moves.
     """
 
+    KIND = "dynamics"
+    WORKS = ("nichani2024",)
+    DERIVED = ("order",)
+
     steps: tuple[int, ...]
     series: Mapping[str, Float[np.ndarray, " time"]]
     changes: Mapping[str, ChangePoint | None]
@@ -211,14 +214,31 @@ class Dynamics:
         found = [(change.step, name) for name, change in self.changes.items() if change is not None]
         return tuple(name for _, name in sorted(found, key=lambda pair: pair[0]))
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per series, the earliest change first; those that never change come last, with missing numbers."""
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no change-point."""
+        return {f"changes.{name}": "all values are equal" for name, change in self.changes.items() if change is None}
+
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"Series measured at {len(self.steps)} checkpoints of a training run were each described by one change in mean, by least squares, "
+            "with the 95% likelihood-ratio interval of the split (Hinkley, 1970; Hansen, 2000; independent errors assumed; "
+            f"{self.measured_with})."
+        )
+
+    def table(self) -> Table:
+        """One row per series, the earliest change first; those that never change come last, without numbers."""
+        names = tuple(field.name for field in dataclasses.fields(ChangePoint))
+        nothing = (None,) * len(names)
         still = [name for name, change in self.changes.items() if change is None]
-        rows: list[dict[str, Any]] = []
-        for name in (*self.order, *still):
-            change = self.changes[name]
-            rows.append({"series": name} | ({} if change is None else dataclasses.asdict(change)))
-        return pd.DataFrame(rows)
+        rows = [
+            (name, *(nothing if (change := self.changes[name]) is None else dataclasses.astuple(change)))
+            for name in (*self.order, *still)
+        ]
+        title = f"Change-points of {len(self.series)} series at {len(self.steps)} checkpoints"
+        return Table(title, ("series", *names), rows)
 
     def figure(self, *, title: str | None = None, value: str = "mean attention") -> Figure:
         """The series over the training steps: those that change most, with their change-points, and the others in grey.
@@ -233,12 +253,7 @@ class Dynamics:
         plain = [name for name in self.series if not name.startswith("edge ")] or list(self.series)
         most = sorted(plain, key=change, reverse=True)[:NAMED]
         named = {name: Curve(self.steps, self.series[name]) for name in plain if name in most}
-        figure = curves(
-            {"": named},
-            x_name="training step",
-            y_name=value,
-            title=title,
-        )
+        figure = curves({"": named}, x_name="training step", y_name=value, title=title)
         axes = figure.axes[0]
         for name, its in self.series.items():
             found = self.changes[name]
@@ -248,26 +263,3 @@ class Dynamics:
                 axes.axvspan(found.low, found.high, color=MUTED, alpha=0.2, linewidth=0, gid="interval")
                 axes.axvline(found.step, color=MUTED, linestyle="dashed", linewidth=1.0, gid="change")
         return figure
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields in plain JSON types."""
-        undefined = {f"changes.{n}": "all values are equal" for n, change in self.changes.items() if change is None}
-        return {**to_jsonable(self), "undefined": undefined, "versions": versions()}
-
-    def cite(self) -> Citation:
-        """The paper whose stages are looked for, and one sentence for a methods section."""
-        return cite(
-            "nichani2024",
-            methods=(
-                f"Series measured at {len(self.steps)} checkpoints of a training run were each described by one change in mean, by least "
-                "squares, with the 95% likelihood-ratio interval of the split (Hinkley, 1970; Hansen, 2000; independent errors assumed; "
-                f"causal-probe {versions().get('causal-probe', '')})."
-            ),
-        )
-
-    def __repr__(self) -> str:
-        table = self.to_pandas().to_string(index=False, float_format="{:.3f}".format, na_rep="")
-        return f"Change-points of {len(self.series)} series at {len(self.steps)} checkpoints\n{table}"
-
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))

@@ -16,7 +16,8 @@ step is measured afterwards, by :func:`~causal_probe.mechanisms.descent_alignmen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.mechanisms.descent import Algorithm
 from causal_probe.models import LinearTransformer
+from causal_probe.results import UNSAVED, Result, Table
 from causal_probe.tasks import LinearRegression, SineRegression, generator
 from causal_probe.tasks.regression import RegressionBatch
 
@@ -34,14 +36,12 @@ __all__ = ["LayerFeatures", "function_cosine", "layer_features"]
 NEGLIGIBLE = 1e-8
 
 
-@dataclass(frozen=True, eq=False)
-class LayerFeatures:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerFeatures(Result):
     """What :func:`layer_features` found. Called with x [..., d_x], it gives the features [..., d].
 
     Attributes
     ----------
-    model
-        Whose MLP they are made of.
     root
         C' above, [d_features, d]; as many columns as the metric has positive eigenvalues.
     spectrum
@@ -49,23 +49,47 @@ class LayerFeatures:
         second moment 1.
     off
         The share of the metric's Frobenius norm that is not symmetric and positive, in [0, 1].
+    model
+        Whose MLP they are made of. It is in no file, so what was loaded can't be called.
     """
 
-    model: LinearTransformer
-    root: Float[Tensor, "d_features d"]
-    spectrum: Float[Tensor, " d_features"]
+    KIND = "layer features"
+    WORKS = ("vonoswald2023",)
+
+    root: Float[Tensor, "_features _kept"]
+    spectrum: Float[Tensor, " _features"]
     off: float
+    model: LinearTransformer = field(default=cast(Any, None), metadata=UNSAVED)
 
     def __call__(self, x: Float[Tensor, "*batch d_x"]) -> Float[Tensor, "*batch d"]:
         """The features of x."""
-        assert self.model.features is not None
+        if self.model is None or self.model.features is None:
+            raise CausalProbeError(
+                "The features were read from a file, which does not hold the model whose MLP makes them. Call layer_features."
+            )
         features: Tensor = self.model.features(x)
         return features @ self.root
+
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            "The features of a linear layer behind an MLP were read from its weights: the MLP's output in the nearest symmetric and positive metric of the "
+            f"layer, with second moments from {self.settings['n_sequences']:,} sequences (after von Oswald et al., 2023; {self.measured_with})."
+        )
+
+    def table(self) -> Table:
+        """The metric's eigenvalues."""
+        return Table(
+            f"LayerFeatures on {self.settings['task']}: {self.root.shape[1]} features, {self.off:.1%} of the metric is no metric",
+            ("eigenvalue", "value"),
+            list(enumerate(self.spectrum.tolist())),
+        )
 
 
 @torch.no_grad()
 def layer_features(
-    model: LinearTransformer, task: LinearRegression | SineRegression, *, sequences: int = 5_000, seed: int = 0
+    model: LinearTransformer, task: LinearRegression | SineRegression, *, n_sequences: int = 5_000, seed: int = 0
 ) -> LayerFeatures:
     """The MLP's features in the metric of the layer behind it.
 
@@ -75,7 +99,7 @@ def layer_features(
         One linear layer behind an MLP.
     task
         Whose inputs give the features' second moments.
-    sequences, seed
+    n_sequences, seed
         How many sequences are drawn for that, and the seed.
 
     Raises
@@ -94,7 +118,7 @@ def layer_features(
     if not metric.any():
         raise CausalProbeError("The layer's weights pass no y on, so that they have no metric on the features.")
     phi = model.features(
-        task.sample(sequences, generator(seed, "layer features"), dtype=model.cfg.dtype).x_query
+        task.sample(n_sequences, generator(seed, "layer features"), dtype=model.cfg.dtype).x_query
     ).double()
     moments, basis = torch.linalg.eigh(phi.mT @ phi / len(phi))
     taken = moments > NEGLIGIBLE * moments[-1]
@@ -108,8 +132,14 @@ def layer_features(
     spectrum = torch.zeros(len(metric), dtype=torch.float64)
     spectrum[: len(eigenvalues)] = eigenvalues.flip(0)
     norm = inner.norm()
+    dtype = model.cfg.dtype
     return LayerFeatures(
-        model, root.to(model.cfg.dtype), spectrum, float((inner - kept).norm() / norm) if norm else 1.0
+        root.to(dtype),
+        spectrum,
+        float((inner - kept).norm() / norm) if norm else 1.0,
+        model,
+        settings={"task": repr(task), "n_sequences": n_sequences, "seed": seed},
+        provenance={"dtype": str(dtype).removeprefix("torch."), "device": str(root.device)},
     )
 
 
@@ -129,7 +159,7 @@ def function_cosine(
 
     Examples
     --------
-    >>> from causal_probe import experiments, models, tasks
+    >>> from causal_probe import mechanisms, models, tasks
     >>> task = tasks.LinearRegression(d_x=2, n_examples=4)
     >>> [descent, _] = mechanisms.reference_algorithms(task)
     >>> batch = task.sample(2, tasks.generator(0, "sequences"))

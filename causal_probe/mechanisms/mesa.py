@@ -7,19 +7,17 @@ W_KQ and W_PV keep the predicted form; does it recover W; does the data's law sa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer, mesa_step
-from causal_probe.results import Citation, cite, html_table, versions
+from causal_probe.results import UNSAVED, Result, Table
 from causal_probe.tasks import AutoregressiveProcess, generator, sample_batches
 from causal_probe.tasks.autoregressive import AutoregressiveBatch
 from causal_probe.training import minimise
@@ -32,8 +30,8 @@ MICRO_BATCH = 512
 NOT_VANILLA = 0.05
 
 
-@dataclass(frozen=True, eq=False)
-class MesaOptimizer:
+@dataclass(frozen=True, eq=False, repr=False)
+class MesaOptimizer(Result):
     """What :func:`mesa_optimizer` found; errors are standard errors over sequences.
 
     Attributes
@@ -61,9 +59,11 @@ class MesaOptimizer:
         Half squared error, summed over coordinates and averaged over t = 2 .. T-1.
     satisfies_moment_condition
         Whether the start's law lets a long-trained layer recover W.
-    settings, provenance
-        What was chosen, and what it was made with.
     """
+
+    KIND = "mesa-optimizer"
+    WORKS = ("zheng2024",)
+    DERIVED = ("product", "is_gradient_step", "verdict")
 
     a: float
     b: float
@@ -79,8 +79,6 @@ class MesaOptimizer:
     prediction_error: float
     loss: float
     satisfies_moment_condition: bool
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
 
     @property
     def product(self) -> float:
@@ -100,72 +98,77 @@ class MesaOptimizer:
         recovers = "and recovers W" if self.error < 0.01 else f"and misses W by {self.error:.1%}"
         return f"one gradient step of size {self.best_step:.4g} on in-context least squares, {recovers}"
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row."""
-        names = (
-            "a",
-            "b",
-            "product",
-            "limit",
-            "off_kq",
-            "off_pv",
-            "step_distance",
-            "best_step",
-            "error",
-            "prediction_error",
-            "loss",
-        )
-        return pd.DataFrame([{name: getattr(self, name) for name in names}])
-
-    def cite(self) -> Citation:
-        """The paper behind this probe, and one sentence for a methods section."""
-        return cite(
-            "zheng2024",
-            methods=f"A linear attention layer was compared with one step of in-context least squares on {self.settings['process']} "
-            "(Zheng et al., 2024).",
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"A linear attention layer was compared with one step of in-context least squares on {self.settings['process']} "
+            f"(Zheng et al., 2024; {self.measured_with})."
         )
 
-    def _rows(self) -> list[tuple[str, str]]:
-        condition = "satisfied" if self.satisfies_moment_condition else "violated"
-        return [
-            ("ab", f"{self.product:.4f}"),
-            ("predicted limit of ab", f"{self.limit:.4f}"),
-            ("off the form, W_KQ and W_PV", f"{self.off_kq:.4f}, {self.off_pv:.4f}"),
-            ("distance to the best single step", f"{self.step_distance:.4f} ± {self.step_distance_error:.4f}"),
-            ("error of the recovered W", f"{self.error:.4f} ± {self.error_error:.4f}"),
-            ("moment condition", condition),
-        ]
+    def table(self) -> Table:
+        """What was measured, with its standard error."""
+        return Table(
+            f"MesaOptimizer on {self.settings['process']}: {self.verdict}",
+            ("quantity", "value", "stderr"),
+            (
+                ("a", self.a, None),
+                ("b", self.b, None),
+                ("ab", self.product, None),
+                ("predicted limit of ab", self.limit, None),
+                ("share of W_KQ off the form", self.off_kq, None),
+                ("share of W_PV off the form", self.off_pv, None),
+                ("best single step", self.best_step, None),
+                ("distance to the best single step", self.step_distance, self.step_distance_error),
+                ("error of the recovered W", self.error, self.error_error),
+                ("error of the last prediction", self.prediction_error, None),
+                ("loss", self.loss, None),
+            ),
+            (f"moment condition: {'satisfied' if self.satisfies_moment_condition else 'violated'}",),
+        )
 
-    def _repr_html_(self) -> str:
-        caption = f"MesaOptimizer on {self.settings['process']}: {self.verdict}"
-        return html_table(["quantity", "value"], self._rows(), caption=caption)
 
-    def __repr__(self) -> str:
-        table = "\n".join(f"  {name:<33} {value}" for name, value in self._rows())
-        return f"MesaOptimizer on {self.settings['process']}: {self.verdict}\n{table}"
-
-
-@dataclass(frozen=True, eq=False)
-class MesaTraining:
+@dataclass(frozen=True, eq=False, repr=False)
+class MesaTraining(Result):
     """A trained layer, and a and b on the way.
 
     Attributes
     ----------
-    model
-        The layer.
     step, a, b
         At some steps of training, the last among them.
+    model
+        The layer. It is in no file.
     """
 
-    model: LinearTransformer
+    KIND = "mesa training"
+    WORKS = ("zheng2024",)
+    DERIVED = ("product",)
+
     step: tuple[int, ...]
     a: tuple[float, ...]
     b: tuple[float, ...]
+    model: LinearTransformer = field(default=cast(Any, None), metadata=UNSAVED)
 
     @property
     def product(self) -> tuple[float, ...]:
         """The product ab at each step."""
         return tuple(a * b for a, b in zip(self.a, self.b, strict=True))
+
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"A linear attention layer was trained by gradient descent on fresh sequences of {self.settings['process']}, from a multiple of the identity in "
+            f"each of two blocks (Zheng et al., 2024; {self.measured_with})."
+        )
+
+    def table(self) -> Table:
+        """a, b and ab on the way."""
+        return Table(
+            f"MesaTraining on {self.settings['process']}, {self.step[-1]:,} steps of {self.settings['batch_size']:,} sequences",
+            ("step", "a", "b", "ab"),
+            list(zip(self.step, self.a, self.b, self.product, strict=True)),
+        )
 
 
 def train_mesa(
@@ -221,12 +224,21 @@ def train_mesa(
     ]
     minimise(model, loss, stages, callback=watch, progress=progress)
     step, at_a, at_b = zip(*seen, strict=True)
-    return MesaTraining(model, step, at_a, at_b)
+    settings = {
+        "process": repr(process),
+        "a": a,
+        "b": b,
+        "steps": steps,
+        "batch_size": batch_size,
+        "rate": rate,
+        "seed": seed,
+    }
+    return MesaTraining(step, at_a, at_b, model, settings=settings, provenance=_place(model))
 
 
 @torch.no_grad()
 def mesa_optimizer(
-    model: LinearTransformer, process: AutoregressiveProcess, *, sequences: int = 4_096, seed: int = 0
+    model: LinearTransformer, process: AutoregressiveProcess, *, n_sequences: int = 4_096, seed: int = 0
 ) -> MesaOptimizer:
     """Compare a layer with the mesa-optimizer of the theory.
 
@@ -236,7 +248,7 @@ def mesa_optimizer(
         One complex linear layer of one head, as :func:`causal_probe.models.mesa_step` builds it, whose weights may be anything.
     process
         In complex form.
-    sequences
+    n_sequences
         How many fresh sequences, at least 2.
     seed
         Of the sequences.
@@ -250,11 +262,11 @@ def mesa_optimizer(
     --------
     >>> from causal_probe import models, tasks
     >>> process = tasks.AutoregressiveProcess(2, 8, start="sparse")
-    >>> mesa_optimizer(models.mesa_step(2, 8, a=process.limit), process, sequences=64).is_gradient_step
+    >>> mesa_optimizer(models.mesa_step(2, 8, a=process.limit), process, n_sequences=64).is_gradient_step
     True
     """
-    if sequences < 2:
-        raise CausalProbeError(f"At least 2 sequences are needed for a standard error, not {sequences}.")
+    if n_sequences < 2:
+        raise CausalProbeError(f"At least 2 sequences are needed for a standard error, not {n_sequences}.")
     d = process.d_x
     fits = model.d_token == 2 * d and model.n_positions >= process.n_positions and model.mask == "causal"
     if process.real or not fits or len(model.kinds) != 1 or len(model.W_Q[0]) != 1 or not model.cfg.dtype.is_complex:
@@ -266,7 +278,7 @@ def mesa_optimizer(
     KQ, PV = _matrices(model, d)
     source = generator(seed, "mesa probing")
     sums: list[Tensor] = []
-    for batch in sample_batches(process, sequences, source, batch_size=MICRO_BATCH):
+    for batch in sample_batches(process, n_sequences, source, batch_size=MICRO_BATCH):
         output = model(batch.tokens)[..., :d]
         step = mesa_step(d, process.n_positions)(batch.tokens)[..., :d]  # the prediction of a step of size 1
         x, W = batch.x, torch.diag_embed(batch.eigenvalues)
@@ -305,14 +317,14 @@ def mesa_optimizer(
         prediction_error=math.sqrt(float(last.mean() / size.mean())),
         loss=float(loss.mean()),
         satisfies_moment_condition=process.satisfies_moment_condition,
-        settings={"process": repr(process), "sequences": sequences, "seed": seed},
-        provenance={"versions": versions()},
+        settings={"process": repr(process), "n_sequences": n_sequences, "seed": seed},
+        provenance=_place(model),
     )
 
 
 @torch.no_grad()
 def mesa_recovery(
-    process: AutoregressiveProcess, *, product: float | None = None, sequences: int = 2_048, seed: int = 0
+    process: AutoregressiveProcess, *, product: float | None = None, n_sequences: int = 2_048, seed: int = 0
 ) -> tuple[float, float]:
     """The error of the W that the diagonal layer recovers from whole sequences, and its standard error.
 
@@ -327,15 +339,14 @@ def mesa_recovery(
     Examples
     --------
     >>> from causal_probe import tasks
-    >>> error, stderr = mesa_recovery(tasks.AutoregressiveProcess(2, 8, start="sparse"), sequences=16)
+    >>> error, stderr = mesa_recovery(tasks.AutoregressiveProcess(2, 8, start="sparse"), n_sequences=16)
     >>> round(error, 3)
     0.0
     """
     product = process.limit if product is None else product
     source, d, parts = generator(seed, "mesa recovery"), process.d_x, []
-    size = max(1, min(sequences, 2**22 // (process.length * d)))
-    for start in range(0, sequences, size):
-        x_batch = process.sample(min(size, sequences - start), source)
+    size = max(1, min(n_sequences, 2**22 // (process.length * d)))
+    for x_batch in sample_batches(process, n_sequences, source, batch_size=size):
         x, W = x_batch.x, torch.diag_embed(x_batch.eigenvalues)
         found = product * x[:, 1:-1].mT @ x[:, :-2].conj() / (process.length - 2)
         active = (x[:, 0].abs() > 0).to(W.dtype)[:, None]
@@ -350,6 +361,10 @@ def _matrices(model: LinearTransformer, d: int) -> tuple[Complex[Tensor, "token 
     KQ = (attention.W_Q[0] @ attention.W_K[0].mH).mT
     PV = (attention.W_V[0] @ attention.W_O[0]).mT[:d]
     return KQ.detach(), PV.detach()
+
+
+def _place(model: LinearTransformer) -> dict[str, str]:
+    return {"dtype": str(model.cfg.dtype).removeprefix("torch."), "device": str(model.W_Q[0].device)}
 
 
 def _ab(model: LinearTransformer, process: AutoregressiveProcess) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def weight_graphs(
     model: DisentangledTransformer,
     task: InContextMarkov,
     *,
-    sequences: int = SEQUENCES,
+    n_sequences: int = SEQUENCES,
     seed: int = 0,
     level: float = LEVEL,
 ) -> WeightGraphs:
@@ -69,7 +69,7 @@ def weight_graphs(
         Any disentangled transformer of the task's shape; it is left as it is.
     task
         What the model was trained on: its graph is the truth, over the children 0..T-2.
-    sequences, seed
+    n_sequences, seed
         Number of fresh sequences on which ablations are measured, the same ones for all, and their seed.
     level
         Family-wise level at which a block is said to hold the graph, over all blocks and both directions (Holm).
@@ -84,7 +84,7 @@ def weight_graphs(
     >>> from causal_probe import graphs, models, tasks
     >>> task = tasks.InContextMarkov(graphs.chain(5), d_vocab=3, concentration=0.1)
     >>> model = models.hand_set(graphs.chain(5), 3, match_scale=8.0, output_scale=4.0)
-    >>> found = weight_graphs(model, task, sequences=256)
+    >>> found = weight_graphs(model, task, n_sequences=256)
     >>> found.blocks[0].layer, found.blocks[0].query, found.blocks[0].key
     (1, 'position', 'position')
     """
@@ -93,13 +93,13 @@ def weight_graphs(
             f"The task has {task.d_vocab} states and {task.n_positions} positions; the model has {model.d_vocab} and "
             f"{model.n_positions}. Give the task that the model was trained on."
         )
-    if sequences < 2:
-        raise CausalProbeError(f"Ablations can't be compared on {sequences} sequences; at least 2 are needed.")
+    if n_sequences < 2:
+        raise CausalProbeError(f"Ablations can't be compared on {n_sequences} sequences; at least 2 are needed.")
     if not 0 < level < 1:
         raise CausalProbeError(f"A level lies between 0 and 1; it is {level}.")
     device = model.W_U.device
     batches = list(
-        sample_batches(task, sequences, generator(seed, "weight graphs", device=device), batch_size=MICRO_BATCH)
+        sample_batches(task, n_sequences, generator(seed, "weight graphs", device=device), batch_size=MICRO_BATCH)
     )
     losses = _losses(model, batches)
     skill = np.concatenate(
@@ -157,7 +157,7 @@ def weight_graphs(
         truth=task.graph,
         children=tuple(task.children),
         settings={
-            "sequences": sequences,
+            "n_sequences": n_sequences,
             "seed": seed,
             "level": level,
             "ablation": "zero",

@@ -228,25 +228,19 @@ class WeightGraphs(Result):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per block; what is undefined is missing, as pandas has it (NaN)."""
+        names = ("share", "share_stderr", "scrambled", "scrambled_stderr", "alone", "alone_stderr", "cost", "stderr")
+
+        def read(name: str, its: Direction | None) -> dict[str, object]:
+            p_name = "p_value" if name == "edges" else f"{name}_p_value"
+            return {name: None if its is None else str(its), p_name: None if its is None else its.p_value}
+
         return pd.DataFrame(
             [
-                {
-                    "block": b.name,
-                    "share": b.share,
-                    "share_stderr": b.share_stderr,
-                    "scrambled": b.scrambled,
-                    "scrambled_stderr": b.scrambled_stderr,
-                    "alone": b.alone,
-                    "alone_stderr": b.alone_stderr,
-                    "cost": b.cost,
-                    "stderr": b.stderr,
-                    "edges": None if b.as_it_stands is None else str(b.as_it_stands),
-                    "p_value": None if b.as_it_stands is None else b.as_it_stands.p_value,
-                    "transposed": None if b.transposed is None else str(b.transposed),
-                    "transposed_p_value": None if b.transposed is None else b.transposed.p_value,
-                    "identity": b.identity,
-                    "norm": b.norm,
-                }
+                {"block": b.name}
+                | {name: getattr(b, name) for name in names}
+                | read("edges", b.as_it_stands)
+                | read("transposed", b.transposed)
+                | {"identity": b.identity, "norm": b.norm}
                 for b in self.blocks
             ]
         )
@@ -270,7 +264,7 @@ class WeightGraphs(Result):
             "positions (the earlier position with the largest entry, rows about their mean, in both directions), tested against "
             f"chance (Poisson-binomial, Holm, family-wise level {s['level']:g}), and set to zero; the rise of the loss is given as a "
             "share of the in-context skill, the loss of the in-context unigram predictor minus the model's (paired over "
-            f"{s['sequences']:,} sequences; {self.measured_with})."
+            f"{s['n_sequences']:,} sequences; {self.measured_with})."
         )
 
     def table(self) -> Table:
@@ -294,7 +288,7 @@ class WeightGraphs(Result):
         ]
         return Table(
             f"Blocks of the weights by the loss that their ablation costs: loss {self.loss:.4f}, in-context skill {self.skill:.4f} nats "
-            f"({self.settings['sequences']:,} sequences)",
+            f"({self.settings['n_sequences']:,} sequences)",
             ("block", "share of skill", "scrambled", "alone", "cost", "edges", "transposed", "identity"),
             rows,
             (

@@ -149,10 +149,10 @@ def gradient_descent(run: Run) -> Reproduction:
         model, losses[seed] = trained(run, f"seed-{seed}", task, build, seed=seed, steps=steps)
 
         def probe(model: LinearTransformer = model, seed: int = seed) -> dict[str, Any]:
-            found = descent_alignment(model, task, algorithms=[reference], sequences=sequences, seed=seed)
+            found = descent_alignment(model, task, algorithms=[reference], n_sequences=sequences, seed=seed)
             line, step = found[0, reference.name], implied_step(model).layers[0]
             middle = descent_alignment(
-                interpolate(model, best.eta), task, algorithms=[reference], sequences=sequences, seed=seed
+                interpolate(model, best.eta), task, algorithms=[reference], n_sequences=sequences, seed=seed
             )[0, reference.name]
             return {
                 **line._asdict(),
@@ -283,7 +283,7 @@ def gradient_descent_layers(run: Run) -> Reproduction:
 
         def probe(depth: int = depth, model: LinearTransformer = model, fitted: Any = fitted) -> dict[str, Any]:
             algorithms = [algorithm_of(fitted[name], task) for name in ("gd", "gdpp")]
-            found = descent_alignment(model, task, algorithms=algorithms, sequences=sequences, seed=run.seed)
+            found = descent_alignment(model, task, algorithms=algorithms, n_sequences=sequences, seed=run.seed)
             gd, gdpp = (found[-1, algorithm.name]._asdict() for algorithm in algorithms)
             closer, closer_error = found.closer(algorithms[1].name, algorithms[0].name)
             gain = found.cosine[-1, 1] - found.cosine[-1, 0]

@@ -50,7 +50,7 @@ def mesa(run: Run) -> Reproduction:
             ) -> dict[str, Any]:
                 seed = run.seed + number
                 trained = train_mesa(process, a=a, b=b, steps=steps, batch_size=batch, seed=seed, progress=run.progress)
-                found = mesa_optimizer(trained.model, process, sequences=sequences, seed=seed)
+                found = mesa_optimizer(trained.model, process, n_sequences=sequences, seed=seed)
                 names = (
                     "product",
                     "off_kq",
@@ -187,7 +187,7 @@ def mesa_moments(run: Run) -> Reproduction:
         processes = [AutoregressiveProcess(5, length, start=start, scale=scale) for length in lengths]
 
         def measure(processes: list[AutoregressiveProcess] = processes) -> dict[str, Any]:
-            found = [mesa_recovery(process, sequences=sequences, seed=run.seed) for process in processes]
+            found = [mesa_recovery(process, n_sequences=sequences, seed=run.seed) for process in processes]
             return {"error": [error for error, _ in found], "stderr": [stderr for _, stderr in found]}
 
         row = run.part(f"recovery-{start}", measure)

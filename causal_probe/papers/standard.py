@@ -100,7 +100,7 @@ def train(run: Run, task: LinearRegression) -> dict[str, Any]:
 def align(run: Run, task: LinearRegression, model: OnVectors) -> DescentAlignment:
     """The trained model beside gradient descent, GD++ and least squares."""
     return descent_alignment(
-        model, task, algorithms=reference_algorithms(task, 2), sequences=SEQUENCES[run.quick], seed=run.seed
+        model, task, algorithms=reference_algorithms(task, 2), n_sequences=SEQUENCES[run.quick], seed=run.seed
     )
 
 

@@ -66,7 +66,7 @@ def probe(model: LinearTransformer, task: SineRegression, sequences: int, seed: 
         "x": feature_descent(None, task, name="GD on x"),
         "waves": feature_descent(lambda x: torch.cat([x.sin(), x.cos()], -1), task, name="GD on (sin x, cos x)"),
     }
-    found = descent_alignment(model, task, algorithms=list(algorithms.values()), sequences=sequences, seed=seed)
+    found = descent_alignment(model, task, algorithms=list(algorithms.values()), n_sequences=sequences, seed=seed)
     batch = task.sample(min(sequences, 2_000), generator(seed, "feature space"))
     row: dict[str, Any] = {
         "off": own.off,

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from causal_probe.graphs import choose_graph
-from causal_probe.mechanisms import WeightGraphs, weight_graphs
+from causal_probe.mechanisms import weight_graphs
+from causal_probe.mechanisms.weight_result import WeightGraphs
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import fit, give_matcher, joint, staged

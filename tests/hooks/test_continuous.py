@@ -38,7 +38,7 @@ def test_a_transformer_lens_model_is_asked_which_algorithm_it_runs() -> None:
         read_in=torch.randn(4, model.cfg.d_model, generator=generator),
         read_out=0.1 * torch.randn(model.cfg.d_model, 1, generator=generator),
     )
-    found = descent_alignment(predict, task, sequences=200)
+    found = descent_alignment(predict, task, n_sequences=200)
     line = found[0, "GD, 1 step"]
     assert line.cosine is not None
     assert abs(line.cosine) < 0.5

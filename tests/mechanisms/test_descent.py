@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from causal_probe import CausalProbeError
-from causal_probe.mechanisms import Algorithm, descent_alignment, feature_descent, interpolate, reference_algorithms
+from causal_probe.mechanisms import descent_alignment, feature_descent, reference_algorithms
+from causal_probe.mechanisms.descent import Algorithm, interpolate
 from causal_probe.models import LinearTransformer, gradient_steps
 from causal_probe.tasks import LinearRegression, SineRegression, generator, one_step_optimum
 from causal_probe.tasks.least_squares import least_squares
@@ -19,7 +20,7 @@ def test_a_hand_set_model_is_its_algorithm_layer_by_layer() -> None:
     gdpp = next(a for a in algorithms if a.name == "GD++, 2 steps")
     assert gdpp.descent is not None
     model = gradient_steps(4, 6, eta=gdpp.descent.eta, gamma=gdpp.descent.gamma, dtype=torch.float64)
-    found = descent_alignment(model, task, algorithms=algorithms, sequences=300)
+    found = descent_alignment(model, task, algorithms=algorithms, n_sequences=300)
     assert found.best().algorithm == "GD++, 2 steps"
     line = found[-1, "GD++, 2 steps"]
     assert line.cosine == pytest.approx(1, abs=1e-12)
@@ -37,7 +38,7 @@ def test_the_metrics_by_hand() -> None:
     u, v = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0.0, 1.0, -1.0])
     algorithm = Algorithm("v", lambda x, y, x_query: (x_query @ v)[:, None])
     found = descent_alignment(
-        lambda tokens: tokens[:, -1, :3] @ u[:, None], task, algorithms=[algorithm], sequences=500
+        lambda tokens: tokens[:, -1, :3] @ u[:, None], task, algorithms=[algorithm], n_sequences=500
     )
     line = found[0, "v"]
     assert line.cosine == pytest.approx(float(u @ v / (u.norm() * v.norm())), abs=1e-6)
@@ -54,17 +55,17 @@ def test_the_metrics_by_hand() -> None:
 def test_an_untrained_model_is_none_of_them() -> None:
     task = LinearRegression(3, 5)
     random = LinearTransformer(4, 6).initialise(generator(0, "weights"), scale=1.0)
-    line = descent_alignment(random, task, sequences=500)[0, "GD, 1 step"]
+    line = descent_alignment(random, task, n_sequences=500)[0, "GD, 1 step"]
     assert line.cosine is not None
     assert abs(line.cosine) < 0.9
-    nothing = descent_alignment(LinearTransformer(4, 6), task, sequences=50)[0, "GD, 1 step"]
+    nothing = descent_alignment(LinearTransformer(4, 6), task, n_sequences=50)[0, "GD, 1 step"]
     assert nothing.cosine is None  # it predicts 0 whatever the query
 
 
 def test_several_outputs() -> None:
     task = LinearRegression(3, 6, d_out=2)
     best = one_step_optimum(task)
-    found = descent_alignment(gradient_steps(3, 6, eta=best.eta, d_out=2), task, sequences=100)
+    found = descent_alignment(gradient_steps(3, 6, eta=best.eta, d_out=2), task, n_sequences=100)
     assert found[0, "GD, 1 step"].cosine == pytest.approx(1, abs=1e-5)
 
 
@@ -85,7 +86,7 @@ def test_interpolation_between_equals_is_the_same_function() -> None:
 
 def test_descent_on_features_finds_its_step() -> None:
     task = LinearRegression(4, 8)
-    raw = feature_descent(None, task, name="raw", sequences=50_000)
+    raw = feature_descent(None, task, name="raw", n_sequences=50_000)
     assert raw.descent is not None
     assert raw.descent.eta[0] == pytest.approx(one_step_optimum(task).eta[0], rel=0.02)
     waves = SineRegression(8)
@@ -103,16 +104,18 @@ def test_what_it_refuses() -> None:
     with pytest.raises(CausalProbeError, match="Build a model of the task's shape"):
         descent_alignment(LinearTransformer(5, 6), task)
     with pytest.raises(CausalProbeError, match="At least 2 sequences"):
-        descent_alignment(LinearTransformer(4, 6), task, sequences=1)
+        descent_alignment(LinearTransformer(4, 6), task, n_sequences=1)
     with pytest.raises(CausalProbeError, match="must be given"):
         descent_alignment(LinearTransformer(2, 11), SineRegression(10))
     with pytest.raises(CausalProbeError, match="no algorithm 'GD'"):
-        descent_alignment(LinearTransformer(4, 6), task, sequences=10)[0, "GD"]
+        descent_alignment(LinearTransformer(4, 6), task, n_sequences=10)[0, "GD"]
 
 
 def test_it_prints_and_cites() -> None:
     solve = Algorithm("least squares", lambda x, y, q: least_squares(x, y, q))
-    found = descent_alignment(gradient_steps(3, 5, eta=[0.5]), LinearRegression(3, 5), algorithms=[solve], sequences=10)
+    found = descent_alignment(
+        gradient_steps(3, 5, eta=[0.5]), LinearRegression(3, 5), algorithms=[solve], n_sequences=10
+    )
     assert "nearest after the last layer: least squares" in repr(found)
     assert "vonoswald2023" in found.cite().bibtex
     assert len(found.to_pandas()) == 1

@@ -10,8 +10,8 @@ import torch
 
 from causal_probe import graphs, training
 from causal_probe.errors import CausalProbeError
-from causal_probe.mechanisms import Watch, change_point
-from causal_probe.mechanisms.dynamics import dynamics
+from causal_probe.mechanisms import Watch
+from causal_probe.mechanisms.dynamics import change_point, dynamics
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.tasks import InContextMarkov
 

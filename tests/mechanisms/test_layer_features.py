@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe import CausalProbeError
-from causal_probe.mechanisms import descent_alignment, feature_descent, function_cosine, layer_features
+from causal_probe.mechanisms import descent_alignment, feature_descent, layer_features
+from causal_probe.mechanisms.layer_features import function_cosine
 from causal_probe.models import LinearTransformer
 from causal_probe.tasks import SineRegression, generator
 
@@ -39,7 +40,7 @@ def positive() -> Float[Tensor, "d d"]:
 
 def cosines(model: LinearTransformer) -> tuple[float, float]:
     own = feature_descent(layer_features(model, TASK), TASK, name="own", dtype=torch.float64)
-    cosine = descent_alignment(model, TASK, algorithms=[own], sequences=1_000)[0, "own"].cosine
+    cosine = descent_alignment(model, TASK, algorithms=[own], n_sequences=1_000)[0, "own"].cosine
     assert cosine is not None
     batch = TASK.sample(200, generator(3, "x"), dtype=torch.float64)
     return cosine, float(function_cosine(model, own, TASK, batch).mean())
@@ -72,7 +73,7 @@ def test_they_do_not_depend_on_the_basis_of_the_mlp() -> None:
     torch.testing.assert_close(one.spectrum, other.spectrum)
     # One plain step on the MLP's output does depend on it, though both models are one function.
     plain = feature_descent(turned.features, TASK, name="plain", dtype=torch.float64)
-    assert descent_alignment(turned, TASK, algorithms=[plain], sequences=500)[0, "plain"].prediction_distance > 0.01
+    assert descent_alignment(turned, TASK, algorithms=[plain], n_sequences=500)[0, "plain"].prediction_distance > 0.01
 
 
 def test_a_metric_that_is_none_is_told() -> None:
@@ -93,7 +94,7 @@ def test_what_else_the_weights_do_is_seen_in_the_cosine() -> None:
 def test_an_untrained_layer_is_no_gradient_step() -> None:
     model = LinearTransformer(2, 9, d_hidden=12, d_features=D).initialise(generator(5, "weights"), scale=1.0)
     own = feature_descent(layer_features(model, TASK), TASK, name="own")
-    cosine = descent_alignment(model, TASK, algorithms=[own], sequences=500)[0, "own"].cosine
+    cosine = descent_alignment(model, TASK, algorithms=[own], n_sequences=500)[0, "own"].cosine
     assert cosine is not None
     assert cosine < 0.9
 

@@ -14,8 +14,9 @@ import torch
 
 from causal_probe import graphs, training
 from causal_probe.errors import CausalProbeError
-from causal_probe.mechanisms import WeightGraphs, weight_graphs
+from causal_probe.mechanisms import weight_graphs
 from causal_probe.mechanisms.weight_graphs import _scramble, chance_of, leading_parents
+from causal_probe.mechanisms.weight_result import WeightGraphs
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.models.constructions import Circuit
 from causal_probe.tasks import InContextMarkov, cross_entropy, generator
@@ -40,7 +41,7 @@ def fitted(circuit: Circuit = "copy parents", task: InContextMarkov = TASK) -> D
 
 @pytest.fixture(scope="module")
 def copies() -> WeightGraphs:
-    return weight_graphs(fitted(), TASK, sequences=2048)
+    return weight_graphs(fitted(), TASK, n_sequences=2048)
 
 
 def test_the_paper_s_circuit_holds_the_graph_in_layer_0(copies: WeightGraphs) -> None:
@@ -57,7 +58,7 @@ def test_the_paper_s_circuit_holds_the_graph_in_layer_0(copies: WeightGraphs) ->
 
 
 def test_the_other_circuit_holds_it_transposed_in_layer_1() -> None:
-    found = weight_graphs(fitted("step to children"), TASK, sequences=1024)
+    found = weight_graphs(fitted("step to children"), TASK, n_sequences=1024)
     assert [((b.layer, b.head, b.query, b.key), t) for b, t in found.holders] == [(STEP_BLOCK, True)]
     assert [circuit.name for circuit in found.circuits] == ["step to children"]
     assert "L1H0 L0H0.position x position: transposed graph 9/9" in str(found)
@@ -65,7 +66,7 @@ def test_the_other_circuit_holds_it_transposed_in_layer_1() -> None:
 
 
 def test_the_circuit_without_a_graph_holds_none() -> None:
-    found = weight_graphs(fitted("read other states"), TASK, sequences=2048)
+    found = weight_graphs(fitted("read other states"), TASK, n_sequences=2048)
     assert found.holders == ()
     assert [circuit.name for circuit in found.circuits] == ["read other states"]
     assert found.block(0, 0, "token", "token").identity == pytest.approx(-1)
@@ -74,7 +75,7 @@ def test_the_circuit_without_a_graph_holds_none() -> None:
 
 def test_several_parents_slot_by_slot() -> None:
     task = InContextMarkov(graphs.two_parent_tree(13), 3, concentration=0.1)
-    found = weight_graphs(fitted(task=task), task, sequences=1024)
+    found = weight_graphs(fitted(task=task), task, n_sequences=1024)
     assert {(b.name, str(b.as_it_stands)) for b, _ in found.holders} == {
         ("L0H0 position x position", "9/9 + 0/9"),
         ("L0H1 position x position", "0/9 + 9/9"),
@@ -84,12 +85,12 @@ def test_several_parents_slot_by_slot() -> None:
 def test_another_graph_is_not_found(copies: WeightGraphs) -> None:
     """The same weights beside a wrong truth."""
     other = InContextMarkov(graphs.from_parents([None, None, 1, 2, 3, 4, 5, 6, 7, 8, 9]), 3, concentration=0.1)
-    found = weight_graphs(hand_set(FOREST, 3), other, sequences=16)
+    found = weight_graphs(hand_set(FOREST, 3), other, n_sequences=16)
     assert not any(transposed or block.layer == 0 for block, transposed in found.holders)
 
 
 def test_a_model_without_skill_has_nothing_to_share() -> None:
-    found = weight_graphs(DisentangledTransformer(3, 12), TASK, sequences=64)
+    found = weight_graphs(DisentangledTransformer(3, 12), TASK, n_sequences=64)
     assert all(
         block.share is None and block.scrambled is None and block.alone is None and block.cost == 0
         for block in found.blocks
@@ -178,7 +179,7 @@ def test_a_scrambled_block_has_its_values_elsewhere() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = fitted()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    weight_graphs(model, TASK, sequences=16)
+    weight_graphs(model, TASK, n_sequences=16)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -208,7 +209,7 @@ def test_trained_in_stages_the_graph_is_in_its_block_also_where_stage_2_moved_ev
         graph, rest = training.staged(n_positions=12, steps=60, batch_size=256, optimizer="sgd", learning_rate=1.0)
         stages = (graph, dataclasses.replace(rest, moves=moves))
         training.fit(model, TASK, stages, generator=torch.Generator().manual_seed(0))
-        found = weight_graphs(model, TASK, sequences=2048)
+        found = weight_graphs(model, TASK, n_sequences=2048)
         assert found.holders[0][0] is found.block(*GRAPH_BLOCK)
         assert str(found.block(*GRAPH_BLOCK).as_it_stands) == "9/9"
         assert found.block(*GRAPH_BLOCK).alone > 0.9
@@ -233,7 +234,7 @@ def test_saved_and_cited(copies: WeightGraphs, tmp_path: Path) -> None:
 
 def test_the_result_of_another_model_has_other_settings() -> None:
     first, again, other = (
-        weight_graphs(hand_set(FOREST, 3, match_scale=scale, output_scale=4.0), TASK, sequences=64)
+        weight_graphs(hand_set(FOREST, 3, match_scale=scale, output_scale=4.0), TASK, n_sequences=64)
         for scale in (4.0, 4.0, 8.0)
     )
     assert first.settings == again.settings != other.settings

@@ -77,4 +77,4 @@ def test_a_standard_model_reads_vectors_and_is_trained_through_the_stream() -> N
     swapped = tokens.clone()
     swapped[:, [0, 2]] = swapped[:, [2, 0]]
     assert not torch.allclose(model(swapped), answer)  # it has positions
-    assert descent_alignment(model, task, sequences=20)[0, "GD, 1 step"].cosine is not None
+    assert descent_alignment(model, task, n_sequences=20)[0, "GD, 1 step"].cosine is not None
