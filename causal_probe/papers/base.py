@@ -1,9 +1,8 @@
 """What every reproduction of a paper shares: a result with the paper's numbers beside ours, and parts that are not done twice.
 
-A reproduction is a function ``(run: Run) -> Reproduction``, entered in
-:data:`causal_probe.papers.REPRODUCTIONS` under the name by which it is asked for. All that takes long it does
-in named *parts*, each a call of ``run.part(name, compute)``: with a folder, a part that is finished is written there, and the same
-command reads it instead of computing it again.
+A reproduction is a function ``(run: Run) -> Reproduction`` under :func:`reproduction`, which enters it in
+:data:`causal_probe.papers.REPRODUCTIONS`. All that takes long it does in named *parts*, each a call of ``run.part(name, compute)``: with a
+folder, a part that is finished is written there, and the same command reads it instead of computing it again.
 
 >>> run = Run(quick=True)
 >>> run.part("sum", lambda: {"total": 1 + 1, "terms": [1, 1]})
@@ -15,10 +14,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,22 +27,22 @@ from causal_probe import viz
 from causal_probe.errors import CausalProbeError
 from causal_probe.options import ReproduceOptions
 from causal_probe.results import (
-    Citation,
-    cite,
-    escape,
+    BINARY,
+    UNSAVED,
+    Result,
+    Table,
     list_files,
     read_arrays,
     read_json,
     read_sealed,
     seal,
     to_jsonable,
-    versions,
     write_arrays,
     write_json,
 )
 from causal_probe.training.checkpoint import Checkpoint
 
-__all__ = ["PARTS", "Line", "Reproduction", "Run"]
+__all__ = ["PARTS", "REGISTERED", "Line", "Reproduction", "Run", "Study", "reproduction"]
 
 #: The result's file, which is written last: a folder that has it holds a whole reproduction.
 RESULT = "result.json"
@@ -53,6 +51,9 @@ PARTS, BEGUN = "parts", "parts/run.json"
 #: The settings that say which run a folder belongs to. All others follow from them in one version of the code; what a part depends on
 #: besides, its own settings say.
 IDENTITY = ("name", "quick", "seed")
+#: The files of a part, and what a kill in the middle of writing leaves of any file.
+OF_A_PART = re.compile(r"parts/[a-z0-9]+(-[a-z0-9]+)*(\.checkpoint)?\.(json|safetensors)")
+CUT_SHORT = re.compile(r"(.*/)?\.[^/]*\.causal-probe-(partial|lock)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Reproduction:
+class Reproduction(Result):
     """A paper's experiment, done again.
 
     Attributes
@@ -103,32 +104,35 @@ class Reproduction:
     lines
         The table.
     figures
-        matplotlib figures by their file's name, without an ending.
+        matplotlib figures by their file's name, without an ending. They are in no file but their own.
     captions
         What to see in each figure, by the same names.
     notes
         Deviations from the paper, and what does not hold, one paragraph each.
-    methods
-        One sentence for a paper's methods section.
+    method
+        What was done, in one sentence for a methods section.
     arrays
         Raw values behind the table and the figures.
     settings
         Everything that was chosen; ``name``, ``quick`` and ``seed`` among it.
     """
 
+    KIND = "reproduction"
+    DERIVED = ("holds", "methods")
+
     name: str
     title: str
     paper: tuple[str, ...]
     summary: str
     lines: tuple[Line, ...]
-    figures: Mapping[str, Figure]
-    settings: Mapping[str, Any]
+    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict, metadata=UNSAVED)
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    methods: str = ""
-    arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
+    method: str = ""
+    arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict, metadata=BINARY)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         wrong = [name for name in (*self.figures, *self.arrays) if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name)]
         if wrong:
             raise CausalProbeError(
@@ -140,37 +144,47 @@ class Reproduction:
         """Whether every line that can bear the paper out does."""
         return all(line.holds is not False for line in self.lines)
 
+    @property
+    def works(self) -> tuple[str, ...]:
+        """Keys of the bibliography."""
+        return self.paper
+
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        said = (self.method or f"{self.title} ({self.name}), done again").removesuffix(".")
+        return f"{said} ({self.measured_with})."
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why a line has no number of ours."""
+        return {line.quantity: line.note for line in self.lines if line.ours is None}
+
+    def table(self) -> Table:
+        """Ours beside the paper's."""
+        columns = ("quantity", "ours", "stderr", "paper", "holds")
+        rows = [
+            (
+                line.quantity,
+                f"undefined: {line.note}" if line.ours is None else line.ours,
+                line.standard_error,
+                line.paper,
+                None if line.holds is None else "yes" if line.holds else "NO",
+            )
+            for line in self.lines
+        ]
+        return Table(self.title, columns, rows, (self.summary,))
+
     def to_pandas(self) -> pd.DataFrame:
         """The table: one row for each line."""
         return pd.DataFrame([dataclasses.asdict(line) for line in self.lines])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of ``result.json``, in plain JSON types; arrays are in ``arrays.safetensors``."""
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "reproduction",
-                    "format": 1,
-                    "name": self.name,
-                    "title": self.title,
-                    "summary": self.summary,
-                    "holds": self.holds,
-                    "lines": list(self.lines),
-                    "notes": self.notes,
-                    "captions": self.captions,
-                    "settings": self.settings,
-                    "versions": versions(),
-                    "citation": self.cite(),
-                }
-            )
-        )
 
     @property
     def call(self) -> str:
         """The Python that gives this result."""
         return ReproduceOptions.call("papers.reproduce", self.settings)
 
-    def save(
+    def write(
         self, folder: str | os.PathLike[str], *, page: Callable[[Reproduction, Path], object] | None = None
     ) -> None:
         """Write one SVG for each figure, ``arrays.safetensors``, the page by ``page`` and, last, ``result.json``.
@@ -191,43 +205,6 @@ class Reproduction:
             page(self, target)
         files = sorted({*list_files(target), RESULT})
         write_json(target / RESULT, seal({**self.to_dict(), "files": files}))
-
-    def cite(self) -> Citation:
-        """The papers behind this result, and one sentence for a methods section."""
-        return cite(*self.paper, methods=self.methods or f"{self.title} ({self.name}), with causal-probe.")
-
-    def __repr__(self) -> str:
-        rows = [("quantity", "ours", "paper", "holds")]
-        rows += [(line.quantity, _value(line), _text(line.paper), _yes(line.holds)) for line in self.lines]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([self.title, *(f"  {line}" for line in table), "", self.summary])
-
-    def _repr_html_(self) -> str:
-        def line(cells: Sequence[str], tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-        body = "".join(
-            line((each.quantity, _value(each), _text(each.paper), _yes(each.holds)), "td") for each in self.lines
-        )
-        return (
-            f"<table><caption>{escape(self.title)}</caption><thead>{line(('quantity', 'ours', 'paper', 'holds'), 'th')}"
-            f"</thead><tbody>{body}</tbody></table><p>{escape(self.summary)}</p>"
-        )
-
-
-def _text(value: object) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _value(line: Line) -> str:
-    if line.ours is None:
-        return f"undefined: {line.note}"
-    return _text(line.ours) + ("" if line.standard_error is None else f" ± {line.standard_error:.2g}")
-
-
-def _yes(value: bool | None) -> str:
-    return "" if value is None else "yes" if value else "NO"
 
 
 # ------------------------------------------------------------------------------------------------------------ a run's parts
@@ -349,21 +326,23 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
     try:
         if target.exists() and not target.is_dir():
             raise CausalProbeError(f"--out names {folder}, which is a file. Name a folder.")
-        if target.is_dir() and list_files(target):
-            begun = target / BEGUN
-            if not begun.is_file():
+        if (target / PARTS).is_symlink():
+            raise CausalProbeError(f"{target / PARTS} is a link to another place. Name another folder.")
+        there = list_files(target) if target.is_dir() else []
+        for name in filter(CUT_SHORT.fullmatch, there):
+            (target / name).unlink()
+        if there := [name for name in there if not CUT_SHORT.fullmatch(name)]:
+            if BEGUN not in there:
                 raise CausalProbeError(
                     f"{folder} is not empty and holds no earlier reproduction. Name a new or empty folder."
                 )
-            if read_json(begun) != to_jsonable(settings):
+            if read_json(target / BEGUN) != to_jsonable(settings):
                 if not overwrite:
                     raise CausalProbeError(
                         f"{folder} holds a reproduction of other settings. Name another folder, or pass --overwrite."
                     )
-                _clear(target)
+                _clear(target, there)
         (target / PARTS).mkdir(parents=True, exist_ok=True)
-        for cut_short in target.rglob(".*.causal-probe-*"):  # a kill in the middle of writing leaves one
-            cut_short.unlink()
     except OSError as error:
         raise CausalProbeError(
             f"Can't make the folder {folder}: {error.strerror}. Name another one with --out."
@@ -372,17 +351,62 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
     return target
 
 
-def _clear(target: Path) -> None:
-    """Remove an earlier run's own files; refuse if there are others."""
-    result = target / RESULT
-    listed = set(map(str, read_sealed(result).get("files", ()))) if result.is_file() else set()
-    there = set(list_files(target))  # what a file lists is taken at its word only where it names one of these
-    own = {name for name in there & {*listed, BEGUN} if not (target / name).is_symlink()}
-    foreign = sorted(name for name in there - own if not name.startswith(f"{PARTS}/"))
+def _clear(target: Path, there: list[str]) -> None:
+    """Remove an earlier run's own files; refuse if there are others.
+
+    What the result lists is taken at its word only where it names a file that is there: no name leads out of the folder.
+    """
+    listed = set(map(str, read_sealed(target / RESULT).get("files", ()))) if RESULT in there else set()
+    own = [name for name in there if name in {*listed, RESULT} or OF_A_PART.fullmatch(name)]
+    foreign = sorted(name for name in there if name not in own or (target / name).is_symlink())
     if foreign:
         raise CausalProbeError(
             f"{target} holds files that causal-probe did not write there ({', '.join(foreign[:3])}). Name another folder."
         )
-    shutil.rmtree(target / PARTS)
     for name in own:
-        (target / name).unlink(missing_ok=True)
+        (target / name).unlink()
+
+
+# ---------------------------------------------------------------------------------------------------------------- registry
+
+
+class Study(NamedTuple):
+    """A reproduction that can be asked for.
+
+    Attributes
+    ----------
+    function
+        Does it.
+    about
+        One line.
+    minutes
+        About what it takes on one CPU core, from the time that a step was measured to take: with ``quick``, and without.
+    """
+
+    function: Callable[[Run], Reproduction]
+    about: str
+    minutes: tuple[float, float]
+
+
+#: Every reproduction by its name.
+REGISTERED: dict[str, Study] = {}
+
+
+def reproduction(
+    name: str, about: str, *, minutes: tuple[float, float]
+) -> Callable[[Callable[[Run], Reproduction]], Callable[[Run], Reproduction]]:
+    """Enter a function as the reproduction ``name``.
+
+    Parameters
+    ----------
+    about
+        One line.
+    minutes
+        See :class:`Study`.
+    """
+
+    def enter(function: Callable[[Run], Reproduction]) -> Callable[[Run], Reproduction]:
+        REGISTERED[name] = Study(function, about, minutes)
+        return function
+
+    return enter

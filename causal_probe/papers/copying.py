@@ -10,7 +10,7 @@ import torch
 from causal_probe import viz
 from causal_probe.hooks import OnSequences
 from causal_probe.models import LinearTransformer
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.probes import copy_sensitivity, scan
 from causal_probe.tasks import LinearRegression, generator, one_step_optimum
 from causal_probe.training import adam, minimise, regression_loss
@@ -23,6 +23,7 @@ POSITIONS = 40
 INITIAL_SCALE = 0.3
 
 
+@reproduction("copy", "With separate tokens, the first softmax layer copies neighbours", minutes=(1, 3))
 def copy(run: Run) -> Reproduction:
     """A softmax layer below a linear one, on separate tokens: the link to induction heads."""
     from causal_probe.papers.descent import set_weights, weights_of
@@ -107,6 +108,6 @@ def copy(run: Run) -> Reproduction:
             "both sides, and theirs copy from the right. Here y has an entry of its own.",
             f"N = {n} and d = {d}, {POSITIONS} entries of positions (the authors: 10, 10 and 10); the second layer is linear, as in their notebook.",
         ),
-        methods="A two-layer transformer with a softmax layer below a linear one was trained on regression with separate tokens.",
+        method="A two-layer transformer with a softmax layer below a linear one was trained on regression with separate tokens.",
         settings={**run.settings, "training": options, "N": n, "d": d},
     )

@@ -18,7 +18,7 @@ from causal_probe.mechanisms.descent import (
     interpolate,
 )
 from causal_probe.models import LinearTransformer
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.probes import implied_step
 from causal_probe.tasks import LinearRegression, SineRegression, generator, one_step_optimum
 from causal_probe.tasks.least_squares import Descent, fit_descent
@@ -134,6 +134,7 @@ def _sweep(model: LinearTransformer, algorithm: Algorithm, d: int, n: int, seque
     return found
 
 
+@reproduction("gradient-descent", "One trained linear layer is one step of gradient descent", minutes=(1, 4))
 def gradient_descent(run: Run) -> Reproduction:
     """One trained linear layer beside one step of gradient descent."""
     seeds = range(run.seed, run.seed + (2 if run.quick else 5))
@@ -236,13 +237,18 @@ def gradient_descent(run: Run) -> Reproduction:
             "In the last layer nothing reads the x that is written, so training leaves those columns of W_V W_O where they began; they are "
             "in the share off the form, and out of it in the line below.",
         ),
-        methods=f"A one-layer linear transformer was trained on in-context linear regression (N = d = 10, inputs uniform in (-0.5, 0.5), "
+        method=f"A one-layer linear transformer was trained on in-context linear regression (N = d = 10, inputs uniform in (-0.5, 0.5), "
         f"{steps} steps of 2,048 tasks, {n} seeds) and compared with one step of gradient descent on {sequences} tasks.",
         arrays={"loss": loss, "cosine": each("cosine"), "eta": each("eta")},
         settings={**run.settings, "seeds": list(seeds), "steps": steps, "sequences": sequences},
     )
 
 
+@reproduction(
+    "gradient-descent-layers",
+    "Layers of shared weights are GD++, gradient descent with curvature correction",
+    minutes=(1, 5),
+)
 def gradient_descent_layers(run: Run) -> Reproduction:
     """Two and five layers of shared weights beside GD and GD++."""
     task = LinearRegression(10, 10)
@@ -326,7 +332,7 @@ def gradient_descent_layers(run: Run) -> Reproduction:
             "Five layers are grown: one layer is trained, then two that begin with its weights, and so on; the weights of the construction are "
             "nowhere put in. Losses of deep models have heavy tails: a rare sequence whose sum of x x' has a large eigenvalue counts for many.",
         ),
-        methods="Recurrent linear transformers were compared with fitted gradient descent and GD++.",
+        method="Recurrent linear transformers were compared with fitted gradient descent and GD++.",
         arrays=arrays,
         settings={**run.settings, **settings, "sequences": sequences},
     )

@@ -13,7 +13,7 @@ from causal_probe import viz
 from causal_probe.experiments.compare_evidence import compare_evidence
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.options import EvidenceOptions
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 
 __all__ = ["evidence"]
 
@@ -24,6 +24,7 @@ INPUTS = {False: 32, True: 4}
 SEQUENCES = {False: 16384, True: 2048}
 
 
+@reproduction("evidence", "Which evidence finds the causal graph, and at what cost?", minutes=(4, 30))
 def evidence(run: Run) -> Reproduction:
     """Which evidence finds the causal graph, and at what cost?"""
     rows: list[EvidenceRow] = []
@@ -97,7 +98,7 @@ def evidence(run: Run) -> Reproduction:
             "In models that copy parents the graph is in layer 0, and the last layer's rows but the query's reach no loss.",
             "Score gradients vanish where a softmax is saturated, as in trained and hand-set models: they tell of change, not of what is learnt.",
         ),
-        methods="Causal discovery from attention was compared with attention, gradients and ablation on in-context tasks of known graph.",
+        method="Causal discovery from attention was compared with attention, gradients and ablation on in-context tasks of known graph.",
         settings={**run.settings, **settings},
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import numpy as np
 from causal_probe import viz
 from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.known_graphs import (
     PAPER,
     parent_attention,
@@ -41,6 +41,7 @@ NEAR, ATTAINED = 0.04, 0.98
 SHOWN, CURVES = 4, 5
 
 
+@reproduction("figure-9", "Attention on the true parent over twenty random forests", minutes=(3, 95))
 def figure_9(run: Run) -> Reproduction:
     """Twenty forests: staged training in one batched run, and the paper's own training beside it."""
     tasks = [
@@ -164,7 +165,7 @@ def figure_9(run: Run) -> Reproduction:
                 else ()
             ),
         ),
-        methods="Disentangled transformers were trained on in-context Markov tasks over random forests, and their layer-1 attention compared with the forests.",
+        method="Disentangled transformers were trained on in-context Markov tasks over random forests, and their layer-1 attention compared with the forests.",
         arrays={"staged.attention": ours, "staged.edges": on_edges, "joint.attention": theirs, "joint.attention_by_position": by_position},
         settings={
             **run.settings, "forests": FORESTS, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "root_probability": ROOT_PROBABILITY,

@@ -9,7 +9,7 @@ import numpy as np
 
 from causal_probe import viz
 from causal_probe.mechanisms.mesa import mesa_optimizer, mesa_recovery, train_mesa
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.tasks import AutoregressiveProcess
 from causal_probe.tasks.autoregressive import Start
 
@@ -29,6 +29,7 @@ def _begins(process: AutoregressiveProcess) -> list[tuple[float, float]]:
     return [(a * 2 * unit, b * 2 * unit) for a, b in STARTS]
 
 
+@reproduction("mesa", "An autoregressively trained linear layer becomes a mesa-optimizer, or does not", minutes=(1, 10))
 def mesa(run: Run) -> Reproduction:
     """Training of the whole layer from normal and sparse starts and from all ones."""
     length = 30
@@ -170,11 +171,12 @@ def mesa(run: Run) -> Reproduction:
             f"T = {length} and d = 5; fresh sequences at every step, where the authors have 10,000 fixed ones. All of W_KQ and W_PV moves.",
             "Initialisations are in units of the root of the limit.",
         ),
-        methods="One complex linear layer was trained by gradient descent on next-state prediction and compared with one step of least squares.",
+        method="One complex linear layer was trained by gradient descent on next-state prediction and compared with one step of least squares.",
         settings={**run.settings, "length": length, "steps": steps, "batch_size": batch, "sequences": sequences, "laws": laws},
     )  # fmt: skip
 
 
+@reproduction("mesa-moments", "When a mesa-optimizer recovers the true dynamics: the moment condition", minutes=(1, 3))
 def mesa_moments(run: Run) -> Reproduction:
     """The limit of ab and the recovered W against the sequence length, under and without the moment condition."""
     lengths = (10, 30, 100, 300) if run.quick else (10, 30, 100, 300, 1_000)
@@ -240,7 +242,7 @@ def mesa_moments(run: Run) -> Reproduction:
         },
         captions={"recovery": "Relative error of the W that the layer in the limit recovers from whole sequences; below 1e-8 is shown at 1e-8."},
         notes=("The layer is the diagonal one at its limit for each length. From all ones a freely trained layer leaves that form: see mesa.",),
-        methods="The estimate of W by the limiting layer was measured on sequences of several lengths.",
+        method="The estimate of W by the limiting layer was measured on sequences of several lengths.",
         arrays={"lengths": np.array(lengths)},
         settings={**run.settings, "lengths": lengths, "sequences": sequences},
     )  # fmt: skip

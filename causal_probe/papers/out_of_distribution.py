@@ -21,7 +21,7 @@ from causal_probe import viz
 from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.known_graphs import PAPER, parent_attention, train
 from causal_probe.probes import head_graphs
 from causal_probe.tasks import Batch, InContextMarkov, generator
@@ -48,6 +48,7 @@ READING = 2**14
 KINDS = (*(f"alpha {alpha:g}" for alpha in CONCENTRATIONS), "near-permutations")
 
 
+@reproduction("ood", "The learnt mechanism on transition matrices that training never drew", minutes=(2, 10))
 def ood(run: Run) -> Reproduction:
     """Divergence from the known-graph predictor on five kinds of transition matrices, against T."""
     lengths, rows = LENGTHS[run.quick], []
@@ -139,7 +140,7 @@ def ood(run: Run) -> Reproduction:
             "model is read from each kind of data by itself.",
             f"The paper gives no number for these kinds; forests are drawn anew for each T, S = {VOCAB}.",
         ),
-        methods="A disentangled transformer trained on one Dirichlet concentration was tested on single transition matrices of other kinds.",
+        method="A disentangled transformer trained on one Dirichlet concentration was tested on single transition matrices of other kinds.",
         settings={
             **run.settings, "vocab": VOCAB, "alpha": ALPHA, "root_probability": ROOT_PROBABILITY, "lengths": lengths, "steps": STEPS[run.quick],
             "concentrations": CONCENTRATIONS, "kept": KEPT, "matrices": MATRICES, "sequences": SEQUENCES[run.quick], "reading": READING,

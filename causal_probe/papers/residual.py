@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.config import TransformerBridgeConfig
 
 from causal_probe import graphs, viz
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.known_graphs import (
     PAPER,
     parent_attention,
@@ -39,6 +39,7 @@ THEIRS, ATTAINED = 0.7, 0.65
 WATCHING, EVALUATION = 256, 2**13
 
 
+@reproduction("figure-8", "A standard transformer with an MLP learns the chain in its first layer", minutes=(1, 8))
 def figure_8(run: Run) -> Reproduction:
     """A TransformerLens model on the chain, and the probes of this package on it."""
     task = InContextMarkov(graphs.chain(POSITIONS - 1), VOCAB, ALPHA)
@@ -127,7 +128,7 @@ def figure_8(run: Run) -> Reproduction:
             "The paper's number is read off a figure, so it is a rough one.",
             *((f"Quick: {steps} sequences; the paper has 4,096 steps of 1,024.",) if run.quick else ()),
         ),
-        methods="A two-layer residual transformer with ReLU MLPs was trained on in-context Markov chains, and its heads were scored as previous-token heads.",
+        method="A two-layer residual transformer with ReLU MLPs was trained on in-context Markov chains, and its heads were scored as previous-token heads.",
         settings={
             **run.settings, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "width": WIDTH, "layers": LAYERS, "heads": HEADS, "hidden": HIDDEN,
             "training": stage, "evaluation_sequences": EVALUATION,

@@ -12,7 +12,7 @@ from causal_probe import viz
 from causal_probe.first_gradient.graph import gradient_graphs
 from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.known_graphs import PAPER, parent_attention, train
 from causal_probe.probes import head_graphs
 from causal_probe.tasks import InContextMarkov, generator
@@ -39,6 +39,11 @@ SHARE, AHEAD = 0.95, 100
 WATCHING = 256
 
 
+@reproduction(
+    "sample-complexity",
+    "Sequences until the graph can be read: one gradient, staged and joint training",
+    minutes=(4, 25),
+)
 def sample_complexity(run: Run) -> Reproduction:
     """The probability that all true parents lead, against the number of sequences."""
     curves: dict[str, tuple[list[int], list[float], int]] = {}
@@ -118,7 +123,7 @@ def sample_complexity(run: Run) -> Reproduction:
             "Joint training is looked at along one run for each forest, staged training is done anew for each number of sequences. A later look may find fewer "
             "forests than an earlier one: a true parent may be overtaken again.",
         ),
-        methods="The share of random forests whose true parents all lead was measured against the number of sequences seen.",
+        method="The share of random forests whose true parents all lead was measured against the number of sequences seen.",
         arrays={f"{_key(name)}.{axis}": np.array(values, dtype=float) for name, its in curves.items() for axis, values in zip(("sequences", "leading"), its[:2], strict=True)},
         settings={
             **run.settings, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "root_probability": ROOT_PROBABILITY,

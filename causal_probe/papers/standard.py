@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from causal_probe import viz
 from causal_probe.hooks import on_residual_stream
 from causal_probe.mechanisms.descent import DescentAlignment, descent_alignment, reference_algorithms
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.descent import set_weights, weights_of
 from causal_probe.tasks import LinearRegression, generator
 from causal_probe.tasks.regression import TokenForm
@@ -104,6 +104,7 @@ def align(run: Run, task: LinearRegression, model: OnVectors) -> DescentAlignmen
     )
 
 
+@reproduction("softmax", "Which algorithm does a standard softmax transformer run in context?", minutes=(1, 19))
 def softmax(run: Run) -> Reproduction:
     """Two layers of a standard transformer on joint and on separate tokens."""
     lines: list[Line] = []
@@ -153,6 +154,6 @@ def softmax(run: Run) -> Reproduction:
             "tool can load: vectors enter at hook_embed, and the answer is read from the residual stream of the last position.",
             f"d = {D_X}, N = {EXAMPLES}, inputs uniform in (-1, 1); {SHAPE['n_layers']} layers of {SHAPE['n_heads']} heads with layer norms and MLPs, causal.",
         ),
-        methods="A two-layer softmax transformer was trained on in-context linear regression and compared with known algorithms.",
+        method="A two-layer softmax transformer was trained on in-context linear regression and compared with known algorithms.",
         settings={**run.settings, "model": SHAPE, "training": TRAINING[run.quick], "sequences": SEQUENCES[run.quick]},
     )  # fmt: skip

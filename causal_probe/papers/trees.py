@@ -9,7 +9,7 @@ import numpy as np
 
 from causal_probe import graphs, viz
 from causal_probe.graphs import choose_graph
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.known_graphs import (
     ATTENTION,
     PAPER,
@@ -36,12 +36,14 @@ REST = {False: 500, True: 150}
 EVALUATION = 2**13
 
 
+@reproduction("figure-2", "The chain and the pairs: the first layer's attention becomes the graph", minutes=(3, 180))
 def figure_2(run: Run) -> Reproduction:
     """The chain and the pairs."""
     trees = {"chain": graphs.chain(POSITIONS - 1), "pairs": graphs.pairs(POSITIONS - 1)}
     return _study(run, "figure-2", "The chain and the pairs: layer 1's attention becomes the graph", trees)
 
 
+@reproduction("figure-6", "A random forest: the first layer's attention becomes the graph", minutes=(2, 90))
 def figure_6(run: Run) -> Reproduction:
     """A random forest."""
     forest = choose_graph("forest", n_positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed)
@@ -98,7 +100,7 @@ def _study(run: Run, name: str, title: str, trees: Mapping[str, nx.DiGraph]) -> 
                 else ()
             ),
         ),
-        methods="Disentangled transformers were trained on in-context Markov tasks over trees, and layer 1's attention was compared with the tree.",
+        method="Disentangled transformers were trained on in-context Markov tasks over trees, and layer 1's attention was compared with the tree.",
         settings={
             **run.settings, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "edges": {tree: list(graph.edges) for tree, graph in trees.items()},
             "joint": sgd, "staged": stages, "evaluation_sequences": EVALUATION,

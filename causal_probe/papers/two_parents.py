@@ -12,7 +12,7 @@ from torch import Tensor
 from causal_probe import graphs, viz
 from causal_probe.first_gradient.start import give_gradient_graph
 from causal_probe.models import DisentangledTransformer
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.known_graphs import (
     ATTENTION,
     PAPER,
@@ -45,11 +45,13 @@ FITTING = 2**15
 LOSS, KNOWN, ONE_PARENT, NEAR = 0.890, 0.876, 1.353, 0.02
 
 
+@reproduction("figure-5", "Two parents: each head of the first layer holds one of them", minutes=(5, 85))
 def figure_5(run: Run) -> Reproduction:
     """The attention of both heads, and the graph that they hold together."""
     return _study(run, "figure-5", "Two parents: each head of layer 1 holds one of them")
 
 
+@reproduction("figure-7", "Two parents: training, and what the second layer compares", minutes=(5, 85))
 def figure_7(run: Run) -> Reproduction:
     """The same model in training, and layer 2's comparison of both copied states."""
     return _study(run, "figure-7", "Two parents: training, and what layer 2 compares")
@@ -103,7 +105,7 @@ def _study(run: Run, name: str, title: str) -> Reproduction:
             "Staged training begins with the graph that gradients of the untrained model show, a slot for each head. AdamW from small noise, as in the paper, is given nothing.",
             *((f"Quick: stage 2 is cut to {REST[True]} steps, too few for the loss to settle, and the paper's own training is left out.",) if run.quick else ()),
         ),
-        methods="Disentangled transformers with two heads in layer 1 were trained on a graph in which every node has two parents.",
+        method="Disentangled transformers with two heads in layer 1 were trained on a graph in which every node has two parents.",
         settings={
             **run.settings, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "heads": HEADS, "staged": stages,
             "adamw": None if run.quick else adamw, "control_heads": CONTROL_HEADS, "control": control, "noise": NOISE, "evaluation_sequences": EVALUATION,

@@ -13,7 +13,7 @@ from causal_probe import viz
 from causal_probe.mechanisms.descent import Algorithm, descent_alignment, feature_descent
 from causal_probe.mechanisms.layer_features import function_cosine, layer_features
 from causal_probe.models import LinearTransformer
-from causal_probe.papers.base import Line, Reproduction, Run
+from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.descent import PAPER, set_weights, weights_of
 from causal_probe.tasks import SineRegression, generator
 from causal_probe.training import adam, minimise, regression_loss
@@ -87,6 +87,7 @@ def _mean(name: str, values: torch.Tensor) -> dict[str, float]:
     }
 
 
+@reproduction("sine", "With an MLP, linear attention learns gradient descent on deep features", minutes=(1, 6))
 def sine(run: Run) -> Reproduction:
     """A linear layer behind an MLP, trained on sine waves of all phases and of the authors'."""
     laws = dict(list(LAWS.items())[: 1 if run.quick else 2])
@@ -139,7 +140,7 @@ def sine(run: Run) -> Reproduction:
             + ". A layer can also read y by its keys and features by its values; from there one head can't reach a second feature.",
             "The MLP maps x to 40 features; y goes past it. In the authors' code the MLP sees both, and is added to a linear embedding.",
         ),
-        methods="A linear layer behind an MLP was compared with one gradient step on the MLP's features in the metric that the layer's weights define.",
+        method="A linear layer behind an MLP was compared with one gradient step on the MLP's features in the metric that the layer's weights define.",
         settings={**run.settings, "training": {**STEPS[run.quick], "batch_size": BATCH, "learning_rate": RATE, "starts": STARTS}, "sequences": SEQUENCES[run.quick]},
     )  # fmt: skip
 

@@ -7,7 +7,6 @@ import dataclasses
 from causal_probe import viz
 from causal_probe.papers.base import Reproduction
 from causal_probe.reports.pages import report
-from causal_probe.results import versions
 from causal_probe.viz import report as page
 
 __all__ = ["reproduction_page"]
@@ -32,7 +31,7 @@ def reproduction_page(result: Reproduction) -> viz.Report:
         summary=result.summary,
         sections=sections,
         settings=result.settings,
-        versions=versions(),
+        versions=result.provenance["versions"],
         call=result.call,
         citation=result.cite(),
     )

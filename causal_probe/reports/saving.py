@@ -78,7 +78,7 @@ def save(result: Any, folder: str | os.PathLike[str], *, overwrite: bool = False
 
 @save.register
 def _(result: Reproduction, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    result.save(folder, page=write_page)
+    result.write(folder, page=write_page)
     return Path(folder) / REPORT
 
 

@@ -10,7 +10,6 @@ import pandas as pd
 
 from causal_probe import viz
 from causal_probe.reports.pages import report
-from causal_probe.results import versions
 from causal_probe.sweep.result import Sweep
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
@@ -36,7 +35,7 @@ def sweep_page(result: Sweep) -> viz.Report:
             *([page.Section("What failed", list(_failures(result)))] if result.failed else []),
         ],
         settings=dict(result.spec),
-        versions=versions(),
+        versions=result.provenance["versions"],
         call=f"from causal_probe import experiments\n\nexperiments.sweep({dict(result.spec)!r}, out={str(result.folder)!r})",
         citation=result.cite(),
     )

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from causal_probe import CausalProbeError, viz
+from causal_probe import CausalProbeError, results, viz
 from causal_probe import papers as registry
 from causal_probe.cli import main
 from causal_probe.models import DisentangledTransformer
-from causal_probe.papers import Line, Reproduction, Run, reproduce
+from causal_probe.papers import reproduce
+from causal_probe.papers.base import Line, Reproduction, Run, Study
 from causal_probe.reports import write_page
 from causal_probe.tasks import generator
 from causal_probe.training.checkpoint import Progress
@@ -46,7 +47,7 @@ def tiny(run: Run, calls: list[str] | None = None) -> Reproduction:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
-    monkeypatch.setattr(registry, "REPRODUCTIONS", {"tiny": lambda run: tiny(run, seen)})
+    monkeypatch.setattr(registry, "REPRODUCTIONS", {"tiny": Study(lambda run: tiny(run, seen), "Tiny", (1, 2))})
     return seen
 
 
@@ -156,11 +157,73 @@ def test_the_command(calls: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["settings"] == {"quick": True, "seed": 0, "name": "tiny"}
     with pytest.raises(SystemExit):
         main(["reproduce"])
-    assert capsys.readouterr().out == "tiny\n"
+    assert capsys.readouterr().out.split() == ["tiny", "Tiny", "(1", "and", "2", "minutes)"]
     with pytest.raises(SystemExit) as status:
         main(["reproduce", "nothing"])
     assert status.value.code == 2
     assert "There is no reproduction 'nothing'" in capsys.readouterr().err
+
+
+def test_every_reproduction_says_what_it_is_about_and_what_it_takes() -> None:
+    assert list(registry.REPRODUCTIONS) == sorted(registry.REPRODUCTIONS)
+    for name, its in registry.REPRODUCTIONS.items():
+        quick, whole = its.minutes
+        assert 0 < quick <= 5, name
+        assert quick <= whole, name
+        assert its.about, name
+        assert "\n" not in its.about, name
+
+
+def test_overwriting_never_leaves_the_folder(calls: list[str], tmp_path: Path) -> None:
+    """Whatever names an earlier result lists, absolute or upwards: only files of the folder go."""
+    out, outside = tmp_path / "out", tmp_path / "mine.txt"
+    registry.reproduce("tiny", out=out)
+    outside.write_text("keep")
+    content = results.read_sealed(out / "result.json")
+    names = [str(outside), "../mine.txt", "parts/../../mine.txt", "~/mine.txt"]
+    results.write_json(out / "result.json", results.seal({**content, "files": [*content["files"], *names]}))
+    registry.reproduce("tiny", seed=1, out=out, overwrite=True)
+    assert outside.read_text() == "keep"
+    (out / "parts" / "my notes.txt").write_text("keep")
+    with pytest.raises(CausalProbeError, match="did not write there"):
+        registry.reproduce("tiny", seed=2, out=out, overwrite=True)
+    assert (out / "result.json").is_file()
+
+
+def test_parts_that_are_a_link_are_left_alone(calls: list[str], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    registry.reproduce("tiny", out=elsewhere)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "parts").symlink_to(elsewhere / "parts")
+    with pytest.raises(CausalProbeError, match="is a link"):
+        registry.reproduce("tiny", seed=1, out=tmp_path / "out", overwrite=True)
+    assert (elsewhere / "parts" / "one.json").is_file()
+
+
+@pytest.mark.parametrize("left", [None, ".run.json.causal-probe-partial", ".run.json.causal-probe-lock"])
+def test_what_a_kill_before_the_first_part_leaves_is_taken_up(
+    calls: list[str], tmp_path: Path, left: str | None
+) -> None:
+    (tmp_path / "parts").mkdir()
+    if left is not None:
+        (tmp_path / "parts" / left).write_text("{")
+    registry.reproduce("tiny", out=tmp_path)
+    assert left not in {path.name for path in tmp_path.rglob("*")}
+
+
+def test_a_second_process_is_refused(calls: list[str], tmp_path: Path) -> None:
+    with results.hold(tmp_path / "out"), pytest.raises(CausalProbeError, match="Another process is writing into"):
+        registry.reproduce("tiny", out=tmp_path / "out")
+    assert calls == []
+
+
+def test_a_saved_reproduction_comes_back_without_its_figures(tmp_path: Path) -> None:
+    found = tiny(Run())
+    found.save(tmp_path / "a.safetensors")
+    again = Reproduction.load(tmp_path / "a.safetensors")
+    assert again.to_dict() == found.to_dict()
+    assert again.figures == {}
+    np.testing.assert_array_equal(again.arrays["curve"], found.arrays["curve"])
 
 
 @pytest.mark.slow

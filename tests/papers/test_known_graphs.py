@@ -14,7 +14,6 @@ from causal_probe import graphs
 from causal_probe.models import DisentangledTransformer, hand_set
 from causal_probe.papers import (
     REPRODUCTIONS,
-    Run,
     forests,
     known_graphs,
     out_of_distribution,
@@ -24,6 +23,7 @@ from causal_probe.papers import (
     trees,
     two_parents,
 )
+from causal_probe.papers.base import Run
 from causal_probe.probes import head_graphs
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training.stages import Stage

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from causal_probe import experiments, graphs, hooks, models, probes, viz
-from causal_probe.papers import Line, Reproduction
+from causal_probe.papers.base import Line, Reproduction
 from causal_probe.reports import report
 from causal_probe.sweep import sweep as run_sweep
 from causal_probe.viz import report as page
