@@ -157,7 +157,7 @@ class GradientRecovery:
         """Name and value of what is shown in a short table."""
         shown = [
             ("edges found", str(self.recovered.number_of_edges())),
-            ("sequences", f"{self.found.sequences:,}"),
+            ("sequences", f"{self.found.n_sequences:,}"),
         ]
         if isinstance(self.found, GradientGraph):
             shown += [

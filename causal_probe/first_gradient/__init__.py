@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from causal_probe.first_gradient.graph import gradient_graph, gradient_graphs
 from causal_probe.first_gradient.lemma import measure_lemma
-from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.first_gradient.sample_complexity import gradient_sample_complexity
-from causal_probe.first_gradient.slots import GradientSlots, gradient_slots
+from causal_probe.first_gradient.slots import gradient_slots
 
 __all__ = [
-    "GradientGraph",
-    "GradientSlots",
     "gradient_graph",
     "gradient_graphs",
     "gradient_sample_complexity",

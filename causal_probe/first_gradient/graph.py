@@ -105,7 +105,7 @@ def gradient_graphs(
     tasks: Sequence[InContextMarkov],
     generators: Sequence[torch.Generator],
     *,
-    sequences: int = 1024,
+    n_sequences: int = 1024,
     targets: Targets = "soft",
     beta: float = 1.0,
     level: float = LEVEL,
@@ -118,7 +118,7 @@ def gradient_graphs(
         Tree tasks that share T and d_vocab.
     generators
         The source of each task's sequences.
-    sequences
+    n_sequences
         How many sequences each task gives.
     targets
         ``"soft"`` or ``"hard"``: see :meth:`InContextMarkov.sample`. The transitions are known either way.
@@ -132,14 +132,14 @@ def gradient_graphs(
     --------
     >>> from causal_probe import graphs, tasks
     >>> task = tasks.InContextMarkov(graphs.chain(7), d_vocab=3, concentration=0.1)
-    >>> [found] = gradient_graphs([task], [tasks.generator(0, "sequences")], sequences=1024)
+    >>> [found] = gradient_graphs([task], [tasks.generator(0, "sequences")], n_sequences=1024)
     >>> sorted(found.graph.edges) == sorted(graphs.chain(7).edges)
     True
     """
     if len(tasks) != len(generators):
         raise CausalProbeError(f"{len(tasks)} tasks need as many generators; there are {len(generators)}.")
-    if sequences < 1:
-        raise CausalProbeError(f"At least one sequence is needed; sequences is {sequences}.")
+    if n_sequences < 1:
+        raise CausalProbeError(f"At least one sequence is needed; n_sequences is {n_sequences}.")
     shapes = {(task.n_positions, task.d_vocab) for task in tasks}
     if len(shapes) > 1:
         raise CausalProbeError(f"The tasks must share T and d_vocab; theirs are {sorted(shapes)}.")
@@ -150,8 +150,8 @@ def gradient_graphs(
             _require_tree(task.is_tree)
         study = _Study(len(chunk), *shapes.copy().pop(), known=True, beta=beta, level=level)
         at_once = max(1, DRAWN_AT_ONCE // len(chunk))
-        for drawn in range(0, sequences, at_once):
-            n = min(at_once, sequences - drawn)
+        for drawn in range(0, n_sequences, at_once):
+            n = min(at_once, n_sequences - drawn)
             batch = [task.sample(n, source, targets=targets) for task, source in chunk]
             tokens = torch.stack([its.tokens for its in batch])
             target = torch.stack([its.target for its in batch])
@@ -239,11 +239,11 @@ class _Study:
                 gradient_limits=None
                 if stderr is None
                 else quantile * (stderr[i] * self._earlier)[:n, :n].amax(1).numpy(),
-                sequences=self.stream.seen,
+                n_sequences=self.stream.seen,
                 stable_after=int(self.stable_after[i]),
                 settings={
-                    "positions": self.n_positions,
-                    "vocab": self.d_vocab,
+                    "n_positions": self.n_positions,
+                    "d_vocab": self.d_vocab,
                     "beta": self.beta,
                     "level": self.level,
                     "transitions": "known" if self.known else "unknown",

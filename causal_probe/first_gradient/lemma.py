@@ -26,7 +26,7 @@ from torch.nn.functional import one_hot
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.reduced import first_gradient
-from causal_probe.tasks import Batch, InContextMarkov, generator
+from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 from causal_probe.tasks.information import predicted_information
 
 __all__ = ["measure_lemma"]
@@ -38,7 +38,7 @@ AT_ONCE = 2**20
 
 
 def measure_lemma(
-    task: InContextMarkov, *, sequences: int = 4096, draws: int = 2**14, seed: int = 0, beta: float = BETA
+    task: InContextMarkov, *, n_sequences: int = 4096, draws: int = 2**14, seed: int = 0, beta: float = BETA
 ) -> pd.DataFrame:
     """The measured gradient beside the predicted g_ij and the exact information, for every pair of a child and an earlier node.
 
@@ -47,7 +47,7 @@ def measure_lemma(
     task
         A tree task. The lemma is for sequences that hold many independent draws (see the module); what the gradient is at the T at hand is
         predicted as well.
-    sequences
+    n_sequences
         How many the gradient is averaged over, and as many others the prediction at this T.
     draws
         How many transition matrices the prediction is averaged over; they are not those of the sequences.
@@ -75,11 +75,11 @@ def measure_lemma(
     --------
     >>> from causal_probe import graphs, tasks
     >>> task = tasks.InContextMarkov(graphs.chain(3), d_vocab=2, concentration=1.0)
-    >>> len(measure_lemma(task, sequences=64, draws=64))
+    >>> len(measure_lemma(task, n_sequences=64, draws=64))
     3
     """
-    if sequences < 2:
-        raise CausalProbeError(f"{sequences} sequences give no standard error. Take at least 2.")
+    if n_sequences < 2:
+        raise CausalProbeError(f"{n_sequences} sequences give no standard error. Take at least 2.")
     predicted = predicted_information(task, draws=draws, generator=generator(seed, "prediction"))
     predicted_error = predicted.stderr or {}  # always there: at least two matrices are drawn
 
@@ -87,8 +87,8 @@ def measure_lemma(
         return [first_gradient(batch.tokens, batch.target, beta=beta)]
 
     scale = task.d_vocab * task.n_positions / beta
-    mean, stderr = (scale * its for its in _mean(task, gradient, sequences, generator(seed, "gradient")))
-    finite, finite_stderr = _mean(task, _finite, sequences, generator(seed, "at this length"))
+    mean, stderr = (scale * its for its in _mean(task, gradient, n_sequences, generator(seed, "gradient")))
+    finite, finite_stderr = _mean(task, _finite, n_sequences, generator(seed, "at this length"))
     child, parent = np.tril_indices(task.n_positions - 1, -1)
     at = (child, parent)
     measured, error, h, h_error = (its.numpy()[at] for its in (mean, stderr, finite, finite_stderr))
@@ -131,16 +131,16 @@ def _finite(batch: Batch) -> list[tuple[Tensor, Tensor]]:
 def _mean(
     task: InContextMarkov,
     products: Callable[[Batch], list[tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch pos"]]]],
-    sequences: int,
+    n_sequences: int,
     source: torch.Generator,
 ) -> tuple[Float[Tensor, "pos pos"], Float[Tensor, "pos pos"]]:
     """Mean over fresh sequences of a sum of products u_i m_j, of which one is not 0 and its m is 1, and its standard error."""
     n = task.n_positions
     sums, squares = torch.zeros(2, n, n, dtype=torch.float64)
     at_once = max(1, AT_ONCE // n)
-    for start in range(0, sequences, at_once):
-        for u, m in products(task.sample(min(at_once, sequences - start), source)):
+    for batch in sample_batches(task, n_sequences, source, batch_size=at_once):
+        for u, m in products(batch):
             sums += u.mT @ m
             squares += u.square().mT @ m
-    mean = sums / sequences
-    return mean, ((squares / sequences - mean.square()) / (sequences - 1)).clamp(min=0).sqrt()
+    mean = sums / n_sequences
+    return mean, ((squares / n_sequences - mean.square()) / (n_sequences - 1)).clamp(min=0).sqrt()

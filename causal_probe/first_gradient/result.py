@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import networkx as nx
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from jaxtyping import Float
 
 from causal_probe import graphs
 from causal_probe.graphs import GraphComparison
-from causal_probe.results import (
-    Citation,
-    cite,
-    digest,
-    escape,
-    results_folder,
-    to_jsonable,
-    versions,
-    write_arrays,
-    write_json,
-)
+from causal_probe.results import Result, Table
 from causal_probe.tasks.root_test import surprise
 
 __all__ = ["GradientGraph", "Status"]
 
 Status = Literal["edges", "no edges", "insufficient", "undecided"]
 
-#: How many rows are printed.
-SHOWN = 24
 
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class GradientGraph:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class GradientGraph(Result):
     """The graph that :func:`gradient_graph` found, and the evidence for it.
 
     Attributes
@@ -67,7 +51,7 @@ class GradientGraph:
     gradient_limits : NDArray, by child, or None
         What none of the child's entries would exceed if all were 0 in expectation, at ``level`` over all children: Student's quantile
         times the largest standard error in the row; 0 for node 0.
-    sequences
+    n_sequences
         How many were seen.
     stable_after
         From this number of sequences on the graph did not change any more (looked at after every 16th to 32nd part).
@@ -75,20 +59,33 @@ class GradientGraph:
         Shape of the task, beta, level, and whether transitions were known.
     """
 
-    evidence: NDArray[np.float64]
-    stderr: NDArray[np.float64] | None
+    KIND = "gradient graph"
+    WORKS = ("nichani2024",)
+    DERIVED = ("status", "decided", "nodes", "edges", "left", "limit", "detection_limit")
+
+    evidence: Float[np.ndarray, "_child _parent"]
+    stderr: Float[np.ndarray, "_child _parent"] | None
     candidates: tuple[int | None, ...]
     margin: tuple[float | None, ...]
     margin_stderr: tuple[float | None, ...]
-    log_e_values: NDArray[np.float64] | None
-    log_e_rivals: NDArray[np.float64] | None
+    log_e_values: Float[np.ndarray, " _child"] | None
+    log_e_rivals: Float[np.ndarray, "_child _rival"] | None
     edge_value: float | None
     edge_evidence: float | None
     root_evidence: float | None
-    gradient_limits: NDArray[np.float64] | None
-    sequences: int
+    gradient_limits: Float[np.ndarray, " _child"] | None
+    n_sequences: int
     stable_after: int
-    settings: Mapping[str, Any]
+
+    @property
+    def nodes(self) -> int:
+        """How many there are."""
+        return len(self.candidates)
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """Of :attr:`graph`, as (parent, child)."""
+        return tuple(self.graph.edges)
 
     @property
     def decided(self) -> bool:
@@ -141,7 +138,7 @@ class GradientGraph:
         return found
 
     @property
-    def detection_limits(self) -> NDArray[np.float64] | None:
+    def detection_limits(self) -> Float[np.ndarray, " _child"] | None:
         """By child, the smallest edge value that these sequences can show: the larger of what the gradient needs and what the tests need.
 
         The tests' is the edge value, scaled by the nats needed over the nats expected, of an edge or of a root, whichever are fewer.
@@ -149,16 +146,19 @@ class GradientGraph:
         """
         if self.edge_value is None or self.edge_evidence is None or self.gradient_limits is None:
             return None
-        if (expected := min(self.edge_evidence, self.root_evidence or 0.0)) > 0:
-            return np.maximum(self.gradient_limits, self.edge_value * self.limit / expected)
-        return (
-            np.maximum(self.gradient_limits, 2 * self.edge_value) if self.edge_value else self.gradient_limits + np.inf
-        )
+        expected, least = min(self.edge_evidence, self.root_evidence or 0.0), np.inf
+        if self.edge_value:
+            least = self.edge_value * self.limit / expected if expected > 0 else 2 * self.edge_value
+        elif expected > 0:
+            least = 0.0
+        limits: Float[np.ndarray, " _child"] = np.maximum(self.gradient_limits, least)
+        return limits
 
     @property
     def detection_limit(self) -> float | None:
-        """The smallest edge value that these sequences can show at every node: the largest of :attr:`detection_limits`."""
-        return None if self.detection_limits is None else float(self.detection_limits.max())
+        """The smallest edge value that these sequences can show at every node: the largest of :attr:`detection_limits`; None without one."""
+        limits = self.detection_limits
+        return None if limits is None or not np.isfinite(limits).all() else float(limits.max())
 
     @property
     def status(self) -> Status:
@@ -220,91 +220,37 @@ class GradientGraph:
             return "edge"
         return "not shown" if None in left[child] else "child"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every number, in plain JSON types."""
-        limit = self.detection_limit
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "gradient graph",
-                    "format": 1,
-                    "status": self.status,
-                    "decided": self.decided,
-                    "nodes": len(self.candidates),
-                    "edges": list(self.graph.edges),
-                    "candidates": self.candidates,
-                    "evidence": self.evidence,
-                    "stderr": self.stderr,
-                    "margin": self.margin,
-                    "margin_stderr": self.margin_stderr,
-                    "log_e_values": self.log_e_values,
-                    "log_e_rivals": self.log_e_rivals,
-                    "left": self.left,
-                    "limit": self.limit,
-                    "edge_value": self.edge_value,
-                    "edge_evidence": self.edge_evidence,
-                    "root_evidence": self.root_evidence,
-                    "detection_limit": limit if limit is not None and np.isfinite(limit) else None,
-                    "sequences": self.sequences,
-                    "stable_after": self.stable_after,
-                    "settings": self.settings,
-                    "versions": versions(),
-                }
-            )
-        )
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write ``result.json``, ``recovered.json`` (node-link) and ``evidence.safetensors`` into ``folder``; return it.
-
-        The settings don't say what the sequences were, so a digest of the evidence stands beside them: the result of other sequences
-        replaces this one only with ``overwrite``.
-        """
-        arrays = {"evidence": self.evidence} | ({} if self.stderr is None else {"stderr": self.stderr})
-        settings = {**self.settings, "evidence": digest(self.evidence)}
-        with results_folder(folder, settings=settings, overwrite=overwrite) as staging:
-            graphs.write_graph(self.graph, staging / "recovered.json")
-            write_arrays(staging / "evidence.safetensors", arrays)
-            files = ["evidence.safetensors", "recovered.json", "result.json"]
-            write_json(staging / "result.json", {**self.to_dict(), "settings": settings, "files": files})
-        return Path(folder)
-
-    def cite(self) -> Citation:
-        """The paper, and one sentence for a methods section."""
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         decision = (
             "an edge is claimed where products of bets on that parent against the node's being a root, and against each other earlier node's being its "
             f"parent, exceed {1 / self.settings['level']:g} times the number of nodes (e-values; Ville's inequality)"
             if self.decided
             else "whether a node has a parent was not decided"
         )
-        return cite(
-            "nichani2024",
-            methods=(
-                "The causal graph was read from one gradient of the reduced transformer of Nichani et al. (2024) at A1 = 0, "
-                f"A2 = {self.settings['beta']:g} I, over {self.sequences:,} sequences: the parent of a position is the earlier one with the "
-                f"largest entry of minus the gradient with respect to layer 1's pattern; {decision} (causal-probe "
-                f"{versions().get('causal-probe', '')})."
-            ),
+        return (
+            f"The causal graph was read from one gradient of the reduced transformer of Nichani et al. (2024) at A1 = 0, A2 = {self.settings['beta']:g} I, "
+            f"over {self.n_sequences:,} sequences: the parent of a position is the earlier one with the largest entry of minus the gradient with respect to "
+            f"layer 0's pattern; {decision} ({self.measured_with})."
         )
 
-    def __repr__(self) -> str:
-        table = self.to_pandas()
-        shown = table.head(SHOWN).to_string(index=False, float_format="{:.4g}".format, na_rep="")
-        more = f"\n... and {len(table) - SHOWN} more nodes" if len(table) > SHOWN else ""
-        return f"{self._title()}\n{shown}{more}"
-
-    def _repr_html_(self) -> str:
-        table = self.to_pandas().to_html(index=False, float_format="{:.4g}".format, na_rep="", max_rows=SHOWN)
-        return f"<p>{escape(self._title())}</p>{table}"
+    def table(self) -> Table:
+        """One row per node after node 0."""
+        rows = self.to_pandas()
+        return Table(
+            self._title(), tuple(rows.columns), rows.astype(object).where(rows.notna(), None).to_numpy().tolist()
+        )
 
     def _title(self) -> str:
         edges = self.graph.number_of_edges()
         found = {
             "edges": f"{edges} edges",
             "no edges": "no edges",
-            "insufficient": f"insufficient: {edges} edges shown, {len(self.undecided)} nodes not decided by {self.sequences:,} sequences",
+            "insufficient": f"insufficient: {edges} edges shown, {len(self.undecided)} nodes not decided by {self.n_sequences:,} sequences",
             "undecided": f"{edges} candidate parents; transitions unknown, so roots are not decided",
         }[self.status]
         return (
-            f"Gradient graph over {len(self.candidates)} nodes: {found} ({self.sequences:,} sequences, unchanged "
+            f"Gradient graph over {len(self.candidates)} nodes: {found} ({self.n_sequences:,} sequences, unchanged "
             f"since {self.stable_after:,})"
         )

@@ -32,13 +32,12 @@ themselves a choice, each step of it tested.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe import graphs
@@ -49,7 +48,7 @@ from causal_probe.first_gradient.stream import GradientStream
 from causal_probe.graphs import GraphComparison
 from causal_probe.hooks import each_batch
 from causal_probe.models.reduced import first_gradient
-from causal_probe.results import Citation, cite, html_table, to_jsonable, versions
+from causal_probe.results import BINARY, Result, Table
 from causal_probe.tasks import Batch
 
 __all__ = ["GradientSlots", "gradient_slots"]
@@ -64,8 +63,8 @@ EXPLORED = 2**16
 RANKED = 2**14
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class GradientSlots:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class GradientSlots(Result):
     """What one gradient per query shows of a graph of several parents.
 
     Attributes
@@ -97,7 +96,7 @@ class GradientSlots:
     log_e_values : NDArray, by node 0..T-1, or None
         Evidence against "this node is a root", in nats: the largest over all that was bet on, the leading parents and each single
         earlier node. None where tables are not known.
-    sequences, held_out
+    n_sequences, held_out
         How many the gradient saw, and how many it did not.
     cut_off : bool
         Whether the search ended because larger sets of queries need too large a mixed derivative (T^(k + 1) entries for k queries, 2^27 at
@@ -105,19 +104,27 @@ class GradientSlots:
         read for as many, more than ``parents``, or parents where none is named.
     """
 
-    evidence: NDArray[np.float64]
-    stderr: NDArray[np.float64] | None
+    KIND = "gradient slots"
+    WORKS = ("nichani2024",)
+    DERIVED = ("decided", "edges")
+
+    evidence: Float[np.ndarray, "_query _child _parent"] = dataclasses.field(metadata=BINARY)
+    stderr: Float[np.ndarray, "_query _child _parent"] | None = dataclasses.field(metadata=BINARY)
     queries: tuple[int, ...]
     gains: tuple[float, ...]
-    joint: NDArray[np.float64]
-    leading: NDArray[np.int64]
-    first: NDArray[np.int64]
+    joint: Float[np.ndarray, "_child *_parents"] = dataclasses.field(metadata=BINARY)
+    leading: Int[np.ndarray, "_slot _child"]
+    first: Int[np.ndarray, "_slot _child"]
     parents: tuple[tuple[int, ...], ...]
-    log_e_values: NDArray[np.float64] | None
-    sequences: int
+    log_e_values: Float[np.ndarray, " _node"] | None
+    n_sequences: int
     held_out: int
-    settings: Mapping[str, Any]
     cut_off: bool = False
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """Of :attr:`graph`, as (parent, child)."""
+        return tuple(self.graph.edges)
 
     @property
     def decided(self) -> bool:
@@ -142,39 +149,13 @@ class GradientSlots:
                 found.append(node)
         return tuple(found)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every number but the evidence, in plain JSON types."""
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "gradient slots",
-                    "format": 1,
-                    "decided": self.decided,
-                    "queries": self.queries,
-                    "cut_off": self.cut_off,
-                    "gains": self.gains,
-                    "leading": self.leading,
-                    "parents": self.parents,
-                    "edges": list(self.graph.edges),
-                    "log_e_values": self.log_e_values,
-                    "sequences": self.sequences,
-                    "held_out": self.held_out,
-                    "settings": self.settings,
-                    "versions": versions(),
-                }
-            )
-        )
-
-    def cite(self) -> Citation:
-        """The paper, and one sentence for a methods section."""
-        return cite(
-            "nichani2024",
-            methods=(
-                "Parents were read from one gradient of the reduced transformer of Nichani et al. (2024) per query position, over "
-                f"{self.sequences:,} sequences; the queries were chosen by forward selection on {self.held_out:,} others"
-                f"{f', cut off at {len(self.queries)}' if self.cut_off else ''}, each step by paired tests. {self._decision()} "
-                f"(causal-probe {versions().get('causal-probe', '')})."
-            ),
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            "Parents were read from one gradient of the reduced transformer of Nichani et al. (2024) per query position, over "
+            f"{self.n_sequences:,} sequences; the queries were chosen by forward selection on {self.held_out:,} others"
+            f"{f', cut off at {len(self.queries)}' if self.cut_off else ''}, each step by paired tests. {self._decision()} ({self.measured_with})."
         )
 
     def _decision(self) -> str:
@@ -190,20 +171,17 @@ class GradientSlots:
         return (
             f"Gradient slots over {len(self.parents)} nodes: queries {list(self.queries)}{' (cut off, there may be more)' if self.cut_off else ''}, "
             f"{self.graph.number_of_edges()} edges "
-            f"({self.sequences:,} sequences, {self.held_out:,} held out{'' if self.decided else '; roots are not decided'})"
+            f"({self.n_sequences:,} sequences, {self.held_out:,} held out{'' if self.decided else '; roots are not decided'})"
         )
 
-    def __repr__(self) -> str:
-        rows = (f"  {node:>4} <- {', '.join(map(str, its)) or '-'}" for node, its in enumerate(self.parents))
-        return "\n".join([self._title(), *rows])
-
-    def _repr_html_(self) -> str:
+    def table(self) -> Table:
+        """The parents of every node."""
         log_e = self.log_e_values
         rows = [
             (node, ", ".join(map(str, its)), None if log_e is None or node >= len(log_e) else float(log_e[node]))
             for node, its in enumerate(self.parents)
         ]
-        return html_table(["node", "parents", "nats against a root"], rows, caption=self._title())
+        return Table(self._title(), ("node", "parents", "nats against a root"), rows)
 
 
 def gradient_slots(
@@ -369,11 +347,11 @@ class _Study:
             first=self.first[list(self.queries)].numpy(),
             parents=(*parents, self.queries),
             log_e_values=log_e,
-            sequences=self.seen,
+            n_sequences=self.seen,
             held_out=self.n_kept,
             settings={
-                "positions": n,
-                "vocab": self.d_vocab,
+                "n_positions": n,
+                "d_vocab": self.d_vocab,
                 "beta": self.beta,
                 "level": self.level,
                 "explored": self.explored,

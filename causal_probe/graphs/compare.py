@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,26 +14,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import is_integer, listing, show_edge, show_node
 from causal_probe.graphs.mixed import arrowheads, is_mixed
-from causal_probe.results import Citation, escape, to_jsonable, versions
+from causal_probe.results import Result, Table
 
 __all__ = ["GraphComparison", "compare"]
 
 Edge: TypeAlias = tuple[Any, Any]
 
-BIBTEX = """@article{tsamardinos2006,
-  title   = {The max-min hill-climbing {Bayesian} network structure learning algorithm},
-  author  = {Tsamardinos, Ioannis and Brown, Laura E. and Aliferis, Constantin F.},
-  journal = {Machine Learning},
-  volume  = {65},
-  number  = {1},
-  pages   = {31--78},
-  year    = {2006},
-  doi     = {10.1007/s10994-006-6889-7}
-}"""
 
-
-@dataclass(frozen=True, repr=False)
-class GraphComparison:
+@dataclass(frozen=True, repr=False)  # of plain values: two are compared by these
+class GraphComparison(Result):
     """What :func:`compare` found. Edges are ``(parent, child)``; what is undefined is None, its reason in ``undefined``.
 
     Attributes
@@ -81,6 +70,9 @@ class GraphComparison:
         For each of these numbers that is None, why.
     """
 
+    KIND = "graph comparison"
+    WORKS = ("tsamardinos2006",)
+
     children: tuple[Any, ...]
     true_positives: int
     precision: float | None
@@ -104,41 +96,22 @@ class GraphComparison:
         """Whether every compared edge and every compared root is right."""
         return self.shd == 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields in plain JSON types: tuples as lists, an edge as ``[parent, child]``."""
-        return dict(to_jsonable(self))
-
-    def cite(self) -> Citation:
-        """The paper behind the structural Hamming distance, and one sentence for a methods section."""
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
         weighed = ", and AUROC and average precision (scikit-learn) over all pairs of a node and an earlier one"
-        number_of = versions()
-        sentence = (
+        number_of = self.provenance["versions"]
+        return (
             f"The found graph was compared with the true one over the incoming edges of {len(self.children)} nodes, by the "
             "precision, recall and F1 of directed edges, the structural Hamming distance (missing + extra + "
             f"{self.reversal_cost} x reversed edges; after Tsamardinos et al., 2006, here on directed graphs), the share of "
             "non-root nodes whose set of parents is exact, and the share of roots left without a parent"
             f"{weighed if self.auroc is not None or self.average_precision is not None else ''} "
-            f"(causal-probe {number_of.get('causal-probe', 'from source')}, networkx {number_of['networkx']}, "
-            f"scikit-learn {number_of['scikit-learn']})."
+            f"({self.measured_with}, networkx {number_of['networkx']}, scikit-learn {number_of['scikit-learn']})."
         )
-        return Citation(BIBTEX, sentence)
 
-    def __repr__(self) -> str:
-        lines = [f"GraphComparison over {len(self.children)} nodes: SHD {self.shd}"]
-        lines += [f"  {name:<17} {value:<9} {note}".rstrip() for name, value, note in self._rows()]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th>"
-            f"<td>{escape(value)}</td><td style='text-align:left'>{escape(note)}</td></tr>"
-            for name, value, note in self._rows()
-        )
-        caption = f"Graph comparison over {len(self.children)} nodes: SHD {self.shd}"
-        return f"<table><caption>{caption}</caption><tbody>{rows}</tbody></table>"
-
-    def _rows(self) -> Iterator[tuple[str, str, str]]:
-        """Name, value and note of each line that is shown."""
+    def table(self) -> Table:
+        """The metrics, and the wrong edges."""
         found = self.true_positives + len(self.extra) + len(self.reversed)
         true = self.true_positives + len(self.missing) + len(self.reversed)
         notes = {
@@ -147,16 +120,20 @@ class GraphComparison:
             "f1": "",
             "parent_accuracy": "non-root nodes with exactly their parents",
             "root_accuracy": "roots without a parent",
-            "auroc": "chance 0.500",
-            "average_precision": f"chance {self.average_precision_chance or 0:.3f}",
+            "auroc": "chance 0.5",
+            "average_precision": f"chance {self.average_precision_chance or 0:.4g}",
         }
-        for name, note in notes.items():
-            value = getattr(self, name)
-            shown = "undefined" if value is None else f"{value:.3f}"
-            yield name.replace("_", " "), shown, self.undefined.get(name, note)
-        for name in ("missing", "extra", "reversed"):
-            edges: tuple[Edge, ...] = getattr(self, name)
-            yield name, str(len(edges)), listing(edges, show_edge)
+        rows: list[tuple[str, float | None, str]] = [
+            (name.replace("_", " "), getattr(self, name), self.undefined.get(name, note))
+            for name, note in notes.items()
+        ]
+        rows += [
+            (name, len(edges := getattr(self, name)), listing(edges, show_edge))
+            for name in ("missing", "extra", "reversed")
+        ]
+        return Table(
+            f"GraphComparison over {len(self.children)} nodes: SHD {self.shd}", ("metric", "value", "note"), rows
+        )
 
 
 def compare(
@@ -217,16 +194,17 @@ def compare(
     >>> from causal_probe.graphs import compare, from_parents
     >>> compare(from_parents([None, 0, 0, None]), from_parents([None, 0, 1, 2]))
     GraphComparison over 4 nodes: SHD 3
-      precision         0.500     1 of 2 found edges are true
-      recall            0.333     1 of 3 true edges are found
-      f1                0.400
-      parent accuracy   0.333     non-root nodes with exactly their parents
-      root accuracy     1.000     roots without a parent
-      auroc             undefined no weights were given
-      average precision undefined no weights were given
-      missing           2         1 -> 2, 2 -> 3
-      extra             1         0 -> 2
-      reversed          0
+      metric              value  note
+      precision             0.5  1 of 2 found edges are true
+      recall             0.3333  1 of 3 true edges are found
+      f1                    0.4
+      parent accuracy    0.3333  non-root nodes with exactly their parents
+      root accuracy           1  roots without a parent
+      auroc                      no weights were given
+      average precision          no weights were given
+      missing                 2  1 -> 2, 2 -> 3
+      extra                   1  0 -> 2
+      reversed                0
     """
     if reversal_cost not in (1, 2) or not is_integer(reversal_cost):
         raise CausalProbeError(

@@ -158,7 +158,7 @@ def _by_gradient(run: Run, kind: Targets) -> dict[str, Any]:
     leading, exact = [], []
     for n in GRADIENT:
         sources = [generator(run.seed + number, f"{kind} {n}") for number in range(len(tasks))]
-        found = gradient_graphs(tasks, sources, sequences=n, targets=kind)
+        found = gradient_graphs(tasks, sources, n_sequences=n, targets=kind)
         pairs = list(zip(found, tasks, strict=True))
         leading.append(float(np.mean([_all_lead(its.candidates, task) for its, task in pairs])))
         exact.append(float(np.mean([its.compare(task.graph).exact for its, task in pairs])))

@@ -62,6 +62,16 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   eprint = {2412.07446},
   archivePrefix = {arXiv}
 }""",
+    "tsamardinos2006": """@article{tsamardinos2006,
+  title   = {The max-min hill-climbing {Bayesian} network structure learning algorithm},
+  author  = {Tsamardinos, Ioannis and Brown, Laura E. and Aliferis, Constantin F.},
+  journal = {Machine Learning},
+  volume  = {65},
+  number  = {1},
+  pages   = {31--78},
+  year    = {2006},
+  doi     = {10.1007/s10994-006-6889-7}
+}""",
     "elhage2021": """@article{elhage2021,
   title   = {A Mathematical Framework for Transformer Circuits},
   author  = {Elhage, Nelson and Nanda, Neel and Olsson, Catherine and Henighan, Tom and Joseph, Nicholas and others},

@@ -5,9 +5,11 @@ A sweep is a plan of cells (:mod:`~causal_probe.sweep.plan`). A cell is a pure f
 and joblib runs what is not there yet (:mod:`~causal_probe.sweep.run`).
 """
 
-from causal_probe.sweep.cells import PROBES, Outcome
-from causal_probe.sweep.plan import Cell, plan
-from causal_probe.sweep.result import Sweep
+from causal_probe.sweep.cells import Outcome
 from causal_probe.sweep.run import sweep
 
-__all__ = ["PROBES", "Cell", "Outcome", "Sweep", "plan", "sweep"]
+__all__ = ["Outcome", "sweep"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -158,7 +158,7 @@ def gradient(o: GradientCell) -> Outcome:
         }
         for row in found.to_pandas().to_dict("records")
     ]
-    metrics = {**_compared(found.compare(truth)), "sequences": found.sequences}
+    metrics = {**_compared(found.compare(truth)), "sequences": found.n_sequences}
     return Outcome(rows, metrics, {"model": "reduced-transformer", "dtype": "float32", "device": "cpu"})
 
 

@@ -9,6 +9,8 @@ import itertools
 import json
 import math
 import os
+import reprlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -25,12 +27,11 @@ __all__ = ["Cell", "fingerprint", "plan", "read_spec"]
 
 #: What a spec may say.
 KEYS = ("probes", "grid", "cells", "settings", "threads")
-#: The most items of a spec's file, and the most points of a sweep: what is checked before it is written out.
-LARGEST_SPEC = 10**6
 #: Options that may name a file or folder; what is in it belongs to the cell.
 PATHS = ("model", "graph", "corpus")
-#: Of a file up to the first size, in bytes, all of the content is looked at; of a larger one, as much as the second.
-LOOKED_AT = (2**26, 2**20)
+#: No sweep has more cells, no folder that a cell reads more files, and no spec is written in more bytes, holds more values (an alias counts
+#: each time), or is nested deeper.
+MOST_CELLS, MOST_FILES, MOST_BYTES, MOST_VALUES, DEEPEST = 10**6, 10**4, 2**24, 10**7, 50
 #: What a cell's random numbers do not depend on: models are compared on the same sequences.
 NOT_IN_THE_SEED = ("model", "revision", "dtype", "device", "device_map")
 
@@ -50,8 +51,7 @@ class Cell:
     threads
         Of every numerical library, while the cell runs.
     inputs
-        By option, the fingerprint of the file or folder that it names: names and sizes of the files, their content up to 64 MiB,
-        and of larger files the first MiB.
+        By option, the fingerprint of the file or folder that it names: names, sizes and content of the files.
 
     Examples
     --------
@@ -99,19 +99,52 @@ def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the file can't be read, or is no mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        if isinstance(
-            content, dict
-        ):  # before anything shows it, or goes over it: an alias may multiply, or hold itself
-            _count(content, LARGEST_SPEC)
+        with open(Path(path).expanduser(), encoding="utf-8") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} characters")
+        content = yaml.safe_load(text)
     except OSError as error:
-        raise CausalProbeError(f"Can't read {path}: {error.strerror or error}.") from error
+        raise CausalProbeError(f"Can't read {show_path(path)}: {error.strerror or error}.") from error
     except (ValueError, RecursionError, RuntimeError, yaml.YAMLError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise CausalProbeError(f"{show_path(path)} can't be read as a YAML file: {reason}.") from error
     if not isinstance(content, dict):
         raise CausalProbeError(f"{path} must hold a mapping with {', '.join(KEYS)}; it is a {type(content).__name__}.")
+    check_size(content)
     return content
+
+
+def check_size(spec: Any) -> None:
+    """Refuse a spec that is too large, nested too deep, refers to itself, or holds text that can't be written: before anything is made of it.
+
+    Raises
+    ------
+    CausalProbeError
+        If it is so.
+    """
+    values: dict[int, int] = {}  # by object, so that what is named many times is looked at once
+
+    def count(value: Any, above: tuple[int, ...]) -> int:
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise CausalProbeError(
+                f"A sweep's spec holds the text {value!a:.100}, which no file can hold: it has half of a surrogate pair."
+            )
+        if not isinstance(value, (Mapping, list, tuple)):
+            return 1
+        if id(value) in above:
+            raise CausalProbeError("A sweep's spec holds a list or mapping that contains itself.")
+        if len(above) > DEEPEST:
+            raise CausalProbeError(f"A sweep's spec is nested more than {DEEPEST} deep.")
+        if id(value) not in values:
+            its = [*value, *value.values()] if isinstance(value, Mapping) else value
+            values[id(value)] = 1 + sum(count(each, (*above, id(value))) for each in its)
+        return values[id(value)]
+
+    if (found := count(spec, ())) > MOST_VALUES:
+        raise CausalProbeError(
+            f"A sweep's spec holds {found:.3g} values, aliases written out; {MOST_VALUES:,} are the most."
+        )
 
 
 def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> tuple[Cell, ...]:
@@ -138,6 +171,7 @@ def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> t
     >>> [(cell.options["graph"], cell.seed) for cell in plan(spec, {"probe": probe})]
     [('chain', 0), ('chain', 1), ('pairs', 0), ('pairs', 1)]
     """
+    check_size(spec)
     if unknown := sorted(map(str, set(spec) - set(KEYS))):
         raise CausalProbeError(
             f"A sweep's spec says {', '.join(KEYS)}; this one also says {', '.join(unknown)}{near(unknown[0], KEYS)} Options of a probe "
@@ -145,7 +179,7 @@ def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> t
         )
     threads = spec.get("threads", 1)
     if not _is_whole(threads) or threads < 1:
-        raise CausalProbeError(f"threads is the number of threads of each cell, 1 or more; it is {threads!r}.")
+        raise CausalProbeError(f"threads is the number of threads of each cell, 1 or more; it is {_shown(threads)}.")
     wanted = _probes_of(spec.get("probes"), probes)
     common = _mapping(spec.get("settings"), "settings")
     grid = _mapping(spec.get("grid"), "grid")
@@ -155,25 +189,13 @@ def plan(spec: Mapping[str, Any], probes: Mapping[str, Callable[..., Any]]) -> t
     fingerprints: dict[str, str] = {}
     cells = [
         _cell(probes[name], name, {**common, **own, **point}, threads, fingerprints)
-        for point in _points(spec)
+        for point in _points(spec, len(wanted))
         for name, own in wanted.items()
     ]
     counts = Counter(cell.key for cell in cells)
     if twice := [cell.text for cell in cells if counts[cell.key] > 1]:
         raise CausalProbeError(f"The sweep holds a cell twice: {twice[0]}")
     return tuple(cells)
-
-
-def _count(value: Any, left: int) -> int:
-    """How many of ``left`` items are left after all in ``value``, each as often as it stands there."""
-    if left <= 0:
-        raise ValueError(f"it holds more than {LARGEST_SPEC:,} items, or one that holds itself")
-    if isinstance(value, str):
-        value.encode()  # half a surrogate pair is no text, and no file holds it
-    items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, set)) else ()
-    for item in items:
-        left = _count(item, left - 1)
-    return left
 
 
 def _probes_of(asked: Any, probes: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Any]]:
@@ -183,7 +205,7 @@ def _probes_of(asked: Any, probes: Mapping[str, Callable[..., Any]]) -> dict[str
     if isinstance(asked, Sequence):
         asked = dict.fromkeys(map(str, asked))
     if not isinstance(asked, Mapping) or not asked:
-        raise CausalProbeError(f"A sweep needs probes, one or more of {', '.join(probes)}; found {asked!r}.")
+        raise CausalProbeError(f"A sweep needs probes, one or more of {', '.join(probes)}; found {_shown(asked)}.")
     if unknown := sorted(map(str, set(asked) - set(probes))):
         raise CausalProbeError(
             f"There is no probe {', '.join(unknown)} for a sweep{near(unknown[0], probes)} There are {', '.join(probes)}."
@@ -191,22 +213,25 @@ def _probes_of(asked: Any, probes: Mapping[str, Callable[..., Any]]) -> dict[str
     return {str(name): _mapping(own, f"the settings of {name}") for name, own in asked.items()}
 
 
-def _points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _points(spec: Mapping[str, Any], n_probes: int) -> Iterator[dict[str, Any]]:
     grid = _mapping(spec.get("grid"), "grid")
     listed = spec.get("cells")
     if listed is None and not grid:
         raise CausalProbeError(
             "A sweep needs points: a grid (lists of values by option), cells (a list of mappings), or both."
         )
-    axes = {name: v if isinstance(v, (list, tuple, range)) else [v] for name, v in grid.items()}
+    axes: dict[str, Sequence[Any]] = {
+        name: v if isinstance(v, (list, tuple, range)) else [v] for name, v in grid.items()
+    }
     if empty := [name for name, values in axes.items() if not values]:
         raise CausalProbeError(f"The grid has no values for {', '.join(empty)}.")
     if listed is not None and (not isinstance(listed, (list, tuple)) or not listed):
-        raise CausalProbeError(f"cells must be a list of mappings; found {listed!r:.100}.")
-    n_points = math.prod(map(len, axes.values())) * (1 if listed is None else len(listed))
-    if n_points > LARGEST_SPEC:
+        raise CausalProbeError(f"cells must be a list of mappings; found {_shown(listed)}.")
+    points = len(listed) if listed is not None else 1
+    cells = math.prod((points, n_probes, *map(_length, axes.values())))
+    if cells > MOST_CELLS:
         raise CausalProbeError(
-            f"The sweep has {n_points:,} points, more than the {LARGEST_SPEC:,} that one can have. Cut it into several."
+            f"The sweep has {cells:,} cells, more than the {MOST_CELLS:,} that one can have. Cut it into several."
         )
     for point in [{}] if listed is None else listed:
         given = _mapping(point, "a cell")
@@ -222,7 +247,7 @@ def _cell(
     hints = _hints(function)
     seed = options.get("seed", 0)
     if not _is_whole(seed) or seed < 0:
-        raise CausalProbeError(f"A seed must be a whole number of at least 0, not {seed!r}.")
+        raise CausalProbeError(f"A seed must be a whole number of at least 0, not {_shown(seed)}.")
     given = {key: value for key, value in options.items() if key != "seed"}
     takes = {key: p for key, p in inspect.signature(function).parameters.items() if key not in ("seed", "options")}
     free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
@@ -266,15 +291,30 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """What tells one file or folder from another: the first 128 bits of a SHA-256 (see :attr:`Cell.inputs`)."""
-    top = Path(path)
-    found = hashlib.sha256()
-    for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
-        if file.is_file():
-            size = file.stat().st_size
-            found.update(f"{file.relative_to(top).as_posix()} {size}\n".encode(errors="surrogateescape"))
-            with open(file, "rb") as content:
-                found.update(content.read(size if size <= LOOKED_AT[0] else LOOKED_AT[1]))
+    """What tells one file or folder from another: the first 128 bits of a SHA-256 (see :attr:`Cell.inputs`).
+
+    Raises
+    ------
+    CausalProbeError
+        If a file can't be read, or the folder holds so many that it is none of a model's.
+    """
+    top, found = Path(path), hashlib.sha256()
+    files = list(itertools.islice(top.rglob("*"), MOST_FILES + 1)) if top.is_dir() else [top]
+    if len(files) > MOST_FILES:
+        raise CausalProbeError(
+            f"{path} holds more than {MOST_FILES:,} files and folders, all of which would belong to the cell. Name the folder of one model."
+        )
+    try:
+        for file in sorted(files):
+            if file.is_file():
+                found.update(
+                    f"{file.relative_to(top).as_posix()} {file.stat().st_size}\n".encode(errors="surrogateescape")
+                )
+                with open(file, "rb") as content:
+                    while piece := content.read(2**20):
+                        found.update(piece)
+    except OSError as error:
+        raise CausalProbeError(f"Can't read {path}, which a cell names: {error.strerror or error}.") from error
     return found.hexdigest()[:32]
 
 
@@ -282,8 +322,22 @@ def _mapping(value: Any, what: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise CausalProbeError(f"In a sweep's spec, {what} must be a mapping; found {value!r:.100}.")
+        raise CausalProbeError(f"In a sweep's spec, {what} must be a mapping; found {_shown(value)}.")
     return {str(key): item for key, item in value.items()}
+
+
+def _length(values: Sequence[Any]) -> int:
+    try:
+        return len(values)
+    except OverflowError:  # a range
+        return sys.maxsize
+
+
+def _shown(value: Any) -> str:
+    """A value in few characters, without looking at all of it."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxtuple, short.maxdict = 2, 4, 4, 4
+    return f"{short.repr(value):.100}"
 
 
 def _is_whole(value: Any) -> bool:

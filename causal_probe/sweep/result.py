@@ -11,21 +11,19 @@ import pandas as pd
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.mechanisms.dynamics import Dynamics, dynamics
-from causal_probe.results import Citation, cite, escape, to_jsonable, versions
+from causal_probe.results import BINARY, Result, Table
 from causal_probe.sweep.merging import merge_shards
 from causal_probe.sweep.plan import Cell
 from causal_probe.sweep.store import Store
 
 __all__ = ["Sweep"]
 
-#: How many errors are shown.
-SHOWN = 5
 #: What a sweep's probes rest on.
 WORKS = {"recover": "nichani2024", "gradient": "nichani2024", "scan": "olsson2022", "head_graphs": "nichani2024"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Sweep:
+class Sweep(Result):
     """What :func:`sweep` found: cells, most of them finished.
 
     Attributes
@@ -40,8 +38,11 @@ class Sweep:
         What was asked for, as it was given.
     """
 
+    KIND = "sweep"
+    DERIVED = ("n_cells", "finished", "points")
+
     folder: Path
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = dataclasses.field(metadata=BINARY)
     failed: Mapping[str, str]
     spec: Mapping[str, Any]
 
@@ -49,6 +50,21 @@ class Sweep:
     def ok(self) -> bool:
         """Whether no cell has failed."""
         return not self.failed
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells were asked for."""
+        return len(self.cells)
+
+    @property
+    def finished(self) -> int:
+        """How many of them are there."""
+        return len(self.cells) - len(self.failed)
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """:meth:`summary` in plain types, what is missing as None."""
+        return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in self.summary().to_dict("records")]
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each head or edge of each finished cell, in the order of the cells.
@@ -135,46 +151,29 @@ class Sweep:
         values = {f"L{int(layer)}H{int(head)}": its.to_numpy() for (layer, head), its in series.items()}
         return dynamics([int(step) for step in series.index], values)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Counts, errors and the summary in plain JSON types."""
-        rows = [{k: None if pd.isna(v) else v for k, v in row.items()} for row in self.summary().to_dict("records")]
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "sweep",
-                    "format": 1,
-                    "cells": len(self.cells),
-                    "finished": len(self.cells) - len(self.failed),
-                    "failed": self.failed,
-                    "summary": rows,
-                    "spec": self.spec,
-                    "versions": versions(),
-                }
-            )
+    @property
+    def works(self) -> tuple[str, ...]:
+        """What the probes rest on."""
+        return tuple(dict.fromkeys(WORKS[cell.probe] for cell in self.cells if cell.probe in WORKS))
+
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        probes = dict.fromkeys(cell.probe for cell in self.cells)
+        return (
+            f"{len(self.cells)} runs ({', '.join(probes)}), of which {len(self.failed)} failed, were each seeded by a hash of its settings and "
+            f"done with a fixed number of threads ({self.measured_with})."
         )
 
-    def cite(self) -> Citation:
-        """The papers behind the probes, and one sentence for a methods section."""
-        probes = list(dict.fromkeys(cell.probe for cell in self.cells))
-        works = list(dict.fromkeys(WORKS[probe] for probe in probes if probe in WORKS))
-        return cite(
-            *works,
-            methods=(
-                f"{len(self.cells)} runs ({', '.join(probes)}), of which {len(self.failed)} failed, each seeded by a hash of its "
-                f"settings and run with a fixed number of threads (causal-probe {versions().get('causal-probe', '')})."
-            ),
+    def table(self) -> Table:
+        """The cells, those that failed first."""
+        ordered = sorted(self.cells, key=lambda cell: cell.key not in self.failed)
+        rows = [
+            (cell.probe, str(dict(cell.options)), cell.seed, self.failed.get(cell.key, "finished")) for cell in ordered
+        ]
+        return Table(
+            f"Sweep in {self.folder}: {self.finished} of {len(self.cells)} cells finished, {len(self.failed)} failed",
+            ("probe", "options", "seed", "status"),
+            rows,
+            ("metrics: summary(); rows: to_pandas(); errors in full: failed/",),
         )
-
-    def __repr__(self) -> str:
-        finished = len(self.cells) - len(self.failed)
-        lines = [f"Sweep in {self.folder}: {finished} of {len(self.cells)} cells finished, {len(self.failed)} failed"]
-        named = {cell.key: cell for cell in self.cells}
-        for key, error in list(self.failed.items())[:SHOWN]:
-            lines.append(f"  {named[key].probe} {dict(named[key].options)}, seed {named[key].seed}: {error}")
-        if len(self.failed) > SHOWN:
-            lines.append(f"  and {len(self.failed) - SHOWN} more; see failed/ and summary.csv")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{escape(line)}</p>" for line in repr(self).splitlines())
-        return f"{notes}{self.summary().head(20).to_html(index=False, na_rep='', border=0)}"

@@ -6,15 +6,15 @@
     summary.csv     one row for each cell
     merged.csv      where cells are shards of a corpus, and all are there: the scans of the whole
     report.html     the points with their metrics, and what failed
-    .lock           held while somebody writes
 
 A file appears whole or not at all, and is never changed. All have the same columns, so they are one table; a row says all that
-its cell says. What concerns the cell as a whole is in the file's own metadata.
+its cell says. What concerns the cell as a whole is in the file's own metadata, with checksums of both.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.results import read_json, to_jsonable, versions, write_bytes, write_json
+from causal_probe.results import hold, read_sealed, seal, to_jsonable, versions, write_bytes, write_json
+from causal_probe.results.files import check_format
 from causal_probe.sweep.plan import Cell
 
 __all__ = ["COLUMNS", "FORMAT", "Store", "encode"]
@@ -126,8 +126,15 @@ def encode(
     table = pa.Table.from_pylist(
         [{name: _defined(value) for name, value in {**row, **origin}.items() if name in names} for row in rows], COLUMNS
     )
-    about = {"format": FORMAT, "cell": cell, "rows": len(rows), "metrics": metrics, "versions": installed}
-    table = table.replace_schema_metadata({METADATA: _json(about)})
+    about = {
+        "format": FORMAT,
+        "cell": cell,
+        "rows": len(rows),
+        "content": _digest(table),
+        "metrics": metrics,
+        "versions": installed,
+    }
+    table = table.replace_schema_metadata({METADATA: _json(seal(about))})
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.getvalue()
@@ -158,23 +165,25 @@ class Store:
             not asked for.
         """
         try:
-            if self.folder.is_dir() and any(self.folder.iterdir()) and not self._is_ours():
-                raise CausalProbeError(
-                    f"{self.folder} is not empty and holds no sweep. Name a new or empty folder, or one of an earlier sweep."
-                )
-            for place in (self.cells, self.failed):
-                place.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
-            with _held(lock, self.folder):
-                self._check(cells)
-                for place in (self.folder, self.cells, self.failed):
-                    for left in place.glob(".*.causal-probe-*"):
-                        left.unlink()
-                about = {"kind": "sweep", "format": FORMAT, "spec": spec, "cells": len(cells), "versions": versions()}
-                write_json(self.folder / "sweep.json", about)
+            with hold(self.folder):
+                self._open(cells, spec)
                 yield
         except OSError as error:
             raise CausalProbeError(f"Can't write into {self.folder}: {error.strerror or error}.") from error
+
+    def _open(self, cells: Sequence[Cell], spec: Mapping[str, Any]) -> None:
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not self._is_ours():
+            raise CausalProbeError(
+                f"{self.folder} is not empty and holds no sweep. Name a new or empty folder, or one of an earlier sweep."
+            )
+        for place in (self.cells, self.failed):
+            place.mkdir(parents=True, exist_ok=True)
+        self._check(cells)
+        for place in (self.folder, self.cells, self.failed):
+            for left in place.glob(".*.causal-probe-*"):
+                left.unlink()
+        about = {"kind": "sweep", "format": FORMAT, "spec": spec, "cells": len(cells), "versions": versions()}
+        write_json(self.folder / "sweep.json", seal(about))
 
     def finished(self) -> set[str]:
         """The keys of the cells that are there."""
@@ -188,12 +197,12 @@ class Store:
     def put_failure(self, cell: Cell, error: str, traceback: str | None) -> None:
         """Keep the error of a cell."""
         about = {"format": FORMAT, "cell": cell, "error": error, "traceback": traceback}
-        write_json(self.failed / f"{cell.key}.json", about)
+        write_json(self.failed / f"{cell.key}.json", seal(about))
 
     def failure(self, key: str) -> str | None:
         """The error of a cell that failed when it was last tried."""
         path = self.failed / f"{key}.json"
-        return str(read_json(path)["error"]) if path.is_file() else None
+        return str(read_sealed(path)["error"]) if path.is_file() else None
 
     def about(self, key: str) -> dict[str, Any]:
         """What the file of a finished cell says of the cell as a whole: ``cell``, ``rows``, ``metrics``, ``versions``.
@@ -210,9 +219,14 @@ class Store:
             raise _damaged(path, error) from error
         if METADATA not in metadata:
             raise CausalProbeError(f"{path} was not written by a sweep.")
-        about = json.loads(metadata[METADATA])
-        check_format(path, about)
-        return dict(about)
+        try:
+            about = dict(json.loads(metadata[METADATA]))
+        except (ValueError, TypeError) as error:
+            raise _damaged(path, error) from error
+        check_format(path, about, FORMAT)
+        if seal(about) != about:
+            raise _damaged(path, "the checksum of what it says about its cell differs")
+        return about
 
     def read(self, keys: Sequence[str]) -> pa.Table:
         """The rows of finished cells, in the order of the keys.
@@ -224,11 +238,13 @@ class Store:
         """
         tables = []
         for key in keys:
-            self.about(key)
+            about = self.about(key)
             try:
                 table = pq.read_table(self._path(key), schema=COLUMNS, page_checksum_verification=True)
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(self._path(key), error) from error
+            if _digest(table) != about["content"]:
+                raise _damaged(self._path(key), "the checksum of its rows differs")
             tables.append(table.replace_schema_metadata(None))
         return pa.concat_tables(tables) if tables else COLUMNS.empty_table()
 
@@ -237,12 +253,12 @@ class Store:
 
     def _is_ours(self) -> bool:
         there = {path.name for path in self.folder.iterdir() if ".causal-probe-" not in path.name}
-        return (self.folder / "sweep.json").is_file() or there <= {".lock", "cells", "failed"}
+        return (self.folder / "sweep.json").is_file() or there <= {"cells", "failed"}
 
     def _check(self, cells: Sequence[Cell]) -> None:
         path = self.folder / "sweep.json"
         if path.is_file():
-            check_format(path, read_json(path))
+            check_format(path, read_sealed(path), FORMAT)
         if others := self.finished() - {cell.key for cell in cells}:
             raise CausalProbeError(
                 f"{self.folder} holds {len(others)} finished cells that this sweep does not ask for. A sweep may grow; for another "
@@ -250,35 +266,22 @@ class Store:
             )
 
 
-def _damaged(path: Path, error: Exception) -> CausalProbeError:
+def _damaged(path: Path, error: Exception | str) -> CausalProbeError:
     return CausalProbeError(f"{path} can't be read as Parquet: {error}. Remove it, and its cell is run again.")
 
 
-def check_format(path: Path, about: Any) -> None:
-    """Raise if a file was written by a newer version."""
-    number = about.get("format") if isinstance(about, dict) else None
-    if not isinstance(number, int):
-        raise CausalProbeError(f"{path} was expected to be of a sweep and names no format.")
-    if number > FORMAT:
-        by = (about.get("versions") or {}).get("causal-probe", "a newer version")
-        raise CausalProbeError(
-            f"{path} is of format {number}, written by causal-probe {by}; this version reads formats up to {FORMAT}. "
-            "Upgrade causal-probe."
-        )
-
-
-@contextlib.contextmanager
-def _held(lock: FileLock, folder: Path) -> Iterator[None]:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CausalProbeError(
-            f"Another sweep is writing into {folder}. Wait until it has ended, or name another folder."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _digest(table: pa.Table) -> str:
+    """A checksum of the rows, whatever the file that they come from says about them."""
+    found = hashlib.sha256()
+    for name in table.column_names:
+        column = table[name]
+        found.update(f"{name} {column.type} {len(column)} ".encode() + column.is_null().to_numpy().tobytes())
+        if pa.types.is_string(column.type):
+            found.update(json.dumps(column.to_pylist()).encode())
+        elif column.null_count < len(column):
+            filled = column.fill_null(pa.scalar(False if pa.types.is_boolean(column.type) else 0, column.type))
+            found.update(filled.to_numpy().tobytes())
+    return found.hexdigest()
 
 
 def _json(value: Any) -> str:

@@ -27,7 +27,7 @@ CELLS = 24
 BARE = """
 import sys
 import torch
-from causal_probe.sweep import PROBES
+from causal_probe.sweep.cells import PROBES
 torch.set_num_threads(1)
 first, jobs, cells, options = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
 PROBES["gradient"](seed=1000, **options)

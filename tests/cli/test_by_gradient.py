@@ -242,7 +242,7 @@ def test_batches_shrink_as_the_vocabulary_grows(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys.modules[recover_by_gradient.__module__], "gradient_graph", counted)
     own = recover_from_tokens(tmp_path / "tokens.npy", d_vocab=2000)
     assert max(seen) * 2000 <= 2**18
-    assert own.found.sequences == sum(seen) == 600
+    assert own.found.n_sequences == sum(seen) == 600
 
 
 def test_options_that_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from filelock import FileLock
 
 from causal_probe.cli.main import main
+from causal_probe.results import hold
 
 SPEC = """
 probes: gradient
@@ -34,10 +34,10 @@ def test_the_command(tmp_path, capsys):
     assert "2/2" in shown.err  # the bar
     assert run(*arguments, "--json") == 0
     assert json.loads(capsys.readouterr().out)["finished"] == 2
-    with FileLock(tmp_path / "out" / ".lock"):
+    with hold(tmp_path / "out"):
         assert run(*arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("Error: Another sweep is writing into")
+    assert error.startswith("Error: Another process is writing into")
     assert error.count("\n") == 1
 
 

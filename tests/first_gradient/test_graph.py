@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.first_gradient import GradientGraph, gradient_graph, gradient_graphs
+from causal_probe.first_gradient import gradient_graph, gradient_graphs
+from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.first_gradient.stream import GradientStream, blocks_stderr
 from causal_probe.models import ReducedTransformer
 from causal_probe.tasks import Batch, InContextMarkov, generator
@@ -36,13 +35,13 @@ def test_forty_forests_are_read_exactly_edges_and_roots() -> None:
     tasks = [forest(seed) for seed in range(40)]
     found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(40)])
     assert [its.compare(task.graph).exact for its, task in zip(found, tasks, strict=True)] == [True] * 40
-    assert all(its.status == "edges" and its.sequences == 1024 for its in found)
+    assert all(its.status == "edges" and its.n_sequences == 1024 for its in found)
     assert max(its.stable_after for its in found) < 1024
 
 
 def test_side_by_side_is_as_one_by_one() -> None:
     tasks = [forest(seed) for seed in range(3)]
-    together = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(3)], sequences=500)
+    together = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(3)], n_sequences=500)
     for seed, (task, its) in enumerate(zip(tasks, together, strict=True)):
         alone = gradient_graph(sample(task, 500, seed))
         np.testing.assert_allclose(its.evidence, alone.evidence, rtol=1e-5, atol=1e-5)
@@ -81,7 +80,7 @@ def test_batches_may_be_cut_anywhere() -> None:
         Batch(whole.tokens[a:b], whole.target[a:b], {1: whole.tables[1][a:b]}) for a, b in itertools.pairwise(cuts)
     ]
     one, several = gradient_graph(whole), gradient_graph(iter(parts))
-    assert one.sequences == several.sequences == 700
+    assert one.n_sequences == several.n_sequences == 700
     np.testing.assert_allclose(one.evidence, several.evidence, rtol=1e-5, atol=1e-5)
     assert one.graph.edges == several.graph.edges
 
@@ -160,7 +159,7 @@ def test_too_little_signal_is_insufficient_not_no_edges(graph: nx.DiGraph) -> No
 def test_what_is_left_holds_the_truth_at_its_level() -> None:
     """Where most nodes are not decided (little signal), at level 0.2: the truth of some node is given up on a fifth of the graphs at most."""
     tasks = [forest(seed, 7, concentration=3.0) for seed in range(200)]
-    found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(200)], sequences=1024, level=0.2)
+    found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(200)], n_sequences=1024, level=0.2)
     held, several, wrong = 0, 0, 0
     for its, task in zip(found, tasks, strict=True):
         assert its.left is not None
@@ -176,7 +175,7 @@ def test_what_is_left_holds_the_truth_at_its_level() -> None:
 def test_a_child_whose_parent_did_not_lead_is_not_called_a_root() -> None:
     """At alpha = 10 another node than the parent leads now and then: then bets on it lose, which is no sign of a root."""
     tasks = [forest(seed, 7, concentration=10.0) for seed in range(12)]
-    found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(12)], sequences=2**15)
+    found = gradient_graphs(tasks, [generator(seed, "gradient") for seed in range(12)], n_sequences=2**15)
     undecided, roots = 0, 0
     for its, task in zip(found, tasks, strict=True):
         assert its.left is not None
@@ -313,21 +312,13 @@ def test_it_prints_and_shows_every_node(found: GradientGraph) -> None:
     assert "nichani2024" in found.cite().bibtex
 
 
-def test_it_is_written_whole(found: GradientGraph, tmp_path: Path) -> None:
-    folder = found.save(tmp_path / "out")
-    content = json.loads((folder / "result.json").read_text())
-    assert sorted(path.name for path in folder.iterdir()) == content["files"]
-    assert content["edges"] == [list(edge) for edge in found.graph.edges]
-    assert graphs.read_graph(folder / "recovered.json").edges == found.graph.edges
-    np.testing.assert_array_equal(load_file(folder / "evidence.safetensors")["evidence"], found.evidence)
-
-
-def test_the_result_of_other_sequences_is_not_replaced_silently(found: GradientGraph, tmp_path: Path) -> None:
-    task = forest(7)
-    first, second = (gradient_graph(task.sample(64, generator(seed, "other"))) for seed in (0, 1))
-    assert first.settings == second.settings
-    first.save(tmp_path / "out")
-    first.save(tmp_path / "out")
-    with pytest.raises(CausalProbeError, match="settings"):
-        second.save(tmp_path / "out")
-    second.save(tmp_path / "out", overwrite=True)
+def test_it_is_saved_and_comes_back(found: GradientGraph, tmp_path: Path) -> None:
+    own = gradient_graph(torch.randint(3, (40, 6), generator=generator(0, "own")))
+    for result in (found, own):
+        result.save(tmp_path / "a.safetensors")
+        again = GradientGraph.load(tmp_path / "a.safetensors")
+        assert again.to_dict() == result.to_dict()
+        assert again.to_dict()["edges"] == [list(edge) for edge in result.graph.edges]
+        assert repr(again) == repr(result)
+        np.testing.assert_array_equal(again.evidence, result.evidence)
+        assert again.graph.edges(data=True) == result.graph.edges(data=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torch.nn.functional import one_hot
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.first_gradient import GradientSlots, gradient_slots
+from causal_probe.first_gradient import gradient_slots
 from causal_probe.first_gradient.queries import largest_distinct, u_even
+from causal_probe.first_gradient.slots import GradientSlots
 from causal_probe.tasks import InContextMarkov, generator
 
 
@@ -144,7 +146,7 @@ def test_a_swap_is_counted() -> None:
     shape = np.zeros((3, 3, 3))
     result = GradientSlots(
         shape, None, (0, 1), (), shape, np.array([[-1, -1, 1], [-1, -1, 0]]), np.zeros((2, 3), int),
-        ((), (), (0, 1), (0, 1)), None, 2, 2, {},
+        ((), (), (0, 1), (0, 1)), None, 2, 2,
     )  # fmt: skip
     assert result.swaps(truth) == (2,)
     assert result.compare(truth).exact
@@ -154,6 +156,14 @@ def test_it_prints_cites_and_is_plain(found: GradientSlots) -> None:
     assert "queries" in repr(found)
     assert "nichani2024" in found.cite().bibtex
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_it_is_saved_and_comes_back(found: GradientSlots, tmp_path: Path) -> None:
+    found.save(tmp_path / "a.safetensors")
+    again = GradientSlots.load(tmp_path / "a.safetensors")
+    assert again.to_dict() == found.to_dict()
+    assert repr(again) == repr(found)
+    np.testing.assert_array_equal(again.joint, found.joint)
 
 
 def test_bad_input_is_refused(task: InContextMarkov) -> None:

@@ -24,7 +24,7 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_gradient_is_the_information_that_is_predicted(name: str) -> None:
     """On at least 95% of all pairs within two standard errors; and nowhere beyond the data-processing bound, after Bonferroni."""
-    table = measure_lemma(InContextMarkov(FAMILIES[name], 3, 1.0), sequences=512, draws=512)
+    table = measure_lemma(InContextMarkov(FAMILIES[name], 3, 1.0), n_sequences=512, draws=512)
     assert len(table) == (T - 1) * (T - 2) // 2
     assert (table.z.abs() <= 2).mean() >= 0.95
     edges = table[table.edge]
@@ -44,7 +44,7 @@ def test_at_any_length_the_gradient_is_the_information_about_the_sequence_s_own_
         "forest": graphs.random_forest(95, seed=0),
         "star": graphs.from_parents([None, *[0] * 94]),
     }
-    table = measure_lemma(InContextMarkov(family[name], 3, 1.0), sequences=1024, draws=256)
+    table = measure_lemma(InContextMarkov(family[name], 3, 1.0), n_sequences=1024, draws=256)
     assert (table.z_at_this_length.abs() <= 2).mean() >= 0.93  # the 4,465 pairs share their sequences
     edges = table[table.edge]
     assert (edges.z_at_this_length.abs() <= 2).mean() >= 0.9
@@ -66,7 +66,7 @@ def test_on_a_star_the_lemma_fails_at_every_length() -> None:
 
 def test_h_by_plain_loops() -> None:
     task = InContextMarkov(graphs.chain(4), 3, 0.5)
-    table = measure_lemma(task, sequences=50, draws=16)
+    table = measure_lemma(task, n_sequences=50, draws=16)
     batch = task.sample(50, generator(0, "at this length"))
     for row in table.itertuples():
         values = []
@@ -83,25 +83,25 @@ def test_h_by_plain_loops() -> None:
 
 def test_a_table_s_row_is_gradient_graph_s_and_information_s() -> None:
     task = InContextMarkov(graphs.chain(5), 3, 0.5)
-    table = measure_lemma(task, sequences=64, draws=16, seed=3)
+    table = measure_lemma(task, n_sequences=64, draws=16, seed=3)
     found = gradient_graph(task.sample(64, generator(3, "gradient")), beta=1e-2)
     np.testing.assert_allclose(table.measured, found.evidence[table.child, table.parent], rtol=1e-4, atol=1e-5)
     assert table[["child", "parent"]].to_numpy().tolist() == [[c, p] for c in range(5) for p in range(c)]
     assert (table.bound + 1e-12 >= table.predicted.abs()).all()
     with pytest.raises(CausalProbeError, match="no standard error"):
-        measure_lemma(task, sequences=1)
+        measure_lemma(task, n_sequences=1)
 
 
 def test_the_measured_spread_is_over_sequences() -> None:
     task = InContextMarkov(graphs.chain(4), 3, 0.5)
-    small, large = (measure_lemma(task, sequences=n, draws=16) for n in (1000, 16000))
+    small, large = (measure_lemma(task, n_sequences=n, draws=16) for n in (1000, 16000))
     assert (small.measured_stderr / large.measured_stderr).median() == pytest.approx(4, rel=0.2)
     assert isinstance(task.graph, nx.DiGraph)
     assert information(task.graph, task.sample(2, generator(0, "x")).tables[1]).draws == 2
 
 
 def test_more_sequences_recover_more_graphs_and_soft_targets_are_no_worse() -> None:
-    curve = gradient_sample_complexity([64, 512, 2048], graphs=12, positions=10)
+    curve = gradient_sample_complexity([64, 512, 2048], graphs=12, n_positions=10)
     by = curve.set_index(["targets", "sequences"])
     assert by.exact["soft", 2048] == 1
     assert by.exact["soft", 64] < 1

@@ -14,12 +14,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from filelock import FileLock
 
 from causal_probe import CausalProbeError, experiments, graphs, hooks, models, probes, tasks, training
-from causal_probe.sweep import PROBES, Cell, Outcome, plan, sweep
-from causal_probe.sweep.cells import step_of
-from causal_probe.sweep.plan import read_spec
+from causal_probe.results import hold, seal, write_json
+from causal_probe.sweep import Outcome, sweep
+from causal_probe.sweep.cells import PROBES, step_of
+from causal_probe.sweep.plan import Cell, fingerprint, plan, read_spec
+from causal_probe.sweep.result import Sweep
 from causal_probe.sweep.store import COLUMNS, METADATA, Store, encode
 from tests import tiny_huggingface
 
@@ -124,12 +125,49 @@ def test_a_changed_file_is_another_cell(tmp_path):
         ({"probes": "p", "grid": {"a": [1]}, "threads": 0}, "threads"),
         ({"probes": "scan", "grid": {"seed": [0]}}, "The probe scan needs model"),
         ({"probes": "p", "grid": {"a": [float("nan")]}}, "NaN|nan"),
-        ({"probes": "p", "grid": {"a": range(10**6), "seed": range(10**6)}}, "1,000,000,000,000 points, more than"),
+        ({"probes": "p", "grid": {"a": range(10**6), "seed": range(10**6)}}, "1,000,000,000,000 cells, more than"),
     ],
 )
 def test_a_spec_that_makes_no_sense(spec, message):
     with pytest.raises(CausalProbeError, match=message):
         plan(spec, PROBES if spec.get("probes") in ("scan", "scna") else {"p": probe})
+
+
+def test_the_whole_of_a_large_file_is_looked_at(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    found = set()
+    for byte in (b"a", b"b"):
+        with open(path, "wb") as file:
+            file.seek(2**26 + 5)
+            file.write(byte)
+        found.add(fingerprint(path))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 5_000, "nested too deep"),
+        ("graph: &a [*a]", "also says graph|contains itself"),
+        ("probes: p\ngrid: {a: &a [*a]}", "contains itself"),
+        ('probes: p\ngrid: {a: ["\\ud800"]}', "surrogate"),
+        ("probes: scan\ngrid: {model: [/]}", "holds more than 10,000 files"),
+        ("\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)]), "1.23e\\+11 values"),
+        ("- &a [x, x]\n- [" + ", ".join(["*a"] * 10) + "]", "must hold a mapping"),
+        ("probes: p\ngrid: {" + ", ".join(f"a{n}: [" + ", ".join(map(str, range(1000))) + "]" for n in range(4)) + "}", "1,000,000,000,000 cells"),
+    ],
+)  # fmt: skip
+def test_a_spec_that_would_take_the_machine_is_refused_at_once(tmp_path, text, message):
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(CausalProbeError, match=message) as refused:
+        plan(read_spec(tmp_path / "spec.yaml"), {**PROBES, "p": probe})
+    assert len(str(refused.value)) < 400
+
+
+def test_a_range_of_more_cells_than_there_can_be_is_refused():
+    for n in (10**12, 10**30):
+        with pytest.raises(CausalProbeError, match="cells, more than the 1,000,000"):
+            plan({"probes": "p", "grid": {"a": range(n)}}, {"p": probe})
 
 
 @pytest.mark.parametrize(
@@ -318,21 +356,23 @@ def test_kill_minus_nine_loses_nothing_and_repeats_nothing(tmp_path):
         process.wait()
     left = stamps(out)
     assert 5 <= len(left) < 120, (tmp_path / "log").read_text()
-    (out / "cells" / ".0123.partial").write_bytes(b"half a file")  # what a kill within a write leaves
+    (out / "cells" / ".0123.parquet.causal-probe-partial").write_bytes(
+        b"half a file"
+    )  # what a kill within a write leaves
     whole = sweep(spec, out=out)
     after = stamps(out)
     assert left.items() <= after.items()
     assert len(after) == 120
-    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob("*causal-probe-partial"))
     assert contents(out) == contents(sweep(spec, out=tmp_path / "other").folder)
     assert len(whole.to_pandas()) == 120 * 4
 
 
 def test_a_second_writer_is_refused(tmp_path):
     sweep({"probes": "p", "grid": {"a": [0]}}, out=tmp_path, probes={"p": probe})
-    with FileLock(tmp_path / ".lock"), pytest.raises(CausalProbeError) as refused:
+    with hold(tmp_path), pytest.raises(CausalProbeError) as refused:
         sweep({"probes": "p", "grid": {"a": [0]}}, out=tmp_path, probes={"p": probe})
-    assert str(refused.value).startswith("Another sweep is writing into")
+    assert str(refused.value).startswith("Another process is writing into")
     assert "\n" not in str(refused.value)
 
 
@@ -346,12 +386,38 @@ def test_a_newer_format_is_refused(tmp_path):
     pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(newer)}), path)
     with pytest.raises(CausalProbeError, match=r"format 2, written by causal-probe 9\.0.*Upgrade"):
         found.to_pandas()
-    (tmp_path / "sweep.json").write_text(json.dumps({"kind": "sweep", "format": 2}))
+    write_json(tmp_path / "sweep.json", seal({"kind": "sweep", "format": 2}))
     with pytest.raises(CausalProbeError, match="Upgrade"):
         sweep(spec, out=tmp_path, probes={"p": probe})
     path.write_bytes(b"no Parquet")
     with pytest.raises(CausalProbeError, match="can't be read as Parquet"):
         Store(tmp_path).about(found.cells[0].key)
+
+
+def test_a_flipped_bit_in_a_cell_is_found(tmp_path):
+    """Wherever it is: in a page, in the footer's numbers, in what the file says about its cell, or in a column's name."""
+    found = sweep({**SPEC, "grid": {"seed": [0]}}, out=tmp_path)
+    path = tmp_path / "cells" / f"{found.cells[0].key}.parquet"
+    whole, source = path.read_bytes(), np.random.default_rng(0)
+    before = found.to_pandas()
+    for at in source.choice(len(whole), 300, replace=False):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << int(source.integers(8))
+        path.write_bytes(bytes(damaged))
+        try:
+            after, about = found.to_pandas(), found.summary()
+        except CausalProbeError:
+            continue
+        pd.testing.assert_frame_equal(after, before)  # a bit that says nothing
+        assert len(about) == 1
+
+
+def test_a_saved_sweep_comes_back(done, tmp_path):
+    done.save(tmp_path / "a.safetensors")
+    again = Sweep.load(tmp_path / "a.safetensors")
+    assert again.to_dict() == done.to_dict()
+    assert again.cells == done.cells
+    pd.testing.assert_frame_equal(again.to_pandas(), done.to_pandas())
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
