@@ -7,13 +7,7 @@ from causal_probe.first_gradient.lemma import measure_lemma
 from causal_probe.first_gradient.sample_complexity import gradient_sample_complexity
 from causal_probe.first_gradient.slots import gradient_slots
 
-__all__ = [
-    "gradient_graph",
-    "gradient_graphs",
-    "gradient_sample_complexity",
-    "gradient_slots",
-    "measure_lemma",
-]
+__all__ = ["gradient_graph", "gradient_graphs", "gradient_sample_complexity", "gradient_slots", "measure_lemma"]
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
 """The whole causal graph from one gradient.
 
-At A1 = 0, A2 = beta I the reduced transformer has learnt nothing, and the gradient of its loss with respect to layer 1's pattern is
+At A1 = 0, A2 = beta I the reduced transformer has learnt nothing, and the gradient of its loss with respect to layer 0's pattern is
 already the graph: to first order in beta, and for long sequences, entry (i, j) is beta / (S T) times
 
     g_ij = E_pi [ sum_{s', s} pi(s' | s) / mu(s') P(s_i = s', s_j = s) ] - 1,

@@ -1,7 +1,7 @@
 """The lemma, measured: is the gradient the information that the theory says?
 
 To first order in beta, for one sequence of T tokens with the frequencies f_s (the share of its positions that hold s), minus the
-gradient with respect to layer 1's pattern, times S T / beta, has the expectation ::
+gradient with respect to layer 0's pattern, times S T / beta, has the expectation ::
 
     h_ij = E [ pi(s_i | s_j) / f(s_i) - sum over the states s that occur of pi(s | s_j) ]
 

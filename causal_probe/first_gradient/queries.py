@@ -52,7 +52,7 @@ class Together:
 
 
 def u_even(tokens: Tensor, target: Tensor) -> Tensor:
-    """Minus the derivative of the loss with respect to layer 2's scores where its pattern is even (beta towards 0): [batch, pos]."""
+    """Minus the derivative of the loss with respect to layer 1's scores where its pattern is even (beta towards 0): [batch, pos]."""
     n = tokens.shape[1]
     f = torch.zeros(target.shape).scatter_add_(1, tokens, torch.full(tokens.shape, 1 / n))
     c = (target / (f + EPSILON)).gather(1, tokens)

@@ -27,7 +27,7 @@ class GradientGraph(Result):
     Attributes
     ----------
     evidence : NDArray, [child, parent]
-        Minus the mean gradient of the loss with respect to layer 1's pattern, times S T / beta: an estimate of g_ij (see
+        Minus the mean gradient of the loss with respect to layer 0's pattern, times S T / beta: an estimate of g_ij (see
         :mod:`causal_probe.tasks.information`) that is unbiased for long sequences and small beta; 0 where the parent comes after the
         child. Within a row, differences are those of the gradient with respect to the scores A1, times
         S T (child + 1) / beta.

@@ -1,6 +1,6 @@
 """Several parents from one gradient: one reduced model for each position that the last layer may ask about.
 
-With the last token as the only query, one gradient shows the parents of one slot at most. So the comparison in layer 2 is made with
+With the last token as the only query, one gradient shows the parents of one slot at most. So the comparison in layer 1 is made with
 *every* position h in turn: evidence ``[query h, child, parent]``. Where h is a parent of the predicted node T, in slot a, the gradient is
 that of the a-th parent of every child; elsewhere it is a weaker echo, or an artefact of tokens that are drawn alike.
 
@@ -70,7 +70,7 @@ class GradientSlots(Result):
     Attributes
     ----------
     evidence : NDArray, [query, child, parent]
-        Minus the mean gradient of the loss with respect to layer 1's pattern, with the token at ``query`` in the place of the last
+        Minus the mean gradient of the loss with respect to layer 0's pattern, with the token at ``query`` in the place of the last
         one, times T / beta, over the share of sequences in which ``parent`` carries that token. In a tree task with the last token as
         the query that share is 1 / S, and this is :attr:`GradientGraph.evidence`; a query in the middle is matched by
         itself always, and by its relatives more often than by others, which alone would make their entries larger.

@@ -30,7 +30,4 @@ def give_gradient_graph(model: DisentangledTransformer, task: Task, *, seed: int
     if len(found.queries) != model.heads[0]:
         return give_slots(model, task, generator=slots)
     given = give_slots(model, task, generator=slots, graph=found.graph)
-    return (
-        f"{GRAPH_OF_GRADIENTS}, over {SEQUENCES_OF_SEVERAL:,} sequences",
-        *given,
-    )
+    return (f"{GRAPH_OF_GRADIENTS}, over {SEQUENCES_OF_SEVERAL:,} sequences", *given)

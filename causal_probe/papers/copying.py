@@ -11,6 +11,7 @@ from causal_probe import viz
 from causal_probe.hooks import OnSequences
 from causal_probe.models import LinearTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
+from causal_probe.papers.shared import set_weights, stretches, weights_of
 from causal_probe.probes import copy_sensitivity, scan
 from causal_probe.tasks import LinearRegression, generator, one_step_optimum
 from causal_probe.training import adam, minimise, regression_loss
@@ -26,8 +27,6 @@ INITIAL_SCALE = 0.3
 @reproduction("copy", "With separate tokens, the first softmax layer copies neighbours", minutes=(1, 3))
 def copy(run: Run) -> Reproduction:
     """A softmax layer below a linear one, on separate tokens: the link to induction heads."""
-    from causal_probe.papers.descent import set_weights, weights_of
-
     d, n = 3, 5
     task = LinearRegression(d, n, form="separate")
     options: dict[str, Any] = {"steps": 3_000 if run.quick else 8_000, "batch_size": 256 if run.quick else 1_024}
@@ -57,9 +56,14 @@ def copy(run: Run) -> Reproduction:
 
         loss = regression_loss(model, task, generator(run.seed, "training"))
         history = minimise(model, loss, adam(**options), callback=watch, progress=run.progress)
-        means = np.array(history.loss)[: options["steps"] // 50 * 50].reshape(-1, 50).mean(1)
         step, score, share = zip(*seen, strict=True)
-        return {"losses": means.tolist(), "step": step, "score": score, "share": share, **weights_of(model)}
+        return {
+            "losses": stretches(history.loss, 50),
+            "step": step,
+            "score": score,
+            "share": share,
+            **weights_of(model),
+        }
 
     kept = run.part("model", train)
     model = set_weights(build(), kept)
@@ -76,8 +80,8 @@ def copy(run: Run) -> Reproduction:
     assert best is not None
     assert left is not None
     lines = (
-        Line("attention of layer 1 from y_j to x_j (scan, previous-token)", head.score, head.stderr, "copies neighbours", "the paper, in words", called, f"scan itself calls it a previous-token head: excess over chance {head.excess:.3f}, surely above 0.5"),
-        Line("share of layer 1's sensitivity that is to the left neighbour", left, left_error, "dominates", "the paper, in words", left > 0.5, "the copy probe, on the rows of y_j: above one half"),
+        Line("attention of layer 0 from y_j to x_j (scan, previous-token)", head.score, head.stderr, "copies neighbours", "the paper, in words", called, f"scan itself calls it a previous-token head: excess over chance {head.excess:.3f}, surely above 0.5"),
+        Line("share of layer 0's sensitivity that is to the left neighbour", left, left_error, "dominates", "the paper, in words", left > 0.5, "the copy probe, on the rows of y_j: above one half"),
         Line("share that is to the token itself", own, own_error, None, "the paper, in words", None, ""),
         Line("loss", loss, None, "about one step of GD", "the paper, in words", loss < 1.1 * best, f"within 10% of the best single step on joined tokens, {best:.4f}"),
     )  # fmt: skip
@@ -85,14 +89,14 @@ def copy(run: Run) -> Reproduction:
         name="copy",
         title="With separate tokens, the first softmax layer learns to copy neighbours",
         paper=("vonoswald2023", "olsson2022"),
-        summary=f"Layer 1 attends from y_j to x_j with weight {head.score:.3f}; the scan {'calls' if called else 'does not call'} it a "
+        summary=f"Layer 0 attends from y_j to x_j with weight {head.score:.3f}; the scan {'calls' if called else 'does not call'} it a "
         f"previous-token head, the first half of an induction head. The loss is {loss:.4f} beside {best:.4f} for one step of GD.",
         lines=lines,
         figures={
             "training": viz.curves(
                 {
                     "loss": {"model": viz.Curve(50 * np.arange(len(kept["losses"])), kept["losses"])},
-                    "layer 1": {
+                    "layer 0": {
                         "attention to the left neighbour": viz.Curve(kept["step"], kept["score"]),
                         "share of the sensitivity": viz.Curve(kept["step"], kept["share"]),
                     },

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from causal_probe import viz
-from causal_probe.mechanisms.descent import (
-    Algorithm,
-    algorithm_of,
-    descent_alignment,
-    interpolate,
-)
+from causal_probe.mechanisms.descent import Algorithm, algorithm_of, descent_alignment, interpolate
 from causal_probe.models import LinearTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
+from causal_probe.papers.shared import loss_curve, mean_and_error, set_weights, stretches, weights_of
 from causal_probe.probes import implied_step
 from causal_probe.tasks import LinearRegression, SineRegression, generator, one_step_optimum
 from causal_probe.tasks.least_squares import Descent, fit_descent
@@ -28,7 +23,6 @@ from causal_probe.training.stages import Stage
 __all__ = ["gradient_descent", "gradient_descent_layers"]
 
 PAPER = ("vonoswald2023",)
-Model = TypeVar("Model", bound=nn.Module)
 #: The initial weights are a quarter of the authors' in variance, so that what training never moves
 #: (the columns that write where nothing reads) weighs less in the distance to the form.
 INITIAL_SCALE = 5e-4
@@ -40,19 +34,6 @@ GROWTH = tuple(
 )  # fmt: skip
 #: Along the valley of GD++, eta and gamma grow together, and the loss falls little: larger batches, and a smaller rate.
 LAST = {"steps": 3_500, "batch_size": 1_024, "learning_rate": 7e-4, "warm": 0.3, "clip": 0.01}
-
-
-def weights_of(model: nn.Module) -> dict[str, Any]:
-    """A model's weights, as a part of a run keeps them."""
-    return {name.lower(): parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
-
-
-def set_weights(model: Model, values: Mapping[str, Any]) -> Model:
-    """The model with kept weights."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(values[name.lower()]))
-    return model
 
 
 def trained(
@@ -75,10 +56,7 @@ def trained(
         loss = regression_loss(model, task, generator(seed, "training"))
         clip = options.pop("clip", None)
         history = minimise(model, loss, adam(**options), clip=clip, progress=run.progress)
-        losses = np.array(history.loss)
-        every = max(1, len(losses) // 100)
-        means = losses[: len(losses) // every * every].reshape(-1, every).mean(1)
-        return {"losses": means.tolist(), **weights_of(model)}
+        return {"losses": stretches(history.loss), **weights_of(model)}
 
     kept = run.part(name, train)
     return set_weights(build(), kept), kept["losses"]
@@ -182,8 +160,7 @@ def gradient_descent(run: Run) -> Reproduction:
 
     def over(name: str, values: Any, paper: Any, checked: str, rule: Callable[[Any], Any], words: str) -> Line:
         good = int(np.sum(rule(values)))
-        error = float(np.std(values, ddof=1)) / math.sqrt(n)
-        return Line(name, float(np.mean(values)), error, paper, checked, good == n, f"{words}: {good} of {n} seeds")
+        return Line(name, *mean_and_error(values), paper, checked, good == n, f"{words}: {good} of {n} seeds")
 
     lines = (
         over("loss", loss, 0.2080, "the authors' code, one seed", lambda v: v <= 1.01 * optimum, f"within 1% of the optimum {best.loss:.4f}"),
@@ -196,11 +173,10 @@ def gradient_descent(run: Run) -> Reproduction:
         over("loss of the interpolated model", best.loss + each("middle_excess"), "as trained and as GD", "the paper, in words", lambda v: v <= 1.02 * loss, "within 2% of the trained model's"),
         Line("largest relative gap of the losses, out of distribution", float(gap), None, "curves coincide", "the paper, in words", bool(gap < 0.05), "below 5% over inputs at 0.5 to 2 and weights at 0.5 to 5 times the training's"),
     )  # fmt: skip
-    every = np.linspace(0, steps, len(losses[run.seed]), endpoint=False)
     first = rows[0]
     figures = {
         "training": viz.curves(
-            {"": {f"seed {seed}": viz.Curve(every, values) for seed, values in list(losses.items())[:5]}},
+            {"": {f"seed {seed}": loss_curve(values, steps) for seed, values in list(losses.items())[:5]}},
             x_name="training step",
             y_name="loss",
             references={"": {f"one step of GD, {best.loss:.4f}": best.loss}},
@@ -240,7 +216,7 @@ def gradient_descent(run: Run) -> Reproduction:
         method=f"A one-layer linear transformer was trained on in-context linear regression (N = d = 10, inputs uniform in (-0.5, 0.5), "
         f"{steps} steps of 2,048 tasks, {n} seeds) and compared with one step of gradient descent on {sequences} tasks.",
         arrays={"loss": loss, "cosine": each("cosine"), "eta": each("eta")},
-        settings={**run.settings, "seeds": list(seeds), "steps": steps, "sequences": sequences},
+        settings={**run.settings, "seeds": list(seeds), "steps": steps, "n_sequences": sequences},
     )
 
 
@@ -267,14 +243,7 @@ def gradient_descent_layers(run: Run) -> Reproduction:
             return LinearTransformer(11, 11, depth, shared=True)
 
         model, losses = trained(
-            run,
-            f"layers-{depth}",
-            task,
-            build,
-            seed=run.seed,
-            scale=0.002,
-            growth=growth,
-            **options,
+            run, f"layers-{depth}", task, build, seed=run.seed, scale=0.002, growth=growth, **options
         )
 
         def fit(depth: int = depth) -> dict[str, Any]:
@@ -310,9 +279,7 @@ def gradient_descent_layers(run: Run) -> Reproduction:
             Line(f"{depth} layers: the same to GD", gd["cosine"], gd["cosine_error"], "lower", "the paper, in words", row["cosine_gain"] > 3 * row["cosine_gain_error"], "below that to GD++ by more than 3 standard errors, paired"),
             Line(f"{depth} layers: predictions nearer to GD++ than to GD by", row["closer"], row["closer_error"], "positive", "the paper, in words", row["closer"] > 3 * row["closer_error"], "more than 3 standard errors"),
         ]  # fmt: skip
-        panels[f"{depth} layers"] = {
-            "trained": viz.Curve(np.linspace(0, options["steps"], len(losses), endpoint=False), losses)
-        }
+        panels[f"{depth} layers"] = {"trained": loss_curve(losses, options["steps"])}
         references[f"{depth} layers"] = {
             f"{name}, {row[key]['algorithm_loss']:.4f}": row[key]["algorithm_loss"]
             for key, name in (("gd", "GD"), ("gdpp", "GD++"))
@@ -334,5 +301,5 @@ def gradient_descent_layers(run: Run) -> Reproduction:
         ),
         method="Recurrent linear transformers were compared with fitted gradient descent and GD++.",
         arrays=arrays,
-        settings={**run.settings, **settings, "sequences": sequences},
+        settings={**run.settings, **settings, "n_sequences": sequences},
     )

@@ -14,6 +14,7 @@ from causal_probe.experiments.compare_evidence import compare_evidence
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.options import EvidenceOptions
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
+from causal_probe.papers.shared import mean_and_error
 
 __all__ = ["evidence"]
 
@@ -54,35 +55,16 @@ def evidence(run: Run) -> Reproduction:
     for model, its in layers.groupby("model", sort=False):
         means = its.mean()
         deepest = float(means.iloc[-1])
-        lines.append(
-            Line(
-                f"discovery, {model}: F1 in the last layer, with the best options for each graph",
-                deepest,
-                None,
-                "the deepest layer is taken",
-                "the paper, in words",
-                bool(deepest >= means.max()),
-                "layers: " + ", ".join(f"{value:.2f}" for value in means) + "; holds if none is better",
-            )
-        )
+        shown = "layers: " + ", ".join(f"{value:.2f}" for value in means) + "; holds if none is better"
+        lines.append(Line(f"discovery, {model}: F1 in the last layer, with the best options for each graph", deepest, None, "the deepest layer is taken", "the paper, in words", bool(deepest >= means.max()), shown))  # fmt: skip
     plain = table.to_pandas()
     every = plain[plain["evidence"] == "every pair"].set_index("graph")["skeleton_f1"]
     paper = plain[(plain["evidence"] == "discovery") & (plain["source"] == "attention") & (plain["samples"] == "auto")]
     paper = paper[(paper["algorithm"] == "icd") & (paper["layer"] == paper["layer"].max())]
     of_paper, chance = float(paper["skeleton_f1"].mean()), float(every.mean())
     gain = paper["skeleton_f1"] - paper["graph"].map(every)
-    error = float(gain.std() / np.sqrt(len(gain)))
-    lines.append(
-        Line(
-            "discovery as published (ICD, A A^T, last layer): F1 of the skeleton above that of joining every pair, mean over graphs and models",
-            float(gain.mean()),
-            error,
-            "positive: the causal structure",
-            "the paper, in words",
-            bool(gain.mean() > 2 * error),
-            f"{of_paper:.2f} in itself; holds if above 0 by two standard errors over {len(gain)} pairs of graph and model",
-        )
-    )
+    above, error = mean_and_error(gain)
+    lines.append(Line("discovery as published (ICD, A A^T, last layer): F1 of the skeleton above that of joining every pair, mean over graphs and models", above, error, "positive: the causal structure", "the paper, in words", bool(above > 2 * error), f"{of_paper:.2f} in itself; holds if above 0 by two standard errors over {len(gain)} pairs of graph and model"))  # fmt: skip
     return Reproduction(
         name="evidence",
         title="Which evidence finds the causal graph, and at what cost?",

@@ -1,4 +1,4 @@
-"""Nichani, Damian & Lee 2024, Figure 9: how much of layer 1's attention lies on the true parent, over twenty random forests."""
+"""Nichani, Damian & Lee 2024, Figure 9: how much of layer 0's attention lies on the true parent, over twenty random forests."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ from typing import Any
 import numpy as np
 
 from causal_probe import viz
-from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
-from causal_probe.papers.known_graphs import (
-    PAPER,
-    parent_attention,
-    read_tree,
-    set_weights,
-    train,
-    true_graph,
-    weights_of,
-)
+from causal_probe.papers.known_graphs import PAPER, parent_attention, read_tree, train, true_graph
+from causal_probe.papers.shared import forests, mean_and_error, quick_note, set_weights, weights_of
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import fit_many, give_matcher, joint, staged
 
@@ -44,14 +36,8 @@ SHOWN, CURVES = 4, 5
 @reproduction("figure-9", "Attention on the true parent over twenty random forests", minutes=(3, 95))
 def figure_9(run: Run) -> Reproduction:
     """Twenty forests: staged training in one batched run, and the paper's own training beside it."""
-    tasks = [
-        InContextMarkov(
-            choose_graph("forest", n_positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed + number),
-            VOCAB,
-            ALPHA,
-        )
-        for number in range(FORESTS)
-    ]
+    shape = {"n_positions": POSITIONS, "d_vocab": VOCAB, "concentration": ALPHA, "root_probability": ROOT_PROBABILITY}
+    tasks = forests(run, FORESTS, **shape)
     stages = staged(n_positions=POSITIONS, steps=REST[run.quick])
 
     def fit_all() -> dict[str, Any]:
@@ -106,17 +92,17 @@ def figure_9(run: Run) -> Reproduction:
     whole = f"{size['steps']:,} steps of {BATCH:,} on {size['forests']} forests"
     shorter = "" if not run.quick else " of the paper's 16,384 steps on 20 forests: too few to compare"
     lines = (
-        Line("staged: mean attention on the true parent, mean over forests", float(ours.mean()), _error(ours), MEAN, code, bool(ours.mean() >= ATTAINED), f"at least {ATTAINED}; the paper's is joint SGD"),
+        Line("staged: mean attention on the true parent, mean over forests", *mean_and_error(ours), MEAN, code, bool(ours.mean() >= ATTAINED), f"at least {ATTAINED}; the paper's is joint SGD"),
         Line("staged: the same, standard deviation over forests", float(ours.std(ddof=1)), None, SPREAD, code),
         Line("staged: the same, worst forest", float(ours.min()), None, WORST, code),
         Line("staged: edges with attention below 0.5", f"{int((on_edges < 0.5).sum())} of {len(on_edges)}", None, f"{BELOW_HALF} of {EDGES}", code, bool((on_edges >= 0.5).all()), "none"),
         Line("staged: true edges that were confirmed", f"{right} of {len(on_edges)}", None, None, "tests of each candidate edge", right == len(on_edges), "all"),
         Line("staged: forests with every edge and every root right", f"{exact} of {FORESTS}", None, None, "tests of each candidate edge", exact == FORESTS, "all"),
         Line("staged: training of all forests together (seconds)", float(kept["seconds"]), None, "5 to 8 hours", "from the authors' time per step, on two cores", None, "on this machine, with whatever else ran on it"),
-        Line("joint SGD: mean attention on the true parent by the position block alone, mean over forests", float(by_position.mean()), _error(by_position), MEAN, code, None if run.quick else bool(abs(by_position.mean() - MEAN) <= NEAR), f"as the authors' notebook measures it; {whole}{shorter or f'; within {NEAR}'}"),
+        Line("joint SGD: mean attention on the true parent by the position block alone, mean over forests", *mean_and_error(by_position), MEAN, code, None if run.quick else bool(abs(by_position.mean() - MEAN) <= NEAR), f"as the authors' notebook measures it; {whole}{shorter or f'; within {NEAR}'}"),
         Line("joint SGD: the same, standard deviation over forests", float(by_position.std(ddof=1)), None, SPREAD, code),
         Line("joint SGD: the same, worst forest", float(by_position.min()), None, WORST, code),
-        Line("joint SGD: mean attention on the true parent, over sequences, mean over forests", float(theirs.mean()), _error(theirs), None, "", None, "token blocks included, as for the staged models above"),
+        Line("joint SGD: mean attention on the true parent, over sequences, mean over forests", *mean_and_error(theirs), None, "", None, "token blocks included, as for the staged models above"),
         Line("joint SGD: true parents that lead", float(np.mean([its.leading[-1] for its in joints])), None, None, "", None, whole),
     )  # fmt: skip
     panels = {
@@ -137,7 +123,7 @@ def figure_9(run: Run) -> Reproduction:
         name="figure-9",
         title="Twenty random forests: attention on the true parent",
         paper=PAPER,
-        summary=f"After staged training layer 1 attends to the true parent with weight {ours.mean():.3f} (the paper: {MEAN}), and {exact} of {FORESTS} "
+        summary=f"After staged training layer 0 attends to the true parent with weight {ours.mean():.3f} (the paper: {MEAN}), and {exact} of {FORESTS} "
         f"forests are read from it without a mistake. Joint SGD, as in the paper, is at {by_position.mean():.3f} after {whole}.",
         lines=lines,
         figures={
@@ -152,23 +138,19 @@ def figure_9(run: Run) -> Reproduction:
         captions={
             "forests": "Mean attention on the true parent, forest by forest, by the position block alone as the paper's is; and along joint training, over "
             f"sequences, the first {min(CURVES, len(joints))} forests.",
-            "attention": f"Mean attention of layer 1 after staged training, the first {SHOWN} forests; true edges are outlined. Roots attend somewhere, too.",
+            "attention": f"Mean attention of layer 0 after staged training, the first {SHOWN} forests; true edges are outlined. Roots attend somewhere, too.",
         },
         notes=(
             "The forests are drawn anew: the paper's own are not known here. Roots do not count as children anywhere; in the authors' code their "
             "in-context predictor, not the data, counts them as children of the last token.",
-            "Staged training (Algorithm 1, carried over to the full model) is given the comparison in layer 2 before it starts; the joint training "
+            "Staged training (Algorithm 1, carried over to the full model) is given the comparison in layer 1 before it starts; the joint training "
             "of the paper is given nothing.",
-            *(
-                (f"Quick: joint SGD is cut to {whole}, far from its end. Without --quick it is the paper's own.",)
-                if run.quick
-                else ()
-            ),
+            *quick_note(run, f"joint SGD is cut to {whole}, far from its end. Without --quick it is the paper's own."),
         ),
         method="Disentangled transformers were trained on in-context Markov tasks over random forests, and their layer-1 attention compared with the forests.",
         arrays={"staged.attention": ours, "staged.edges": on_edges, "joint.attention": theirs, "joint.attention_by_position": by_position},
         settings={
-            **run.settings, "forests": FORESTS, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "root_probability": ROOT_PROBABILITY,
+            **run.settings, "forests": FORESTS, "n_positions": POSITIONS, "d_vocab": VOCAB, "concentration": ALPHA, "root_probability": ROOT_PROBABILITY,
             "staged": stages, "probe_sequences": PROBING, "joint": sgd, "joint_forests": size["forests"],
         },
     )  # fmt: skip
@@ -179,12 +161,8 @@ def _model() -> DisentangledTransformer:
 
 
 def _by_position(model: DisentangledTransformer, task: InContextMarkov) -> float:
-    """Mean over the true edges of the softmax of layer 1's (position, position) block alone, from child to parent."""
+    """Mean over the true edges of the softmax of layer 0's (position, position) block alone, from child to parent."""
     scores = model.block(0, 0, query="position", key="position").detach().double().numpy()
     weights = np.tril(np.exp(scores - scores.max(1, keepdims=True)))
     weights /= weights.sum(1, keepdims=True)
     return float(np.mean([weights[child, parent] for parent, child in true_graph(task).edges]))
-
-
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values)))

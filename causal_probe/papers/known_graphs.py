@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import networkx as nx
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from causal_probe import graphs
 from causal_probe.experiments.recover import tested_edges
 from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Run
+from causal_probe.papers.shared import set_weights, thinned, weights_of
 from causal_probe.probes import Evidence, head_graphs, match_heads
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 from causal_probe.training import fit
 from causal_probe.training.stages import Stage
 
-__all__ = ["Trained", "parent_attention", "read_tree", "set_weights", "thinned", "train", "true_graph", "weights_of"]
+__all__ = ["Trained", "mean_attention", "parent_attention", "read_tree", "train", "true_graph"]
 
 PAPER = ("nichani2024",)
-Model = TypeVar("Model", bound=nn.Module)
 #: Sequences whose mean attention is watched in training, and those whose mean attention is reported.
 WATCHING, ATTENTION = 256, 4096
 #: Steps between two checkpoints.
@@ -79,9 +76,9 @@ def train(
     seed = run.seed if seed is None else seed
     settings = {
         "edges": list(task.graph.edges),
-        "positions": task.n_positions,
-        "vocab": task.d_vocab,
-        "alpha": task.concentration,
+        "n_positions": task.n_positions,
+        "d_vocab": task.d_vocab,
+        "concentration": task.concentration,
         "heads": heads,
         "stages": [dataclasses.asdict(stage) for stage in stages],
         "start": None if start is None else getattr(start, "__name__", "given"),
@@ -143,6 +140,11 @@ def parent_attention(task: InContextMarkov, attention: Evidence) -> tuple[float,
     return match.mean_parent_attention, float(np.mean(leads))
 
 
+def mean_attention(run: Run, model: Any, task: InContextMarkov) -> Evidence:
+    """The mean attention that is reported."""
+    return head_graphs(model, task.sample(ATTENTION, generator(run.seed, "attention")).tokens, batch_size=1024)
+
+
 def read_tree(
     model: DisentangledTransformer, task: InContextMarkov, *, seed: int, sequences: int
 ) -> tuple[Evidence, GraphComparison]:
@@ -157,21 +159,3 @@ def read_tree(
 
 def _sample(task: InContextMarkov, sequences: int, seed: int, purpose: str) -> list[Batch]:
     return list(sample_batches(task, sequences, generator(seed, purpose)))
-
-
-def thinned(losses: Sequence[float]) -> list[float]:
-    """Means over at most 200 stretches of nearly equal length."""
-    return [float(stretch.mean()) for stretch in np.array_split(np.asarray(losses), min(200, len(losses)))]
-
-
-def weights_of(model: nn.Module) -> dict[str, NDArray[Any]]:
-    """A model's weights, as a part of a run keeps them."""
-    return {name.lower(): parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
-
-
-def set_weights(model: Model, values: Mapping[str, Any]) -> Model:
-    """The model with kept weights."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(values[name.lower()]))
-    return model

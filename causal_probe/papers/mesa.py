@@ -10,6 +10,7 @@ import numpy as np
 from causal_probe import viz
 from causal_probe.mechanisms.mesa import mesa_optimizer, mesa_recovery, train_mesa
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
+from causal_probe.papers.shared import mean_and_error
 from causal_probe.tasks import AutoregressiveProcess
 from causal_probe.tasks.autoregressive import Start
 
@@ -47,9 +48,8 @@ def mesa(run: Run) -> Reproduction:
         for number, (a, b) in enumerate(_begins(process)):
 
             def train(
-                process: AutoregressiveProcess = process, number: int = number, a: float = a, b: float = b
+                process: AutoregressiveProcess = process, seed: int = run.seed + number, a: float = a, b: float = b
             ) -> dict[str, Any]:
-                seed = run.seed + number
                 trained = train_mesa(process, a=a, b=b, steps=steps, batch_size=batch, seed=seed, progress=run.progress)
                 found = mesa_optimizer(trained.model, process, n_sequences=sequences, seed=seed)
                 names = (
@@ -73,60 +73,20 @@ def mesa(run: Run) -> Reproduction:
             rows.append(run.part(f"{start}-{scale_name}-{number}", train))
         name = f"{start}, scale {scale:g}"
         products = np.array([row["product"] for row in rows])
-        error = float(products.std(ddof=1) / math.sqrt(len(products)))
-        far = float(max(abs(products / process.limit - 1)))
-        if start == "ones":
-            lines.append(
-                Line(
-                    f"{name}: ab",
-                    float(products.mean()),
-                    error,
-                    process.limit,
-                    "the limit, if the layer stayed diagonal",
-                    None,
-                    "the layer does not stay diagonal",
-                )
-            )
-        else:
-            tolerance = 0.05 if run.quick else 0.02
-            lines.append(
-                Line(
-                    f"{name}: ab",
-                    float(products.mean()),
-                    error,
-                    process.limit,
-                    "exact limit at this length",
-                    far <= tolerance,
-                    f"within {tolerance:.0%} from each of three initialisations; farthest {far:.2%}",
-                )
-            )
+        far, tolerance = float(max(abs(products / process.limit - 1))), 0.05 if run.quick else 0.02
+        off_mean, off_error = mean_and_error([row["off_diagonal"] for row in rows])
         distances[start] = [*distances.get(start, []), *(row["step_distance"] for row in rows)]
-        off = np.array([row["off_diagonal"] for row in rows])
-        off_error = float(off.std(ddof=1) / math.sqrt(len(off)))
+        entry, words = f"{name}: mean off-diagonal entry of W_KQ's block over the diagonal", "the paper, in words"
         if start == "ones":
-            lines.append(
-                Line(
-                    f"{name}: mean off-diagonal entry of W_KQ's block over the diagonal",
-                    float(off.mean()),
-                    off_error,
-                    "non-zero",
-                    "the paper, in words",
-                    abs(off.mean()) > 3 * off_error,
-                    "beyond 3 standard errors over initialisations",
-                )
-            )
+            lines += [
+                Line(f"{name}: ab", *mean_and_error(products), process.limit, "the limit, if the layer stayed diagonal", None, "the layer does not stay diagonal"),
+                Line(entry, off_mean, off_error, "non-zero", words, abs(off_mean) > 3 * off_error, "beyond 3 standard errors over initialisations"),
+            ]  # fmt: skip
         else:
-            lines.append(
-                Line(
-                    f"{name}: mean off-diagonal entry of W_KQ's block over the diagonal",
-                    float(off.mean()),
-                    off_error,
-                    0.0,
-                    "the paper, in words",
-                    None,
-                    "",
-                )
-            )
+            lines += [
+                Line(f"{name}: ab", *mean_and_error(products), process.limit, "exact limit at this length", far <= tolerance, f"within {tolerance:.0%} from each of three initialisations; farthest {far:.2%}"),
+                Line(entry, off_mean, off_error, 0.0, words, None, ""),
+            ]  # fmt: skip
         if start == "sparse":
             worst = max(row["error"] for row in rows)
             lines.append(
@@ -135,7 +95,7 @@ def mesa(run: Run) -> Reproduction:
                     worst,
                     None,
                     0.0,
-                    "the paper, in words",
+                    words,
                     worst < 0.01,
                     "largest of three; below 1%",
                 )
@@ -147,17 +107,8 @@ def mesa(run: Run) -> Reproduction:
             }
             references[name] = {f"limit {process.limit:.3f}": process.limit}
     ones, sparse = distances["ones"], distances["sparse"]
-    lines.append(
-        Line(
-            "all ones: distance to the best single gradient step",
-            float(np.mean(ones)),
-            float(np.std(ones, ddof=1) / math.sqrt(len(ones))),
-            "not one step",
-            "the paper, in words",
-            min(ones) > 5 * max(sparse) and min(ones) > 0.05,
-            f"above 5%, and above five times the sparse starts' ({max(sparse):.4f}): not vanilla gradient descent",
-        )
-    )
+    far_off = min(ones) > 5 * max(sparse) and min(ones) > 0.05
+    lines.append(Line("all ones: distance to the best single gradient step", *mean_and_error(ones), "not one step", "the paper, in words", far_off, f"above 5%, and above five times the sparse starts' ({max(sparse):.4f}): not vanilla gradient descent"))  # fmt: skip
     return Reproduction(
         name="mesa",
         title="An autoregressively trained linear layer becomes a mesa-optimizer, or does not",
@@ -172,7 +123,7 @@ def mesa(run: Run) -> Reproduction:
             "Initialisations are in units of the root of the limit.",
         ),
         method="One complex linear layer was trained by gradient descent on next-state prediction and compared with one step of least squares.",
-        settings={**run.settings, "length": length, "steps": steps, "batch_size": batch, "sequences": sequences, "laws": laws},
+        settings={**run.settings, "length": length, "steps": steps, "batch_size": batch, "n_sequences": sequences, "laws": laws},
     )  # fmt: skip
 
 
@@ -218,17 +169,7 @@ def mesa_moments(run: Run) -> Reproduction:
         process = AutoregressiveProcess(5, 30, start=start, scale=scale)
         ends = [float(process.flow(a, b).product[-1]) for a, b in _begins(process)]
         far = max(abs(end / process.limit - 1) for end in ends)
-        lines.append(
-            Line(
-                f"{start}, scale {scale:g}: end of the exact population flow, ab",
-                float(np.mean(ends)),
-                None,
-                process.limit,
-                "the limit in closed form",
-                far < 0.02,
-                f"within 2% from each of three initialisations; farthest {far:.1e}",
-            )
-        )
+        lines.append(Line(f"{start}, scale {scale:g}: end of the exact population flow, ab", float(np.mean(ends)), None, process.limit, "the limit in closed form", far < 0.02, f"within 2% from each of three initialisations; farthest {far:.1e}"))  # fmt: skip
     return Reproduction(
         name="mesa-moments",
         title="The moment condition: when a mesa-optimizer recovers the true dynamics",
@@ -244,5 +185,5 @@ def mesa_moments(run: Run) -> Reproduction:
         notes=("The layer is the diagonal one at its limit for each length. From all ones a freely trained layer leaves that form: see mesa.",),
         method="The estimate of W by the limiting layer was measured on sequences of several lengths.",
         arrays={"lengths": np.array(lengths)},
-        settings={**run.settings, "lengths": lengths, "sequences": sequences},
+        settings={**run.settings, "lengths": lengths, "n_sequences": sequences},
     )  # fmt: skip

@@ -19,10 +19,10 @@ from torch.nn.functional import one_hot
 
 from causal_probe import viz
 from causal_probe.first_gradient.graph import gradient_graph
-from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.known_graphs import PAPER, parent_attention, train
+from causal_probe.papers.shared import forest
 from causal_probe.probes import head_graphs
 from causal_probe.tasks import Batch, InContextMarkov, generator
 from causal_probe.tasks.dirichlet import dirichlet
@@ -53,8 +53,9 @@ def ood(run: Run) -> Reproduction:
     """Divergence from the known-graph predictor on five kinds of transition matrices, against T."""
     lengths, rows = LENGTHS[run.quick], []
     for length in lengths:
-        graph = choose_graph("forest", n_positions=length, root_probability=ROOT_PROBABILITY, seed=run.seed)
-        task = InContextMarkov(graph, VOCAB, ALPHA)
+        task = forest(
+            run.seed, n_positions=length, d_vocab=VOCAB, concentration=ALPHA, root_probability=ROOT_PROBABILITY
+        )
         stages = staged(n_positions=length, steps=STEPS[run.quick])
         trained = train(run, f"model-{length}", task, stages, start=give_matcher, every=20)
         name = f"tests-{length}"
@@ -66,53 +67,17 @@ def ood(run: Run) -> Reproduction:
             its = row[kind]
             better = its["model"]["mean"] < its["unigram"]["mean"]
             where = f"{kind}, T = {length}"
-            lines.append(
-                Line(
-                    f"{where}: mean KL from the known-graph predictor (nats)",
-                    its["model"]["mean"],
-                    its["model"]["stderr"],
-                    "small",
-                    "the paper, in words: the trained model holds out of distribution",
-                    better,
-                    f"below in-context unigram, {its['unigram']['mean']:.4f}",
-                )
-            )
-            lines.append(
-                Line(
-                    f"{where}: worst matrix of {MATRICES}",
-                    its["model"]["worst"],
-                    None,
-                    None,
-                    "",
-                    None,
-                    f"in-context unigram: {its['unigram']['worst']:.4f}",
-                )
-            )
-    last = rows[-1]
-    right = sum(row[kind]["leading"] == 1 for row in rows for kind in KINDS)
-    lines.append(
-        Line(
-            "kinds and lengths in which every true parent leads in the model's attention",
-            f"{right} of {len(rows) * len(KINDS)}",
-            None,
-            "the same graph",
-            "the paper, in words",
-            right == len(rows) * len(KINDS),
-            "all",
-        )
-    )
-    gradient = sum(row[kind]["gradient"] == 1 for row in rows for kind in KINDS)
-    lines.append(
-        Line(
-            f"kinds and lengths in which one gradient over {READING:,} of the test's sequences shows every true parent",
-            f"{gradient} of {len(rows) * len(KINDS)}",
-            None,
-            None,
-            "an untrained model on the same data",
-            None,
-            "where rows are nearly uniform a gradient needs more sequences",
-        )
-    )
+            words = "the paper, in words: the trained model holds out of distribution"
+            lines += [
+                Line(f"{where}: mean KL from the known-graph predictor (nats)", its["model"]["mean"], its["model"]["stderr"], "small", words, better, f"below in-context unigram, {its['unigram']['mean']:.4f}"),
+                Line(f"{where}: worst matrix of {MATRICES}", its["model"]["worst"], None, None, "", None, f"in-context unigram: {its['unigram']['worst']:.4f}"),
+            ]  # fmt: skip
+    last, all_of_them = rows[-1], len(rows) * len(KINDS)
+    right, gradient = (sum(row[kind][what] == 1 for row in rows for kind in KINDS) for what in ("leading", "gradient"))
+    lines += [
+        Line("kinds and lengths in which every true parent leads in the model's attention", f"{right} of {all_of_them}", None, "the same graph", "the paper, in words", right == all_of_them, "all"),
+        Line(f"kinds and lengths in which one gradient over {READING:,} of the test's sequences shows every true parent", f"{gradient} of {all_of_them}", None, None, "an untrained model on the same data", None, "where rows are nearly uniform a gradient needs more sequences"),
+    ]  # fmt: skip
     panels = {
         statistic: {kind: viz.Curve(lengths, [row[kind]["model"][statistic] for row in rows]) for kind in KINDS}
         for statistic in ("mean", "worst")
@@ -136,14 +101,14 @@ def ood(run: Run) -> Reproduction:
             "The known-graph predictor smooths with the training's alpha throughout: it is what a model trained at that alpha can be at its best. On matrices of "
             "another alpha a predictor that knew this would be better.",
             "The trained model's logits are linear in a frequency and can't equal a smoothed count, so the divergence does not vanish in distribution either.",
-            "Layer 1 of the staged model attends by position alone, so its attention is the same on all data by construction; one gradient of an untrained "
+            "Layer 0 of the staged model attends by position alone, so its attention is the same on all data by construction; one gradient of an untrained "
             "model is read from each kind of data by itself.",
             f"The paper gives no number for these kinds; forests are drawn anew for each T, S = {VOCAB}.",
         ),
         method="A disentangled transformer trained on one Dirichlet concentration was tested on single transition matrices of other kinds.",
         settings={
-            **run.settings, "vocab": VOCAB, "alpha": ALPHA, "root_probability": ROOT_PROBABILITY, "lengths": lengths, "steps": STEPS[run.quick],
-            "concentrations": CONCENTRATIONS, "kept": KEPT, "matrices": MATRICES, "sequences": SEQUENCES[run.quick], "reading": READING,
+            **run.settings, "d_vocab": VOCAB, "concentration": ALPHA, "root_probability": ROOT_PROBABILITY, "lengths": lengths, "steps": STEPS[run.quick],
+            "concentrations": CONCENTRATIONS, "kept": KEPT, "matrices": MATRICES, "n_sequences": SEQUENCES[run.quick], "reading": READING,
         },
     )  # fmt: skip
 
@@ -193,8 +158,4 @@ def sequences_of(
 def _divergence(p: Float[Tensor, "batch state"], log_q: Float[Tensor, "batch state"]) -> dict[str, float]:
     """KL(p || q) in nats: its mean over sequences of each matrix, then mean, standard error and worst over matrices."""
     each = (p * (p.log() - log_q)).sum(-1).reshape(MATRICES, -1).mean(1)
-    return {
-        "mean": float(each.mean()),
-        "stderr": float(each.std() / MATRICES**0.5),
-        "worst": float(each.max()),
-    }
+    return {"mean": float(each.mean()), "stderr": float(each.std() / MATRICES**0.5), "worst": float(each.max())}

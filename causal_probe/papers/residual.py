@@ -13,14 +13,8 @@ from transformer_lens.config import TransformerBridgeConfig
 
 from causal_probe import graphs, viz
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
-from causal_probe.papers.known_graphs import (
-    PAPER,
-    parent_attention,
-    set_weights,
-    thinned,
-    true_graph,
-    weights_of,
-)
+from causal_probe.papers.known_graphs import PAPER, parent_attention, true_graph
+from causal_probe.papers.shared import quick_note, set_weights, thinned, weights_of
 from causal_probe.probes import head_graphs, scan
 from causal_probe.tasks import InContextMarkov, generator, reference_losses
 from causal_probe.training import minimise, task_loss
@@ -34,7 +28,7 @@ WIDTH, LAYERS, HEADS, HIDDEN = 30, 2, 1, 120
 #: The paper's training, and what is done in quick mode.
 RATE, DECAY = 1e-2, 2e-4
 SIZE = {False: {"steps": 2**12, "batch_size": 1024}, True: {"steps": 2**10, "batch_size": 256}}
-#: Layer 1's mean attention to the previous token: the paper's, read off its figure, and what ours must attain.
+#: Layer 0's mean attention to the previous token: the paper's, read off its figure, and what ours must attain.
 THEIRS, ATTAINED = 0.7, 0.65
 WATCHING, EVALUATION = 256, 2**13
 
@@ -86,51 +80,51 @@ def figure_8(run: Run) -> Reproduction:
     called = [f"L{score.layer}H{score.head}" for score in scores.called()]
     steps = f"{size['steps']:,} steps of {size['batch_size']:,}"
     lines = (
-        Line("layer 1: mean attention to the previous token (scan)", first.score, first.stderr, f"about {THEIRS}", "read off the paper's figure", first.score >= ATTAINED, f"at least {ATTAINED}"),
-        Line("layer 2: mean attention to the previous token (scan)", second.score, second.stderr, None, "", None, "the layer that compares"),
-        Line("heads that the scan calls previous-token", ", ".join(called) or "none", None, "layer 1's", "the paper, in words", called == ["L0H0"], "L0H0 alone"),
-        Line("layer 1: mean attention on the true parent (head graphs)", on_parent, None, f"about {THEIRS}", "on the chain it is the same quantity, by another probe", abs(on_parent - first.score) < 1e-3, "equal to the scan's, within 1e-3"),
-        Line("layer 1: true parents that lead", leading, None, None, "", leading == 1, "all"),
+        Line("layer 0: mean attention to the previous token (scan)", first.score, first.stderr, f"about {THEIRS}", "read off the paper's figure", first.score >= ATTAINED, f"at least {ATTAINED}"),
+        Line("layer 1: mean attention to the previous token (scan)", second.score, second.stderr, None, "", None, "the layer that compares"),
+        Line("heads that the scan calls previous-token", ", ".join(called) or "none", None, "layer 0's", "the paper, in words", called == ["L0H0"], "L0H0 alone"),
+        Line("layer 0: mean attention on the true parent (head graphs)", on_parent, None, f"about {THEIRS}", "on the chain it is the same quantity, by another probe", abs(on_parent - first.score) < 1e-3, "equal to the scan's, within 1e-3"),
+        Line("layer 0: true parents that lead", leading, None, None, "", leading == 1, "all"),
         Line("loss (nats)", float(losses.mean()), float(losses.std() / len(losses) ** 0.5), None, "", bool(losses.mean() < known["in-context unigram"]), f"below in-context unigram, {known['in-context unigram']:.4f}; known graph {known['known-graph']:.4f}"),
     )  # fmt: skip
-    patterns = {f"layer {layer + 1}": attention.values[layer][0] for layer in range(LAYERS)}
+    patterns = {f"layer {layer}": attention.values[layer][0] for layer in range(LAYERS)}
     edges = [(child, parent) for parent, child in true_graph(task).edges]
     stretch = size["steps"] / len(kept["losses"])
     return Reproduction(
         name="figure-8",
         title="A standard transformer with an MLP learns the chain in its first layer",
         paper=PAPER,
-        summary=f"After {steps} sequences layer 1 attends to the previous token with weight {first.score:.3f} (the paper: about {THEIRS}); the loss is "
+        summary=f"After {steps} sequences layer 0 attends to the previous token with weight {first.score:.3f} (the paper: about {THEIRS}); the loss is "
         f"{float(losses.mean()):.4f} nats beside {known['known-graph']:.4f} for the known-graph predictor.",
         lines=lines,
         figures={
             "training": viz.curves(
                 {
                     "loss": {"model": viz.Curve(stretch * (np.arange(len(kept["losses"])) + 0.5), kept["losses"])},
-                    "layer 1": {"attention to the previous token": viz.Curve(kept["step"], kept["attention"])},
+                    "layer 0": {"attention to the previous token": viz.Curve(kept["step"], kept["attention"])},
                 },
                 x_name="training step",
                 y_name=("loss (nats)", "mean attention"),
                 references={
                     "loss": {name: known[name] for name in ("in-context unigram", "known-graph")},
-                    "layer 1": {f"the paper, about {THEIRS}": THEIRS},
+                    "layer 0": {f"the paper, about {THEIRS}": THEIRS},
                 },
             ),
-            "attention": viz.blocks(patterns, marks={"layer 1": edges}, value_name="attention"),
+            "attention": viz.blocks(patterns, marks={"layer 0": edges}, value_name="attention"),
         },
         captions={
-            "training": "The loss falls as layer 1 learns to attend to the previous token.",
+            "training": "The loss falls as layer 0 learns to attend to the previous token.",
             "attention": "Mean attention of both layers; the edges of the chain are outlined.",
         },
         notes=(
             "The model is TransformerLens' own (HookedTransformer on 3.9, the native bridge on 4.3), without normalization, an MLP of width "
             f"{HIDDEN}, and TransformerLens' initialisation; the paper's code has its own. The graph is the chain.",
             "The paper's number is read off a figure, so it is a rough one.",
-            *((f"Quick: {steps} sequences; the paper has 4,096 steps of 1,024.",) if run.quick else ()),
+            *quick_note(run, f"{steps} sequences; the paper has 4,096 steps of 1,024."),
         ),
         method="A two-layer residual transformer with ReLU MLPs was trained on in-context Markov chains, and its heads were scored as previous-token heads.",
         settings={
-            **run.settings, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "width": WIDTH, "layers": LAYERS, "heads": HEADS, "hidden": HIDDEN,
+            **run.settings, "n_positions": POSITIONS, "d_vocab": VOCAB, "concentration": ALPHA, "width": WIDTH, "layers": LAYERS, "heads": HEADS, "hidden": HIDDEN,
             "training": stage, "evaluation_sequences": EVALUATION,
         },
     )  # fmt: skip

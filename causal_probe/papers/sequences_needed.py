@@ -10,10 +10,10 @@ import numpy as np
 
 from causal_probe import viz
 from causal_probe.first_gradient.graph import gradient_graphs
-from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.known_graphs import PAPER, parent_attention, train
+from causal_probe.papers.shared import forests
 from causal_probe.probes import head_graphs
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.tasks.markov import Targets
@@ -69,27 +69,14 @@ def sample_complexity(run: Run) -> Reproduction:
     halfway = {name: first_above(x, y, 0.5) for name, (x, y, _) in curves.items()}
     gradient = "one gradient, soft targets"
     lines = []
-    for name, (x, y, forests) in curves.items():
+    for name, curve in curves.items():
         lines.append(
-            _line(
-                f"{name}: sequences until all true parents lead on {SHARE:.0%} of the forests",
-                needed[name],
-                x,
-                y,
-                forests,
-            )
+            _line(f"{name}: sequences until all true parents lead on {SHARE:.0%} of the forests", needed[name], *curve)
         )
-        lines.append(_line(f"{name}: sequences until they do on half", halfway[name], x, y, forests))
-    for name, (x, y, forests) in whole.items():
-        lines.append(
-            _line(
-                f"{name}: sequences until every edge and root is right on {SHARE:.0%} of the forests",
-                first_above(x, y, SHARE),
-                x,
-                y,
-                forests,
-            )
-        )
+        lines.append(_line(f"{name}: sequences until they do on half", halfway[name], *curve))
+    for name, curve in whole.items():
+        what = f"{name}: sequences until every edge and root is right on {SHARE:.0%} of the forests"
+        lines.append(_line(what, first_above(*curve[:2], SHARE), *curve))
     for batch, _ in JOINT[run.quick]:
         name = f"joint SGD, batch {batch:,}"
         lines.append(
@@ -126,7 +113,7 @@ def sample_complexity(run: Run) -> Reproduction:
         method="The share of random forests whose true parents all lead was measured against the number of sequences seen.",
         arrays={f"{_key(name)}.{axis}": np.array(values, dtype=float) for name, its in curves.items() for axis, values in zip(("sequences", "leading"), its[:2], strict=True)},
         settings={
-            **run.settings, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "root_probability": ROOT_PROBABILITY,
+            **run.settings, "n_positions": POSITIONS, "d_vocab": VOCAB, "concentration": ALPHA, "root_probability": ROOT_PROBABILITY,
             "forests": {"gradient": GRADIENT_FORESTS[run.quick], "staged": STAGED_FORESTS[run.quick], "joint": JOINT_FORESTS[run.quick]},
             "gradient": GRADIENT, "stage_1_batch_sizes": STAGED, "joint": JOINT[run.quick], "rate": RATE,
         },
@@ -142,15 +129,10 @@ def first_above(x: Sequence[int], y: Sequence[float], level: float) -> int | Non
     return next((at for at, value in zip(x, y, strict=True) if value >= level), None)
 
 
-def _tasks(run: Run, forests: int) -> list[InContextMarkov]:
-    return [
-        InContextMarkov(
-            choose_graph("forest", n_positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed + number),
-            VOCAB,
-            ALPHA,
-        )
-        for number in range(forests)
-    ]
+def _tasks(run: Run, number: int) -> list[InContextMarkov]:
+    return forests(
+        run, number, n_positions=POSITIONS, d_vocab=VOCAB, concentration=ALPHA, root_probability=ROOT_PROBABILITY
+    )
 
 
 def _by_gradient(run: Run, kind: Targets) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import warnings
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from causal_probe import viz
 from causal_probe.hooks import on_residual_stream
 from causal_probe.mechanisms.descent import DescentAlignment, descent_alignment, reference_algorithms
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
-from causal_probe.papers.descent import set_weights, weights_of
+from causal_probe.papers.shared import loss_curve, set_weights, stretches, weights_of
 from causal_probe.tasks import LinearRegression, generator
 from causal_probe.tasks.regression import TokenForm
 from causal_probe.training import adam, minimise
@@ -92,9 +91,7 @@ def train(run: Run, task: LinearRegression) -> dict[str, Any]:
         return value
 
     history = minimise(model, loss, adam(**options, warm=0.3), clip=1.0, progress=run.progress)
-    every = max(1, options["steps"] // 100)
-    means = np.array(history.loss[: options["steps"] // every * every]).reshape(-1, every).mean(1)
-    return {"losses": means.tolist(), **weights_of(model)}
+    return {"losses": stretches(history.loss), **weights_of(model)}
 
 
 def align(run: Run, task: LinearRegression, model: OnVectors) -> DescentAlignment:
@@ -134,9 +131,7 @@ def softmax(run: Run) -> Reproduction:
             ),
         ]  # fmt: skip
         steps = TRAINING[run.quick]["steps"]
-        panels[form] = {
-            "trained": viz.Curve(np.linspace(0, steps, len(kept["losses"]), endpoint=False), kept["losses"])
-        }
+        panels[form] = {"trained": loss_curve(kept["losses"], steps)}
         references[form] = {
             f"{name}, {by_name[name]['algorithm_loss']:.4f}": by_name[name]["algorithm_loss"]
             for name in ("GD, 1 step", "GD++, 2 steps")
@@ -155,5 +150,5 @@ def softmax(run: Run) -> Reproduction:
             f"d = {D_X}, N = {EXAMPLES}, inputs uniform in (-1, 1); {SHAPE['n_layers']} layers of {SHAPE['n_heads']} heads with layer norms and MLPs, causal.",
         ),
         method="A two-layer softmax transformer was trained on in-context linear regression and compared with known algorithms.",
-        settings={**run.settings, "model": SHAPE, "training": TRAINING[run.quick], "sequences": SEQUENCES[run.quick]},
+        settings={**run.settings, "model": SHAPE, "training": TRAINING[run.quick], "n_sequences": SEQUENCES[run.quick]},
     )  # fmt: skip

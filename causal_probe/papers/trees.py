@@ -1,4 +1,4 @@
-"""Nichani, Damian & Lee 2024, Figures 2 and 6: on a tree, layer 1's attention becomes the graph and layer 2 compares states."""
+"""Nichani, Damian & Lee 2024, Figures 2 and 6: on a tree, layer 0's attention becomes the graph and layer 1 compares states."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ import numpy as np
 from causal_probe import graphs, viz
 from causal_probe.graphs import choose_graph
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
-from causal_probe.papers.known_graphs import (
-    ATTENTION,
-    PAPER,
-    Trained,
-    parent_attention,
-    train,
-    true_graph,
-)
-from causal_probe.probes import head_graphs
+from causal_probe.papers.known_graphs import PAPER, Trained, mean_attention, parent_attention, train, true_graph
+from causal_probe.papers.shared import quick_note
 from causal_probe.tasks import InContextMarkov, generator, reference_losses
 from causal_probe.training import evaluate, give_matcher, joint, staged
 
@@ -40,14 +33,14 @@ EVALUATION = 2**13
 def figure_2(run: Run) -> Reproduction:
     """The chain and the pairs."""
     trees = {"chain": graphs.chain(POSITIONS - 1), "pairs": graphs.pairs(POSITIONS - 1)}
-    return _study(run, "figure-2", "The chain and the pairs: layer 1's attention becomes the graph", trees)
+    return _study(run, "figure-2", "The chain and the pairs: layer 0's attention becomes the graph", trees)
 
 
 @reproduction("figure-6", "A random forest: the first layer's attention becomes the graph", minutes=(2, 90))
 def figure_6(run: Run) -> Reproduction:
     """A random forest."""
     forest = choose_graph("forest", n_positions=POSITIONS, root_probability=ROOT_PROBABILITY, seed=run.seed)
-    return _study(run, "figure-6", "A random forest: layer 1's attention becomes the graph", {"forest": forest})
+    return _study(run, "figure-6", "A random forest: layer 0's attention becomes the graph", {"forest": forest})
 
 
 def _study(run: Run, name: str, title: str, trees: Mapping[str, nx.DiGraph]) -> Reproduction:
@@ -87,22 +80,18 @@ def _study(run: Run, name: str, title: str, trees: Mapping[str, nx.DiGraph]) -> 
             "training": viz.curves(panels, x_name="training step", y_name="mean attention on the true parent"),
         },
         captions={
-            "attention": "Mean attention of layer 1; true edges are outlined. Rows of roots attend somewhere, too.",
-            "matcher": "The block of layer 2's matrix that compares the query's state with the one that layer 1 copied: a multiple of the identity and of all ones.",
+            "attention": "Mean attention of layer 0; true edges are outlined. Rows of roots attend somewhere, too.",
+            "matcher": "The block of layer 1's matrix that compares the query's state with the one that layer 0 copied: a multiple of the identity and of all ones.",
             "training": "Attention on the true parent along joint training.",
         },
         notes=(
             "Figures 2 and 6 show the chain, the pairs and a random graph; which of the two shows which is our arrangement. The random graph is drawn anew.",
             "The paper's figures are heat maps without numbers: that the true parent leads in every row is what they show.",
-            *(
-                (f"Quick: joint SGD is cut to {steps} of the paper's 131,072 steps, its rate falling to zero over these: too few for the paper's picture.",)
-                if run.quick
-                else ()
-            ),
+            *quick_note(run, f"joint SGD is cut to {steps} of the paper's 131,072 steps, its rate falling to zero over these: too few for the paper's picture."),
         ),
-        method="Disentangled transformers were trained on in-context Markov tasks over trees, and layer 1's attention was compared with the tree.",
+        method="Disentangled transformers were trained on in-context Markov tasks over trees, and layer 0's attention was compared with the tree.",
         settings={
-            **run.settings, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "edges": {tree: list(graph.edges) for tree, graph in trees.items()},
+            **run.settings, "n_positions": POSITIONS, "d_vocab": VOCAB, "concentration": ALPHA, "edges": {tree: list(graph.edges) for tree, graph in trees.items()},
             "joint": sgd, "staged": stages, "evaluation_sequences": EVALUATION,
         },
     )  # fmt: skip
@@ -111,10 +100,8 @@ def _study(run: Run, name: str, title: str, trees: Mapping[str, nx.DiGraph]) -> 
 def _measure(
     run: Run, tree: str, way: str, task: InContextMarkov, trained: Trained
 ) -> tuple[np.ndarray, np.ndarray, float, list[Line]]:
-    """Layer 1's mean attention, layer 2's matcher, the mean attention on true parents, and the lines of the table."""
-    attention = head_graphs(
-        trained.model, task.sample(ATTENTION, generator(run.seed, "attention")).tokens, batch_size=1024
-    )
+    """Layer 0's mean attention, layer 1's matcher, the mean attention on true parents, and the lines of the table."""
+    attention = mean_attention(run, trained.model, task)
     on_parent, leading = parent_attention(task, attention)
     held_out = task.sample(EVALUATION, generator(run.seed, "evaluation"))
     loss, known = evaluate(trained.model, [held_out]), reference_losses(task, held_out)
@@ -127,7 +114,7 @@ def _measure(
     lines = [
         Line(f"{tree}, {way}: mean attention on the true parent", on_parent, None, "close to 1", shown, None, steps),
         Line(f"{tree}, {way}: true parents that lead", leading, None, 1.0, shown, leading == 1 if judged else None, "all" if judged else "too few steps to compare"),
-        Line(f"{tree}, {way}: diagonal over off-diagonal of layer 2's comparison, difference of means", contrast, None, "positive", "a multiple of the identity", contrast > 0 if judged else None, "above 0"),
+        Line(f"{tree}, {way}: diagonal over off-diagonal of layer 1's comparison, difference of means", contrast, None, "positive", "a multiple of the identity", contrast > 0 if judged else None, "above 0"),
         Line(f"{tree}, {way}: loss (nats)", loss, None, None, "", None, f"known graph {known['known-graph']:.4f}, in-context unigram {known['in-context unigram']:.4f}"),
     ]  # fmt: skip
     return np.asarray(attention.values[0][0]), matcher, on_parent, lines

@@ -1,4 +1,4 @@
-"""Nichani, Damian & Lee 2024, Figures 5 and 7: every node has two parents, and layer 1 has a head for each."""
+"""Nichani, Damian & Lee 2024, Figures 5 and 7: every node has two parents, and layer 0 has a head for each."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ from causal_probe import graphs, viz
 from causal_probe.first_gradient.start import give_gradient_graph
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
-from causal_probe.papers.known_graphs import (
-    ATTENTION,
-    PAPER,
-    Trained,
-    parent_attention,
-    train,
-    true_graph,
-)
-from causal_probe.probes import head_graphs, match_heads
+from causal_probe.papers.known_graphs import PAPER, Trained, mean_attention, parent_attention, train, true_graph
+from causal_probe.papers.shared import quick_note
+from causal_probe.probes import match_heads
 from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator, reference_losses
 from causal_probe.tasks.predictors import fit_one_parent, known_graph, one_parent
 from causal_probe.training import evaluate, joint, task_loss
@@ -35,7 +29,7 @@ POSITIONS, VOCAB, ALPHA, HEADS = 32, 5, 0.1, (2, 1)
 NOISE, BATCH, STEPS, RATE, DECAY = 1e-4, 1024, 2**16, 1e-2, 1e-4
 #: Stage 2 of staged training, in which everything moves.
 REST = {False: 24_000, True: 600}
-#: The control has one head in layer 1 for two parents: its steps of stage 2, and how much of the way from the best one-parent predictor to the known
+#: The control has one head in layer 0 for two parents: its steps of stage 2, and how much of the way from the best one-parent predictor to the known
 #: graph it may go.
 CONTROL_HEADS, CONTROL, NO_FURTHER = (1, 1), {False: 4000, True: 600}, 0.1
 EVALUATION = 2**14
@@ -48,13 +42,13 @@ LOSS, KNOWN, ONE_PARENT, NEAR = 0.890, 0.876, 1.353, 0.02
 @reproduction("figure-5", "Two parents: each head of the first layer holds one of them", minutes=(5, 85))
 def figure_5(run: Run) -> Reproduction:
     """The attention of both heads, and the graph that they hold together."""
-    return _study(run, "figure-5", "Two parents: each head of layer 1 holds one of them")
+    return _study(run, "figure-5", "Two parents: each head of layer 0 holds one of them")
 
 
 @reproduction("figure-7", "Two parents: training, and what the second layer compares", minutes=(5, 85))
 def figure_7(run: Run) -> Reproduction:
-    """The same model in training, and layer 2's comparison of both copied states."""
-    return _study(run, "figure-7", "Two parents: training, and what layer 2 compares")
+    """The same model in training, and layer 1's comparison of both copied states."""
+    return _study(run, "figure-7", "Two parents: training, and what layer 1 compares")
 
 
 def _study(run: Run, name: str, title: str) -> Reproduction:
@@ -85,10 +79,10 @@ def _study(run: Run, name: str, title: str) -> Reproduction:
     names = ("attention", "heads") if name == "figure-5" else ("training", "matcher")
     drawn = {figure: _draw(figure, task, found, measured) for figure in names}
     captions = {
-        "attention": "Mean attention of both heads of layer 1; true parents in the slot that the head is matched to are outlined.",
+        "attention": "Mean attention of both heads of layer 0; true parents in the slot that the head is matched to are outlined.",
         "heads": "The graph that both heads hold together, each child's largest entry in each head, against the truth.",
         "training": "The loss, and the mean attention on the true parents in the matched heads.",
-        "matcher": "Blocks of layer 2's matrix that compare states with those copied by the heads.",
+        "matcher": "Blocks of layer 1's matrix that compare states with those copied by the heads.",
     }
     staged = measured["staged"]
     return Reproduction(
@@ -103,20 +97,18 @@ def _study(run: Run, name: str, title: str) -> Reproduction:
         notes=(
             "Figures 5 and 7 are of one model; here the one shows its heads, the other its training and its comparison.",
             "Staged training begins with the graph that gradients of the untrained model show, a slot for each head. AdamW from small noise, as in the paper, is given nothing.",
-            *((f"Quick: stage 2 is cut to {REST[True]} steps, too few for the loss to settle, and the paper's own training is left out.",) if run.quick else ()),
+            *quick_note(run, f"stage 2 is cut to {REST[True]} steps, too few for the loss to settle, and the paper's own training is left out."),
         ),
-        method="Disentangled transformers with two heads in layer 1 were trained on a graph in which every node has two parents.",
+        method="Disentangled transformers with two heads in layer 0 were trained on a graph in which every node has two parents.",
         settings={
-            **run.settings, "positions": POSITIONS, "vocab": VOCAB, "alpha": ALPHA, "heads": HEADS, "staged": stages,
+            **run.settings, "n_positions": POSITIONS, "d_vocab": VOCAB, "concentration": ALPHA, "heads": HEADS, "staged": stages,
             "adamw": None if run.quick else adamw, "control_heads": CONTROL_HEADS, "control": control, "noise": NOISE, "evaluation_sequences": EVALUATION,
         },
     )  # fmt: skip
 
 
 def _measure(run: Run, task: InContextMarkov, way: str, trained: Trained) -> tuple[dict[str, Any], list[Line]]:
-    attention = head_graphs(
-        trained.model, task.sample(ATTENTION, generator(run.seed, "attention")).tokens, batch_size=1024
-    )
+    attention = mean_attention(run, trained.model, task)
     truth = true_graph(task)
     match = match_heads(attention, truth)
     on_parent, leading = parent_attention(task, attention)
@@ -166,21 +158,16 @@ def _control(run: Run, task: InContextMarkov, trained: Trained) -> list[Line]:
     reference = min(best)
     above, error = _above(trained.model, held_out, best[reference])
     loss = above + reference
-    attention = head_graphs(
-        trained.model, task.sample(ATTENTION, generator(run.seed, "attention")).tokens, batch_size=1024
-    )
+    attention = mean_attention(run, trained.model, task)
     truth, pattern = true_graph(task), np.asarray(attention.values[0][0])
+    children = [child for child in truth if truth.in_degree(child)]
     by_slot = [
-        float(
-            np.mean(
-                [pattern[child, sorted(truth.predecessors(child))[slot]] for child in truth if truth.in_degree(child)]
-            )
-        )
+        float(np.mean([pattern[child, sorted(truth.predecessors(child))[slot]] for child in children]))
         for slot in range(task.n_slots)
     ]
     way = -above / (reference - known["known-graph"])
     plain = (known["one-parent"] - loss) / (known["one-parent"] - known["known-graph"])
-    what, it = "one head in layer 1 (control)", "the best one-parent predictor"
+    what, it = "one head in layer 0 (control)", "the best one-parent predictor"
     return [
         Line(f"{what}: loss (nats)", loss, None, ONE_PARENT, "the authors' notebook: its one-parent predictor", None, f"{trained.sequences:,} sequences; one-parent predictor {known['one-parent']:.4f}, the best {reference:.4f}"),
         Line(f"{what}: loss above {it} (nats)", above, error, None, "", None, "paired; the best has a weight for each child, fitted on other sequences: a node that shares the unknown parent tells more"),

@@ -14,7 +14,8 @@ from causal_probe.mechanisms.descent import Algorithm, descent_alignment, featur
 from causal_probe.mechanisms.layer_features import function_cosine, layer_features
 from causal_probe.models import LinearTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
-from causal_probe.papers.descent import PAPER, set_weights, weights_of
+from causal_probe.papers.descent import PAPER
+from causal_probe.papers.shared import loss_curve, set_weights, stretches, weights_of
 from causal_probe.tasks import SineRegression, generator
 from causal_probe.training import adam, minimise, regression_loss
 
@@ -52,9 +53,7 @@ def train(run: Run, task: SineRegression, seed: int) -> dict[str, Any]:
     stages = adam(steps["rest"], batch_size=BATCH, learning_rate=RATE, warm=0.3)
     loss = regression_loss(model, task, generator(seed, "sine training"))
     history = minimise(model, loss, stages, clip=CLIP, progress=run.progress)
-    every = max(1, steps["rest"] // 100)
-    means = np.array(history.loss[: steps["rest"] // every * every]).reshape(-1, every).mean(1)
-    return {"losses": means.tolist(), "starts": [value for value, _ in reached], **weights_of(model)}
+    return {"losses": stretches(history.loss), "starts": [value for value, _ in reached], **weights_of(model)}
 
 
 def probe(model: LinearTransformer, task: SineRegression, sequences: int, seed: int) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def sine(run: Run) -> Reproduction:
         lines=tuple(lines),
         figures={
             "training": viz.curves(
-                {law: {name: viz.Curve(np.linspace(0, STEPS[run.quick]["rest"], len(each), endpoint=False), each) for name, each in its.items()} for law, its in losses.items()},
+                {law: {name: loss_curve(each, STEPS[run.quick]["rest"]) for name, each in its.items()} for law, its in losses.items()},
                 x_name="training step",
                 y_name="loss",
                 y_scale="log",
@@ -141,7 +140,7 @@ def sine(run: Run) -> Reproduction:
             "The MLP maps x to 40 features; y goes past it. In the authors' code the MLP sees both, and is added to a linear embedding.",
         ),
         method="A linear layer behind an MLP was compared with one gradient step on the MLP's features in the metric that the layer's weights define.",
-        settings={**run.settings, "training": {**STEPS[run.quick], "batch_size": BATCH, "learning_rate": RATE, "starts": STARTS}, "sequences": SEQUENCES[run.quick]},
+        settings={**run.settings, "training": {**STEPS[run.quick], "batch_size": BATCH, "learning_rate": RATE, "starts": STARTS}, "n_sequences": SEQUENCES[run.quick]},
     )  # fmt: skip
 
 

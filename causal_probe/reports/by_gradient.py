@@ -70,7 +70,7 @@ def _heat_maps(result: GradientRecovery) -> list[page.Picture]:
     return [
         page.Picture(
             viz.blocks(maps, marks=dict.fromkeys(maps, edges), value_name="minus the gradient"),
-            "Minus the gradient with respect to layer 1's pattern, in the units of chi-square information."
+            "Minus the gradient with respect to layer 0's pattern, in the units of chi-square information."
             + (" True edges are outlined." if edges else ""),
         )
     ]

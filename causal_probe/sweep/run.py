@@ -102,10 +102,7 @@ def sweep(spec: Mapping[str, Any] | str | os.PathLike[str], o: SweepOptions) -> 
 
 
 def _run(
-    store: Store,
-    cells: Sequence[Cell],
-    functions: Mapping[str, Callable[..., Outcome]],
-    o: SweepOptions,
+    store: Store, cells: Sequence[Cell], functions: Mapping[str, Callable[..., Outcome]], o: SweepOptions
 ) -> dict[str, str]:
     """Run what is not finished; return the errors of what failed, in the cells' order."""
     there = store.finished()

@@ -321,4 +321,4 @@ def test_it_is_saved_and_comes_back(found: GradientGraph, tmp_path: Path) -> Non
         assert again.to_dict()["edges"] == [list(edge) for edge in result.graph.edges]
         assert repr(again) == repr(result)
         np.testing.assert_array_equal(again.evidence, result.evidence)
-        assert again.graph.edges(data=True) == result.graph.edges(data=True)
+        assert list(again.graph.edges(data=True)) == list(result.graph.edges(data=True))

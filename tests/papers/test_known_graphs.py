@@ -38,8 +38,8 @@ TINY: dict[Any, dict[str, Any]] = {
         "POSITIONS": 8, "GRADIENT_FORESTS": {True: 4}, "STAGED_FORESTS": {True: 2}, "JOINT_FORESTS": {True: 2}, "GRADIENT": (64, 1024), "STAGED": (8, 64),
         "JOINT": {True: ((1024, 4), (64, 4))}, "LOOKS": 2, "WATCHING": 32,
     },
-    trees: {"POSITIONS": 8, "VOCAB": 3, "STEPS": {True: 16}, "LOOKS": 2, "BATCH": 16, "REST": {True: 4}, "EVALUATION": 256, "ATTENTION": 128},
-    two_parents: {"CONTROL": {True: 4}, "POSITIONS": 8, "VOCAB": 3, "REST": {True: 4}, "EVALUATION": 256, "ATTENTION": 128},
+    trees: {"POSITIONS": 8, "VOCAB": 3, "STEPS": {True: 16}, "LOOKS": 2, "BATCH": 16, "REST": {True: 4}, "EVALUATION": 256},
+    two_parents: {"CONTROL": {True: 4}, "POSITIONS": 8, "VOCAB": 3, "REST": {True: 4}, "EVALUATION": 256},
 }  # fmt: skip
 
 
