@@ -171,7 +171,7 @@ def of_gradient_graph(found: Any) -> Numbers:
     yield found.edge_value, found.edge_evidence, found.root_evidence, found.limit
     yield found.gradient_limits
     yield found.detection_limits
-    yield found.sequences, found.stable_after
+    yield found.n_sequences, found.stable_after
     yield found.parents
     yield found.left
     yield found.undecided
@@ -188,7 +188,7 @@ def of_gradient_slots(found: Any) -> Numbers:
     yield found.first
     yield found.parents
     yield found.log_e_values
-    yield found.sequences, found.held_out, found.cut_off
+    yield found.n_sequences, found.held_out, found.cut_off
     yield from of_graph(found.graph)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from causal_probe import first_gradient, graphs, mechanisms, models, tasks, training
-from causal_probe.mechanisms.dynamics import dynamics
+from causal_probe.mechanisms.descent import interpolate
+from causal_probe.mechanisms.dynamics import change_point, dynamics
+from causal_probe.mechanisms.layer_features import function_cosine
 from causal_probe.tasks import generator
 from tests.numbers.calls import Numbers, call
 from tests.numbers.fields import (
@@ -43,7 +45,7 @@ def gradient_graphs() -> Numbers:
     several = [tasks.InContextMarkov(graphs.random_forest(7, seed=seed), 3, 0.1) for seed in range(3)]
     for targets in ("soft", "hard"):
         sources = [generator(seed, "sample") for seed in range(3)]
-        for found in first_gradient.gradient_graphs(several, sources, sequences=300, targets=targets):
+        for found in first_gradient.gradient_graphs(several, sources, n_sequences=300, targets=targets):
             yield from of_gradient_graph(found)
 
 
@@ -61,7 +63,7 @@ def gradient_slots() -> Numbers:
 
 @call
 def measure_lemma() -> Numbers:
-    table = first_gradient.measure_lemma(forest_task(), sequences=512, draws=512)
+    table = first_gradient.measure_lemma(forest_task(), n_sequences=512, draws=512)
     for name in (
         "child", "parent", "edge", "measured", "measured_stderr", "predicted", "predicted_stderr", "z", "ratio", "at_this_length",
         "at_this_length_stderr", "z_at_this_length", "chi2", "shannon", "bound", "over_bound",
@@ -85,7 +87,7 @@ def weight_graphs() -> Numbers:
     source = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=source)
-    found = mechanisms.weight_graphs(model, forest_task(), sequences=512)
+    found = mechanisms.weight_graphs(model, forest_task(), n_sequences=512)
     yield found.loss, found.skill, found.skill_stderr
     for its in found.blocks:
         yield its.layer, its.head, its.norm, its.identity
@@ -116,7 +118,7 @@ def change_points() -> Numbers:
     draw = np.random.default_rng(0)
     series = {f"series {i}": np.where(np.arange(30) >= 9 + i, 1.0, 0.0) + 0.4 * draw.normal(size=30) for i in range(4)}
     yield from of_dynamics(dynamics(range(0, 60, 2), series))
-    change = mechanisms.change_point(range(30), series["series 0"].tolist(), coverage=0.8)
+    change = change_point(range(30), series["series 0"].tolist(), coverage=0.8)
     assert change is not None
     yield change.step, change.low, change.high, change.before, change.after, change.explained
 
@@ -125,14 +127,14 @@ def change_points() -> Numbers:
 def descent_alignment() -> Numbers:
     task = tasks.LinearRegression(3, 5)
     model = models.LinearTransformer(4, 6, 2).initialise(generator(0, "weights"), scale=0.4)
-    yield from of_alignment(mechanisms.descent_alignment(model, task, sequences=200))
+    yield from of_alignment(mechanisms.descent_alignment(model, task, n_sequences=200))
     algorithms = mechanisms.reference_algorithms(task, 2)
     hand_set = models.gradient_steps(3, 5, eta=(0.4, 0.6))
-    found = mechanisms.descent_alignment(hand_set, task, algorithms=algorithms, sequences=200)
+    found = mechanisms.descent_alignment(hand_set, task, algorithms=algorithms, n_sequences=200)
     yield from of_alignment(found)
     yield [(line.layer, line.cosine) for line in (found.best(0), found.best())]
     yield found.closer(algorithms[0].name, algorithms[1].name)
-    between = mechanisms.interpolate(hand_set, (0.2, 0.3))
+    between = interpolate(hand_set, (0.2, 0.3))
     yield from of_weights(between)
 
 
@@ -141,14 +143,14 @@ def layer_features() -> Numbers:
     task = tasks.SineRegression(8)
     model = models.LinearTransformer(2, 9, d_hidden=12, d_features=4, dtype=torch.float64)
     model.initialise(generator(0, "weights"), scale=0.8)
-    found = mechanisms.layer_features(model, task, sequences=500)
+    found = mechanisms.layer_features(model, task, n_sequences=500)
     yield found.root
     yield found.spectrum
     yield found.off
-    own = mechanisms.feature_descent(found, task, name="own", sequences=500, dtype=torch.float64)
-    yield from of_alignment(mechanisms.descent_alignment(model, task, algorithms=[own], sequences=200))
+    own = mechanisms.feature_descent(found, task, name="own", n_sequences=500, dtype=torch.float64)
+    yield from of_alignment(mechanisms.descent_alignment(model, task, algorithms=[own], n_sequences=200))
     batch = task.sample(50, generator(3, "x"), dtype=torch.float64)
-    yield mechanisms.function_cosine(model, own, task, batch, queries=16)
+    yield function_cosine(model, own, task, batch, queries=16)
 
 
 @call
@@ -160,9 +162,9 @@ def mesa() -> Numbers:
         yield trained.a
         yield trained.b
         yield from of_weights(trained.model)
-        found = mechanisms.mesa_optimizer(trained.model, process, sequences=200)
+        found = mechanisms.mesa_optimizer(trained.model, process, n_sequences=200)
         yield found.a, found.b, found.limit, found.off_kq, found.off_pv
         yield found.off_diagonal
         yield found.step_distance, found.step_distance_error, found.best_step, found.error, found.error_error
         yield found.prediction_error, found.loss, found.satisfies_moment_condition
-        yield mechanisms.mesa_recovery(process, sequences=200)
+        yield mechanisms.mesa_recovery(process, n_sequences=200)
