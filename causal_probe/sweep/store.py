@@ -85,6 +85,8 @@ COLUMNS = pa.schema(
         ("true", pa.bool_()),  # the edge is in the true graph
     ]
 )
+#: What pyarrow raises at a damaged file: names that are no text are ValueErrors.
+UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RuntimeError)
 #: Where the metadata of a file holds the cell.
 METADATA = b"causal_probe.sweep"
 #: What a probe's rows may hold beside the columns, to be left out.
@@ -215,7 +217,7 @@ class Store:
         path = self._path(key)
         try:
             metadata = pq.read_schema(path).metadata or {}
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             raise _damaged(path, error) from error
         if METADATA not in metadata:
             raise CausalProbeError(f"{path} was not written by a sweep.")
@@ -241,7 +243,7 @@ class Store:
             about = self.about(key)
             try:
                 table = pq.read_table(self._path(key), schema=COLUMNS, page_checksum_verification=True)
-            except (OSError, pa.ArrowException) as error:
+            except UNREADABLE as error:
                 raise _damaged(self._path(key), error) from error
             if _digest(table) != about["content"]:
                 raise _damaged(self._path(key), "the checksum of its rows differs")

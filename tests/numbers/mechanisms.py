@@ -73,7 +73,7 @@ def measure_lemma() -> Numbers:
 
 @call
 def gradient_sample_complexity() -> Numbers:
-    table = first_gradient.gradient_sample_complexity((64, 512), graphs=6, positions=8)
+    table = first_gradient.gradient_sample_complexity((64, 512), graphs=6, n_positions=8)
     for name in ("exact", "low", "high", "parents"):
         yield table[name].to_numpy(dtype=float)
 
