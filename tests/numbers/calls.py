@@ -2,7 +2,8 @@
 
 A call is a function without arguments that yields the raw numbers of a result: arrays, tensors, numbers, None (undefined), or
 sequences of these, in a fixed order. It names every field it takes, so that after a change of names only these functions change;
-never the order or the choice of what they yield. Seconds, versions and paths are no numbers.
+never the order or the choice of what they yield, nor the name of a call,
+by which it is compared. Seconds, versions and paths are no numbers.
 """
 
 from __future__ import annotations

@@ -104,15 +104,15 @@ def of_sequence_comparison(found: Any) -> Numbers:
 def of_edge_effects(found: Any) -> Numbers:
     """What cutting and routing each edge does to the loss."""
     yield found.edges
-    yield found.sequences, found.loss, found.resolution, found.epsilon, found.level
+    yield found.n_sequences, found.loss, found.resolution, found.epsilon, found.level
     yield found.gain
     yield found.stderr
     yield found.cut
     yield found.cut_stderr
     yield found.p_value
-    yield found.excess
-    yield found.excess_stderr
-    yield found.excess_p_value
+    yield found.margin
+    yield found.margin_stderr
+    yield found.margin_p_value
     yield found.adjusted_p_value
     yield found.confirmed
 

@@ -360,10 +360,10 @@ def recorded_means() -> Numbers:
     for build in tiny_models.MODELS.values():
         model, tokens = build(), tiny_models.random_tokens(10)
         found = hooks.mean_patterns(model, torch.split(tokens, 4), batch_size=3)
-        yield [found.mean[layer] for layer in sorted(found.mean)]
-        yield None if found.stderr is None else [found.stderr[layer] for layer in sorted(found.stderr)]
-        more = found.merge(hooks.mean_patterns(model, tiny_models.random_tokens(4, seed=1)))
-        yield [more.mean[layer] for layer in sorted(more.mean)]
+        yield [found[layer].mean for layer in sorted(found)]
+        yield [found[layer].stderr for layer in sorted(found)]
+        more = hooks.mean_patterns(model, tiny_models.random_tokens(4, seed=1))
+        yield [found[layer].merge(more[layer]).mean for layer in sorted(found)]
         yield from of_moments(hooks.mean_heads(model, tokens, layer=0, batch_size=4))
 
 
@@ -391,7 +391,7 @@ def continuous_inputs() -> Numbers:
     yield hooks.on_residual_stream(model, read_in=read_in, read_out=read_out)(torch.randn(3, 5, 4, generator=source))
     linear = models.LinearTransformer(3, 5, softmax=True).initialise(source, scale=1.0)
     held = hooks.OnSequences(linear, torch.randn(4, 5, 3, generator=source))
-    yield list(hooks.mean_patterns(held, held.tokens).mean.values())
+    yield [its.mean for its in hooks.mean_patterns(held, held.tokens).values()]
 
 
 @call

@@ -234,7 +234,7 @@ def edge_effects() -> Numbers:
 
 
 @call
-def qk_attributions() -> Numbers:
+def blocks() -> Numbers:
     tokens = probes.repeated_tokens(induction_model(), n_sequences=6).tokens
     yield from of_qk_attributions(probes.qk_attributions(induction_model(), tokens, 1, 0, edges="induction"))
     own = tiny_models.random_tokens(6)
@@ -251,7 +251,7 @@ def qk_attributions() -> Numbers:
 
 
 @call
-def qk_attributions_of_a_native_model() -> Numbers:
+def blocks_of_a_native_model() -> Numbers:
     model, tokens = tiny_models.transformer_lens(), tiny_models.random_tokens(6)
     yield from of_qk_attributions(probes.qk_attributions(model, tokens, 1, 1, edges="previous-token"))
 
@@ -408,7 +408,7 @@ def explain() -> Numbers:
             target=7,
             replacement=replacement,
             methods=("cleann", "attention", "gradient", "leave-one-out"),
-            pattern=hooks.mean_patterns(model, tokens[None]).mean[0][0],
+            pattern=hooks.mean_patterns(model, tokens[None])[0].mean[0],
             model=model,
             max_size=3,
         )

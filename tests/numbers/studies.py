@@ -375,9 +375,10 @@ def sweep_over_time() -> Numbers:
 
 
 def _of_sweep(table: Any) -> Numbers:
-    """The measured columns, NaN where a probe doesn't measure such a thing."""
+    """The measured columns, NaN where a probe doesn't measure such a thing. An edge has a margin where a head has an excess."""
     for name in SWEEP_COLUMNS:
-        yield table[name].to_numpy(dtype=float, na_value=math.nan)
+        column = table[name].fillna(table[name.replace("excess", "margin")])
+        yield column.to_numpy(dtype=float, na_value=math.nan)
 
 
 #: What a sweep's table says of a head or an edge.
