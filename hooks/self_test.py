@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -28,20 +29,27 @@ class Answer:
     statement
         What should be the case.
     error
-        Largest deviation from it: of a probability, or relative to the largest entry of what is compared.
+        Largest deviation from it: of a probability, or relative to the largest entry of what is compared. None where it is not finite,
+        because a hook answered nothing, say.
     tolerance
         The largest that passes.
     """
 
+    DERIVED: ClassVar[tuple[str, ...]] = ("passed",)
+
     question: str
     statement: str
-    error: float
+    error: float | None
     tolerance: float
+
+    def __post_init__(self) -> None:
+        if self.error is not None and not math.isfinite(self.error):
+            object.__setattr__(self, "error", None)
 
     @property
     def passed(self) -> bool:
-        """Whether the known answer came out; not if the error is NaN."""
-        return self.error <= self.tolerance
+        """Whether the known answer came out."""
+        return self.error is not None and self.error <= self.tolerance
 
 
 def self_test(

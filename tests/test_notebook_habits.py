@@ -17,6 +17,8 @@ import torch
 import causal_probe
 from causal_probe import experiments, first_gradient, graphs, mechanisms, models, probes, tasks, training
 from causal_probe.experiments import check_model
+from causal_probe.experiments.compared_evidence import EvidenceTable
+from causal_probe.experiments.explanations import ExplanationStudy
 from causal_probe.mechanisms.dynamics import dynamics
 from tests.viz import every_report
 from tests.viz.hostile import HOSTILE
@@ -89,9 +91,7 @@ def probed() -> dict[str, Callable[[], Any]]:
 
     def studied() -> Any:
         row = {"cleann": explained(), "attention": explained()}
-        return experiments.ExplanationStudy(
-            probes.summarise([row, row]), (row, row), ((1,), (2,)), (True, True), 1.0, {}
-        )
+        return ExplanationStudy(probes.summarise([row, row]), (row, row), ((1,), (2,)), (True, True), 1.0)
 
     process = tasks.AutoregressiveProcess(2, 6, start="sparse")
     return {
@@ -125,7 +125,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "GradientGraph": lambda: first_gradient.gradient_graph([task.sample(64, tasks.generator(0, "shown"))]),
         "GradientSlots": lambda: first_gradient.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
         "MesaOptimizer": lambda: mechanisms.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, n_sequences=16),
-        "EvidenceTable": lambda: experiments.EvidenceTable(
+        "EvidenceTable": lambda: EvidenceTable(
             experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, n_sequences=64), settings={"graphs": ["chain"]}
         ),
         "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, n_sequences=64),

@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.options import STUDIES, Option, Study
+from causal_probe.options import STUDIES
+from causal_probe.options.base import Option
+from causal_probe.options.registry import Study
 
 __all__ = ["INTERRUPTED", "commands", "flag", "in_flags"]
 

@@ -1,32 +1,23 @@
-"""The studies: a model and a question, end to end, from loading to a result that prints, compares and cites itself."""
+"""The studies: a model and a question, end to end, from loading to a result that prints, compares and cites itself.
+
+What a study returns is a class of the module beside it, such as :class:`causal_probe.experiments.recovery.Recovery`.
+"""
 
 from __future__ import annotations
 
-from causal_probe.experiments.check_model import ModelCheck, check_model, open_model
+from causal_probe.experiments.check_model import check_model
 from causal_probe.experiments.compare_evidence import compare_evidence, measure_evidence
-from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
-from causal_probe.experiments.discover_in_text import TextDiscovery, discover_in_text
-from causal_probe.experiments.explanations import ExplanationStudy, explain_sentiment, explain_sessions
-from causal_probe.experiments.in_context_graph import InContextGraph, in_context_graph
-from causal_probe.experiments.leaderboard import Leaderboard, leaderboard
+from causal_probe.experiments.discover_in_text import discover_in_text
+from causal_probe.experiments.explanations import explain_sentiment, explain_sessions
+from causal_probe.experiments.in_context_graph import in_context_graph
+from causal_probe.experiments.leaderboard import leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
-from causal_probe.experiments.recover import CHECKPOINT_FILE, Recovery, recover
-from causal_probe.experiments.recover_by_gradient import GradientRecovery, recover_by_gradient, recover_from_tokens
-from causal_probe.experiments.scan import ModelScan, scan
+from causal_probe.experiments.opening import open_model
+from causal_probe.experiments.recover import recover
+from causal_probe.experiments.recover_by_gradient import recover_by_gradient, recover_from_tokens
+from causal_probe.experiments.scan import scan
 
 __all__ = [
-    "Agreement",
-    "CHECKPOINT_FILE",
-    "EvidenceRow",
-    "EvidenceTable",
-    "ExplanationStudy",
-    "GradientRecovery",
-    "InContextGraph",
-    "Leaderboard",
-    "ModelCheck",
-    "ModelScan",
-    "Recovery",
-    "TextDiscovery",
     "check_model",
     "compare_evidence",
     "discover_in_text",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.experiments.opening import is_named, open_model
 from causal_probe.hooks import (
     Answer,
     Finding,
@@ -24,12 +23,11 @@ from causal_probe.hooks import (
     special_tokens,
     to_hooked,
 )
-from causal_probe.models import choose_device, load_model
-from causal_probe.models.loading import LoadedModel
-from causal_probe.options import CheckOptions, takes
-from causal_probe.results import html_table, to_jsonable, versions
+from causal_probe.options import takes
+from causal_probe.options.studies import CheckOptions
+from causal_probe.results import Result, Table
 
-__all__ = ["ModelCheck", "check_model", "open_model"]
+__all__ = ["ModelCheck", "check_model"]
 
 #: What can be done with a model: the hook points that it needs, live, and the questions that must be answered rightly.
 ABILITIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -43,109 +41,66 @@ ABILITIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 SEQUENCES, LENGTH = 2, 16
 
 
-@dataclass(frozen=True)
-class ModelCheck:
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelCheck(Result):
     """What was found about a model.
 
     Attributes
     ----------
     model
         Its name, sizes, dtype and device, and what its tokenizer does.
-    works
-        For each ability, whether it can be relied on.
+    abilities
+        For each, whether it can be relied on.
     findings
         What is wrong, each thing once.
     answers
         What came out where the answer was known; empty where a hook point is missing that the questions need.
     """
 
+    KIND = "model check"
+    DERIVED = ("ok",)
+
     model: Mapping[str, Any]
-    works: Mapping[str, bool]
+    abilities: Mapping[str, bool]
     findings: tuple[Finding, ...]
     answers: tuple[Answer, ...]
 
     @property
     def ok(self) -> bool:
         """Whether everything works."""
-        return all(self.works.values())
+        return all(self.abilities.values())
 
-    def to_dict(self) -> dict[str, Any]:
-        """In plain JSON types; an error that is not finite is null."""
-        answers = [
-            {
-                "question": answer.question,
-                "statement": answer.statement,
-                "passed": answer.passed,
-                "error": answer.error if math.isfinite(answer.error) else None,
-                "tolerance": answer.tolerance,
-            }
-            for answer in self.answers
-        ]
-        found: dict[str, Any] = to_jsonable(
-            {
-                "model": self.model,
-                "works": self.works,
-                "findings": self.findings,
-                "answers": answers,
-                "versions": versions(),
-            }
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why an answer has no error."""
+        return {each.question: "there is nothing to compare with" for each in self.answers if each.error is None}
+
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return (
+            f"The hooks of {self.model['model']} were looked at, and asked {len(self.answers)} questions with known answers, before anything "
+            f"was measured ({self.measured_with})."
         )
-        return found
 
-    def _repr_html_(self) -> str:
-        rows: list[tuple[str, str]] = [
-            (ability, "works" if works else "FAILS") for ability, works in self.works.items()
-        ]
-        rows += [(answer.statement, "yes" if answer.passed else "NO") for answer in self.answers]
-        caption = str(self).splitlines()[0]
-        return html_table(["", "found"], rows, caption=caption, notes=[finding.message for finding in self.findings])
-
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """What works, what came out where the answer was known, and what is wrong."""
         facts = self.model
         shared = "" if facts["key_value_heads"] in (None, facts["heads"]) else f" on {facts['key_value_heads']}"
         context = "no limit" if facts["context"] is None else facts["context"]
         bos = "no BOS token" if facts["bos"] is None else f"BOS token {facts['bos']}"
         before = f"puts {facts['added_before']} in front" if facts["added_before"] else "adds none by itself"
-        lines = [
+        return Table(
             f"{facts['model']}: {facts['layers']} layer{'s' * (facts['layers'] != 1)} of {facts['heads']}{shared} heads, "
-            f"{facts['vocabulary']} tokens, "
-            f"context {context}, {facts['dtype']} on {facts['device']}",
-            f"{bos}; {f'the tokenizer {before}' if facts['tokenizer'] else 'there is no tokenizer'}",
-            "",
-            *(f"  {'works' if works else 'FAILS':7}{ability}" for ability, works in self.works.items()),
-            "",
-            *(f"  {'yes' if answer.passed else 'NO':7}{answer.statement}" for answer in self.answers),
-        ]
-        if self.findings:
-            lines += ["", *(f"  - {finding}" for finding in self.findings)]
-        return "\n".join(lines).rstrip()
-
-
-def open_model(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    dtype: str | None = None,
-    device: str = "auto",
-    device_map: Any = None,
-) -> tuple[HookedModel, LoadedModel]:
-    """The model that ``source`` names with TransformerLens' hooks, and as it was loaded: around the same weights.
-
-    Arguments and errors are those of :func:`~causal_probe.models.load_model`, and ``device="auto"`` is a GPU if there is one.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from causal_probe.models import DisentangledTransformer, save
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(DisentangledTransformer(d_vocab=3, n_positions=4), folder)
-    ...     hooked, loaded = open_model(folder)
-    ...     hooked.cfg.n_layers
-    2
-    """
-    place = str(choose_device(device))
-    loaded = load_model(source, revision=revision, dtype=dtype, device=place, device_map=device_map)
-    return to_hooked(*loaded), loaded
+            f"{facts['vocabulary']} tokens, context {context}, {facts['dtype']} on {facts['device']}",
+            ("found", "what"),
+            [("works" if works else "FAILS", ability) for ability, works in self.abilities.items()]
+            + [("yes" if answer.passed else "NO", answer.statement) for answer in self.answers],
+            [
+                f"{bos}; {f'the tokenizer {before}' if facts['tokenizer'] else 'there is no tokenizer'}",
+                *(f"- {finding}" for finding in self.findings),
+            ],
+        )
 
 
 @takes(CheckOptions)
@@ -164,7 +119,7 @@ def check_model(model: Any, o: CheckOptions) -> ModelCheck:
     True
     """
     original, name = None, None
-    if isinstance(model, (str, os.PathLike)):
+    if is_named(model):
         hooked, loaded = open_model(model, dtype=o.dtype, device=o.device)
         name = loaded.name
         if loaded.model is not hooked:
@@ -181,14 +136,21 @@ def check_model(model: Any, o: CheckOptions) -> ModelCheck:
             findings["self-test"] = (Finding("self-test", str(error)),)
     passed = {answer.question for answer in answers if answer.passed}
     asked = {answer.question for answer in answers}
-    works = {
+    abilities = {
         ability: bool(answers)
         and not any(findings[what] for what in hooks)
         and not (asked.intersection(questions) - passed)
         for ability, (hooks, questions) in ABILITIES.items()
     }
     unique = {finding.message: finding for found in findings.values() for finding in found}
-    return ModelCheck(_facts(hooked, name), works, tuple(unique.values()), answers)
+    return ModelCheck(
+        _facts(hooked, name),
+        abilities,
+        tuple(unique.values()),
+        answers,
+        settings=o.settings(),
+        provenance=describe(hooked),
+    )
 
 
 def _tokens(model: HookedModel) -> Tensor:

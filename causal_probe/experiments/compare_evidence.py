@@ -21,7 +21,8 @@ from causal_probe.experiments.recover import recover
 from causal_probe.experiments.saving import kept
 from causal_probe.graphs import choose_graph
 from causal_probe.models import DisentangledTransformer, hand_set
-from causal_probe.options import EvidenceOptions, MeasureOptions, takes
+from causal_probe.options import takes
+from causal_probe.options.studies import EvidenceOptions, MeasureOptions
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 
 __all__ = ["compare_evidence", "measure_evidence"]
@@ -40,7 +41,7 @@ def compare_evidence(o: EvidenceOptions) -> EvidenceTable:
         If there is no graph or model, a model is unknown, or an argument is out of range.
     """
     settings = o.settings()
-    with kept(o, settings, result="evidence.json") as save_result:
+    with kept(o, settings, EvidenceTable) as saved:
         rows: list[EvidenceRow] = []
         with tqdm(total=len(o.graphs) * (1 + len(o.models)), disable=not o.progress, desc="reading") as bar:
             for graph in o.graphs:
@@ -52,9 +53,7 @@ def compare_evidence(o: EvidenceOptions) -> EvidenceTable:
                     if (model := _model(name, task, o.seed)) is not None:
                         rows += measure_evidence(model, task, graph=graph, name=name, **o.shared(MeasureOptions))
                     bar.update()
-        result = EvidenceTable(tuple(rows), settings=settings)
-        save_result(result)
-    return result
+        return saved(EvidenceTable(tuple(rows), settings=settings))
 
 
 def _model(name: str, task: InContextMarkov, seed: int) -> DisentangledTransformer | None:

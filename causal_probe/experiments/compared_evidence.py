@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from causal_probe import graphs
-from causal_probe.options import EvidenceOptions
-from causal_probe.results import Result, Table, csv_text, write_text
+from causal_probe.options.studies import EvidenceOptions
+from causal_probe.results import Result, Table
 
 __all__ = ["Agreement", "EvidenceRow", "EvidenceTable"]
 
@@ -192,9 +192,8 @@ class EvidenceTable(Result):
         )
 
     def write_data(self, folder: Path) -> None:
-        """Write ``evidence.csv``, and ``evidence.safetensors``, which can be read back, beside the JSON."""
-        write_text(folder / "evidence.csv", csv_text(self.to_pandas()))
-        self.save(folder / "evidence.safetensors")
+        """Write ``evidence.csv`` beside the JSON."""
+        self.save(folder / "evidence.csv")
 
 
 def _flat(row: EvidenceRow) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,18 +12,25 @@ from torch import Tensor
 
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.saving import kept
+from causal_probe.experiments.opening import is_named
+from causal_probe.experiments.saving import Clock, kept
 from causal_probe.hooks import HookedModel, to_hooked
 from causal_probe.models import choose_device, load_model
-from causal_probe.options import DiscoverOptions, takes
+from causal_probe.options import takes
+from causal_probe.options.discover import DiscoverOptions
 from causal_probe.probes import Discovery, Explanation, outputs_of
-from causal_probe.results import Citation, html_table, to_jsonable
+from causal_probe.results import Result, Table
 
 __all__ = ["TextDiscovery", "discover_in_text"]
 
+#: The options that the discovery itself takes.
+ASKED = ("layer", "head", "algorithm", "level", "samples", "source", "residual")
+#: What a token may be replaced by, the best first.
+REPLACEMENTS = ("mask_token_id", "unk_token_id", "pad_token_id", "eos_token_id")
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class TextDiscovery:
+class TextDiscovery(Result):
     """What :func:`discover_in_text` found.
 
     Attributes
@@ -37,19 +43,17 @@ class TextDiscovery:
         The decision in words; None without one.
     changed_to
         What each set of the CLEANN explanation makes of it, in words.
-    settings
-        All that was asked for.
     timings
         Seconds for ``loading``, ``discovering`` and ``explaining``.
     """
 
+    KIND = "discovery in a text"
     RESULT: ClassVar[str] = "discovery.json"
 
     discovery: Discovery
     explanations: Mapping[str, Explanation]
     decision: str | None
     changed_to: tuple[str, ...]
-    settings: Mapping[str, Any]
     timings: Mapping[str, float]
 
     @property
@@ -57,53 +61,29 @@ class TextDiscovery:
         """The Python that gives this result."""
         return DiscoverOptions.call("discover_in_text", self.settings, repr(self.settings["model"]))
 
-    def cite(self) -> Citation:
-        """The papers, and one sentence for a methods section."""
-        return self.discovery.cite()
+    @property
+    def works(self) -> tuple[str, ...]:
+        """Those of the discovery."""
+        return self.discovery.works
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON types."""
-        return {
-            **self.discovery.to_dict(),
-            "decision": self.decision,
-            "explanations": {name: found.to_dict() for name, found in self.explanations.items()},
-            "changed_to": list(self.changed_to),
-            "settings": to_jsonable(self.settings),
-            "timings": to_jsonable(self.timings),
-        }
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        return self.discovery.methods
 
-    def __repr__(self) -> str:
-        lines = [repr(self.discovery)]
+    def table(self) -> Table:
+        """The graphs, and below them the decision and the sets that explain it, at most five by method."""
+        shown, nodes = self.discovery.table(), self.discovery.nodes
+        notes = list(shown.notes)
         if self.decision is not None:
-            nodes = self.discovery.nodes
-            lines.append(f"Decision at {nodes[next(iter(self.explanations.values())).target]!r}: {self.decision!r}")
-            for name, found in self.explanations.items():
-                sets = "; ".join(", ".join(repr(nodes[node]) for node in each) for each in found.sets[:5])
-                more = f"; and {len(found.sets) - 5} more" if len(found.sets) > 5 else ""
-                lines.append(
-                    f"  {name:<13} {sets or 'no set that was tried changes it'}{more}  ({found.tested} sets tried)"
-                )
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        if self.decision is None:
-            return self.discovery._repr_html_()
-        nodes = self.discovery.nodes
-        rows = [
-            (
-                name,
-                "; ".join(", ".join(nodes[node] for node in each) for each in found.sets[:5]),
-                len(found.sets),
-                found.tested,
+            notes.append(f"Decision at {nodes[next(iter(self.explanations.values())).target]!r}: {self.decision!r}")
+        for name, found in self.explanations.items():
+            sets = "; ".join(", ".join(repr(nodes[node]) for node in each) for each in found.sets[:5])
+            more = f"; and {len(found.sets) - 5} more" if len(found.sets) > 5 else ""
+            notes.append(
+                f"  {name:<13} {sets or 'no set that was tried changes it'}{more}  ({found.tested} sets tried)"
             )
-            for name, found in self.explanations.items()
-        ]
-        decided = html_table(
-            ["method", "sets that change the decision (at most 5)", "sets", "tried"],
-            rows,
-            caption=f"Decision at {nodes[next(iter(self.explanations.values())).target]!r}: {self.decision!r}",
-        )
-        return self.discovery._repr_html_() + decided
+        return dataclasses.replace(shown, notes=notes)
 
 
 @takes(DiscoverOptions)
@@ -119,16 +99,15 @@ def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
         If the text is empty or too long, the model has no tokenizer, an argument is out of range, there is no such token, or the model
         takes no decision that could be explained.
     """
-    if is_named := isinstance(model, (str, os.PathLike)):
-        settings = o.settings(model=os.fspath(model), device=str(choose_device(o.device)))
-    else:
-        settings = o.settings(model=type(model).__name__, dtype=None, device=None)
-    with kept(o, settings, result="discovery.json") as save_result:
-        started = time.perf_counter()
+    about: dict[str, Any] = {"model": type(model).__name__, "dtype": None, "device": None}
+    if named := is_named(model):
+        about = {"model": os.fspath(model), "dtype": o.dtype, "device": str(choose_device(o.device))}
+    settings = o.settings(**about)
+    clock = Clock()
+    with kept(o, settings, TextDiscovery) as saved:
         name, tokenizer = None, o.tokenizer
-        if is_named:
-            loaded = load_model(model, dtype=o.dtype, device=str(choose_device(o.device)), any_kind=True)
-            model, tokenizer, name = loaded
+        if named:
+            model, tokenizer, name = load_model(model, dtype=o.dtype, device=about["device"], any_kind=True)
         tokenizer = tokenizer or getattr(model, "tokenizer", None)
         if tokenizer is None:
             raise CausalProbeError(
@@ -139,41 +118,27 @@ def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
         encoded = tokenizer(o.text)
         tokens = torch.tensor([encoded["input_ids"]])
         nodes = _words(encoded, tokenizer) if o.words else None
-        loaded_at = time.perf_counter()
+        clock.spent_on("loading")
         found = probes.discover_from_attention(
             model,
             tokens,
-            layer=o.layer,
-            head=o.head,
-            algorithm=o.algorithm,
-            level=o.level,
-            samples=o.samples,
-            source=o.source,
-            residual=o.residual,
             groups=nodes,
             texts=[tokenizer.decode([token]) for token in tokens[0].tolist()],
+            **{name: getattr(o, name) for name in ASKED},
         )
-        discovered_at = time.perf_counter()
+        clock.spent_on("discovering")
         explanations: dict[str, Explanation] = {}
         decision, changed = None, tuple[str, ...]()
         if o.explain is not None:
             explanations, names = _explain(model, tokenizer, found, o.explain, o.max_size)
             cleann = explanations["cleann"]
             decision, changed = names(cleann.decision), tuple(map(names, cleann.changed_to))
-        result = TextDiscovery(
-            found,
-            explanations,
-            decision,
-            changed,
-            settings,
-            {
-                "loading": loaded_at - started,
-                "discovering": discovered_at - loaded_at,
-                "explaining": time.perf_counter() - discovered_at,
-            },
+        clock.spent_on("explaining")
+        return saved(
+            TextDiscovery(
+                found, explanations, decision, changed, clock.timings, settings=settings, provenance=found.provenance
+            )
         )
-        save_result(result)
-    return result
 
 
 def _is_causal(model: Any) -> bool:
@@ -203,15 +168,8 @@ def _explain(
     node = _node(found, explain)
     position = found.groups[node][-1]
     kind = type(model).__name__
-    replacement = next(
-        (
-            token
-            for name in ("mask_token_id", "unk_token_id", "pad_token_id", "eos_token_id")
-            if (token := getattr(tokenizer, name, None)) is not None
-        ),
-        None,
-    )
-    if replacement is None:
+    known = [token for name in REPLACEMENTS if (token := getattr(tokenizer, name, None)) is not None]
+    if not known:
         raise CausalProbeError("The tokenizer has no mask, unknown, padding or end token to replace others by.")
     if "ForSequenceClassification" in kind:
         outputs, names = outputs_of(model, "class"), lambda choice: str(model.config.id2label.get(choice, choice))
@@ -233,7 +191,7 @@ def _explain(
         found,
         outputs,
         target=node,
-        replacement=replacement,
+        replacement=known[0],
         methods=("cleann", "leave-one-out"),
         head="any",
         fixed=fixed,

@@ -13,7 +13,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,10 +25,11 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.read import read_layer
 from causal_probe.models.loading import load_model
-from causal_probe.options import SentimentOptions, SessionsOptions, takes
+from causal_probe.options import takes
+from causal_probe.options.studies import SentimentOptions, SessionsOptions
 from causal_probe.probes import Explanation, ExplanationSummary, outputs_of, summarise
 from causal_probe.probes.explain import Outputs
-from causal_probe.results import Citation, cite, escape, to_jsonable, versions, write_json
+from causal_probe.results import Result, Table
 
 __all__ = ["ExplanationStudy", "Interval", "explain_sentiment", "explain_sessions", "read_ratings"]
 
@@ -54,8 +55,23 @@ SENTENCES = (
 CAUSES, ITEMS, LENGTH = 30, 100, 10
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class ExplanationStudy:
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A share in [0, 1], with its 95% interval (Wilson)."""
+
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, hits: int, n: int) -> Interval:
+        """Of so many of n."""
+        interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
+        return cls(hits / n, float(interval.low), float(interval.high))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ExplanationStudy(Result):
     """Explanations of many decisions by every method.
 
     Attributes
@@ -72,50 +88,55 @@ class ExplanationStudy:
         model did not decide by them, and no method that tells the truth about the model can name them alone. None where unknown.
     accuracy
         Share of the inputs that the model decides as they were made, in [0, 1]; for ratings: that have their last item first.
-    settings
-        All that was asked for.
     """
 
+    KIND = "explanation study"
+    WORKS = ("rohekar2023",)
+    DERIVED = ("with_cause", "cause_decides")
+
     summary: ExplanationSummary
-    explanations: tuple[dict[str, Explanation], ...]
+    explanations: tuple[Mapping[str, Explanation], ...]
     planted: tuple[tuple[int, ...], ...] | None
     decides: tuple[bool, ...] | None
     accuracy: float
-    settings: Mapping[str, Any]
 
-    def with_cause(self, method: str) -> Interval | None:
-        """Share of *all* inputs for which a planted cause is in one of the method's sets, with its 95% interval (Wilson); None where unknown.
+    @property
+    def with_cause(self) -> dict[str, Interval | None]:
+        """By method: the share of *all* inputs for which a planted cause is in one of its sets, with its 95% interval (Wilson).
 
         An input for which the method finds no set counts as one without. How many sets there are to be in says ``sets`` of
-        :meth:`to_pandas`.
+        :meth:`to_pandas`. None where the cause is unknown.
         """
         if self.planted is None:
-            return None
-        named = sum(
-            any(node in each for each in explained[method].sets for node in planted)
-            for explained, planted in zip(self.explanations, self.planted, strict=True)
-        )
-        return Interval.of(named, len(self.planted))
-
-    def cite(self) -> Citation:
-        """The paper, and what a methods section may say."""
-        return cite(
-            "rohekar2023",
-            methods=(
-                f"{len(self.explanations)} decisions were explained by CLEANN (Rohekar et al., 2023) and by the most attention, gradient times input and "
-                "leave-one-out; a set of tokens explains a decision if replacing it changes the decision"
-                + (
-                    "."
-                    if self.planted is None
-                    else ", and is judged by whether it holds the planted cause (Wilson intervals)."
-                )
-            ),
-        )
+            return dict.fromkeys(self.explanations[0])
+        both = list(zip(self.explanations, self.planted, strict=True))
+        return {
+            method: Interval.of(
+                sum(any(node in each for each in by[method].sets for node in planted) for by, planted in both),
+                len(both),
+            )
+            for method in self.explanations[0]
+        }
 
     @property
     def cause_decides(self) -> Interval | None:
         """Share of the inputs whose decision changes when the planted cause alone is replaced; None where it is unknown."""
         return None if self.decides is None else Interval.of(sum(self.decides), len(self.decides))
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why nothing is said of causes."""
+        return {} if self.planted is not None else dict.fromkeys(self.DERIVED, "no cause was planted")
+
+    @property
+    def methods(self) -> str:
+        """One sentence for a methods section."""
+        judged = ", and is judged by whether it holds the planted cause (Wilson intervals)"
+        return (
+            f"{len(self.explanations)} decisions were explained by CLEANN (Rohekar et al., 2023) and by the most attention, gradient times input and "
+            "leave-one-out; a set of tokens explains a decision if replacing it changes the decision"
+            f"{'' if self.planted is None else judged} ({self.measured_with})."
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         """By method: the table of the summary; ``sets``, how many sets are found where any is; ``with_cause`` and its interval."""
@@ -123,56 +144,20 @@ class ExplanationStudy:
         for method in table.index:
             counts = [len(each[method].sets) for each in self.explanations if each[method].sets]
             table.loc[method, "sets"] = float(np.mean(counts)) if counts else None
-            if (share := self.with_cause(method)) is not None:
+            if (share := self.with_cause[method]) is not None:
                 table.loc[method, ["with_cause", "with_cause_low", "with_cause_high"]] = dataclasses.astuple(share)
         return table
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything in plain JSON types."""
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "explanation study",
-                    "format": 1,
-                    "summary": self.summary.to_dict(),
-                    "with_cause": {method: self.with_cause(method) for method in self.summary.by_method},
-                    "cause_decides": self.cause_decides,
-                    "accuracy": self.accuracy,
-                    "explanations": [{name: each.to_dict() for name, each in row.items()} for row in self.explanations],
-                    "planted": self.planted,
-                    "settings": self.settings,
-                    "versions": versions(),
-                }
-            )
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_dict` as a JSON file, whole or not at all."""
-        write_json(path, self.to_dict())
-
-    def __repr__(self) -> str:
+    def table(self) -> Table:
+        """:meth:`to_pandas`, a column for each method."""
         decides = self.cause_decides
         known = "" if decides is None else f", the planted cause decides {decides.share:.3f} of them"
-        table = self.to_pandas().T.round(3).to_string(na_rep="")
-        return f"ExplanationStudy of {len(self.explanations)} inputs, accuracy {self.accuracy:.3f}{known}\n{table}"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self).splitlines()[0])}</p>{self.to_pandas().T.round(3).to_html(na_rep='', border=0)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A share in [0, 1], with its 95% interval (Wilson)."""
-
-    share: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, hits: int, n: int) -> Interval:
-        """Of so many of n."""
-        interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
-        return cls(hits / n, float(interval.low), float(interval.high))
+        shown = self.to_pandas().T.astype(object)
+        return Table(
+            f"ExplanationStudy of {len(self.explanations)} inputs, accuracy {self.accuracy:.3f}{known}",
+            ("", *map(str, shown.columns)),
+            [(str(row.name), *row) for _, row in shown.where(shown.notna(), None).iterrows()],
+        )
 
 
 @takes(SentimentOptions)
@@ -211,28 +196,15 @@ def explain_sentiment(encoder: str | os.PathLike[str], o: SentimentOptions) -> E
         model.classifier.bias.copy_(torch.tensor(fit.intercept_))
 
     texts, classes, adjectives = _sentences(o.inputs, rng, (0, 2))
-    explained, planted, decides, right = [], [], [], 0
-    for text, label, adjective in zip(texts, classes, adjectives, strict=True):
-        tokens = tokenizer(text)["input_ids"]
-        found = _explain(
-            model,
-            tokens,
-            target=0,
-            fixed=[len(tokens) - 1],
-            replacement=tokenizer.mask_token_id,
-            kind="class",
-            max_size=o.max_size,
-        )
-        pieces = set(tokenizer(adjective, add_special_tokens=False)["input_ids"])
-        cause = tuple(place for place, token in enumerate(tokens) if token in pieces)
-        explained.append(found)
-        planted.append(cause)
-        decides.append(_changes(outputs_of(model, "class"), tokens, cause, tokenizer.mask_token_id))
-        right += found["cleann"].decision == label
+    inputs = tokenizer(texts)["input_ids"]
+    pieces = [set(tokenizer(adjective, add_special_tokens=False)["input_ids"]) for adjective in adjectives]
+    planted = [
+        tuple(place for place, token in enumerate(tokens) if token in its)
+        for tokens, its in zip(inputs, pieces, strict=True)
+    ]
     settings = o.settings(encoder=PurePath(encoder).name)
-    return ExplanationStudy(
-        summarise(explained), tuple(explained), tuple(planted), tuple(decides), right / o.inputs, settings
-    )
+    asked = Asked("class", 0, tokenizer.mask_token_id, o.max_size, fixed=(-1,))
+    return _study(model, asked, inputs, classes, planted, settings)
 
 
 def _masked(text: str, adjective: str, rng: np.random.Generator) -> str:
@@ -302,25 +274,10 @@ def explain_sessions(o: SessionsOptions) -> ExplanationStudy:
             attn_implementation="eager",
         )
         _train(model, sessions, mask, o.steps, rng)
-    explained, decides, right = [], [], 0
-    last = held.shape[1] - 1
-    planted = None if places is None else tuple((place,) for place in places)
-    for number, row in enumerate(held):
-        tokens = [*row[:-1].tolist(), mask]
-        found = _explain(model, tokens, target=last, fixed=[], replacement=mask, kind="masked", max_size=o.max_size)
-        explained.append(found)
-        right += found["cleann"].decision == int(row[-1])
-        if planted is not None:
-            decides.append(_changes(outputs_of(model, "masked", position=last), tokens, planted[number], mask))
+    planted = None if places is None else [(place,) for place in places]
     settings = o.settings(ratings=None if ratings is None else PurePath(ratings).name)
-    return ExplanationStudy(
-        summarise(explained),
-        tuple(explained),
-        planted,
-        None if planted is None else tuple(decides),
-        right / len(held),
-        settings,
-    )
+    asked = Asked("masked", held.shape[1] - 1, mask, o.max_size)
+    return _study(model, asked, [[*row[:-1].tolist(), mask] for row in held], held[:, -1].tolist(), planted, settings)
 
 
 def synthetic_sessions(n: int, rng: np.random.Generator) -> Int[np.ndarray, "session item"]:
@@ -392,13 +349,44 @@ def _changes(outputs: Outputs, tokens: Sequence[int], nodes: Sequence[int], repl
     return bool(before != after)
 
 
-def _explain(
-    model: Any, tokens: list[int], *, target: int, fixed: list[int], replacement: int, kind: Any, max_size: int
-) -> dict[str, Explanation]:
+class Asked(NamedTuple):
+    """Which decision is explained: its kind, at which position, what replaces tokens, the largest set, and what is never replaced."""
+
+    kind: Any
+    target: int
+    replacement: int
+    max_size: int
+    fixed: tuple[int, ...] = ()
+
+
+def _study(
+    model: Any,
+    asked: Asked,
+    inputs: Sequence[list[int]],
+    expected: Sequence[int],
+    planted: Sequence[tuple[int, ...]] | None,
+    settings: Mapping[str, Any],
+) -> ExplanationStudy:
+    """Every decision explained, and compared with what was expected and what was planted."""
+    outputs = outputs_of(model, asked.kind, position=asked.target)
+    explained = [_explain(model, outputs, tokens, asked) for tokens in inputs]
+    right = sum(each["cleann"].decision == label for each, label in zip(explained, expected, strict=True))
+    summary = summarise(explained)
+    decides = None
+    if planted is not None:
+        each = zip(inputs, planted, strict=True)
+        decides = tuple(_changes(outputs, tokens, cause, asked.replacement) for tokens, cause in each)
+        planted = tuple(planted)
+    share = right / len(inputs)
+    about = {"settings": settings, "provenance": summary.provenance}
+    return ExplanationStudy(summary, tuple(explained), planted, decides, share, **about)
+
+
+def _explain(model: Any, outputs: Outputs, tokens: list[int], asked: Asked) -> dict[str, Explanation]:
     row = torch.tensor([tokens])
-    outputs = outputs_of(model, kind, position=target)
     options: dict[str, Any] = {
-        "target": target, "replacement": replacement, "fixed": fixed, "max_size": max_size, "max_tested": 500, "head": "any",
+        "target": asked.target, "replacement": asked.replacement, "fixed": [place % len(tokens) for place in asked.fixed],
+        "max_size": asked.max_size, "max_tested": 500, "head": "any",
     }  # fmt: skip
     found = {}
     for name, residual in READINGS.items():

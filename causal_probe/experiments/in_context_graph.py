@@ -9,9 +9,8 @@ better than what the words' frequencies give?
 from __future__ import annotations
 
 import dataclasses
-import os
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,22 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.check_model import open_model
-from causal_probe.experiments.saving import kept
+from causal_probe.experiments.opening import model_settings, open_model
+from causal_probe.experiments.saving import Clock, kept
 from causal_probe.experiments.state_words import StateWords
 from causal_probe.graphs import choose_graph
-from causal_probe.hooks import (
-    HookedModel,
-    Moments,
-    context_length,
-    describe,
-    preflight,
-    text_start,
-    to_hooked,
-    undisturbed,
-)
-from causal_probe.models import choose_device
-from causal_probe.options import InContextOptions, takes
+from causal_probe.hooks import HookedModel, Moments, context_length, describe, preflight, text_start, undisturbed
+from causal_probe.options import takes
+from causal_probe.options.recover import InContextOptions
 from causal_probe.probes import (
     Estimate,
     HeadScore,
@@ -50,13 +40,7 @@ from causal_probe.probes import (
 )
 from causal_probe.probes.head_scores import CALLED
 from causal_probe.probes.p_values import t_p_value
-from causal_probe.results import (
-    Citation,
-    cite,
-    html_table,
-    to_jsonable,
-    versions,
-)
+from causal_probe.results import Result, Table
 from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator
 
 __all__ = ["InContextGraph", "WordBatch", "in_context_graph", "word_batches"]
@@ -98,7 +82,7 @@ class WordBatch:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class InContextGraph:
+class InContextGraph(Result):
     """What :func:`in_context_graph` found. Losses are cross-entropies with the true next-state distribution, in nats.
 
     Attributes
@@ -119,10 +103,13 @@ class InContextGraph:
         Whether the model uses the heads that see the graph; None if that was not asked for, or there are none.
     words
         The words that stand for states.
-    settings, timings
-        All that was asked for; seconds.
+    timings
+        Seconds.
     """
 
+    KIND = "in-context graph"
+    WORKS = ("nichani2024",)
+    DERIVED = ("verdict", "carriers")
     RESULT: ClassVar[str] = "result.json"
 
     graph: nx.DiGraph
@@ -132,7 +119,6 @@ class InContextGraph:
     scores: HeadScores
     verification: Verification | None
     words: tuple[str, ...]
-    settings: Mapping[str, Any]
     timings: Mapping[str, float]
 
     @property
@@ -161,98 +147,55 @@ class InContextGraph:
         return f"{sees}; {uses}"
 
     @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no skill."""
+        return {} if self.skill is not None else {"skill": "knowing the graph gains nothing here"}
+
+    @property
     def call(self) -> str:
         """The Python that gives this result."""
         model = repr(self.settings["model"]) if self.settings["source"] == "loaded" else "model"
         return InContextOptions.call("in_context_graph", self.settings, model)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of ``result.json``, in plain JSON types."""
-        verification = {} if self.verification is None else {"verification": self.verification.to_dict()}
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "in-context-graph",
-                    "format": 1,
-                    **{name: self.scores.provenance[name] for name in ("model", "dtype", "device")},
-                    "verdict": self.verdict,
-                    "losses": {
-                        name: {"value": each.value, "stderr": each.stderr} for name, each in self.losses.items()
-                    },
-                    "gain": self.gain._asdict(),
-                    "skill": self.skill,
-                    "carriers": [f"L{head.layer}H{head.head}" for head in self.carriers],
-                    "heads": [found._asdict() for found in self.scores],
-                    "coinciding": self.scores.coinciding,
-                    "undefined": self.scores.undefined,
-                    **verification,
-                    "edges": sorted(self.graph.edges),
-                    "nodes": len(self.graph),
-                    "words": self.words,
-                    "timings": self.timings,
-                    "settings": self.settings,
-                    "versions": versions(),
-                }
-            )
-        )
+    @property
+    def methods(self) -> str:
+        """What a methods section may say."""
+        said = how_it_was_read(self.provenance["model"], f"the graph {self.settings['graph']}", self.settings)
+        return f"{said} ({self.measured_with})."
 
-    def cite(self) -> Citation:
-        """The papers behind this result, and what a methods section may say."""
-        return cite_readings(self.scores.provenance["model"], f"the graph {self.settings['graph']}", self.settings)
-
-    def __repr__(self) -> str:
+    def table(self) -> Table:
+        """The heads that see the graph, at most 8, or the best one; the losses below."""
         s = self.settings
-        lines = [
-            f"{self.scores.provenance['model']} on {s['graph']}, {s['states']} states, {len(self.graph) + 1} positions, "
-            f"{s['n_sequences']} sequences: {self.verdict}",
-            *(f"  loss {each.value:.3f} ± {each.stderr:.3f}  {name}" for name, each in self.losses.items()),
-            f"  gain over the in-context unigram {self.gain.value:.3f} ± {self.gain.stderr:.3f}"
-            + ("" if self.skill is None else f", skill {self.skill:.2f}"),
-        ]
-        verdicts = {} if self.verification is None else {(v.layer, v.head): v for v in self.verification.verdicts}
+        rows = []
         for head in (*self.carriers[:8], *([] if self.carriers else [self.best])):
-            found = verdicts.get((head.layer, head.head))
-            checked = (
+            found = None if self.verification is None else self.verification.of(head.layer, head.head)
+            effect = (
                 ""
                 if found is None
-                else f", {found.verdict} (effect {found.effect.value:.3f} ± {found.effect.stderr:.3f} nats)"
+                else f"{found.verdict} (effect {found.effect.value:.3f} ± {found.effect.stderr:.3f} nats)"
             )
-            spread = "" if head.stderr is None else f" ± {head.stderr:.3f}"
-            lines.append(
-                f"  L{head.layer}H{head.head}: score {head.score or 0:.3f}{spread}, chance {head.chance or 0:.3f}{checked}"
-            )
-        if len(self.carriers) > 8:
-            lines.append(f"  and {len(self.carriers) - 8} heads more")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        s = self.settings
-        title = f"{self.scores.provenance['model']} on {s['graph']}, {s['states']} states, {s['n_sequences']} sequences: {self.verdict}"
-        losses = html_table(
-            ["predictor", "loss (nats)", "standard error"],
-            [(name, each.value, each.stderr) for name, each in self.losses.items()],
-            caption=title,
-        )
-        heads = html_table(
-            ["head", "score", "standard error", "chance", "excess"],
+            rows.append((f"L{head.layer}H{head.head}", head.score, head.stderr, head.chance, head.excess, effect))
+        more = len(self.carriers) - 8
+        skill = "" if self.skill is None else f", skill {self.skill:.2f}"
+        return Table(
+            f"{self.provenance['model']} on {s['graph']}, {s['states']} states, {len(self.graph) + 1} positions, "
+            f"{s['n_sequences']} sequences: {self.verdict}",
+            ("head", "score", "stderr", "chance", "excess", "verdict"),
+            rows,
             [
-                (f"L{head.layer}H{head.head}", head.score, head.stderr, head.chance, head.excess)
-                for head in (*self.carriers[:8], *([] if self.carriers else [self.best]))
+                *[f"and {more} heads more"] * (more > 0),
+                *(f"loss {each.value:.3f} ± {each.stderr:.3f}  {name}" for name, each in self.losses.items()),
+                f"gain over the in-context unigram {self.gain.value:.3f} ± {self.gain.stderr:.3f}{skill}",
             ],
-            caption="The heads that see the graph, at most 8; or the best one.",
         )
-        return losses + heads
 
 
-def cite_readings(models: str, graphs: str, settings: Mapping[str, Any]) -> Citation:
-    """The papers behind readings of some models on some graphs, and what a methods section may say."""
-    return cite(
-        "nichani2024",
-        methods=(
-            f"{models} read {settings['n_sequences']} sequences of the in-context task of Nichani, Damian & Lee on {graphs} with "
-            f"{settings['states']} states (Dirichlet concentration {settings['concentration']:g}) as single-token words. A head sees a graph if the last "
-            "token attends to the successors of nodes that carry it (excess above 0.5 by three standard errors)."
-        ),
+def how_it_was_read(models: str, graphs: str, settings: Mapping[str, Any]) -> str:
+    """What a methods section may say of readings of some models on some graphs, without its full stop."""
+    return (
+        f"{models} read {settings['n_sequences']} sequences of the in-context task of Nichani, Damian & Lee on {graphs} with "
+        f"{settings['states']} states (Dirichlet concentration {settings['concentration']:g}) as single-token words; a head sees a graph if the "
+        "last token attends to the successors of nodes that carry it (excess above 0.5 by three standard errors)"
     )
 
 
@@ -275,20 +218,11 @@ def in_context_graph(model: Any, o: InContextOptions) -> InContextGraph:
     >>> in_context_graph(model, "chain", states=3, n_sequences=4, verify=False).carriers[0].layer
     1
     """
-    started = time.perf_counter()
-    is_named = isinstance(model, (str, os.PathLike))
-    hooked: HookedModel
-    if not is_named:
-        hooked = to_hooked(model)
-    settings = o.settings(
-        model=os.fspath(model) if is_named else describe(hooked)["model"],
-        source="loaded" if is_named else "given",
-        root_probability=o.root_probability if o.graph == "forest" else None,
-        dtype=o.dtype if is_named else describe(hooked)["dtype"],
-        device=str(choose_device(o.device)) if is_named else describe(hooked)["device"],
-    )
-    with kept(o, settings, result=InContextGraph.RESULT) as save_result:
-        if is_named:
+    clock = Clock()
+    hooked, about = model_settings(model, o)
+    settings = o.settings(**about, root_probability=o.root_probability if o.graph == "forest" else None)
+    with kept(o, settings, InContextGraph) as saved:
+        if hooked is None:
             hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
         start = text_start(hooked, o.bos)
         room = context_length(hooked)
@@ -308,42 +242,33 @@ def in_context_graph(model: Any, o: InContextOptions) -> InContextGraph:
                 "positions."
             )
         chosen = StateWords.choose(hooked, o.states, o.words)
-        batches = list(word_batches(hooked, task, chosen, n_sequences=o.n_sequences, start=start, seed=o.seed))
+        written = partial(word_batches, hooked, task, chosen, start=start, seed=o.seed)
+        batches = written(n_sequences=o.n_sequences)
         preflight(hooked, batches[0].tokens[:1])
 
         losses, gain, skill = _losses(hooked, task, batches)
         template = successor_of_parent(task.graph, first=len(start))
         scores = scan(hooked, [batch.tokens for batch in batches], templates=[template], queries=[-1])
-        scanned = time.perf_counter()
+        clock.spent_on("reading")
         verification = None
         if o.verify and scores.called():
-            fresh = list(
-                word_batches(
-                    hooked,
-                    task,
-                    chosen,
-                    n_sequences=min(o.n_sequences, 16),
-                    start=start,
-                    seed=o.seed,
-                    stream="verify",
-                    batch_size=RANKED_ON,
-                )
-            )
+            fresh = written(n_sequences=min(o.n_sequences, 16), stream="verify", batch_size=RANKED_ON)
             verification = _verify(scores, hooked, fresh, o.progress)
-        ended = time.perf_counter()
-        result = InContextGraph(
-            graph=task.graph,
-            losses=losses,
-            gain=gain,
-            skill=skill,
-            scores=scores,
-            verification=verification,
-            words=chosen.words,
-            settings=settings,
-            timings={"reading": scanned - started, "verifying": ended - scanned, "total": ended - started},
+        clock.spent_on("verifying")
+        return saved(
+            InContextGraph(
+                graph=task.graph,
+                losses=losses,
+                gain=gain,
+                skill=skill,
+                scores=scores,
+                verification=verification,
+                words=chosen.words,
+                timings=clock.timings,
+                settings=settings,
+                provenance=scores.provenance,
+            )
         )
-        save_result(result)
-    return result
 
 
 def word_batches(

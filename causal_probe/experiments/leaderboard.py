@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +12,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.check_model import open_model
-from causal_probe.experiments.in_context_graph import InContextGraph, cite_readings, in_context_graph
+from causal_probe.experiments.in_context_graph import InContextGraph, how_it_was_read, in_context_graph
+from causal_probe.experiments.opening import is_named, open_model
 from causal_probe.experiments.saving import kept
 from causal_probe.hooks import describe, to_hooked
-from causal_probe.options import InContextOptions, LeaderboardOptions, takes
+from causal_probe.options import takes
 from causal_probe.options.base import GIVEN
-from causal_probe.results import Citation, csv_text, to_jsonable, versions, write_text
+from causal_probe.options.recover import InContextOptions
+from causal_probe.options.studies import LeaderboardOptions
+from causal_probe.results import Result, Table, merge_provenance
 
 __all__ = ["GRAPHS", "Leaderboard", "leaderboard"]
 
@@ -27,30 +29,29 @@ GRAPHS = ("chain", "pairs", "lag-2", "lag-3")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Leaderboard:
+class Leaderboard(Result):
     """What :func:`leaderboard` found: a reading for each model and graph, in that order.
 
     Attributes
     ----------
     readings
-        One :class:`InContextGraph` each.
+        One :class:`~causal_probe.experiments.in_context_graph.InContextGraph` each.
     names
         The name of each reading's model: its own, or that of its folder; with a number where several are the same.
-    settings
-        All that was asked for.
     """
 
+    KIND = "leaderboard"
+    WORKS = ("nichani2024",)
     RESULT: ClassVar[str] = "leaderboard.json"
 
     readings: tuple[InContextGraph, ...]
     names: tuple[str, ...]
-    settings: Mapping[str, Any]
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each model and graph: the best head, its excess, the losses, gain and skill, and the verdict."""
         return pd.DataFrame(self._rows())
 
-    def table(self, value: str = "skill") -> pd.DataFrame:
+    def by_graph(self, value: str = "skill") -> pd.DataFrame:
         """One figure by model and graph.
 
         Parameters
@@ -76,36 +77,25 @@ class Leaderboard:
         models = "models" if GIVEN in self.settings["models"] else repr(self.settings["models"])
         return LeaderboardOptions.call("leaderboard", self.settings, models)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of ``leaderboard.json``, in plain JSON types."""
-        readings = [{**each.to_dict(), "model": name} for each, name in zip(self.readings, self.names, strict=True)]
-        return dict(
-            to_jsonable(
-                {
-                    "kind": "leaderboard",
-                    "format": 1,
-                    "readings": readings,
-                    "settings": self.settings,
-                    "versions": versions(),
-                }
-            )
+    @property
+    def methods(self) -> str:
+        """What a methods section may say."""
+        models = ", ".join(dict.fromkeys(self.names))
+        said = how_it_was_read(models, f"each of the graphs {', '.join(self.settings['graphs'])}", self.settings)
+        return f"{said} ({self.measured_with})."
+
+    def table(self) -> Table:
+        """:meth:`to_pandas` without the standard errors."""
+        shown = self.to_pandas().drop(columns=["excess_stderr", "loss_stderr", "gain", "gain_stderr"]).astype(object)
+        return Table(
+            f"Leaderboard of {len(set(self.names))} models on {len(self.settings['graphs'])} graphs: losses in nats",
+            tuple(shown.columns),
+            shown.where(shown.notna(), None).to_numpy().tolist(),
         )
 
     def write_data(self, folder: Path) -> None:
         """Write ``leaderboard.csv`` beside the JSON."""
-        write_text(folder / "leaderboard.csv", csv_text(self.to_pandas()))
-
-    def cite(self) -> Citation:
-        """The papers behind these readings, and what a methods section may say."""
-        models = ", ".join(dict.fromkeys(self.names))
-        return cite_readings(models, f"each of the graphs {', '.join(self.settings['graphs'])}", self.settings)
-
-    def __repr__(self) -> str:
-        shown = self.to_pandas().drop(columns=["excess_stderr", "gain", "gain_stderr"])
-        return str(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
-
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))
+        self.save(folder / "leaderboard.csv")
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for each, name in zip(self.readings, self.names, strict=True):
@@ -142,22 +132,22 @@ def leaderboard(models: Sequence[Any], o: LeaderboardOptions) -> Leaderboard:
     --------
     >>> from causal_probe import graphs, models
     >>> model = models.hand_set(graphs.chain(11), 3, match_scale=12.0, output_scale=4.0)
-    >>> leaderboard([model], ["chain"], states=3, n_sequences=4).table("excess").columns.tolist()
+    >>> leaderboard([model], ["chain"], states=3, n_sequences=4).by_graph("excess").columns.tolist()
     ['chain']
     """
     if not models:
         raise CausalProbeError("A leaderboard needs a model at least.")
-    named = [os.fspath(model) if isinstance(model, (str, os.PathLike)) else None for model in models]
+    named = [os.fspath(model) if is_named(model) else None for model in models]
     if twice := next((name for name in named if name and named.count(name) > 1), None):
         raise CausalProbeError(f"The model {twice} was named twice. Name it once.")
     settings = o.settings(models=[name or GIVEN for name in named])
     options = o.shared(InContextOptions, verify=False, out=None, progress=False)
-    with kept(o, settings, result=Leaderboard.RESULT) as save_result:
+    with kept(o, settings, Leaderboard) as saved:
         readings: list[InContextGraph] = []
         labels: list[str] = []
         with tqdm(total=len(models) * len(o.graphs), disable=not o.progress, desc="reading") as bar:
             for model in models:
-                if isinstance(model, (str, os.PathLike)):
+                if is_named(model):
                     hooked, loaded = open_model(model, dtype=o.dtype, device=o.device)
                     # causal-probe recover writes its model into a folder of that name: the folder above says which
                     name = Path(model).resolve().parent.name if loaded.name == "model" else loaded.name
@@ -170,6 +160,5 @@ def leaderboard(models: Sequence[Any], o: LeaderboardOptions) -> Leaderboard:
                     labels.append(name)
                     readings.append(in_context_graph(hooked, graph, **options))
                     bar.update()
-        result = Leaderboard(tuple(readings), tuple(labels), settings)
-        save_result(result)
-    return result
+        measured = merge_provenance(*(each.provenance for each in readings))
+        return saved(Leaderboard(tuple(readings), tuple(labels), settings=settings, provenance=measured))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.saving import kept
-from causal_probe.experiments.scan import SCORES, ModelScan
+from causal_probe.experiments.model_scan import SCORES, ModelScan
+from causal_probe.experiments.saving import Clock, kept
 from causal_probe.hooks import missing_shards
-from causal_probe.options import MergeOptions, takes
+from causal_probe.options import takes
+from causal_probe.options.scan import MergeOptions
 from causal_probe.probes import HeadScores, bootstrap_intervals
 
 __all__ = ["merge_scans"]
@@ -29,7 +29,7 @@ def merge_scans(shards: Sequence[str | os.PathLike[str]], o: MergeOptions) -> Mo
         If a file is missing or damaged, the scans don't belong together (:meth:`~causal_probe.probes.HeadScores.merge`), a shard is
         there twice or, without ``partial``, missing.
     """
-    started = time.perf_counter()
+    clock = Clock()
     if not shards:
         raise CausalProbeError("There is nothing to merge. Name the folders of two scans or more.")
     files = [Path(each) / SCORES if os.path.isdir(each) else Path(each) for each in shards]
@@ -63,18 +63,13 @@ def merge_scans(shards: Sequence[str | os.PathLike[str]], o: MergeOptions) -> Mo
         corpus=reading["source"],
         **{name: reading[name] for name in ("length", "separator", "field")},
     )
-    with kept(o, settings, result=ModelScan.RESULT) as save_result:
-        found = ModelScan(
-            scores=scores,
-            verification=None,
-            leading=(),
-            examples=(),
-            graphs=(),
-            circuits=(),
-            no_circuits=None,
-            intervals=bootstrap_intervals(scores),
-            settings=settings,
-            timings={"total": time.perf_counter() - started},
+    with kept(o, settings, ModelScan) as saved:
+        return saved(
+            ModelScan(
+                scores,
+                intervals=bootstrap_intervals(scores),
+                timings=clock.timings,
+                settings=settings,
+                provenance=scores.provenance,
+            )
         )
-        save_result(found)
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jaxtyping import Int
@@ -12,7 +12,8 @@ from torch import Tensor
 from causal_probe.hooks import Corpus, HookedModel, context_length, text_start
 from causal_probe.hooks.corpus import IN_MEMORY
 from causal_probe.probes import Template
-from causal_probe.probes.sequences import Sequences, make_sequences
+from causal_probe.probes.scan import Part
+from causal_probe.probes.sequences import make_sequences
 
 __all__ = ["MadeSequences", "ScannedSequences", "TextSequences", "corpus_name", "sequence_length"]
 
@@ -23,7 +24,7 @@ LENGTH = 128
 
 
 class MadeSequences:
-    """Sequences that a scan makes, made again.
+    """Sequences that a scan has made, and short ones like them.
 
     Parameters
     ----------
@@ -33,34 +34,41 @@ class MadeSequences:
         ``n_sequences``, ``period``, ``bos`` and ``seed`` of the scan.
     templates
         The templates of the scan, which may bring sequences of their own.
+    parts
+        The sequences.
     """
 
     title = "Repeated random tokens"
 
-    def __init__(self, model: HookedModel, options: Mapping[str, Any], templates: Iterable[Template]) -> None:
+    def __init__(
+        self, model: HookedModel, options: Mapping[str, Any], templates: Iterable[Template], parts: Sequence[Part]
+    ) -> None:
         self.model = model
         self.options = options
         self.makers = {template.kind: template.shown_by for template in templates}
+        self.made = {about["kind"]: (tokens, about) for _, tokens, about in parts}
+        self.short: dict[str, Int[Tensor, "one pos"]] = {}
 
     def scanned(self, kind: str, n: int) -> Int[Tensor, "sequence pos"]:
-        """The first ``n``, as :func:`causal_probe.probes.scan` makes them."""
-        return self._make(kind).tokens[:n]
+        """The first ``n`` of those that were scored."""
+        tokens: Tensor = self.made[kind][0]
+        return tokens[:n]
 
     def shown(self, kind: str) -> Int[Tensor, "one pos"]:
         """One of the kind, of a shorter period if need be."""
-        found = self._make(kind, n_sequences=1).tokens
-        return (
-            found
-            if found.shape[1] <= 2 * SHOWN_PERIOD + 2
-            else self._make(kind, n_sequences=1, period=SHOWN_PERIOD).tokens
-        )
+        if kind not in self.short:
+            self.short[kind] = self._one(kind)
+            if self.short[kind].shape[1] > 2 * SHOWN_PERIOD + 2:
+                self.short[kind] = self._one(kind, period=SHOWN_PERIOD)
+        return self.short[kind]
 
     def start(self, kind: str) -> list[int]:
         """The tokens that each sequence begins with."""
-        return list(self._make(kind, n_sequences=1).settings["start"])
+        return list(self.made[kind][1]["start"])
 
-    def _make(self, kind: str, **changes: Any) -> Sequences:
-        return make_sequences(self.model, self.makers.get(kind, kind), **{**self.options, **changes})
+    def _one(self, kind: str, **changes: Any) -> Int[Tensor, "one pos"]:
+        options = {**self.options, "n_sequences": 1, **changes}
+        return make_sequences(self.model, self.makers.get(kind, kind), **options).tokens
 
 
 class TextSequences:

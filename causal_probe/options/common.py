@@ -134,12 +134,10 @@ class CorpusOptions(Options):
         ),
     ] = None
     length: Annotated[
-        int | None,
-        Help("Of the corpus: tokens in a sequence.", none="128, or what the model can take", least=1),
+        int | None, Help("Of the corpus: tokens in a sequence.", none="128, or what the model can take", least=1)
     ] = None
     separator: Annotated[
-        str | None,
-        Help("Of the corpus: the line between two documents of a text file.", none="a file is one document"),
+        str | None, Help("Of the corpus: the line between two documents of a text file.", none="a file is one document")
     ] = None
     field: Annotated[str, Help("Of the corpus: where a line of JSON, or a row, has its text.")] = "text"
 

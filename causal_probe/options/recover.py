@@ -72,8 +72,7 @@ class TrainingOptions(DeviceOption):
         int | None, Help(f"{_STAGE}how many steps.", none="500 staged; joint: 384 sgd, 1024 adamw", least=0)
     ] = None
     batch_size: Annotated[
-        int | None,
-        Help(f"{_STAGE}sequences per step.", none="512 staged; joint: 4096 sgd, 1024 adamw", least=1),
+        int | None, Help(f"{_STAGE}sequences per step.", none="512 staged; joint: 4096 sgd, 1024 adamw", least=1)
     ] = None
     probe_sequences: Annotated[
         int | None,

@@ -52,8 +52,7 @@ class ScanOptions(TemplatesOption, ShardOption, SeedOption, LoadingOptions, TopO
         bool, Help("Ablate the heads that stand out, on repeated random tokens: does the model use them?")
     ] = False
     attributions: Annotated[
-        bool,
-        Help("Take the scores of each type's best head apart: which earlier heads make it attend there?"),
+        bool, Help("Take the scores of each type's best head apart: which earlier heads make it attend there?")
     ] = False
 
 

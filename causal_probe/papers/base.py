@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from causal_probe import viz
 from causal_probe.errors import CausalProbeError
-from causal_probe.options import ReproduceOptions
+from causal_probe.options.studies import ReproduceOptions
 from causal_probe.results import (
     BINARY,
     UNSAVED,

@@ -12,7 +12,7 @@ import pandas as pd
 from causal_probe import viz
 from causal_probe.experiments.compare_evidence import compare_evidence
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
-from causal_probe.options import EvidenceOptions
+from causal_probe.options.studies import EvidenceOptions
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.shared import mean_and_error
 

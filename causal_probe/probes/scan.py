@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -20,8 +21,10 @@ from causal_probe.probes.sequences import longest_ngram, make_sequences
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates
 
-__all__ = ["scan"]
+__all__ = ["Part", "made_parts", "read_corpus", "scan", "scored"]
 
+#: Templates, the sequences that they are scored on, and what is told of these.
+Part: TypeAlias = tuple[tuple[Template, ...], Any, Mapping[str, Any]]
 #: Tokens of the preflight's sequence.
 CHECKED = 8
 
@@ -95,41 +98,69 @@ def scan(
     made = {"n_sequences": n_sequences, "period": period, "bos": bos, "seed": seed}
     if tokens is None:
         require_hooks(model, ())
-        parts = _make(model, wanted, made, optional=templates is None)
-        first = parts[0][1]
-    else:
-        _refuse(made)
-        reading = CorpusPass(tokens) if isinstance(tokens, Corpus) else None
-        first, batches = _peek(tokens if reading is None else reading)
-        if first is None and reading is not None:  # a shard in which no document fills a sequence
-            return _nothing(model, wanted, queries, reading)
-        parts = [(wanted, batches, {"kind": "given"})]
-    # A few tokens tell whether the model uses the patterns that it shows. What is wrong with others is seen where they are run.
+        parts = made_parts(model, wanted, made, optional=templates is None)
+        _check(model, parts[0][1])
+        return scored(model, wanted, parts, queries, batch_size)
+    _refuse(made)
+    if isinstance(tokens, Corpus):
+        if len(first := tokens.first(1)):
+            _check(model, first)
+        return read_corpus(model, wanted, tokens, queries, batch_size)
+    first, batches = _peek(tokens)
+    _check(model, first)
+    return scored(model, wanted, [(wanted, batches, {"kind": "given"})], queries, batch_size)
+
+
+def _check(model: HookedModel, first: Any) -> None:
+    """A few tokens tell whether the model uses the patterns that it shows. What is wrong with others is seen where they are run."""
     preflight(model, first[:1, :CHECKED] if isinstance(first, Tensor) and first.ndim == 2 else first)
+
+
+def read_corpus(
+    model: HookedModel,
+    templates: tuple[Template, ...],
+    text: Corpus,
+    queries: Sequence[int] | None = None,
+    batch_size: int | None = None,
+) -> HeadScores:
+    """The scores on a corpus of a model that was looked at; where it has no sequences, those that can be merged with others."""
+    reading = CorpusPass(text)
+    first, batches = _peek(reading)
+    if first is None:  # a shard in which no document fills a sequence
+        return _nothing(model, templates, queries, reading)
+    found = scored(model, templates, [(templates, batches, {})], queries, batch_size)
+    return replace(found, settings=settings_of([(templates, reading.reading)], queries))
+
+
+def scored(
+    model: HookedModel,
+    templates: tuple[Template, ...],
+    parts: Sequence[Part],
+    queries: Sequence[int] | None = None,
+    batch_size: int | None = None,
+) -> HeadScores:
+    """The scores on these sequences of a model that was looked at."""
     sums: dict[str, TemplateSums] = {}
     shared: dict[tuple[str, str], int] = {}
     for its, batches, _ in parts:
         of_its, shared_by_its = record(model, batches, Scores(its, queries), batch_size=batch_size).scored()
         sums |= of_its
         shared |= shared_by_its
-    told = [(its, about) for its, _, about in parts]
-    if tokens is not None and reading is not None:
-        told = [(wanted, reading.reading)]
-    kept = tuple(template for template in wanted if template.name in sums)
+    kept = tuple(template for template in templates if template.name in sums)
     return HeadScores(
         kept,
         {template.name: sums[template.name] for template in kept},
         shared,
-        settings=settings_of(told, queries),
+        settings=settings_of([(its, about) for its, _, about in parts], queries),
         provenance=describe(model),
     )
 
 
-def _make(
+def made_parts(
     model: HookedModel, templates: tuple[Template, ...], made: Mapping[str, Any], *, optional: bool
-) -> list[tuple[tuple[Template, ...], Any, Mapping[str, Any]]]:
+) -> list[Part]:
     """The templates, with the sequences that show them and what is told of these. Where they are optional, those whose sequences can't be made are left out."""
-    parts: list[tuple[tuple[Template, ...], Any, Mapping[str, Any]]] = []
+    parts: list[Part] = []
     rest = sorted(templates, key=lambda template: template.kind != "repeated")
     while rest:
         n = longest_ngram(template.kind for template in rest)

@@ -5,8 +5,7 @@ from __future__ import annotations
 # Each registers its pages.
 from causal_probe.reports import by_gradient, discovery, evidence, in_context, paper, recovery, scan, sweep  # noqa: F401
 from causal_probe.reports.pages import report
-from causal_probe.reports.saving import save, write_page
-from causal_probe.results import load
+from causal_probe.reports.saving import load, save, write_page
 
 __all__ = ["load", "report", "save", "write_page"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from causal_probe import viz
-from causal_probe.experiments.recover_by_gradient import GradientRecovery
+from causal_probe.experiments.gradient_recovery import GradientRecovery
 from causal_probe.first_gradient.result import GradientGraph
-from causal_probe.reports.pages import report
-from causal_probe.results import versions
+from causal_probe.reports.pages import made, plus_minus, report
 from causal_probe.viz import report as page
 
 __all__ = ["gradient_page"]
@@ -20,40 +19,29 @@ DRAWN = 64
 @report.register
 def gradient_page(result: GradientRecovery) -> viz.Report:
     """The report that ``causal-probe recover --method gradient`` writes."""
-    truth = result.truth
-    return viz.Report(
-        title="A causal graph, read from a gradient",
-        summary=(
-            "No model was trained. The gradient of an untrained two-layer model's loss with respect to its attention was taken once, and "
-            "its largest entries name each position's parent."
-            + (
-                ""
-                if result.why_undecided is None
-                else f" Whether a position has a parent at all is not decided: {result.why_undecided}."
-            )
-        ),
-        sections=[
+    truth, why = result.truth, result.why_undecided
+    compared = "" if truth is None else " The true graph above the line, the found one below it."
+    graphs = [result.recovered] if truth is None else [truth, result.recovered]
+    return made(
+        result,
+        "A causal graph, read from a gradient",
+        "No model was trained. The gradient of an untrained two-layer model's loss with respect to its attention was taken once, and "
+        "its largest entries name each position's parent."
+        f"{'' if why is None else f' Whether a position has a parent at all is not decided: {why}.'}",
+        [
             page.Section(
                 "Result",
                 [
-                    page.Picture(
-                        viz.graph(result.recovered) if truth is None else viz.graph(truth, result.recovered),
-                        "An arc runs from parent to child."
-                        + ("" if truth is None else " The true graph above the line, the found one below it."),
-                    ),
+                    page.Picture(viz.graph(*graphs), f"An arc runs from parent to child.{compared}"),
                     page.Table(
                         ["what", "value"],
-                        result.rows(),
+                        result.table().rows,
                         "What was found, and the losses of exact predictors beside it (nats).",
                     ),
                 ],
             ),
-            page.Section("Evidence", [*_heat_maps(result), *_tables(result)]),
+            page.Section("Evidence", [*_heat_maps(result), _table(result)]),
         ],
-        settings=result.settings,
-        versions=versions(),
-        call=result.call,
-        citation=result.cite(),
     )
 
 
@@ -76,7 +64,7 @@ def _heat_maps(result: GradientRecovery) -> list[page.Picture]:
     ]
 
 
-def _tables(result: GradientRecovery) -> list[page.Table]:
+def _table(result: GradientRecovery) -> page.Table:
     found = result.found
     size = found.evidence.shape[-1]
     undrawn = (
@@ -84,65 +72,41 @@ def _tables(result: GradientRecovery) -> list[page.Table]:
         if size > DRAWN
         else ""
     )
-    if isinstance(found, GradientGraph):
-        rows = [
-            (
-                row.child,
-                row.candidate,
-                _with_error(row.evidence, row.stderr),
-                _with_error(found.margin[row.child], found.margin_stderr[row.child]),
-                None if found.log_e_values is None else float(found.log_e_values[row.child]),
-                row.left,
-                row.decision,
-            )
-            for row in found.to_pandas().itertuples()
-        ]
-        return [
-            page.Table(
-                ["child", "leading", "evidence", "margin", "nats against a root", "may be", "decision"],
-                rows,
-                "Each with one standard error. Margin: the largest entry minus the second-largest, undefined where there is no second."
-                + (
-                    f" Root or parent, what has more than {found.limit:.1f} nats against it is given up; what is left is a confidence set, and an edge where "
-                    "the leading node is all of it."
-                    if found.decided
-                    else ""
-                )
-                + undrawn,
-            )
-        ]
     log_e = found.log_e_values
-    return [
-        page.Table(
-            ["node", "parents", "nats against a root"],
+    if isinstance(found, GradientGraph):
+        decided = (
+            f" Root or parent, what has more than {found.limit:.1f} nats against it is given up; what is left is a confidence set, and an edge "
+            "where the leading node is all of it."
+        )
+        return page.Table(
+            ["child", "leading", "evidence", "margin", "nats against a root", "may be", "decision"],
             [
                 (
-                    node,
-                    ", ".join(map(str, its)) or None,
-                    None if log_e is None or node >= len(log_e) else float(log_e[node]),
+                    row.child,
+                    row.candidate,
+                    plus_minus(row.evidence, row.stderr),
+                    plus_minus(found.margin[row.child], found.margin_stderr[row.child]),
+                    None if log_e is None else float(log_e[row.child]),
+                    row.left,
+                    row.decision,
                 )
-                for node, its in enumerate(found.parents)
+                for row in found.to_pandas().itertuples()
             ],
-            f"The last node is the predicted one; its parents are the queries that carry signal. Gains: {', '.join(f'{g:.4f}' for g in found.gains)} nats."
-            + (
-                ""
-                if log_e is None
-                else f" A node gets parents where a bet on some wins more nats against a root than a level of {found.settings['level']:g} asks for; "
-                "which nodes they are is the largest evidence, not a test, and a node whose number of parents is neither the "
-                "predicted one's nor one appears as a root."
-            )
-            + (
-                f" The search was cut off at {len(found.queries)}, as more need too large a derivative: the predicted node may have more parents, "
-                "and so may others."
-                if found.cut_off
-                else ""
-            )
-            + undrawn,
+            "Each with one standard error. Margin: the largest entry minus the second-largest, undefined where there is no second."
+            f"{decided if found.decided else ''}{undrawn}",
         )
-    ]
-
-
-def _with_error(value: float | None, error: float | None) -> str | None:
-    if value is None:
-        return None
-    return f"{value:.3f}" if error is None or error != error else f"{value:.3f}\u00a0±\u00a0{error:.3f}"
+    tested = (
+        f" A node gets parents where a bet on some wins more nats against a root than a level of {found.settings['level']:g} asks for; "
+        "which nodes they are is the largest evidence, not a test, and a node whose number of parents is neither the "
+        "predicted one's nor one appears as a root."
+    )
+    cut = (
+        f" The search was cut off at {len(found.queries)}, as more need too large a derivative: the predicted node may have more parents, "
+        "and so may others."
+    )
+    return page.Table(
+        ["node", "parents", "nats against a root"],
+        [(node, parents or None, nats) for node, parents, nats in found.table().rows],
+        f"The last node is the predicted one; its parents are the queries that carry signal. Gains: "
+        f"{', '.join(f'{g:.4f}' for g in found.gains)} nats.{'' if log_e is None else tested}{cut if found.cut_off else ''}{undrawn}",
+    )

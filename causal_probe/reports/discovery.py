@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from causal_probe import viz
 from causal_probe.experiments.discover_in_text import TextDiscovery
 from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
-from causal_probe.reports.pages import report
-from causal_probe.results import versions
+from causal_probe.reports.pages import made, report
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
@@ -40,13 +39,11 @@ def discovery_page(result: TextDiscovery) -> viz.Report:
     edges = Counter[tuple[int, int]](edge for each in found.graphs for edge in mixed_edges(each.graph))
     n = len(found.graphs)
     cleann = result.explanations.get("cleann")
-    return viz.Report(
-        title=f"A causal graph of {found.provenance['model']}'s attention to a text",
-        summary=(
-            f"“{result.settings['text']}” Layer {found.settings['layer']}, {n} graph{'s' if n != 1 else ''} over "
-            f"{len(found.nodes)} nodes."
-        ),
-        sections=[
+    return made(
+        result,
+        f"A causal graph of {found.provenance['model']}'s attention to a text",
+        f"“{result.settings['text']}” Layer {found.settings['layer']}, {n} graph{'s' if n != 1 else ''} over {len(found.nodes)} nodes.",
+        [
             page.Section("Result", [page.Headline(_headline(result)), page.Paragraph(HOW_TO_READ), _overview(result)]),
             *([] if cleann is None else [page.Section("Why this decision?", list(_decision(result)))]),
             page.Section("The graphs", list(_graphs(result))),
@@ -54,9 +51,6 @@ def discovery_page(result: TextDiscovery) -> viz.Report:
             page.Section("Tests", list(_tests(result))),
         ],
         settings={**result.settings, "algorithm": found.settings["algorithm"], "samples": found.settings["samples"]},
-        versions=versions(),
-        call=result.call,
-        citation=result.cite(),
     )
 
 
@@ -64,18 +58,12 @@ def _headline(result: TextDiscovery) -> list[tuple[str, object, str]]:
     found = result.discovery
     counts = [each.graph.number_of_edges() // 2 for each in found.graphs]
     n = len(found.nodes)
+    undefined = sum(count.undefined for each in found.graphs for count in each.by_order)
+    number = f"{min(counts)}–{max(counts)}" if len(set(counts)) > 1 else counts[0]
     shown: list[tuple[str, object, str]] = [
-        (
-            "edges",
-            f"{min(counts)}–{max(counts)}" if len(set(counts)) > 1 else counts[0],
-            f"of {n * (n - 1) // 2} pairs, by head",
-        ),
+        ("edges", number, f"of {n * (n - 1) // 2} pairs, by head"),
         ("tests", sum(each.tests for each in found.graphs), "of conditional independence"),
-        (
-            "undefined",
-            sum(count.undefined for each in found.graphs for count in each.by_order),
-            "tests that decide nothing",
-        ),
+        ("undefined", undefined, "tests that decide nothing"),
     ]
     if result.decision is not None:
         size = result.explanations["cleann"].size
@@ -87,22 +75,10 @@ def _headline(result: TextDiscovery) -> list[tuple[str, object, str]]:
 def _overview(result: TextDiscovery) -> page.Table:
     rows = []
     for each in result.discovery.graphs:
-        kinds = each.kinds()
-        condition = each.correlation.condition
+        kinds, condition = each.kinds(), each.correlation.condition
+        counts = (sum(kinds.values()), *(kinds[kind] for kind in ("-->", "<->", "o->", "o-o")))
         shown = "singular" if condition is None else f"{condition:.1e}"
-        rows.append(
-            (
-                each.name,
-                sum(kinds.values()),
-                kinds["-->"],
-                kinds["<->"],
-                kinds["o->"],
-                kinds["o-o"],
-                each.tests,
-                each.correlation.rank,
-                shown,
-            )
-        )
+        rows.append((each.name, *counts, each.tests, each.correlation.rank, shown))
     return page.Table(
         ["graph", "edges", "-->", "<->", "o->", "o-o", "tests", "rank", "condition"],
         rows,
@@ -118,14 +94,11 @@ def _decision(result: TextDiscovery) -> Iterator[Block]:
         "CLEANN tries sets that the graphs join to that node, smallest first; leave-one-out replaces the nodes in the order of what each "
         "alone does to the decision's output."
     )
+    after = {"cleann": result.changed_to}
     rows = [
-        ("cleann", ", ".join(nodes[node] for node in each), len(each), after, rank)
-        for each, after, rank in zip(found.sets, result.changed_to, found.ranks, strict=True)
-    ]
-    other = result.explanations["leave-one-out"]
-    rows += [
-        ("leave-one-out", ", ".join(nodes[n] for n in each), len(each), "", rank)
-        for each, rank in zip(other.sets, other.ranks, strict=True)
+        (method, ", ".join(nodes[node] for node in each), len(each), then, rank)
+        for method, its in result.explanations.items()
+        for each, then, rank in zip(its.sets, after.get(method, [""] * len(its.sets)), its.ranks, strict=True)
     ]
     yield page.Table(
         ["method", "set", "size", "decision then", "its rank before"],
@@ -158,20 +131,12 @@ def _shared(result: TextDiscovery, edges: Counter[tuple[int, int]]) -> page.Tabl
     found = result.discovery
     rows = []
     for (u, v), count in sorted(edges.items(), key=lambda item: (-item[1], item[0]))[:LISTED]:
-        marks = Counter(
-            show_mixed_edge(each.graph, u, v).split(" ")[1] for each in found.graphs if each.graph.has_edge(u, v)
-        )
-        p = [each.graph.edges[u, v]["p"] for each in found.graphs if each.graph.has_edge(u, v)]
-        known = [value for value in p if value is not None]
-        rows.append(
-            (
-                f"{u} {found.nodes[u]}",
-                f"{v} {found.nodes[v]}",
-                count,
-                ", ".join(f"{m} {k}" for m, k in marks.most_common()),
-                f"{max(known):.1e}" if known else None,
-            )
-        )
+        its = [each.graph for each in found.graphs if each.graph.has_edge(u, v)]
+        marks = Counter(show_mixed_edge(graph, u, v).split(" ")[1] for graph in its)
+        known = [p for graph in its if (p := graph.edges[u, v]["p"]) is not None]
+        told = ", ".join(f"{m} {k}" for m, k in marks.most_common())
+        largest = f"{max(known):.1e}" if known else None
+        rows.append((f"{u} {found.nodes[u]}", f"{v} {found.nodes[v]}", count, told, largest))
     return page.Table(
         ["node", "node", "heads", "marks", "largest p"],
         rows,

@@ -6,7 +6,7 @@ import pandas as pd
 
 from causal_probe import viz
 from causal_probe.experiments.compared_evidence import EvidenceTable
-from causal_probe.reports.pages import report
+from causal_probe.reports.pages import made, report
 from causal_probe.viz import report as page
 
 __all__ = ["evidence_page"]
@@ -22,17 +22,14 @@ HOW_TO_READ = (
 @report.register
 def evidence_page(result: EvidenceTable) -> viz.Report:
     """The report, to be written as one offline HTML file."""
-    return viz.Report(
-        title="Which evidence finds the causal graph, and at what cost?",
-        summary=f"{', '.join(result.settings['graphs'])}; {result.settings['n_positions']} tokens of {result.settings['d_vocab']} states.",
-        sections=[
+    return made(
+        result,
+        "Which evidence finds the causal graph, and at what cost?",
+        f"{', '.join(result.settings['graphs'])}; {result.settings['n_positions']} tokens of {result.settings['d_vocab']} states.",
+        [
             page.Section("Result", [page.Paragraph(HOW_TO_READ), _picture(result), *_tables(result)]),
             page.Section("Is the deepest layer best?", [_layers(result)]),
         ],
-        settings=result.settings,
-        versions=result.provenance["versions"],
-        call=result.call,
-        citation=result.cite(),
     )
 
 
@@ -70,12 +67,9 @@ def _tables(result: EvidenceTable) -> list[page.Table]:
 
 def _layers(result: EvidenceTable) -> page.Table:
     table = result.deepest()
-    rows = [
-        (*index, *(None if pd.isna(value) else value for value in row))
-        for index, row in zip(table.index, table.to_numpy(), strict=True)
-    ]
+    shown = table.astype(object).where(table.notna(), None)
     return page.Table(
         ["graph", "model", *(f"layer {layer}" for layer in table.columns)],
-        rows,
+        [(*index, *row) for index, row in zip(shown.index, shown.to_numpy().tolist(), strict=True)],
         "F1 of the skeleton that discovery finds in each layer, with the options that agree best there.",
     )

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from causal_probe import viz
 from causal_probe.experiments.in_context_graph import InContextGraph
 from causal_probe.experiments.leaderboard import Leaderboard
-from causal_probe.reports.pages import report
-from causal_probe.results import versions
+from causal_probe.reports.pages import made, plus_minus, report, signed
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
@@ -31,52 +30,39 @@ SHOWN_GRAPH = 40
 @report.register
 def in_context_page(result: InContextGraph) -> viz.Report:
     """The report that ``causal-probe recover --model`` writes."""
-    model = result.scores.provenance["model"]
-    return viz.Report(
-        title=f"Does {model} read the graph in its context?",
-        summary=f"{result.settings['graph']}, {result.settings['states']} states: {result.verdict}.",
-        sections=[
+    return made(
+        result,
+        f"Does {result.provenance['model']} read the graph in its context?",
+        f"{result.settings['graph']}, {result.settings['states']} states: {result.verdict}.",
+        [
             page.Section("Result", list(_answer(result))),
             page.Section("Which heads see the graph", list(_heads(result))),
             page.Section("The graph", list(_graph(result))),
         ],
-        settings=result.settings,
-        versions=versions(),
-        call=result.call,
-        citation=result.cite(),
     )
 
 
 @report.register
 def leaderboard_page(result: Leaderboard) -> viz.Report:
     """The report that ``causal-probe leaderboard`` writes."""
-    return viz.Report(
-        title="Which causal structures can these models read in context?",
-        summary=_summary(result),
-        sections=[page.Section("Result", [page.Paragraph(WHAT_IS_ASKED), *_maps(result), *_tables(result)])],
-        settings=result.settings,
-        versions=versions(),
-        call=result.call,
-        citation=result.cite(),
+    return made(
+        result,
+        "Which causal structures can these models read in context?",
+        _summary(result),
+        [page.Section("Result", [page.Paragraph(WHAT_IS_ASKED), *_maps(result), *_tables(result)])],
     )
 
 
 def _answer(result: InContextGraph) -> Iterator[Block]:
-    best = result.best
+    best, losses = result.best, result.losses
+    skill = "undefined" if result.skill is None else signed(f"{result.skill:.2f}")
+    frequencies = f"in-context unigram {losses['in-context unigram'].value:.2f}"
     yield page.Headline(
         [
             ("heads that see the graph", len(result.carriers), "excess above 0.5"),
             ("best head", f"L{best.layer}H{best.head}", f"score {best.score or 0:.2f}, chance {best.chance or 0:.2f}"),
-            (
-                "loss",
-                f"{result.losses['model'].value:.2f}",
-                f"in-context unigram {result.losses['in-context unigram'].value:.2f}",
-            ),
-            (
-                "skill",
-                "undefined" if result.skill is None else f"{result.skill:.2f}".replace("-", "\N{MINUS SIGN}"),
-                "0: frequencies; 1: knows the graph",
-            ),
+            ("loss", f"{losses['model'].value:.2f}", frequencies),
+            ("skill", skill, "0: frequencies; 1: knows the graph"),
         ]
     )
     yield page.Paragraph(WHAT_IS_ASKED)
@@ -96,16 +82,12 @@ def _heads(result: InContextGraph) -> Iterator[Block]:
             viz.heads(excess, score_name="excess attention on the successors of the last word", limit=1.0),
             "Every head, in the last row.",
         )
-    verdicts = {} if result.verification is None else {(v.layer, v.head): v for v in result.verification.verdicts}
     rows = []
     for head in result.scores.top(name, 10):
-        found = verdicts.get((head.layer, head.head))
-        verdict = (
-            ("", "") if found is None else (found.verdict, f"{found.effect.value:.3f} ± {found.effect.stderr:.3f}")
-        )
-        rows.append(
-            (f"L{head.layer}H{head.head}", head.score, head.stderr, head.chance, head.excess, head.sink, *verdict)
-        )
+        found = None if result.verification is None else result.verification.of(head.layer, head.head)
+        verdict = ("", "") if found is None else (found.verdict, plus_minus(found.effect.value, found.effect.stderr))
+        place = f"L{head.layer}H{head.head}"
+        rows.append((place, head.score, head.stderr, head.chance, head.excess, head.sink, *verdict))
     yield page.Table(
         ["head", "score", "standard error", "chance", "excess", "sink", "verdict", "effect (nats)"],
         rows,
@@ -127,69 +109,52 @@ def _graph(result: InContextGraph) -> Iterator[Block]:
 
 
 def _maps(result: Leaderboard) -> Iterator[Block]:
-    yield page.Picture(
-        viz.table_map(
-            result.table("excess"),
-            value_name="excess of the best head",
-            row_name="model",
-            column_name="graph",
-            limit=1.0,
+    for value, name, caption in (
+        (
+            "excess",
+            "excess of the best head",
+            "Does a head see the graph? 1: all of the last word's attention is on the right nodes; 0: chance.",
         ),
-        "Does a head see the graph? 1: all of the last word's attention is on the right nodes; 0: chance.",
-    )
-    yield page.Picture(
-        viz.table_map(
-            result.table("skill").clip(lower=-1),
-            value_name="skill of the answer",
-            row_name="model",
-            column_name="graph",
-            limit=1.0,
+        (
+            "skill",
+            "skill of the answer",
+            "Does the answer use it? 0: no better than the words' frequencies; 1: as good as knowing the graph. Values below "
+            "\N{MINUS SIGN}1 are drawn as \N{MINUS SIGN}1.",
         ),
-        "Does the answer use it? 0: no better than the words' frequencies; 1: as good as knowing the graph. Values below "
-        "\N{MINUS SIGN}1 are drawn as \N{MINUS SIGN}1.",
-    )
+    ):
+        shown = result.by_graph(value).clip(lower=-1)
+        drawn = viz.table_map(shown, value_name=name, row_name="model", column_name="graph", limit=1.0)
+        yield page.Picture(drawn, caption)
 
 
 def _tables(result: Leaderboard) -> Iterator[page.Table]:
-    readings = [
-        (name, each.settings["graph"], each, each.best)
-        for name, each in zip(result.names, result.readings, strict=True)
-    ]
+    frame = result.to_pandas()
+    rows = list(zip(frame.to_dict("records"), result.readings, strict=True))
     yield page.Table(
         ["model", "graph", "best head", "chance", "excess", "heads"],
         [
             (
-                name,
-                graph,
-                f"L{best.layer}H{best.head}",
-                best.chance,
-                _show(best.excess, best.excess_stderr),
-                len(each.carriers),
+                *map(row.get, ("model", "graph", "best head")),
+                each.best.chance,
+                plus_minus(row["excess"], row["excess_stderr"]),
+                row["heads"],
             )
-            for name, graph, each, best in readings
+            for row, each in rows
         ],
         "What the heads see: attention of the last word on the successors of nodes that carry it, above chance ± one standard error; heads: "
         "how many see the graph.",
     )
+    others = ("in-context unigram", "known-graph")
     yield page.Table(
         ["model", "graph", "loss", "frequencies", "known graph", "skill"],
         [
-            (name, graph, _show(each.losses["model"].value, each.losses["model"].stderr),
-             each.losses["in-context unigram"].value, each.losses["known-graph"].value, each.skill)
-            for name, graph, each, _ in readings
+            (row["model"], row["graph"], plus_minus(*each.losses["model"][:2]), *map(row.get, others), each.skill)
+            for row, each in rows
         ],
         "What the answer uses: losses in nats, beside those of the words' frequencies in the context and of a predictor that knows the graph.",
-    )  # fmt: skip
-    yield page.Table(
-        ["model", "graph", "verdict"], [(name, graph, each.verdict) for name, graph, each, _ in readings], "In words."
     )
-
-
-def _show(value: float | None, stderr: float | None) -> str | None:
-    if value is None:
-        return None
-    spread = "" if stderr is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{stderr:.3f}"
-    return f"{value:.3f}{spread}".replace("-", "\N{MINUS SIGN}")
+    said = frame[["model", "graph", "verdict"]]
+    yield page.Table(list(said.columns), said.to_numpy().tolist(), "In words.")
 
 
 def _summary(result: Leaderboard) -> str:

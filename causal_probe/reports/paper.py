@@ -6,7 +6,7 @@ import dataclasses
 
 from causal_probe import viz
 from causal_probe.papers.base import Reproduction
-from causal_probe.reports.pages import report
+from causal_probe.reports.pages import made, report
 from causal_probe.viz import report as page
 
 __all__ = ["reproduction_page"]
@@ -26,15 +26,7 @@ def reproduction_page(result: Reproduction) -> viz.Report:
         sections.append(page.Section("Figures", pictures))
     if result.notes:
         sections.append(page.Section("Notes", [page.Paragraph("\n\n".join(result.notes))]))
-    return viz.Report(
-        title=result.title,
-        summary=result.summary,
-        sections=sections,
-        settings=result.settings,
-        versions=result.provenance["versions"],
-        call=result.call,
-        citation=result.cite(),
-    )
+    return made(result, result.title, result.summary, sections)
 
 
 def _cell(value: object) -> object:

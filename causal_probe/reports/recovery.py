@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from causal_probe import viz
-from causal_probe.experiments.recover import Recovery
+from causal_probe.experiments.recovery import Recovery
 from causal_probe.first_gradient.start import GRAPH_OF_GRADIENTS
-from causal_probe.reports.pages import report
-from causal_probe.results import versions
-from causal_probe.tasks import generator
+from causal_probe.models import DisentangledTransformer
+from causal_probe.reports.pages import made, plus_minus, report
+from causal_probe.tasks import Task, generator
 from causal_probe.viz import report as page
 
 __all__ = ["recovery_page"]
@@ -26,218 +28,183 @@ METRICS = (
     (
         "attention on the true parent",
         "mean_parent_attention",
-        "mean over true children of the mean attention from child to parent in layer 1",
+        "mean over true children of layer 0's mean on the parent",
     ),
     (
         "parents that lead",
         "argmax_parent_accuracy",
-        "share of the true edges whose parent has the largest mean attention in the child's past",
+        "share of true edges whose parent leads in the child's mean attention",
     ),
     ("AUROC", "auroc", "of the deciding statistic, over all pairs of a node and an earlier one; chance is 0.5"),
-    (
-        "average precision",
-        "average_precision",
-        "of the same statistic over the same pairs; chance is the share of true edges",
-    ),
+    ("average precision", "average_precision", "of the same statistic and pairs; chance is the share of true edges"),
+)
+
+
+EVIDENCE = (
+    "Attention alone does not tell a root from a child: the row of a trained root may saturate on some node. So each node's candidate "
+    "parent, the earlier node it attends to most, is tested by what it does to the loss: the gain is the loss with the node's attention "
+    "spread evenly over its past, minus the loss with all of it on the candidate. It is positive for an edge that the model uses, and "
+    "for a root no candidate gains, or no more than with the node redrawn as a root: the margin is the gain minus that. An edge needs "
+    "both to be positive. The plain cut (evenly spread minus unedited) is shown beside them and decides nothing."
+)
+#: Of a result that was read from a file.
+GONE = page.Paragraph(
+    "A file of results holds no model, which lies in its folder's model/, and nothing is drawn from it."
 )
 
 
 @report.register
 def recovery_page(result: Recovery) -> viz.Report:
     """The report that ``causal-probe recover`` writes."""
-    found = result.comparison
-    asked = range(found.children[-1] + 1)
-    true_edges = sum(result.truth.in_degree(child) for child in found.children)
-    roots = sum(not result.truth.in_degree(child) for child in found.children)
-    right_roots = "undefined" if found.root_accuracy is None else f"{round(found.root_accuracy * roots)} of {roots}"
-    verdict = "exactly" if result.exact else f"with {found.shd} wrong edges (structural Hamming distance)"
-    attention = result.mean_parent_attention
-    *_, (name, best) = result.reference_losses.items()
-    return viz.Report(
-        title="A causal graph, recovered from a transformer",
-        summary=(
-            "A disentangled transformer was trained on sequences drawn along a causal graph that it was never shown. "
-            + (
-                "Its first layer began with the graph that gradients showed before training, and kept it. "
-                if result.given and result.given[0].startswith(GRAPH_OF_GRADIENTS)
-                else ""
-            )
-            + f"Its first layer was then probed through hooks, and the graph was recovered {verdict}."
-        ),
-        sections=[
-            page.Section(
-                "Result",
-                [
-                    page.Headline(
-                        [
-                            ("edges right", f"{found.true_positives} of {true_edges}", "true edges that were found"),
-                            ("roots right", right_roots, "nodes without a parent, found to have none"),
-                            ("attention", attention, "mean attention of layer 1 on the true parent"),
-                            (
-                                "loss",
-                                result.loss,
-                                f"nats; {best:.4f} {'if the graph is known' if name == 'known-graph' else f'of {name}'}",
-                            ),
-                        ]
-                    ),
-                    page.Picture(
-                        viz.graph(*(graph.subgraph(asked) for graph in (result.truth, result.recovered))),
-                        "The true graph above the line, the found one below it. An arc runs from parent to child."
-                        + (
-                            f" Nodes after {asked[-1]} are left out: no row of layer 1 is only about their parents."
-                            if len(asked) < len(result.truth)
-                            else ""
-                        ),
-                    ),
-                    page.Table(
-                        ["metric", "value", "what it is"],
-                        [(name, result.metrics[key], _explained(result, key, text)) for name, key, text in METRICS],
-                        "Nodes are aligned by name; the rows compared are those of the children "
-                        f"{found.children[0]} to {found.children[-1]}.",
-                    ),
-                    *_head_table(result),
-                ],
-            ),
-            page.Section(
-                "What was given, what was learnt",
-                [
-                    page.Table(
-                        ["given"],
-                        [(what,) for what in result.given or ("nothing",)],
-                        "What was set before training; all else is zero or small noise.",
-                    ),
-                    page.Table(
-                        ["stage", "moves", "steps", "sequences per step", "optimiser", "learning rate", "schedule"],
-                        [
-                            (
-                                stage["name"],
-                                ", ".join(stage["moves"]),
-                                stage["steps"],
-                                stage["batch_size"],
-                                stage["optimizer"],
-                                stage["learning_rate"],
-                                stage["schedule"],
-                            )
-                            for stage in result.settings["stages"]
-                        ],
-                        f"{result.history.n_sequences:,} fresh sequences in all; no sequence was seen twice. A0 is the query-key "
-                        "matrix of layer 1, A0.position its position x position block, A0.tokens its other blocks, A1 that of layer 2, W_U the output.",
-                    ),
-                ],
-            ),
+    began = "Its first layer began with the graph that gradients showed before training, and kept it. "
+    given = result.given and result.given[0].startswith(GRAPH_OF_GRADIENTS)
+    verdict = "exactly" if result.exact else f"with {result.comparison.shd} wrong edges (structural Hamming distance)"
+    model, task = result.model, result.task
+    return made(
+        result,
+        "A causal graph, recovered from a transformer",
+        "A disentangled transformer was trained on sequences drawn along a causal graph that it was never shown. "
+        f"{began if given else ''}Its first layer was then probed through hooks, and the graph was recovered {verdict}.",
+        [
+            page.Section("Result", list(_found(result))),
+            page.Section("What was given, what was learnt", list(_training(result))),
             page.Section(
                 "Evidence",
-                [
-                    page.Paragraph(
-                        "Attention alone does not tell a root from a child: the row of a trained root may saturate on some "
-                        "node. So each node's candidate parent, the earlier node it attends to most, is tested by what it does "
-                        "to the loss: the gain is the loss with the node's attention spread evenly over its past, minus the loss "
-                        "with all of it on the candidate. It is positive for an edge that the model uses, and for a root no "
-                        "candidate gains, or no more than with the node redrawn as a root: the margin is the gain minus that. An edge needs "
-                        "both to be positive. The plain cut (evenly spread minus unedited) is shown beside them and decides nothing."
-                    ),
-                    *(_evidence_table(result, head) for head in range(len(result.effects))),
-                ],
+                [page.Paragraph(EVIDENCE), *(_evidence_table(result, head) for head in range(len(result.effects)))],
             ),
+            page.Section("Weights", [GONE] if model is None else list(_weights(result, model))),
+            page.Section("Training", [_losses(result)]),
             page.Section(
-                "Weights",
-                [
-                    page.Picture(
-                        viz.blocks(
-                            _layer_blocks(result, layer), marks=_marks(result, layer), title=f"Layer {layer + 1}"
-                        ),
-                        f"The blocks of layer {layer + 1}'s query-key matrices: rows are what the query holds, columns what the "
-                        "key holds." + (" True edges are outlined." if layer == 0 else ""),
-                    )
-                    for layer in range(min(2, len(result.model.heads)))
-                ],
+                "Attention on a few sequences",
+                [GONE] if model is None or task is None else _attention(result, model, task),
             ),
-            page.Section(
-                "Training",
-                [
-                    page.Picture(
-                        viz.training(
-                            {"step": result.history.step, "loss": result.history.loss, "stage": result.history.stage},
-                            result.reference_losses,
-                        ),
-                        "Loss on each step's fresh batch. The lines are exact predictors, on the sequences on which the trained "
-                        "model's loss is measured.",
-                    )
-                ]
-                if result.history.step
-                else [page.Paragraph("No step was made.")],
-            ),
-            page.Section("Attention on a few sequences", _attention(result)),
         ],
-        settings=result.settings,
-        versions=versions(),
-        call=result.call,
-        citation=result.cite(),
     )
 
 
-def _explained(result: Recovery, key: str, text: str) -> str:
-    reason = result.metrics["undefined"].get(key)
-    return f"{text}; undefined: {reason}" if reason else text
-
-
-def _head_table(result: Recovery) -> list[page.Table]:
-    if result.match is None or len(result.match.heads) + len(result.match.unmatched_heads) == 1:
-        return []
-    rows = [
-        (slot, None if head is None else f"L0H{head}", attention, len(swapped))
-        for slot, (head, attention, swapped) in enumerate(
-            zip(result.match.heads, result.match.attention, result.match.swapped, strict=True)
-        )
-    ]
-    tables = [
-        page.Table(
-            ["parent slot", "head", "attention on that parent", "children whose slots are swapped"],
-            rows,
-            "Heads of layer 1, assigned to parent slots (slot 0: the smaller parent).",
-        )
-    ]
-    if result.last_row is not None:
-        last = result.task.n_positions - 1
-        tables.append(
-            page.Table(
-                ["head", f"attention on node {last}'s parents", f"attention on node {last + 1}'s parents"],
-                [
-                    (
-                        row["head"],
-                        *(
-                            ", ".join(
-                                f"{p}: {a:.3f}"
-                                for p, a in zip(row[role]["parents"], row[role]["attention"], strict=True)
-                            )
-                            for role in ("as_node", "as_query")
-                        ),
-                    )
-                    for row in result.last_row
-                ],
-                f"Row {last} stands apart: as a key it is node {last}, as a query it asks for node {last + 1}.",
+def _found(result: Recovery) -> Iterator[page.Block]:
+    found = result.comparison
+    asked = range(found.children[-1] + 1)
+    shown = dict(result.table().rows)
+    *_, (name, best) = result.reference_losses.items()
+    right_roots = "undefined" if found.root_accuracy is None else shown["roots right"]
+    of_best = f"nats; {best:.4f} {'if the graph is known' if name == 'known-graph' else f'of {name}'}"
+    yield page.Headline(
+        [
+            ("edges right", shown["edges right"], "true edges that were found"),
+            ("roots right", right_roots, "nodes without a parent, found to have none"),
+            ("attention", result.mean_parent_attention, "mean attention of layer 0 on the true parent"),
+            ("loss", result.loss, of_best),
+        ]
+    )
+    left_out = f" Nodes after {asked[-1]} are left out: no row of layer 0 is only about their parents."
+    yield page.Picture(
+        viz.graph(*(graph.subgraph(asked) for graph in (result.truth, result.recovered))),
+        "The true graph above the line, the found one below it. An arc runs from parent to child."
+        f"{left_out if len(asked) < len(result.truth) else ''}",
+    )
+    reasons = result.undefined
+    yield page.Table(
+        ["metric", "value", "what it is"],
+        [
+            (
+                name,
+                getattr(found if hasattr(found, key) else result, key),
+                f"{text}; undefined: {reasons[key]}" if key in reasons else text,
             )
+            for name, key, text in METRICS
+        ],
+        f"Nodes are aligned by name; the rows compared are those of the children {found.children[0]} to {found.children[-1]}.",
+    )
+    yield from _head_tables(result)
+
+
+def _training(result: Recovery) -> Iterator[page.Block]:
+    yield page.Table(
+        ["given"],
+        [(what,) for what in result.given or ("nothing",)],
+        "What was set before training; all else is zero or small noise.",
+    )
+    told = ("steps", "batch_size", "optimizer", "learning_rate", "schedule")
+    yield page.Table(
+        ["stage", "moves", "steps", "sequences per step", "optimiser", "learning rate", "schedule"],
+        [
+            (stage["name"], ", ".join(stage["moves"]), *(stage[name] for name in told))
+            for stage in result.settings["stages"]
+        ],
+        f"{result.history.n_sequences:,} fresh sequences in all; no sequence was seen twice. A0 is the query-key matrix of layer 0, "
+        "A0.position its position x position block, A0.tokens its other blocks, A1 that of layer 1, W_U the output.",
+    )
+
+
+def _weights(result: Recovery, model: DisentangledTransformer) -> Iterator[page.Block]:
+    inside = [(child, parent) for parent, child in result.truth.edges if child in result.comparison.children]
+    for layer in range(min(2, len(model.heads))):
+        blocks = {name: block for name, block in model.named_blocks().items() if name[0] == layer}
+        marks = {(0, head, "position", "position"): inside for head in range(model.heads[0]) if not layer}
+        yield page.Picture(
+            viz.blocks(blocks, marks=marks, title=f"Layer {layer}"),
+            f"The blocks of layer {layer}'s query-key matrices: rows are what the query holds, columns what the key holds."
+            f"{'' if layer else ' True edges are outlined.'}",
         )
-    return tables
+
+
+def _losses(result: Recovery) -> page.Block:
+    steps = result.history
+    if not steps.step:
+        return page.Paragraph("No step was made.")
+    return page.Picture(
+        viz.training({"step": steps.step, "loss": steps.loss, "stage": steps.stage}, result.reference_losses),
+        "Loss on each step's fresh batch. The lines are exact predictors, on the sequences on which the trained model's loss is measured.",
+    )
+
+
+def _head_tables(result: Recovery) -> Iterator[page.Table]:
+    match = result.match
+    if match is None or len(match.heads) + len(match.unmatched_heads) == 1:
+        return
+    yield page.Table(
+        ["parent slot", "head", "attention on that parent", "children whose slots are swapped"],
+        match.table().rows,
+        "Heads of layer 0, assigned to parent slots (slot 0: the smaller parent).",
+    )
+    if result.last_row is None:
+        return
+    last = result.settings["n_positions"] - 1
+    yield page.Table(
+        ["head", f"attention on node {last}'s parents", f"attention on node {last + 1}'s parents"],
+        [
+            (
+                row["head"],
+                *(
+                    ", ".join(f"{p}: {a:.3f}" for p, a in zip(its["parents"], its["attention"], strict=True))
+                    for its in (row["as_node"], row["as_query"])
+                ),
+            )
+            for row in result.last_row
+        ],
+        f"Row {last} stands apart: as a key it is node {last}, as a query it asks for node {last + 1}.",
+    )
 
 
 def _evidence_table(result: Recovery, head: int) -> page.Table:
     effects = result.effects[head]
-    table = effects.to_pandas()
     weights = result.head_graphs.values[0][head]
     rows = [
         (
             row.child,
             row.parent,
             float(weights[row.child, row.parent]),
-            f"{1e3 * row.gain:.2f}\u00a0±\u00a0{1e3 * row.stderr:.2f}",
-            "" if margin is None or stderr is None else f"{1e3 * margin:.2f}\u00a0±\u00a0{1e3 * stderr:.2f}",
+            plus_minus(row.gain, row.stderr, digits=2, times=1e3),
+            "" if stderr is None else plus_minus(margin, stderr, digits=2, times=1e3) or "",
             row.adjusted_p_value,
             "edge" if row.confirmed else "no edge",
             _truth_of(result, row.parent, row.child),
-            f"{1e3 * row.cut:.2f}\u00a0±\u00a0{1e3 * row.cut_stderr:.2f}",
+            plus_minus(row.cut, row.cut_stderr, digits=2, times=1e3),
         )
-        for row, margin, stderr in zip(table.itertuples(), effects.margin, effects.margin_stderr, strict=True)
+        for row, margin, stderr in zip(
+            effects.to_pandas().itertuples(), effects.margin, effects.margin_stderr, strict=True
+        )
     ]
     return page.Table(
         ["child", "candidate", "attention", "gain", "margin", "p", "decision", "truth", "cut"],
@@ -254,33 +221,22 @@ def _truth_of(result: Recovery, parent: int, child: int) -> str:
     return "other parent" if result.truth.in_degree(child) else "root"
 
 
-def _layer_blocks(result: Recovery, layer: int) -> dict[tuple[int, int, str, str], object]:
-    return {name: block for name, block in result.model.named_blocks().items() if name[0] == layer}
-
-
-def _marks(result: Recovery, layer: int) -> dict[tuple[int, int, str, str], list[tuple[int, int]]]:
-    if layer:
-        return {}
-    inside = [(child, parent) for parent, child in result.truth.edges if child in result.task.children]
-    return {(0, head, "position", "position"): inside for head in range(result.model.heads[0])}
-
-
-def _attention(result: Recovery) -> list[page.Attention]:
-    batch = result.task.sample(
-        SHOWN_SEQUENCES, generator(result.settings["seed"], "shown", device=result.settings["device"])
-    )
-    _, cache = result.model.run_with_cache(batch.tokens, return_type=None)
-    names = [f"L{layer}H{head}" for layer, n in enumerate(result.model.heads) for head in range(n)]
-    read = [result.head_graphs.graph(layer, head) for layer, n in enumerate(result.model.heads) for head in range(n)]
-    shown = []
-    for i, tokens in enumerate(result.model.to_str_tokens(batch.tokens)):
-        patterns = [cache["pattern", layer][i] for layer in range(len(result.model.heads))]
-        stacked = [head for pattern in patterns for head in pattern.tolist()]
-        shown.append(
-            page.Attention(
-                viz.attention(tokens, stacked, head_names=names, graphs=read),
-                f"Sequence {i + 1}: rows are queries, columns keys. Beside it the graph of each head's attention, averaged over "
-                f"{result.head_graphs.n_sequences:,} sequences.",
-            )
+def _attention(result: Recovery, model: DisentangledTransformer, task: Task) -> list[page.Attention]:
+    settings = result.settings
+    batch = task.sample(SHOWN_SEQUENCES, generator(settings["seed"], "shown", device=settings["device"]))
+    _, cache = model.run_with_cache(batch.tokens, return_type=None)
+    heads = [(layer, head) for layer, n in enumerate(model.heads) for head in range(n)]
+    read = [result.head_graphs.graph(*place) for place in heads]
+    return [
+        page.Attention(
+            viz.attention(
+                tokens,
+                [cache["pattern", layer][i, head].tolist() for layer, head in heads],
+                head_names=[f"L{layer}H{head}" for layer, head in heads],
+                graphs=read,
+            ),
+            f"Sequence {i + 1}: rows are queries, columns keys. Beside it the graph of each head's attention, averaged over "
+            f"{result.head_graphs.n_sequences:,} sequences.",
         )
-    return shown
+        for i, tokens in enumerate(model.to_str_tokens(batch.tokens))
+    ]

@@ -7,13 +7,15 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.saving import fill
 from causal_probe.papers.base import Reproduction
 from causal_probe.reports.pages import report
-from causal_probe.results import claim
+from causal_probe.results import Result, claim
+from causal_probe.results import load as load_file
 from causal_probe.sweep.result import Sweep
 
-__all__ = ["REPORT", "save", "write_page"]
+__all__ = ["REPORT", "load", "save", "write_page"]
 
 #: The page's file in every folder of results.
 REPORT = "report.html"
@@ -86,3 +88,31 @@ def _(result: Reproduction, folder: str | os.PathLike[str], *, overwrite: bool =
 def _(result: Sweep, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     write_page(result, folder)
     return Path(folder) / REPORT
+
+
+def load(path: str | os.PathLike[str]) -> Result:
+    """The result in a folder that a study or :func:`save` has written, or in a ``.safetensors`` file. No live model comes back.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such result, or its file is damaged, or of another format than this version's.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from causal_probe import experiments
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     found = experiments.recover("chain", n_positions=5, steps=20, batch_size=64, probe_sequences=512, out=out)
+    ...     load(out).loss == found.loss
+    True
+    """
+    if not Path(path).is_dir():
+        return load_file(path)
+    # Beside the JSON of the same name; what else is there (weights, sums to merge) has none.
+    found = [each for each in sorted(Path(path).glob("*.safetensors")) if each.with_suffix(".json").is_file()]
+    if len(found) != 1:
+        raise CausalProbeError(
+            f"{path} holds no result that can be loaded. Name a folder that a study has written, or a file."
+        )
+    return load_file(found[0])

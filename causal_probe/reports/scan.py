@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 import networkx as nx
-import numpy as np
-import torch
 
 from causal_probe import viz
-from causal_probe.experiments.scan import HeadGraph, ModelScan
+from causal_probe.experiments.model_scan import HeadGraph, ModelScan
 from causal_probe.probes import Evidence
-from causal_probe.probes.p_values import Estimate
 from causal_probe.probes.sequences import longest_ngram
 from causal_probe.probes.verification import Verification
-from causal_probe.reports.pages import report
-from causal_probe.results import versions
+from causal_probe.reports.pages import made, plus_minus, report, signed
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
@@ -55,36 +52,26 @@ def scan_page(result: ModelScan) -> viz.Report:
     found = f"{n_called} of {n_heads} heads are" if n_called else f"None of its {n_heads} heads is"
     verification = result.verification
     causal = "" if verification is None else f" {_count_causal(verification)}"
-    return viz.Report(
-        title=f"What the attention heads of {scores.provenance['model']} do",
-        summary=(
-            f"Every head was scored against {len(scores.names)} head types in one pass. {found} described by one of them.{causal}"
-        ),
-        sections=[
-            page.Section("Result", [page.Headline(_headline(result)), *_tables(result)]),
-            *([] if verification is None else [page.Section("Does the model use it?", list(_checks(verification)))]),
-            *(
-                [page.Section("What makes them attend there", list(_circuits(result)))]
-                if result.settings["attributions"]
-                else []
-            ),
-            page.Section("Every head, template by template", list(_heat_maps(result))),
-            *([] if result.settings["source"] == "merged" else _shown(result)),
-            page.Section("What it was measured on", [_sequences(result)]),
-        ],
-        settings=result.settings,
-        versions=versions(),
-        call=result.call,
-        citation=result.cite(),
-    )
-
-
-def _shown(result: ModelScan) -> list[page.Section]:
-    """What takes the model: results of several processes that are merged have none."""
-    return [
+    checked = [] if verification is None else [page.Section("Does the model use it?", list(_checks(verification)))]
+    blocks = [page.Section("What makes them attend there", list(_circuits(result)))] * result.settings["attributions"]
+    # What takes the model: results of several processes that are merged have none.
+    shown = [
         page.Section("Graphs of the leading heads", list(_graphs(result))),
         page.Section("Attention of the leading heads", list(_patterns(result))),
-    ]
+    ] * (result.settings["source"] != "merged")
+    return made(
+        result,
+        f"What the attention heads of {scores.provenance['model']} do",
+        f"Every head was scored against {len(scores.names)} head types in one pass. {found} described by one of them.{causal}",
+        [
+            page.Section("Result", [page.Headline(_headline(result)), *_tables(result)]),
+            *checked,
+            *blocks,
+            page.Section("Every head, template by template", list(_heat_maps(result))),
+            *shown,
+            page.Section("What it was measured on", [_sequences(result)]),
+        ],
+    )
 
 
 def _count_causal(verification: Verification) -> str:
@@ -102,7 +89,7 @@ def _headline(result: ModelScan) -> list[tuple[str, object, str]]:
         rows = result.rows(template.name)
         if rows and template.looks_back:
             score = rows[0].score
-            excess = f"excess {score.excess:.2f}".replace("-", "\N{MINUS SIGN}")
+            excess = f"excess {signed(f'{score.excess:.2f}')}"
             meaning = excess if rows[0].called else f"{excess}, not enough to be called that"
             figures.append((template.name, rows[0].name, meaning))
     return figures[:4]
@@ -112,25 +99,15 @@ def _tables(result: ModelScan) -> Iterator[Block]:
     yield page.Paragraph(HOW_TO_READ)
     if result.notes:
         yield page.Paragraph("\n\n".join(result.notes).replace(" -", " \N{MINUS SIGN}"))
-    verified = result.verification is not None
-    has_intervals = result.intervals is not None
-    rows = []
-    for template in result.scores.names:
-        for row in result.rows(template):
-            score = row.score
-            effect = None if row.verdict is None else _show(row.verdict.effect)
-            verdict = "not flagged" if row.verdict is None else row.verdict.verdict
-            checked = (_unbroken(verdict), effect or "") if verified else ()
-            error = "" if score.excess_stderr is None else f" ± {score.excess_stderr:.3f}"
-            excess = _unbroken(f"{score.excess:.3f}{error}".replace("-", "\N{MINUS SIGN}"))
-            interval = (_unbroken(result.interval(score).replace("-", "\N{MINUS SIGN}")),) if has_intervals else ()
-            cells = (f"{score.score:.3f}", f"{score.chance:.3f}", excess, *interval, f"{score.sink:.3f}")
-            rows.append((template, row.name, *cells, row.called, *checked))
-    columns = ["template", "head", "score", "chance", "excess", *["95% interval"] * has_intervals, "sink", "called"]
-    by_bootstrap = " 95% interval: of the excess, by the bootstrap over sequences." if has_intervals else ""
+    table = result.table()
+    rows = [
+        (template, head, *(signed(cell) if isinstance(cell, str) else "" for cell in cells))
+        for template, head, *cells in table.rows
+    ]
+    by_bootstrap = "" if result.intervals is None else " 95% interval: of the excess, by the bootstrap over sequences."
     left_out = [f"{more} more for {name}" for name in result.scores.names if (more := result.left_out(name))]
     yield page.Table(
-        [*columns, *(["verdict", "effect (nats)"] if verified else [])],
+        table.columns,
         rows,
         f"The heads that a template describes, at most {result.settings['top']}, and the best one that it does not. "
         f"{'Left out: ' + ', '.join(left_out) + '. ' if left_out else ''}Excess ± one standard error over sequences.{by_bootstrap}",
@@ -145,19 +122,14 @@ def _checks(verification: Verification) -> Iterator[Block]:
     if not verification.verdicts:
         yield page.Paragraph("No head was flagged: there is nothing to verify.")
         return
+    others = operator.attrgetter("zero_effect", "resample_effect", "direct_effect", "restored")
     yield page.Table(
         ["head", "template", "verdict", "effect", "exceeds", "zero", "resample", "direct", "restored"],
         [
             (
-                found.name,
-                found.template,
-                _unbroken(found.verdict),
-                _show(found.effect),
-                None if found.exceeds is None else f"{found.exceeds:.1%}",
-                _three(found.zero_effect),
-                _three(found.resample_effect),
-                None if found.direct_effect is None else _three(found.direct_effect),
-                _three(found.restored),
+                *(found.name, found.template, signed(found.verdict)),
+                *(plus_minus(*found.effect[:2]), None if found.exceeds is None else f"{found.exceeds:.1%}"),
+                *(each and plus_minus(each.value, None) for each in others(found)),
             )
             for found in verification.verdicts
         ],
@@ -173,7 +145,7 @@ def _checks(verification: Verification) -> Iterator[Block]:
             (
                 joint.template,
                 ", ".join(f"L{layer}H{head}" for layer, head in joint.heads),
-                _show(joint.effect),
+                plus_minus(*joint.effect[:2]),
                 float(joint.random.mean()) if len(joint.random) else None,
                 None if joint.exceeds is None else f"{joint.exceeds:.1%}",
             )
@@ -210,19 +182,6 @@ def _on_a_line(graph: nx.DiGraph) -> tuple[nx.DiGraph, list[str]]:
     return nx.relabel_nodes(graph, {name: index for index, name in enumerate(names)}), names
 
 
-def _show(estimate: Estimate) -> str:
-    return _unbroken(f"{_three(estimate)} ± {estimate.stderr:.3f}")
-
-
-def _three(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _unbroken(text: str) -> str:
-    """What belongs together stays on one line."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
 # ------------------------------------------------------------------------------------------------------------------ pictures
 
 
@@ -250,14 +209,8 @@ def _graphs(result: ModelScan) -> Iterator[Block]:
     yield page.Table(
         ["template", "head", "precision", "recall", "sequences"],
         [
-            (
-                found.template.name,
-                found.name,
-                found.comparison.precision,
-                found.comparison.recall,
-                len(found.comparison.each),
-            )
-            for found in result.graphs
+            (each.template.name, each.name, *(each.agreement[name] for name in ("precision", "recall", "n_sequences")))
+            for each in result.graphs
         ],
         "The graphs of the leading heads, sequence by sequence, against the template's targets as true parents, in the rows that "
         "have one. Precision: share of the found edges that are true; recall: share of the true edges that were found.",
@@ -267,9 +220,8 @@ def _graphs(result: ModelScan) -> Iterator[Block]:
     if not drawn:
         yield page.Paragraph("No template describes any of them, so none is drawn.")
     for found in _first_of_each_template(drawn):
-        truth = _truth(found)
         yield page.Picture(
-            viz.graph(truth, found.shown.graph(0, found.layer, found.head), labels=found.tokens),
+            viz.graph(found.truth, found.shown.graph(0, found.layer, found.head), labels=found.tokens),
             f"Below the line {found.name} on one sequence, above it the targets of {found.template.name} there.",
         )
 
@@ -282,6 +234,7 @@ def _circuits(result: ModelScan) -> Iterator[Block]:
         yield page.Paragraph("No template describes any head, so none is taken apart.")
         return
     yield page.Paragraph(CIRCUITS)
+    shown = operator.attrgetter("source", "side", "contribution", "drop", "stderr", "largest_control", "confirmed")
     for found in result.circuits:
         attributed, arrows = found.attributions, found.upstream.arrows
         name = f"L{attributed.layer}H{attributed.head}"
@@ -296,18 +249,7 @@ def _circuits(result: ModelScan) -> Iterator[Block]:
         if arrows:
             yield page.Table(
                 ["source", "side", "contribution", "drop", "standard error", "largest control", "confirmed"],
-                [
-                    (
-                        arrow.source,
-                        arrow.side,
-                        arrow.contribution,
-                        arrow.drop,
-                        arrow.stderr,
-                        arrow.largest_control,
-                        arrow.confirmed,
-                    )
-                    for arrow in arrows
-                ],
+                [shown(arrow) for arrow in arrows],
                 f"By how much the attention of {name} on {attributed.edges} falls when what a head wrote into its keys (or queries) alone is "
                 f"replaced by its mean, beside {result.circuits[0].upstream.settings['controls']} matched heads at most.",
             )
@@ -315,13 +257,6 @@ def _circuits(result: ModelScan) -> Iterator[Block]:
 
 def _first_of_each_template(graphs: list[HeadGraph]) -> list[HeadGraph]:
     return list({found.template.name: found for found in reversed(graphs)}.values())[::-1]
-
-
-def _truth(found: HeadGraph) -> nx.DiGraph:
-    targets = found.template(torch.from_numpy(found.shown.tokens))[0].tril(-1).numpy()
-    truth = nx.empty_graph(len(targets), create_using=nx.DiGraph)
-    truth.add_edges_from((int(parent), int(child)) for child, parent in np.argwhere(targets))
-    return truth
 
 
 def _patterns(result: ModelScan) -> Iterator[Block]:
@@ -367,16 +302,22 @@ def _sequences(result: ModelScan) -> page.Table:
             ],
             "No sequence holds text of two documents. The end of a document that fills no sequence is left out.",
         )
+    made = result.tokens
+    kinds = [
+        f"{each['kind']} walks" if longest_ngram([each["kind"]]) else KINDS.get(each["kind"], each["kind"])
+        for each in made
+    ]
+    told = ("n_sequences", "period", "copies", "bos")
     return page.Table(
         ["templates", "sequences of", "number", "period", "copies", "BOS", "first tokens"],
         [
             (
-                ", ".join(made["templates"]),
-                KINDS.get(made["kind"], f"{made['kind']} walks" if longest_ngram([made["kind"]]) else made["kind"]),
-                *(made.get(name) for name in ("n_sequences", "period", "copies", "bos")),
-                ", ".join(map(str, made.get("start", ()))) or "none",
+                ", ".join(each["templates"]),
+                kind,
+                *map(each.get, told),
+                ", ".join(map(str, each.get("start", ()))) or "none",
             )
-            for made in result.scores.settings["tokens"]
+            for each, kind in zip(made, kinds, strict=True)
         ],
         "A period of tokens is drawn and repeated. In an n-gram walk n tokens determine the next one, and fewer do not.",
     )

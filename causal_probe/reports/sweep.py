@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from causal_probe import viz
-from causal_probe.reports.pages import report
+from causal_probe.reports.pages import made, report
 from causal_probe.sweep.result import Sweep
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
@@ -27,17 +27,16 @@ def sweep_page(result: Sweep) -> viz.Report:
     """The report that ``causal-probe sweep`` writes."""
     table = result.summary()
     finished = len(result.cells) - len(result.failed)
-    return viz.Report(
-        title="A sweep",
-        summary=f"{finished} of {len(result.cells)} cells are finished, {len(result.failed)} failed.",
-        sections=[
+    return made(
+        result,
+        "A sweep",
+        f"{finished} of {len(result.cells)} cells are finished, {len(result.failed)} failed.",
+        [
             page.Section("Result", [page.Headline(_headline(result, table)), *_points(result, table)]),
             *([page.Section("What failed", list(_failures(result)))] if result.failed else []),
         ],
         settings=dict(result.spec),
-        versions=result.provenance["versions"],
-        call=f"from causal_probe import experiments\n\nexperiments.sweep({dict(result.spec)!r}, out={str(result.folder)!r})",
-        citation=result.cite(),
+        call=f"from causal_probe import sweep\n\nsweep.sweep({dict(result.spec)!r}, out={str(result.folder)!r})",
     )
 
 
@@ -84,15 +83,10 @@ def _points(result: Sweep, table: pd.DataFrame) -> Iterator[Block]:
 
 
 def _failures(result: Sweep) -> Iterator[Block]:
-    named = {cell.key: cell for cell in result.cells}
+    failed = [(cell, result.failed[cell.key]) for cell in result.cells if cell.key in result.failed]
     rows = [
-        (
-            named[key].probe,
-            ", ".join(f"{name}={value}" for name, value in named[key].options.items()),
-            named[key].seed,
-            error,
-        )
-        for key, error in list(result.failed.items())[:LISTED]
+        (cell.probe, ", ".join(f"{name}={value}" for name, value in cell.options.items()), cell.seed, error)
+        for cell, error in failed[:LISTED]
     ]
     left = len(result.failed) - len(rows)
     yield page.Table(

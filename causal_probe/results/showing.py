@@ -105,6 +105,8 @@ class Table:
         Its head and its values: numbers as numbers, what is undefined as None. By default they are also what ``to_pandas`` gives.
     notes
         Lines below it.
+    shown
+        How many rows are shown at most; what is left out is said.
 
     Examples
     --------
@@ -120,10 +122,11 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     notes: Sequence[str] = ()
+    shown: int = SHOWN
 
     def text(self) -> str:
         """The table as aligned text: numbers to the right, four significant digits."""
-        cells = [list(self.columns), *([clean(_shown(cell)) for cell in row] for row in self.rows[:SHOWN])]
+        cells = [list(self.columns), *([clean(_shown(cell)) for cell in row] for row in self.rows[: self.shown])]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         right = [
             any(isinstance(row[index], (int, float, np.number)) for row in self.rows) for index in range(len(widths))
@@ -140,8 +143,8 @@ class Table:
 
     def html(self) -> str:
         """The table for a notebook."""
-        return html_table(self.columns, self.rows[:SHOWN], caption=self.title, notes=self._below())
+        return html_table(self.columns, self.rows[: self.shown], caption=self.title, notes=self._below())
 
     def _below(self) -> list[str]:
-        more = len(self.rows) - SHOWN
+        more = len(self.rows) - self.shown
         return [*([f"and {more:,} more"] if more > 0 else []), *map(clean, self.notes)]

@@ -21,9 +21,10 @@ from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.graphs import choose_graph
 from causal_probe.hooks import Corpus, HookedModel
 from causal_probe.hooks import corpus as open_corpus
-from causal_probe.options import Help, Options, RecoverOptions, takes
+from causal_probe.options import Options, takes
+from causal_probe.options.base import Help
 from causal_probe.options.common import DEVICE, MODEL, LoadingOptions, SeedOption, SequenceOptions, ShardOption
-from causal_probe.options.recover import TaskOptions, TrainingOptions
+from causal_probe.options.recover import RecoverOptions, TaskOptions, TrainingOptions
 from causal_probe.options.scan import TemplatesOption
 from causal_probe.probes import choose_templates
 from causal_probe.sweep.plan import Cell

@@ -17,7 +17,8 @@ import joblib
 from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.options import SweepOptions, takes
+from causal_probe.options import takes
+from causal_probe.options.studies import SweepOptions
 from causal_probe.results import csv_text, to_jsonable, write_text
 from causal_probe.sweep.cells import PROBES, Outcome, run_cell
 from causal_probe.sweep.plan import Cell, plan, read_spec

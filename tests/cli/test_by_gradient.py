@@ -16,13 +16,22 @@ from safetensors.numpy import load_file
 from causal_probe import graphs, models
 from causal_probe.cli import main
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments import GradientRecovery, recover_by_gradient, recover_from_tokens
+from causal_probe.experiments import recover_by_gradient, recover_from_tokens
+from causal_probe.experiments.gradient_recovery import GradientRecovery
 from causal_probe.experiments.recover_by_gradient import attention
 from causal_probe.first_gradient import gradient_graph
 from causal_probe.reports import report
 from causal_probe.tasks import InContextMarkov, generator
 
-FILES = {"attention.safetensors", "graph.json", "model", "recovered.json", "report.html", "result.json"}
+FILES = {
+    "attention.safetensors",
+    "graph.json",
+    "model",
+    "recovered.json",
+    "report.html",
+    "result.json",
+    "result.safetensors",
+}
 
 
 def run(*arguments: str) -> int:
@@ -102,18 +111,18 @@ def test_the_predicted_node_s_parents_count() -> None:
     assert found.comparison.children == tuple(range(6))
     assert found.comparison.missing == ((0, 5), (1, 5))
     assert found.exact is False
-    assert ("edges right", "0 of 2") in found.rows()
+    assert ("edges right", "0 of 2") in found.table().rows
     assert "SHD 2" in repr(found)
     result = found.to_dict()
     assert result["exact"] is False
-    assert result["metrics"]["shd"] == 2
+    assert result["comparison"]["shd"] == 2
 
 
 def test_a_search_that_was_cut_off_is_said_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("causal_probe.first_gradient.queries.MAX_JOINT", 8**2)
     found = recover_by_gradient("two-parent", n_positions=8, n_sequences=2**15)
     said = "not decided: the search for the predicted node's parents was cut off, there may be more"
-    assert ("roots", said) in found.rows()
+    assert ("roots", said) in found.table().rows
     assert "(cut off, there may be more)" in repr(found)
     result = found.to_dict()
     assert result["found"]["cut_off"] is True

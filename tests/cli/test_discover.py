@@ -63,7 +63,7 @@ def test_folder_and_report(classifier: Path, tmp_path: Path, capsys: pytest.Capt
     assert "Decision at '[CLS]'" in shown
     content = json.loads((out / "discovery.json").read_text(encoding="utf-8"))
     assert sorted(content["files"]) == sorted(path.name for path in out.iterdir())
-    assert content["nodes"] == ["[CLS]", "the", "cat", "sat", "on", "a", "mat", "[SEP]"]
+    assert content["discovery"]["nodes"] == ["[CLS]", "the", "cat", "sat", "on", "a", "mat", "[SEP]"]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Why this decision?" in page
     assert "edge-" in page
@@ -75,8 +75,8 @@ def test_json_words_and_no_markup(classifier: Path, capsys: pytest.CaptureFixtur
     )
     assert code == 0
     content = json.loads(shown)
-    assert content["groups"] == [[0], [1], [2, 3], [4], [5]]
-    assert [graph["head"] for graph in content["graphs"]] == [1]
+    assert content["discovery"]["groups"] == [[0], [1], [2, 3], [4], [5]]
+    assert [graph["head"] for graph in content["discovery"]["graphs"]] == [1]
     result = experiments.discover_in_text(classifier, "the <b> sat", samples=50)
     page = report(result).to_html()
     assert "&lt;b&gt;" in page

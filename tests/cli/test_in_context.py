@@ -34,7 +34,7 @@ def test_a_model_reads_a_graph(model: str, tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "1 head sees the graph" in shown
     assert "Report: " in shown
-    assert sorted(path.name for path in Path(out).iterdir()) == ["report.html", "result.json"]
+    assert sorted(path.name for path in Path(out).iterdir()) == ["report.html", "result.json", "result.safetensors"]
 
 
 def test_a_leaderboard_as_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:

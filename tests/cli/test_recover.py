@@ -15,6 +15,7 @@ import torch
 
 from causal_probe import experiments
 from causal_probe.cli import main
+from causal_probe.experiments.recovery import CHECKPOINT_FILE
 from causal_probe.reports import write_page
 from causal_probe.tasks import InContextMarkov
 from causal_probe.training.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ def test_it_says_where_the_report_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Recovery of chain" in printed
     assert f"Report: {out / 'report.html'}" in printed
     assert {path.name for path in out.iterdir()} == {
-        "attention.safetensors", "graph.json", "model", "recovered.json", "report.html", "result.json"
+        "attention.safetensors", "graph.json", "model", "recovered.json", "report.html", "result.json", "result.safetensors"
     }  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def test_an_interruption_leaves_with_130(
 
 
 LONGER = [*SMALL[:-4], "--steps", "400", "--batch-size", "16", "--device", "cpu"]
-CHECKPOINT = experiments.CHECKPOINT_FILE
+CHECKPOINT = CHECKPOINT_FILE
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
@@ -196,7 +197,7 @@ def test_the_same_command_goes_on_after_an_interruption(
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (out, whole))
     assert ours["history"] == theirs["history"]
     assert ours["steps_to_all_parents"] == theirs["steps_to_all_parents"]
-    assert ours["threads"] == theirs["threads"] == torch.get_num_threads()
+    assert ours["provenance"]["threads"] == theirs["provenance"]["threads"] == torch.get_num_threads()
 
     # A finished result is made anew and stays until the new one is there; other settings need --overwrite.
     with monkeypatch.context() as patch:

@@ -49,7 +49,7 @@ def test_a_table_on_screen_and_where_the_report_is(
     assert line.split()[2] == "1.000"
     assert line.split()[-1] == "yes"
     assert f"Report: {out / 'report.html'}" in printed
-    assert {path.name for path in out.iterdir()} == {"report.html", "scan.csv", "scan.json"}
+    assert {path.name for path in out.iterdir()} == {"report.html", "scan.csv", "scan.json", "scan.safetensors"}
 
 
 def test_json_alone_on_standard_output(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

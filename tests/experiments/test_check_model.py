@@ -27,36 +27,35 @@ def test_everything_works_on_a_sound_model(folder):
     assert found.ok
     assert not found.findings
     assert len(found.answers) == 5
-    assert str(found).splitlines()[:7] == [
+    assert str(found).splitlines()[:6] == [
         "tiny-llama: 2 layers of 4 on 2 heads, 50 tokens, context 32, float32 on cpu",
-        "BOS token 1; the tokenizer puts [1] in front",
-        "",
+        "  found  what",
         "  works  read attention (scan, head graphs)",
         "  works  edit attention (edge effects)",
         "  works  ablate heads (verify)",
         "  works  gradients by score",
     ]
     assert str(found).count("\n  yes    ") == 5
+    assert str(found).endswith("\n  BOS token 1; the tokenizer puts [1] in front")
 
 
 def test_a_saved_disentangled_transformer(tmp_path):
     save(disentangled(), tmp_path / "mine")
     found = check_model(tmp_path / "mine", device="cpu")
     assert found.ok
-    assert str(found).startswith(
-        "mine: 2 layers of 2 heads, 5 tokens, context 7, float64 on cpu\nno BOS token; there is no "
-    )
+    assert str(found).startswith("mine: 2 layers of 2 heads, 5 tokens, context 7, float64 on cpu\n")
+    assert "  no BOS token; there is no tokenizer" in str(found)
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_can_be_given_itself(kind):
-    works = check_model(MODELS[kind]()).works
+    works = check_model(MODELS[kind]()).abilities
     assert {ability for ability, can in works.items() if not can} <= {"gradients by score"}
 
 
 def test_a_model_whose_patterns_are_decorative():
     found = check_model(tiny.opt())
-    assert {ability.split(" (")[0]: works for ability, works in found.works.items()} == {
+    assert {ability.split(" (")[0]: works for ability, works in found.abilities.items()} == {
         "read attention": False,
         "edit attention": False,
         "ablate heads": True,
@@ -71,14 +70,14 @@ def test_a_model_whose_patterns_are_decorative():
 
 def test_a_model_without_attention():
     found = check_model(tiny.mamba())
-    assert not any(found.works.values())
+    assert not any(found.abilities.values())
     assert found.answers == ()
     assert {finding.kind for finding in found.findings} == {"missing-hooks"}
 
 
 def test_a_bridge_that_computes_something_else_than_the_model(folder, monkeypatch):
     # As TransformerLens' bridges of Falcon with ALiBi do.
-    module = sys.modules["causal_probe.experiments.check_model"]  # the package's attribute of that name is the function
+    module = sys.modules["causal_probe.experiments.opening"]  # where models are given their hooks
 
     def to_wrong(model, tokenizer, name):
         hooked = original(model, tokenizer, name)
@@ -88,7 +87,7 @@ def test_a_bridge_that_computes_something_else_than_the_model(folder, monkeypatc
     original = module.to_hooked
     monkeypatch.setattr(module, "to_hooked", to_wrong)
     found = check_model(folder, device="cpu")
-    assert not any(found.works.values())
+    assert not any(found.abilities.values())
     assert "  NO     the hooks change nothing by being there" in str(found)
 
 
@@ -98,10 +97,10 @@ def test_it_is_plain_json(folder):
         "model": "tiny-llama", "dtype": "float32", "device": "cpu", "layers": 2, "heads": 4, "key_value_heads": 2, "vocabulary": 50,
         "context": 32, "tokenizer": True, "bos": 1, "added_before": [1], "special_tokens": 4,
     }  # fmt: skip
-    assert all(found["works"].values())
+    assert all(found["abilities"].values())
     assert [answer["passed"] for answer in found["answers"]] == [True] * 5
     assert found["findings"] == []
-    assert "transformer-lens" in found["versions"]
+    assert "transformer-lens" in found["provenance"]["versions"]
     silent = check_model(tiny.opt()).to_dict()["answers"]
     assert any(answer["error"] is None for answer in silent)  # there are no scores to compare with
 

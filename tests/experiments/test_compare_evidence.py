@@ -13,9 +13,9 @@ import pytest
 
 from causal_probe import CausalProbeError, graphs, probes
 from causal_probe.cli.main import main
-from causal_probe.experiments import EvidenceTable, compare_evidence, measure_evidence, methods
+from causal_probe.experiments import compare_evidence, measure_evidence, methods
 from causal_probe.experiments.compare_evidence import without_model
-from causal_probe.experiments.compared_evidence import Agreement
+from causal_probe.experiments.compared_evidence import Agreement, EvidenceTable
 from causal_probe.experiments.methods import METHODS, method, union
 from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
 from causal_probe.models import hand_set

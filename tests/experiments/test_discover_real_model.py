@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from causal_probe.experiments import TextDiscovery, discover_in_text
+from causal_probe.experiments import discover_in_text
+from causal_probe.experiments.discover_in_text import TextDiscovery
 from causal_probe.reports import report
 from tests.real_model import minilm_folder
 

@@ -123,7 +123,7 @@ def test_it_saves_itself(chain_model, tmp_path: Path):
     )
     saved = json.loads((tmp_path / "out/result.json").read_text())
     assert saved["verdict"] == found.verdict
-    assert saved["edges"] == [list(edge) for edge in sorted(found.graph.edges)]
+    assert [(edge["source"], edge["target"]) for edge in saved["graph"]["edges"]] == list(found.graph.edges)
     assert "successor-of-parent" in (tmp_path / "out/report.html").read_text()
     assert found.cite().methods
 
@@ -153,9 +153,9 @@ def test_a_saved_model_by_its_folder(chain_model, tmp_path: Path):
         save(chain_model, tmp_path / name)
     folders = [tmp_path / "mine", tmp_path / "yours" / "model"]
     found = experiments.leaderboard(folders, ["chain"], n_positions=POSITIONS, states=STATES, n_sequences=8)
-    assert found.table("excess").index.tolist() == ["mine", "yours"]
+    assert found.by_graph("excess").index.tolist() == ["mine", "yours"]
     with pytest.raises(CausalProbeError, match=r"There is no figure 'accuracy'; there are excess"):
-        found.table("accuracy")
+        found.by_graph("accuracy")
 
 
 def test_bad_input(chain_model, tmp_path: Path):

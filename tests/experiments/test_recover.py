@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from causal_probe import experiments, graphs, models, probes, tasks, training
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments import Recovery, recover
+from causal_probe.experiments import recover
+from causal_probe.experiments.recovery import Recovery
 from causal_probe.models import choose_device
 from causal_probe.reports import report, save
 from causal_probe.viz import Report
@@ -35,8 +36,8 @@ def chain() -> Recovery:
 def test_a_chain_is_recovered_exactly(chain: Recovery) -> None:
     assert chain.exact
     assert set(chain.recovered.edges) == set(graphs.chain(5).edges)
-    assert chain.metrics["shd"] == 0
-    assert chain.metrics["root_accuracy"] == chain.metrics["parent_accuracy"] == chain.metrics["auroc"] == 1
+    assert chain.comparison.shd == 0
+    assert chain.comparison.root_accuracy == chain.comparison.parent_accuracy == chain.comparison.auroc == 1
     assert chain.argmax_parent_accuracy == 1
     assert chain.steps_to_all_parents is not None
     assert chain.reference_losses["known-graph"] < chain.loss < chain.reference_losses["in-context unigram"]
@@ -62,7 +63,7 @@ def test_the_graph_is_invisible_to_the_probe_and_not_a_constant() -> None:
     pairs = recover("pairs", seed=3, **SMALL)
     assert pairs.exact
     assert set(pairs.recovered.edges) == {(0, 1), (2, 3)}
-    assert pairs.metrics["root_accuracy"] == 1
+    assert pairs.comparison.root_accuracy == 1
 
 
 def test_no_edges_are_found_where_there_are_none() -> None:
@@ -70,7 +71,7 @@ def test_no_edges_are_found_where_there_are_none() -> None:
     assert nothing.recovered.number_of_edges() == 0
     assert nothing.exact
     assert nothing.mean_parent_attention is None
-    undefined = nothing.to_dict()["metrics"]["undefined"]
+    undefined = nothing.to_dict()["undefined"]
     assert {"precision", "recall", "auroc", "mean_parent_attention"} <= set(undefined)
 
 
@@ -152,11 +153,13 @@ def test_what_is_saved(chain: Recovery, tmp_path: Path) -> None:
     written = save(chain, tmp_path / "out")
     assert written.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["truth"]["edges"] == result["recovered"]["edges"] == [[i, i + 1] for i in range(4)]
+    for name in ("truth", "recovered"):
+        edges = [(edge["source"], edge["target"]) for edge in result[name]["edges"]]
+        assert edges == [(i, i + 1) for i in range(4)]
     assert {
-        "precision", "recall", "f1", "shd", "parent_accuracy", "root_accuracy", "mean_parent_attention", "auroc"
-    } <= set(result["metrics"])  # fmt: skip
-    assert {"loss", "reference_losses", "seconds", "sequences", "probe_sequences", "settings", "versions"} <= set(
+        "precision", "recall", "f1", "shd", "parent_accuracy", "root_accuracy", "auroc"
+    } <= set(result["comparison"])  # fmt: skip
+    assert {"loss", "reference_losses", "mean_parent_attention", "timings", "history", "settings", "provenance"} <= set(
         result
     )
     found = {path.relative_to(written.parent).as_posix() for path in written.parent.rglob("*") if path.is_file()}

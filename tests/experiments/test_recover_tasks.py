@@ -10,7 +10,8 @@ import torch
 
 from causal_probe import graphs, tasks
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments import Recovery, recover
+from causal_probe.experiments import recover
+from causal_probe.experiments.recovery import Recovery
 from causal_probe.reports import report
 
 GRAPH = graphs.from_parents([None, 0, 0, None, 3])

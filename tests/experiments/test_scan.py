@@ -16,7 +16,8 @@ import transformers
 
 from causal_probe import experiments, graphs, probes
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments import ModelScan, scan
+from causal_probe.experiments import scan
+from causal_probe.experiments.model_scan import ModelScan
 from causal_probe.hooks import corpus, to_hooked
 from causal_probe.models import DisentangledTransformer, fit_scales, hand_set, save
 from causal_probe.probes import TEMPLATES, successor_of_parent
@@ -244,7 +245,7 @@ def test_on_pairs_plain_induction_follows_the_graphs_own_type() -> None:
 
 def test_json_has_the_agreed_form() -> None:
     written = json.loads(json.dumps(verified().to_dict(), allow_nan=False))
-    assert {"model", "heads", "settings", "versions", "coinciding", "graphs", "tokens", "verification"} <= set(written)
+    assert {"heads", "settings", "provenance", "coinciding", "graphs", "tokens", "verification"} <= set(written)
     by_name = {(head["layer"], head["head"], head["template"]): head for head in written["heads"]}
     assert len(by_name) == 2 * len(verified().scores.names)
     induction = by_name[1, 0, "induction"]
@@ -259,9 +260,9 @@ def test_json_has_the_agreed_form() -> None:
 def test_the_folder(tmp_path: Path, plain_report: None) -> None:
     out = tmp_path / "out"
     found = scan(induction_model(), n_sequences=4, templates=["induction"], out=out, page=write_page)
-    assert {path.name for path in out.iterdir()} == {"scan.json", "scan.csv", "report.html"}
+    assert {path.name for path in out.iterdir()} == {"scan.json", "scan.csv", "scan.safetensors", "report.html"}
     saved = json.loads((out / "scan.json").read_text())
-    assert sorted(saved.pop("files")) == ["report.html", "scan.csv", "scan.json"]
+    assert sorted(saved.pop("files")) == ["report.html", "scan.csv", "scan.json", "scan.safetensors"]
     assert saved.pop("sha256")
     assert saved == found.to_dict()
     table = pd.read_csv(out / "scan.csv")
@@ -418,7 +419,7 @@ def test_circuits_of_the_best_heads(tmp_path: Path) -> None:
     top = by_edges["induction"].attributions.top(1).iloc[0]
     assert (top["query"], top["key"]) == ("token", "L0H0.token")
     saved = json.loads((tmp_path / "out" / "scan.json").read_text())
-    assert saved["circuits"][1]["attributions"][0]["key"] == "L0H0.token"
+    assert saved["circuits"][1]["strongest"][0]["key"] == "L0H0.token"
     assert "What makes them attend there" in (tmp_path / "out" / "report.html").read_text()
     assert "attributions=True" in found.call
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from causal_probe import graphs
-from causal_probe.experiments import ModelScan, scan
+from causal_probe.experiments import scan
+from causal_probe.experiments.model_scan import ModelScan
 from causal_probe.probes import from_graph, head_graphs, repeated_tokens, template
 from causal_probe.reports import save
 

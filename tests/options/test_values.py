@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.options import Help, check_value
+from causal_probe.options.base import Help, check_value
 
 Word = Literal["auto", "yes"]
 
