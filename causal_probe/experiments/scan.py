@@ -98,7 +98,7 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
             preflight(hooked, parts[0][1][:CHECKED], hooks=checked)
             scores = scored(hooked, templates, parts, batch_size=o.batch_size)
         else:
-            reading = {"bos": o.bos, "separator": o.separator, "field": o.field, "shard": (i, n)}
+            reading: dict[str, Any] = {"bos": o.bos, "separator": o.separator, "field": o.field, "shard": (i, n)}
             text = open_corpus(hooked, o.corpus, length=sequence_length(hooked, o.length), **reading)
             make = TextSequences(text)
             if len(first := text.first(CHECKED)):
@@ -106,7 +106,7 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
             scores = read_corpus(hooked, templates, text, batch_size=o.batch_size)
         leading = _leading(scores)
         shown = tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL]
-        found = {
+        found: dict[str, Any] = {
             "leading": shown,
             "graphs": tuple(_graphs(hooked, scores, make, leading, o.batch_size)),
             "intervals": None if o.corpus is None else bootstrap_intervals(scores),

@@ -85,7 +85,7 @@ def recovery_page(result: Recovery) -> viz.Report:
 def _found(result: Recovery) -> Iterator[page.Block]:
     found = result.comparison
     asked = range(found.children[-1] + 1)
-    shown = dict(result.table().rows)
+    shown = {str(name): value for name, value in result.table().rows}
     *_, (name, best) = result.reference_losses.items()
     right_roots = "undefined" if found.root_accuracy is None else shown["roots right"]
     of_best = f"nats; {best:.4f} {'if the graph is known' if name == 'known-graph' else f'of {name}'}"

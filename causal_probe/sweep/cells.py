@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
-from causal_probe.experiments.check_model import open_model
+from causal_probe.experiments.opening import open_model
 from causal_probe.experiments.recover import recover as recover_graph
 from causal_probe.experiments.scan_sequences import sequence_length
 from causal_probe.first_gradient.graph import gradient_graph
