@@ -31,6 +31,8 @@ __all__ = [
 
 #: The parts of the surface below.
 SURFACE = ("cfg", "hook_dict", "hooks", "run_with_hooks", "__call__")
+#: The attribute in which a hooked model keeps how far its log-probabilities are from those of the model that it was made of.
+DIFFERENCE = "hooked_difference"
 
 
 @runtime_checkable
@@ -107,8 +109,9 @@ def no_surface(model: object) -> str:
     """What a model lacks of the surface."""
     missing = [part for part in SURFACE if not hasattr(model, part)]
     return (
-        f"A {type(model).__name__} can't be probed: it has no {', '.join(missing)}. Give a TransformerLens model "
-        "(HookedTransformer, TransformerBridge) or a HookedRootModule whose setup() has run."
+        f"A {type(model).__name__} can't be probed: it has no {', '.join(missing)}. Give what hooks.to_hooked(model, tokenizer) makes of a "
+        "Hugging Face model, hooks.to_hooked(*models.load_model(source)) of a folder or a name, a TransformerLens model "
+        "(HookedTransformer, TransformerBridge), or a HookedRootModule whose setup() has run."
     )
 
 
@@ -214,8 +217,15 @@ def undisturbed(model: HookedModel) -> Iterator[None]:
                     handles.remove(handle)
 
 
-def describe(model: HookedModel) -> dict[str, str | None]:
+def describe(model: object) -> dict[str, Any]:
     """A model's name, dtype and device, for the provenance of a result; None where the model doesn't say.
+
+    Of what :func:`~causal_probe.hooks.to_hooked` made, also ``hooked_difference``: by how many nats the hooks changed log-probabilities.
+
+    Raises
+    ------
+    CausalProbeError
+        If it is no model with hooks.
 
     Examples
     --------
@@ -223,11 +233,16 @@ def describe(model: HookedModel) -> dict[str, str | None]:
     >>> describe(DisentangledTransformer(d_vocab=3, n_positions=4))["model"]
     'disentangled-transformer'
     """
+    cfg = getattr(model, "cfg", None)
+    if cfg is None:
+        raise CausalProbeError(no_surface(model))
     parameter = next(iter(_parameters(model)), None)
+    difference = getattr(model, DIFFERENCE, None)
     return {
-        "model": getattr(model.cfg, "model_name", None) or type(model).__name__,
+        "model": getattr(cfg, "model_name", None) or type(model).__name__,
         "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
         "device": None if parameter is None else str(parameter.device),
+        **({} if difference is None else {DIFFERENCE: difference}),
     }
 
 
@@ -239,5 +254,5 @@ def _modules(model: HookedModel) -> list[torch.nn.Module]:
     return list({id(module): module for module in found}.values())
 
 
-def _parameters(model: HookedModel) -> list[torch.nn.Parameter]:
+def _parameters(model: object) -> list[torch.nn.Parameter]:
     return list(getattr(model, "parameters", tuple)())

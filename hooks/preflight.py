@@ -191,12 +191,6 @@ def _token_faults(model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Te
             "vocabulary",
             f"The token ids run from {least} to {most}, and the model's vocabulary from 0 to {d_vocab - 1}: use its own tokenizer.",
         )
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is not None and (highest := max(tokenizer.get_vocab().values())) >= d_vocab:
-        yield Finding(
-            "vocabulary",
-            f"The tokenizer gives ids up to {highest}, and the model's vocabulary ends at {d_vocab - 1}: they don't belong together.",
-        )
     if mask is None and (padded := _padded(model, tokens)):
         yield Finding(
             "padding",

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 
 import pytest
 import torch
+import transformers
 
-from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import attention_hook, content_tokens, is_live, mean_patterns, special_tokens, to_hooked
+from causal_probe.errors import CausalProbeError, CausalProbeWarning
+from causal_probe.hooks import (
+    attention_hook,
+    content_tokens,
+    describe,
+    is_live,
+    mean_patterns,
+    special_tokens,
+    to_hooked,
+)
 from tests import tiny_huggingface as tiny
 from tests.tiny_models import MODELS, disentangled
 
@@ -99,6 +109,96 @@ def test_the_name_is_the_given_one_or_the_models_own():
     assert to_hooked(model).cfg.model_name == "GPT2LMHeadModel"
     model.config.name_or_path = "owner/model"
     assert to_hooked(model).cfg.model_name == "owner/model"
+
+
+# -------------------------------------------------------------------------------------------------------------- the same model
+
+
+@pytest.mark.parametrize("kind", [*tiny.CAUSAL, "opt", "bert", "mamba"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_hooked_is_the_same_model_and_the_figure_is_kept(kind, dtype):
+    hooked = to_hooked(getattr(tiny, kind)().to(dtype))
+    assert 0 <= hooked.hooked_difference < {torch.float64: 1e-6, torch.float32: 1e-5}.get(dtype, 0.01)
+    assert describe(hooked)["hooked_difference"] == hooked.hooked_difference
+
+
+def distort(bridge):
+    """A bridge that forgets to scale the logits."""
+    bridge.unembed.register_forward_hook(lambda module, inputs, output: output * 1.1)
+    return bridge
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_bridge_that_computes_something_else_is_refused_or_warned_of(dtype, monkeypatch):
+    from transformer_lens.model_bridge import sources
+
+    build = sources.build_bridge_from_module
+    monkeypatch.setattr(sources, "build_bridge_from_module", lambda *args, **options: distort(build(*args, **options)))
+    model = tiny.gpt2().to(dtype)
+    with pytest.raises(
+        CausalProbeError, match=r"^With hooks a GPT2LMHeadModel is another model: its log-probabilities on 8 tokens"
+    ):
+        to_hooked(model)
+    with pytest.warns(CausalProbeWarning, match="is another model"):
+        hooked = to_hooked(model, check="warn")
+    assert hooked.hooked_difference > 0.1
+    assert "hooked_difference" not in describe(to_hooked(model, check="off"))
+
+
+def test_coheres_bridge_of_transformer_lens_3_9_is_another_model():
+    shape = {**tiny._shape(2), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model = tiny._random(transformers.CohereForCausalLM, transformers.CohereConfig(**shape))
+    if importlib.metadata.version("transformer-lens").startswith("3.9"):
+        with pytest.raises(CausalProbeError, match="With hooks a CohereForCausalLM is another model"):
+            to_hooked(model)
+    else:
+        assert to_hooked(model).hooked_difference < 1e-5
+
+
+def test_a_model_in_training_is_compared_without_dropout_and_stays_in_training():
+    model = tiny.gpt2().train()
+    hooked = to_hooked(model)
+    assert hooked.hooked_difference < 1e-5
+    assert hooked.original_model.training
+
+
+class Lora(torch.nn.Module):
+    """A linear map with an adapter, as the package peft makes it."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(16, 2, bias=False)})
+        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(2, 16, bias=False)})
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+def test_adapters_are_refused_with_the_way_out():
+    model = tiny.llama()
+    model.model.layers[1].self_attn.q_proj = Lora(model.model.layers[1].self_attn.q_proj)
+    for given in (model, torch.nn.ModuleDict({"base_model": model})):
+        with pytest.raises(CausalProbeError, match=r"holds adapters \(.*q_proj\.base_layer.*merge_and_unload\(\)"):
+            to_hooked(given)
+
+
+def test_gemmas_attention_functions_stay_as_they_were():
+    from transformers.models.gemma2 import modeling_gemma2
+    from transformers.models.gemma3 import modeling_gemma3
+
+    before = [module.eager_attention_forward for module in (modeling_gemma2, modeling_gemma3)]
+    assert [function.__module__ for function in before] == [modeling_gemma2.__name__, modeling_gemma3.__name__]
+    shape = {**tiny._shape(2), "num_key_value_heads": 1, "head_dim": 8}
+    for model in (
+        tiny._random(transformers.Gemma2ForCausalLM, transformers.Gemma2Config(**shape)),
+        tiny._random(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig(**shape)),
+    ):
+        hooked = to_hooked(model)
+        _, kept = hooked.run_with_cache(tiny.tokens())
+        assert {attention_hook(0, "rot_q"), attention_hook(0, "rot_k")} <= set(kept)
+        assert hooked.hooked_difference < 1e-5
+    assert [module.eager_attention_forward for module in (modeling_gemma2, modeling_gemma3)] == before
 
 
 # --------------------------------------------------------------------------------------------------------------- tokenizers

@@ -5,6 +5,8 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, describe, edited, is_live, require_hooks, undisturbed, zero_ablate
+from causal_probe.models.loading import LoadedModel
+from tests import tiny_huggingface
 from tests.tiny_models import MODELS, disentangled, native_bridge, random_tokens
 
 PATTERN = attention_hook(0, "pattern")
@@ -30,6 +32,15 @@ def test_what_is_no_hooked_model_is_told_what_it_lacks():
         CausalProbeError, match=r"A Linear can't be probed: it has no cfg, hook_dict, hooks, run_with_hooks\."
     ):
         require_hooks(torch.nn.Linear(1, 1), [PATTERN])
+
+
+@pytest.mark.parametrize("given", [tiny_huggingface.gpt2, lambda: LoadedModel(tiny_huggingface.gpt2(), None, "tiny")])
+@pytest.mark.parametrize("ask", [describe, lambda model: require_hooks(model, ())])
+def test_a_hugging_face_object_is_told_of_to_hooked(given, ask):
+    with pytest.raises(
+        CausalProbeError, match=r"hooks\.to_hooked\(model, tokenizer\).*hooks\.to_hooked\(\*models\.load_model"
+    ):
+        ask(given())
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -10,7 +10,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import attention_hook, find_faults, preflight, to_hooked
+from causal_probe.hooks import attention_hook, content_tokens, find_faults, preflight, to_hooked
 from causal_probe.hooks.check import _modules
 from tests import tiny_huggingface as tiny
 from tests.tiny_models import MODELS, N_POSITIONS, disentangled, random_tokens
@@ -230,10 +230,14 @@ def test_tokens_of_another_vocabulary(token):
     )
 
 
-def test_a_tokenizer_of_another_vocabulary():
-    assert only_fault(to_hooked(tiny.llama(vocab_size=40), tiny.tokenizer()), tiny.tokens() % 40) == (
+def test_of_a_tokenizer_only_ids_that_occur_matter():
+    model = to_hooked(tiny.llama(vocab_size=40), tiny.tokenizer())
+    assert not find_faults(model, tiny.tokens() % 30 + 3)
+    assert int(content_tokens(model).max()) == 39
+    found = only_fault(model, model.to_tokens("t7 t45"))
+    assert found == (
         "vocabulary",
-        "The tokenizer gives ids up to 48, and the model's vocabulary ends at 39: they don't belong together.",
+        "The token ids run from 7 to 45, and the model's vocabulary from 0 to 39: use its own tokenizer.",
     )
 
 
