@@ -157,7 +157,7 @@ def _few_tokens(model: Any) -> Int[Tensor, "1 pos"]:
     return torch.tensor([[known[len(known) * i // n] for i in range(n)]], device=next(model.parameters()).device)
 
 
-def _log_probabilities(run: Callable[..., Any], tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "pos vocab"] | None:
+def _log_probabilities(run: Callable[..., Any], tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "*axes"] | None:
     """None where a model can't be run on tokens alone: encoders with a decoder, models without weights."""
     modules = [(module, module.training) for module in run.modules()] if isinstance(run, torch.nn.Module) else []
     try:
@@ -176,7 +176,7 @@ def _log_probabilities(run: Callable[..., Any], tokens: Int[Tensor, "1 pos"]) ->
 
 
 def _compare(
-    hooked: Any, architecture: str, tokens: Int[Tensor, "1 pos"], before: Float[Tensor, "pos vocab"], check: str
+    hooked: Any, architecture: str, tokens: Int[Tensor, "1 pos"], before: Float[Tensor, "*axes"], check: str
 ) -> None:
     """Keep how far a hooked model's log-probabilities are from those before; raise or warn where they are another model's."""
     with undisturbed(hooked):

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, show_path
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.tokens import text_start
@@ -34,12 +34,24 @@ __all__ = [
     "read_shard",
 ]
 
+#: A byte order mark at the beginning of a file is no text.
+ENCODING = "utf-8-sig"
+#: One half of a pair that only UTF-16 has.
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 #: Sequences that are handed on together; the probes cut them further.
 BATCH = 64
 #: How the source of documents that are no files is called; two of one name may hold different documents.
 IN_MEMORY = "in memory: "
-#: Of a folder, the files that hold documents.
-DOCUMENTS = (".txt", ".jsonl", ".parquet")
+#: How the files that are read are called, by how they are read; case doesn't matter.
+FORMS = {
+    **dict.fromkeys(("", ".txt", ".text", ".md"), "text in UTF-8"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "JSON lines"),
+    ".json": "a JSON list",
+    ".parquet": "Parquet",
+}
+#: Of a folder, the files that hold documents, and what lies beside them.
+DOCUMENTS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+BESIDE = re.compile(r"\.|README|LICENSE", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,9 +345,11 @@ def read_documents(source: Any, *, separator: str | None = None, field: str = "t
     Parameters
     ----------
     source
-        A file; a folder, whose ``.txt``, ``.jsonl`` and ``.parquet`` files are read in the order of their names; or an iterable of
-        documents: texts, paths (``pathlib.Path``) or mappings with ``field``, such as a ``datasets.Dataset`` or ``IterableDataset``. A
-        ``.jsonl`` file holds a document in each line, a ``.parquet`` file one in each row; other files are text.
+        A file; a folder, whose ``.txt``, ``.jsonl``, ``.ndjson``, ``.json`` and ``.parquet`` files are read in the order of their names,
+        hidden files, READMEs and licences aside; or an iterable of documents: texts, paths (``pathlib.Path``) or mappings with
+        ``field``, such as a ``datasets.Dataset`` or ``IterableDataset``. A ``.jsonl`` or ``.ndjson`` file holds a document in each line,
+        a ``.json`` file a list of them, a ``.parquet`` file one in each row; ``.txt``, ``.text``, ``.md`` and files without a suffix
+        are text. Files of other names are refused.
     separator
         A line that stands between two documents of a text file, such as ``"<|endoftext|>"``; ``""`` is an empty line. By default a
         file is a document. With it, files are read line by line.
@@ -345,7 +359,7 @@ def read_documents(source: Any, *, separator: str | None = None, field: str = "t
     Raises
     ------
     CausalProbeError
-        If a file can't be read, a folder has no such files, or a document is something else.
+        If a file can't be read or isn't one of these, a folder has no such files or others too, or a document is something else.
 
     Examples
     --------
@@ -353,11 +367,8 @@ def read_documents(source: Any, *, separator: str | None = None, field: str = "t
     ['one', 'two']
     """
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        files = sorted(each for each in path.iterdir() if each.suffix in DOCUMENTS) if path.is_dir() else [path]
-        if not files:
-            raise CausalProbeError(f"The folder {path} holds no {', '.join(DOCUMENTS[:-1])} or {DOCUMENTS[-1]} file.")
-        source = files
+        path = Path(os.path.expanduser(source))
+        source = _files(path) if os.path.isdir(path) else [path]
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise CausalProbeError(
             f"A corpus is a file, a folder of them, or an iterable of documents; found {type(source).__name__}. Of a "
@@ -370,34 +381,71 @@ def read_documents(source: Any, *, separator: str | None = None, field: str = "t
             yield _text(document, field, f"Document {number}")
 
 
+def _files(folder: Path) -> list[Path]:
+    """The documents' files in a folder."""
+    found = sorted(each for each in folder.iterdir() if not each.is_dir() and not BESIDE.match(each.name))
+    if others := [each.name for each in found if each.suffix.lower() not in DOCUMENTS]:
+        raise CausalProbeError(
+            f"The folder {folder} also holds {', '.join(others[:3])}; of a folder {', '.join(DOCUMENTS)} files are read. Move the others away, "
+            "or give a list of paths."
+        )
+    if not found:
+        raise CausalProbeError(f"The folder {folder} holds no {', '.join(DOCUMENTS[:-1])} or {DOCUMENTS[-1]} file.")
+    return found
+
+
 def _text(document: Any, field: str, name: str) -> str:
-    text = document.get(field) if isinstance(document, Mapping) else document
-    if isinstance(text, str):
-        return text
-    has = f" It has {', '.join(map(repr, document))}: name the field." if isinstance(document, Mapping) else ""
-    raise CausalProbeError(f"{name} has no text: its {field!r} is of type {type(text).__name__}.{has}")
+    if isinstance(document, Mapping) and field not in document:
+        raise CausalProbeError(
+            f"{name} has no text: it has no {field!r}. It has {', '.join(map(repr, document)) or 'nothing'}: name the field."
+        )
+    text = document[field] if isinstance(document, Mapping) else document
+    if not isinstance(text, str):
+        its = f"its {field!r} is" if isinstance(document, Mapping) else "it is"
+        raise CausalProbeError(f"{name} has no text: {its} of type {type(text).__name__}. Leave it out.")
+    if not text.isascii() and (half := SURROGATE.search(text)):
+        raise CausalProbeError(
+            f"{name} is no text: it holds {half[0]!a}, half of a character, at place {half.start()}."
+        )
+    return text
 
 
 def _read_file(path: Path, separator: str | None, field: str) -> Iterator[str]:
+    path = Path(os.path.expanduser(path))
+    kind = FORMS.get(path.suffix.lower())
+    if not os.path.isfile(path):
+        what = "is no file" if os.path.exists(path) else "is not there"
+        raise CausalProbeError(f"The documents of {show_path(path)} can't be read: it {what}.")
+    if kind is None:
+        raise CausalProbeError(
+            f"{path} is no file of documents: its name ends in {path.suffix}, and files in {', '.join(filter(None, FORMS))} are read. Give "
+            "its texts as a list, or rename it if it is one of these."
+        )
     try:
-        if path.suffix == ".parquet":
+        if kind == "Parquet":
             yield from _read_parquet(path, field)
-        elif path.suffix == ".jsonl":
-            with open(path, encoding="utf-8") as file:
+        elif kind == "JSON lines":
+            with open(path, encoding=ENCODING) as file:
                 for number, line in enumerate(file, 1):
                     if line.strip():
-                        document = json.loads(line)
-                        document = document if isinstance(document, Mapping) else {}
-                        yield _text(document, field, f"Line {number} of {path}")
+                        yield _text(json.loads(line), field, f"Line {number} of {path}")
+        elif kind == "a JSON list":
+            documents = json.loads(path.read_text(encoding=ENCODING))
+            if not isinstance(documents, list):
+                raise ValueError(f"it holds a {type(documents).__name__}")
+            for number, document in enumerate(documents):
+                yield _text(document, field, f"Document {number} of {path}")
         elif separator is None:
-            yield path.read_text(encoding="utf-8")
+            yield path.read_text(encoding=ENCODING)
         else:
             yield from _read_parts(path, separator)
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         if isinstance(error, CausalProbeError):
             raise
-        kind = {".parquet": "Parquet", ".jsonl": "JSON lines"}.get(path.suffix, "text in UTF-8")
-        raise CausalProbeError(f"{path} can't be read as {kind}: {error}.") from error
+        reason = (
+            "it is nested too deep" if isinstance(error, RecursionError) else getattr(error, "strerror", None) or error
+        )
+        raise CausalProbeError(f"{path} can't be read as {kind}: {reason}.") from error
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[str]:
@@ -414,7 +462,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
 def _read_parts(path: Path, separator: str) -> Iterator[str]:
     """The parts of a text file between lines that are the separator."""
     lines: list[str] = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding=ENCODING) as file:
         for line in file:
             if line.rstrip("\n") != separator:
                 lines.append(line)

@@ -125,10 +125,27 @@ def text_start(model: HookedModel, bos: str) -> tuple[int, ...]:
 def added_by_itself(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The special tokens that a tokenizer puts in front of and behind a text."""
     special = _special_ids(tokenizer)
-    tokens = tokenizer("a")["input_ids"]
+    texts = ("a", "A", "0", ".")
+    text = next((text for text in texts if tokenizer(text, add_special_tokens=False)["input_ids"]), texts[0])
+    alone, tokens = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer(text)["input_ids"]
+    if special.issuperset(
+        alone
+    ):  # the letter itself is unknown, and what stands for it is a special token that nothing added
+        at = next((i for i in range(len(tokens)) if tokens[i : i + len(alone)] == alone), len(tokens))
+        return tuple(tokens[:at]), tuple(tokens[at + len(alone) :])
     before = tuple(takewhile(special.__contains__, tokens))
     after = tuple(takewhile(special.__contains__, reversed(tokens[len(before) :])))
     return before, after[::-1]
+
+
+def unknown_token(tokenizer: Any) -> int | None:
+    """The token that stands for text which a tokenizer doesn't know; None where there is none, or it starts, ends or pads a text too."""
+    token = getattr(tokenizer, "unk_token_id", None)
+    if token is None:  # it may be known to the part that cuts texts alone
+        name = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "unk_token", None)
+        token = tokenizer.convert_tokens_to_ids(name) if name else None
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return None if token in ends else token
 
 
 def _special_ids(tokenizer: Any) -> set[int]:

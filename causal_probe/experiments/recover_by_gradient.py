@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import zipfile
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, show_path
 from causal_probe.experiments.gradient_recovery import GradientRecovery
 from causal_probe.experiments.saving import Clock, kept
 from causal_probe.first_gradient.batches import AT_ONCE, SEQUENCES_OF_SEVERAL, batches_of, table_entries
@@ -152,19 +153,24 @@ def read_tokens(path: str | os.PathLike[str]) -> Tensor:
         If the file can't be read, holds pickled objects (ragged rows, say: they are not loaded), or is no table of whole numbers
         of at least 0 with at least two sequences of at least four tokens.
     """
+    name, path = show_path(path), os.path.expanduser(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise CausalProbeError(f"Can't read {name}: it is no .npy file.")
     try:
-        found = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            if not file.read(6).startswith((np.lib.format.MAGIC_PREFIX, b"PK")):
+                raise ValueError
+        # Mapped, a header that states more numbers than the file holds is refused before there is memory for them.
+        found = np.load(path, allow_pickle=False, mmap_mode="r")
     except OSError as error:
-        raise CausalProbeError(f"Can't read {os.fspath(path)}: {error.strerror or 'it is no .npy file'}.") from error
-    except (ValueError, EOFError) as error:
+        raise CausalProbeError(f"Can't read {name}: {error.strerror or 'it is no .npy file'}.") from error
+    except (ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
         reason = (
             "it holds pickled objects, such as rows of different lengths, which are never loaded"
-            if "allow_pickle" in str(error)
+            if "Python objects" in str(error)
             else "it is no .npy file, or is cut short"
         )
-        raise CausalProbeError(
-            f"Can't use {os.fspath(path)}: {reason}. Save one table with numpy.save(path, tokens)."
-        ) from error
+        raise CausalProbeError(f"Can't use {name}: {reason}. Save one table with numpy.save(path, tokens).") from error
     what = None
     if not isinstance(found, np.ndarray):
         what = "an archive of several arrays"
@@ -178,7 +184,7 @@ def read_tokens(path: str | os.PathLike[str]) -> Tensor:
         what = f"the token {int(found.max())}"
     if what is not None:
         raise CausalProbeError(
-            f"{os.fspath(path)} holds {what}. Give whole numbers from 0 on, [sequence, T + 1], at least 2 sequences of 4 tokens; the "
+            f"{name} holds {what}. Give whole numbers from 0 on, [sequence, T + 1], at least 2 sequences of 4 tokens; the "
             "last of each is what came after the others."
         )
     return torch.from_numpy(found.astype(np.int64))

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, content_tokens
+from causal_probe.hooks import HookedModel, content_tokens, special_tokens
+from causal_probe.hooks.tokens import unknown_token
 
 __all__ = ["WORDS", "StateWords"]
 
@@ -57,9 +58,10 @@ class StateWords:
         Raises
         ------
         CausalProbeError
-            If a word is not a single token, two are the same, or there are too few.
+            If a word is not a single token or unknown to the model, two are the same, or there are too few.
         """
         tokenizer = getattr(model, "tokenizer", None)
+        no_words = {*special_tokens(model).ids, unknown_token(tokenizer)} if tokenizer is not None else set()
         if words is not None:
             if tokenizer is None:
                 raise CausalProbeError(
@@ -73,17 +75,23 @@ class StateWords:
                 raise CausalProbeError(
                     f"Not a single token of this model, with the number that it has: {named}. Choose other words."
                 )
+            if unknown := [word for word, found in ids.items() if found[0] in no_words]:
+                raise CausalProbeError(f"No tokens of this model: {', '.join(map(repr, unknown))}. Choose other words.")
             if len({found[0] for found in ids.values()}) != states:
                 raise CausalProbeError("Two states have the same token. Give each a word of its own.")
             return cls(torch.tensor([found[0] for found in ids.values()]), True, tuple(words))
         if tokenizer is not None:
-            single = {word: found[0] for word in WORDS if len(found := _tokens_of(tokenizer, word)) == 1}
-            if len(set(single.values())) < states:
+            single: dict[int, str] = {}  # the first word of each token
+            for word in WORDS:
+                found = _tokens_of(tokenizer, word)
+                if len(found) == 1 and found[0] not in no_words:
+                    single.setdefault(found[0], word)
+            if len(single) < states:
                 raise CausalProbeError(
-                    f"Only {len(single)} of the words that stand for states are single tokens of this model; {states} are needed. Give "
+                    f"The words that stand for states are {len(single)} different single tokens of this model; {states} are needed. Give "
                     "words of your own."
                 )
-            return cls(torch.tensor(list(single.values())), False, tuple(single))
+            return cls(torch.tensor(list(single)), False, tuple(single.values()))
         tokens = content_tokens(model)
         if len(tokens) < states:
             raise CausalProbeError(

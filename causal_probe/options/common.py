@@ -53,7 +53,7 @@ Bos: TypeAlias = Annotated[
     Literal["auto", "yes", "no"], Help("Whether a BOS token comes first; auto: what the tokenizer does by itself.")
 ]
 NPositions: TypeAlias = Annotated[
-    int | None, Help("Tokens that the model sees, T.", none="those of a file's graph, else 20", least=2)
+    int | None, Help("Tokens that the model sees, T.", none="those of a file's graph, else 20", least=2, most=2**14)
 ]
 DVocab: TypeAlias = Annotated[int, Help("Number of states.", least=2)]
 Concentration: TypeAlias = Annotated[float, Help("Dirichlet concentration of the transition rows.", above=0)]
@@ -152,9 +152,9 @@ class CorpusOptions(Options):
 class SequenceOptions(CorpusOptions):
     """The sequences that a model is asked on: repeated random tokens, or a corpus."""
 
-    n_sequences: Annotated[int | None, Help("How many sequences.", none="32, more where they are short", least=1)] = (
-        None
-    )
+    n_sequences: Annotated[
+        int | None, Help("How many sequences.", none="32, more where they are short", least=1, most=10**9)
+    ] = None
     period: Annotated[
         int | None, Help("Tokens before they repeat.", none="50, or what the model can take", least=1)
     ] = None

@@ -103,6 +103,7 @@ class GradientOptions(TaskOptions, SavingOptions):
             "How many sequences the gradient is taken over.",
             none="32768; 131072 where nodes have several parents",
             least=2,
+            most=10**9,
         ),
     ] = None
 
@@ -128,13 +129,16 @@ class ReadingOptions(SeedOption, LoadingOptions):
     n_positions: Annotated[
         int | None,
         Help(
-            "Tokens that the model sees, T.", none="those of a file's graph, else 64 or what the context holds", least=2
+            "Tokens that the model sees, T.",
+            none="those of a file's graph, else 64 or what the context holds",
+            least=2,
+            most=2**14,
         ),
     ] = None
     root_probability: RootProbability = 0.5
     states: Annotated[int, Help("Number of states, each a word of the model's vocabulary.", least=2)] = 8
     concentration: Concentration = 0.1
-    n_sequences: Annotated[int, Help("How many sequences of each graph.", least=2)] = 64
+    n_sequences: Annotated[int, Help("How many sequences of each graph.", least=2, most=10**9)] = 64
     bos: Bos = "auto"
 
 

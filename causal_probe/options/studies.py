@@ -74,7 +74,7 @@ class MeasureOptions(SeedOption):
         ),
     ] = 16
     n_sequences: Annotated[
-        int, Help("How many sequences the other kinds of evidence take their means over.", least=2)
+        int, Help("How many sequences the other kinds of evidence take their means over.", least=2, most=10**9)
     ] = 4096
     level: Annotated[float, Help("Level of the tests of independence of causal discovery.", above=0, below=1)] = 0.01
 
@@ -99,7 +99,7 @@ class EvidenceOptions(MeasureOptions, SavingOptions, ProgressOption):
             "trained: a disentangled transformer after staged training; copy parents and, on trees, step to children: set by hand."
         ),
     ] = ("trained", "copy parents", "step to children")
-    n_positions: Annotated[int, Help("Tokens that a model sees, T.", least=2)] = 12
+    n_positions: Annotated[int, Help("Tokens that a model sees, T.", least=2, most=2**14)] = 12
     d_vocab: DVocab = 4
 
     def check(self) -> None:

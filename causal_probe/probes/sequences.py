@@ -21,6 +21,8 @@ __all__ = ["Sequences", "longest_ngram", "make_sequences", "ngram_tokens", "repe
 #: Tokens in a period, and sequences, where nothing stands in the way.
 PERIOD = 50
 SEQUENCES = 32
+#: The most tokens that are made at once, 1 GiB of them.
+LARGEST = 2**27
 #: The context of a model that names none: more than is ever made by default.
 UNLIMITED = 2**20
 
@@ -217,6 +219,10 @@ def _count(n_sequences: int | None, period: int) -> int:
         return max(SEQUENCES, math.ceil(SEQUENCES * PERIOD / period))
     if n_sequences < 1:
         raise CausalProbeError(f"One sequence or more is needed; {n_sequences} were asked for.")
+    if n_sequences * period > LARGEST:
+        raise CausalProbeError(
+            f"{n_sequences:,} sequences of periods of {period} tokens were asked for; at most {LARGEST // period:,} are made at once."
+        )
     return n_sequences
 
 

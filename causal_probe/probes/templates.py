@@ -111,7 +111,7 @@ class Template:
             If the function returns anything but Booleans [batch, query, key] or [query, key].
         """
         batch, pos = tokens.shape
-        found = self.targets(tokens)
+        found = self.targets(tokens.clone())  # a function of one's own may write into what it is given
         if (
             not isinstance(found, Tensor)
             or found.dtype != torch.bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 
 from causal_probe import graphs, models
 from causal_probe.cli import main
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, CausalProbeWarning
 from causal_probe.experiments import recover_by_gradient, recover_from_tokens
 from causal_probe.experiments.gradient_recovery import GradientRecovery
 from causal_probe.experiments.recover_by_gradient import attention
@@ -177,12 +178,22 @@ def test_bad_token_files_are_refused_in_one_line(
 def test_files_that_are_no_arrays_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any) -> None:
     (tmp_path / "text.npy").write_text("tokens")
     (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "a.csv").write_text("0,1,2,3\n1,2,3,0\n")
+    os.mkfifo(tmp_path / "pipe.npy")
+    for name, stated in (
+        ("many.npy", (10**12, 1000)),
+        ("more.npy", (10**30, 10**30)),
+    ):  # headers that state more than there is
+        with open(tmp_path / name, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": stated})
+            file.write(bytes(100))
     np.save(tmp_path / "cut.npy", tokens)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:500])
     np.savez(tmp_path / "several.npz", tokens=tokens)
     for name, says in [
         ("text.npy", "Can't use"), ("empty.npy", "cut short"), ("cut.npy", "cut short"), ("several.npz", "archive"),
-        ("absent.npy", "No such file"),
+        ("absent.npy", "No such file"), ("x" * 5000, "File name too long"), ("a.csv", "it is no .npy file, or is cut short"),
+        ("many.npy", "cut short"), ("more.npy", "cut short"), ("pipe.npy", "it is no .npy file"),
     ]:  # fmt: skip
         assert run("--data", str(tmp_path / name)) == 2
         assert says in capsys.readouterr().err
@@ -265,7 +276,8 @@ def test_options_that_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str
 
 
 def test_no_edges_where_there_are_none_and_the_result_shows() -> None:
-    found = recover_by_gradient("forest", n_positions=6, root_probability=1.0, n_sequences=4096)
+    with pytest.warns(CausalProbeWarning, match="has no edge"):
+        found = recover_by_gradient("forest", n_positions=6, root_probability=1.0, n_sequences=4096)
     assert isinstance(found, GradientRecovery)
     assert found.exact
     assert found.recovered.number_of_edges() == 0

@@ -114,3 +114,16 @@ def test_unknown_algorithm(classifier: Path, capsys: pytest.CaptureFixture[str])
     assert "lingam" in error
     with pytest.raises(CausalProbeError, match=r"`algorithm` is 'lingam'\. It must be 'pc' or"):
         experiments.discover_in_text(classifier, "the cat", algorithm="lingam")
+
+
+def test_a_text_that_the_tokenizer_does_not_know_is_refused_and_in_part_warned_of(
+    classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, str(classifier), "--text", "EVQLVESGGG")
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "Error: The tokenizer knows 0 of the text's 1 tokens; each of the others is a token that stands for any"
+    )
+    code, _, err = run(capsys, str(classifier), "--text", "the EVQLVESGGG sat")
+    assert code == 0
+    assert "Warning: The tokenizer knows 2 of the text's 3 tokens; " in err

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import networkx as nx
 import pytest
+import tokenizers
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from causal_probe import experiments, graphs
 from causal_probe.errors import CausalProbeError
@@ -184,3 +186,27 @@ def test_bad_input(chain_model, tmp_path: Path):
     with pytest.raises(CausalProbeError):
         read("chain", out=tmp_path, page=write_page)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def words_known(*known, unk="<unk>"):
+    """A model whose tokenizer knows these words, and no others."""
+    names = {"<unk>": 0, "</s>": 1, **{word: i for i, word in enumerate(known, 2)}}
+    fast = tokenizers.Tokenizer(tokenizers.models.WordLevel(names, unk_token="<unk>"))
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    fast.normalizer = tokenizers.normalizers.Replace("blue", "red")  # two words of one token
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="</s>", **({"unk_token": unk} if unk else {}))
+    return to_hooked(tiny_huggingface.gpt2(), tokenizer)
+
+
+@pytest.mark.parametrize("unk", ["<unk>", None])
+def test_each_state_has_a_token_of_its_own_and_none_is_unknown(unk):
+    model = words_known(*WORDS[:20], unk=unk)
+    chosen = StateWords.choose(model, 8)
+    assert chosen.pool.tolist() == [2, *range(4, 22)]  # "blue" is "red"
+    assert chosen.words == ("red", *WORDS[2:20])
+    drawn = chosen.draw(200, 8, torch.Generator().manual_seed(0))
+    assert all(len(set(row)) == 8 for row in drawn.tolist())
+    with pytest.raises(CausalProbeError, match="are 19 different single tokens of this model; 20 are needed"):
+        StateWords.choose(model, 20)
+    with pytest.raises(CausalProbeError, match="No tokens of this model: 'zebra'"):
+        StateWords.choose(model, 2, ["red", "zebra"])

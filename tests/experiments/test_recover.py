@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from causal_probe import experiments, graphs, models, probes, tasks, training
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, CausalProbeWarning
 from causal_probe.experiments import recover
 from causal_probe.experiments.recovery import Recovery
 from causal_probe.models import choose_device
@@ -67,7 +67,8 @@ def test_the_graph_is_invisible_to_the_probe_and_not_a_constant() -> None:
 
 
 def test_no_edges_are_found_where_there_are_none() -> None:
-    nothing = recover("forest", root_probability=1.0, seed=0, **SMALL)
+    with pytest.warns(CausalProbeWarning, match="has no edge"):
+        nothing = recover("forest", root_probability=1.0, seed=0, **SMALL)
     assert nothing.recovered.number_of_edges() == 0
     assert nothing.exact
     assert nothing.mean_parent_attention is None

@@ -267,3 +267,21 @@ def test_without_a_tokenizer_all_but_special_tokens_are_content():
 
 def test_a_model_without_special_tokens_has_none():
     assert special_tokens(disentangled()).ids == frozenset()
+
+
+@pytest.mark.parametrize("around", [None, ("[CLS]", "[SEP]")])
+@pytest.mark.parametrize("known", ["b", "a", "A"])
+def test_a_letter_that_a_tokenizer_does_not_know_is_no_bos_token(around, known):
+    from tokenizers import Tokenizer, models, processors
+
+    names = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, known: 3}
+    fast = Tokenizer(models.WordLevel(names, unk_token="[UNK]"))
+    if around:
+        fast.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[SEP]"
+    )
+    found = special_tokens(to_hooked(tiny.gpt2(), tokenizer))
+    assert (found.before, found.after) == (((1,), (2,)) if around else ((), ()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -171,6 +172,80 @@ def test_what_can_not_be_merged(model, texts, tmp_path):
         probes.HeadScores.load(tmp_path / "own.safetensors")
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".JSONL", ".json"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_what_holds_json_is_never_read_as_prose(suffix, encoding, tmp_path):
+    documents = [{"text": "t3 \u00e9"}, {"text": "t4", "more": 1}]
+    lines = json.dumps(documents) if suffix == ".json" else "\n".join(map(json.dumps, documents))
+    (tmp_path / f"a{suffix}").write_text(lines, encoding=encoding)
+    for source in (tmp_path / f"a{suffix}", tmp_path):
+        assert list(hooks.read_documents(source)) == ["t3 \u00e9", "t4"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".gz", ".zst", ".html", ".xml", ".yaml", ".arrow", ".npy", ".docx"])
+def test_a_suffix_that_is_not_read_is_refused(suffix, tmp_path):
+    (tmp_path / f"a{suffix}").write_text("t3")
+    with pytest.raises(
+        CausalProbeError, match=f"is no file of documents: its name ends in {suffix}, and files in .txt"
+    ):
+        list(hooks.read_documents(tmp_path / f"a{suffix}"))
+    with pytest.raises(CausalProbeError, match=f"also holds a{suffix}; of a folder .txt, .jsonl"):
+        list(hooks.read_documents(tmp_path))
+
+
+def test_a_folder_holds_documents_whatever_the_case_and_no_hidden_files_and_readmes(tmp_path):
+    for name in ("A.TXT", "b.txt", "._b.txt", "._a.jsonl", "README.txt", "readme", "LICENSE"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "more").mkdir()
+    assert list(hooks.read_documents(tmp_path)) == ["A.TXT", "b.txt"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("t3\n--\nt4", encoding="utf-8-sig")
+    assert list(hooks.read_documents(tmp_path / "a.txt")) == ["t3\n--\nt4"]
+    assert list(hooks.read_documents(tmp_path / "a.txt", separator="--")) == ["t3\n", "t4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": null}', "Line 1 of .* has no text: its 'text' is of type NoneType. Leave it out."),
+        ("a.jsonl", '{"text": "t3"}\n{"body": 3}', "Line 2 of .* it has no 'text'. It has 'body': name the field."),
+        ("a.jsonl", "{}", "It has nothing: name the field."),
+        ("a.jsonl", "3", "Line 1 of .* has no text: it is of type int"),
+        (
+            "a.jsonl",
+            '{"text": "t3 \\ud800"}',
+            r"Line 1 of .* is no text: it holds '.ud800', half of a character, at place 3",
+        ),
+        ("a.jsonl", "[" * 100_000, "can't be read as JSON lines: it is nested too deep"),
+        ("a.json", "[" * 100_000, "can't be read as a JSON list: it is nested too deep"),
+        ("a.json", '{"text": "t3"}', "can't be read as a JSON list: it holds a dict"),
+        ("a.txt", b"\xff\xfe", "can't be read as text in UTF-8"),
+    ],
+)
+def test_a_document_without_text_is_refused_with_its_place(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CausalProbeError, match=message) as caught:
+        list(hooks.read_documents(tmp_path / name))
+    assert len(str(caught.value)) < 1000
+
+
+def test_files_that_are_none_are_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(CausalProbeError, match="it is no file"):
+        list(hooks.read_documents(tmp_path / "a.txt"))
+    for name in ("x" * 5000, "~nouser/x.txt", "nul\0.txt"):
+        with pytest.raises(CausalProbeError, match="can't be read: it is not there") as caught:
+            list(hooks.read_documents(name))
+        assert len(str(caught.value)) < 500
+    with pytest.raises(CausalProbeError, match="half of a character"):
+        list(hooks.read_documents(["t3", "\ud800"]))
+    (tmp_path / "b.txt").write_text("t3")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(hooks.read_documents("~/b.txt")) == ["t3"]
+
+
 def test_what_is_no_corpus(model, tmp_path):
     bare = tiny_huggingface.llama()
     (tmp_path / "empty").mkdir()
@@ -178,11 +253,11 @@ def test_what_is_no_corpus(model, tmp_path):
         (tmp_path / name).write_text("neither")
     datasets.Dataset.from_dict({"body": ["t3"]}).to_parquet(tmp_path / "other.parquet")
     for source, options, message in (
-        (tmp_path / "empty", {"length": 4}, "holds no .txt, .jsonl or .parquet file"),
-        (tmp_path / "nothing.txt", {"length": 4}, "can't be read as text"),
+        (tmp_path / "empty", {"length": 4}, "holds no .txt, .jsonl, .ndjson, .json or .parquet file"),
+        (tmp_path / "nothing.txt", {"length": 4}, "nothing.txt can't be read: it is not there"),
         (3, {"length": 4}, "found int"),
         ({"train": []}, {"length": 4}, "give one split"),
-        ([{"content": "t3"}], {"length": 4}, "Document 0 has no text: its 'text' is of type NoneType"),
+        ([{"content": "t3"}], {"length": 4}, "Document 0 has no text: it has no 'text'. It has 'content': name the"),
         (iter(["t3"]), {"length": 4}, "list_iterator can be read once"),
         (["t3"], {"length": 4, "shard": "2/2"}, "A shard is i/n, .* Found '2/2'"),
         (["t3"], {"length": 4, "shard": "one"}, "A shard is i/n"),

@@ -207,3 +207,12 @@ def test_options_need_no_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "set()"
     assert typer.Typer
+
+
+@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("size", [10**15, 10**20])
+def test_sizes_are_checked_before_memory_is_taken(study: str, size: int) -> None:
+    options = STUDIES[study].options
+    for name in {"n_sequences", "n_positions"} & set(options.described()):
+        with pytest.raises(CausalProbeError, match=f"`{name}` is {size}"):
+            options.allowed(name, size)

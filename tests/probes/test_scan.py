@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +27,7 @@ from causal_probe.probes import (
     offset,
     repeated_tokens,
     scan,
+    sequences,
     successor_of_parent,
     template,
 )
@@ -591,3 +593,11 @@ def test_what_is_not_there_is_told():
         found.of(2, 0, "induction")
     with pytest.raises(CausalProbeError, match="Patterns of 2 sequences of 4 tokens are"):
         score_patterns([torch.zeros(2, 1, 3, 3)], torch.zeros(2, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("make", [sequences.repeated_tokens, partial(sequences.ngram_tokens, n=2)])
+def test_the_number_of_sequences_is_checked_before_memory_is_taken(make):
+    with pytest.raises(
+        CausalProbeError, match=r"1,000,000,000 sequences of periods of .* at most [\d,]+ are made at once"
+    ):
+        make(DisentangledTransformer(d_vocab=12, n_positions=48), n_sequences=10**9)

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import chain, from_parents, random_dag
+from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import TEMPLATES, Template, from_graph, induction, offset, successor_of_parent, template
 from causal_probe.probes.templates import find_templates
 from tests.probes.oracle import is_target
@@ -118,3 +120,19 @@ def test_arguments_out_of_range_are_told(build, message):
 def test_a_graph_that_is_none_of_positions_is_told():
     with pytest.raises(CausalProbeError):
         from_graph(chain(3).reverse())
+
+
+def test_a_template_that_writes_into_its_tokens_changes_neither_the_callers_nor_the_models():
+    def targets(tokens):
+        found = tokens[:, :, None] == tokens[:, None]
+        tokens.zero_()
+        return found
+
+    tokens = torch.tensor([[3, 4, 3, 5, 4]])
+    model = DisentangledTransformer(d_vocab=6, n_positions=5)
+    honest, writing = (
+        list(probes.scan(model, tokens, templates=[Template("same", each)]))
+        for each in (lambda tokens: tokens[:, :, None] == tokens[:, None], targets)
+    )
+    assert tokens.tolist() == [[3, 4, 3, 5, 4]]
+    assert writing == honest
