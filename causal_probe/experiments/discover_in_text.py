@@ -147,7 +147,8 @@ def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
 def _check_known(tokenizer: Any, tokens: list[int]) -> None:
     """Raise where a text is unknown to a tokenizer as a whole, warn where a part of it is."""
     before, after = added_by_itself(tokenizer)
-    n_unknown, n_tokens = tokens.count(unknown_token(tokenizer)), len(tokens) - len(before) - len(after)
+    unknown, n_tokens = unknown_token(tokenizer), len(tokens) - len(before) - len(after)
+    n_unknown = 0 if unknown is None else tokens.count(unknown)
     said = f"The tokenizer knows {n_tokens - n_unknown} of the text's {n_tokens} tokens; each of the others is a token that stands for any"
     if n_unknown and n_unknown == n_tokens:
         raise CausalProbeError(

@@ -200,6 +200,10 @@ class Options:
     def __post_init__(self) -> None:
         for option in self.described().values():
             value = check_value(option.name, getattr(self, option.name), option.hint, option.help)
+            if option.name == "out" and value is not None and os.fspath(value).startswith("~"):
+                value = os.path.expanduser(value)  # as every reader of files does
+                if value.startswith("~"):
+                    raise CausalProbeError(f"`out` is {value!r}, and no user of that name has a home folder here.")
             object.__setattr__(self, option.name, value)
         self.check()
 

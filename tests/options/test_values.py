@@ -11,6 +11,7 @@ import pytest
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.options.base import Help, check_value
+from causal_probe.options.recover import RecoverOptions
 
 Word = Literal["auto", "yes"]
 
@@ -94,3 +95,10 @@ def test_ranges(about: Help, inside: tuple[float, ...], outside: tuple[float, ..
 def test_a_type_carries_its_own_range() -> None:
     with pytest.raises(CausalProbeError, match="of at least 2 or None"):
         check_value("x", 1, Annotated[int | None, Help("", least=2)])
+
+
+def test_a_tilde_is_the_home_folder_in_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert RecoverOptions("chain", out="~/x").out == "/home/me/x"
+    with pytest.raises(CausalProbeError, match="no user of that name"):
+        RecoverOptions("chain", out="~nouser/x")
