@@ -80,7 +80,9 @@ class Docstrings(griffe.Extension):
 
     def _with_options(self, function: Any) -> None:
         """The keywords and the documentation that ``@takes`` gives, which can't be seen without running it."""
-        names = [found[1] for each in function.decorators if (found := re.fullmatch(r"takes\((\w+)\)", str(each.value)))]
+        names = [
+            found[1] for each in function.decorators if (found := re.fullmatch(r"takes\((\w+)\)", str(each.value)))
+        ]
         from causal_probe import options
 
         if not names or not hasattr(options, names[0]):  # a sweep's cells take options of their own

@@ -69,7 +69,9 @@ def moved(source: str) -> str:
 
 def rooms() -> list[str]:
     """The rooms that have a page, as :data:`causal_probe.__all__` names them, and ``errors``."""
-    return [name for name in exported(PACKAGE / "__init__.py") if (PACKAGE / name / "__init__.py").is_file()] + ["errors"]
+    return [name for name in exported(PACKAGE / "__init__.py") if (PACKAGE / name / "__init__.py").is_file()] + [
+        "errors"
+    ]
 
 
 def exported(file: Path) -> list[str]:
@@ -109,7 +111,11 @@ def api_index() -> str:
     lines = ["# API reference", "", "One page for each room of the package, from the ground up.", ""]
     lines += ["| room | about |", "|---|---|"]
     lines += [f"| [`causal_probe.{room}`]({room}.md) | {plain_roles(first_paragraph(room))} |" for room in rooms()]
-    lines += ["", "`causal_probe.report(result)`, `causal_probe.save(result, folder)` and `causal_probe.load(path)` are those of", "[`causal_probe.reports`](reports.md)."]
+    lines += [
+        "",
+        "`causal_probe.report(result)`, `causal_probe.save(result, folder)` and `causal_probe.load(path)` are those of",
+        "[`causal_probe.reports`](reports.md).",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +126,13 @@ def plain_roles(text: str) -> str:
 
 def api_page(room: str) -> str:
     """The page of a room: its docstring, then every name of its ``__all__``."""
-    lines = [f"# causal_probe.{room}", "", f"::: causal_probe.{room}", *options(members="[]", show_root_heading="false"), ""]
+    lines = [
+        f"# causal_probe.{room}",
+        "",
+        f"::: causal_probe.{room}",
+        *options(members="[]", show_root_heading="false"),
+        "",
+    ]
     names = public_names(room)
     groups = {
         "Functions": [name for name in names if name[0].islower()],
@@ -137,7 +149,7 @@ def api_page(room: str) -> str:
 
 
 def options(**said: str) -> list[str]:
-    """mkdocstrings' options below a ``:::``."""
+    """Options of mkdocstrings, below a ``:::``."""
     return ["    options:", *(f"      {key}: {value}" for key, value in said.items())] if said else []
 
 
@@ -172,7 +184,11 @@ def told(name: str, command: Callable[..., None]) -> Iterator[str]:
 
 def literals(hint: Any) -> list[str]:
     """The choices in a type."""
-    return list(get_args(hint)) if get_origin(hint) is Literal else [each for part in get_args(hint) for each in literals(part)]
+    return (
+        list(get_args(hint))
+        if get_origin(hint) is Literal
+        else [each for part in get_args(hint) for each in literals(part)]
+    )
 
 
 def cell(text: str) -> str:
