@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -80,13 +81,13 @@ class Docstrings(griffe.Extension):
 
     def _with_options(self, function: Any) -> None:
         """The keywords and the documentation that ``@takes`` gives, which can't be seen without running it."""
-        names = [
-            found[1] for each in function.decorators if (found := re.fullmatch(r"takes\((\w+)\)", str(each.value)))
-        ]
+        given = [re.fullmatch(r"takes\((\w+)\)", str(each.value)) for each in function.decorators]
+        paths = [function.parent.resolve(found[1]) for found in given if found]
         from causal_probe import options
 
-        if not names or not hasattr(options, names[0]):  # a sweep's cells take options of their own
+        if not paths or not paths[0].startswith("causal_probe.options."):  # a sweep's cells take options of their own
             return
+        where, _, name = paths[0].rpartition(".")
 
         def like() -> None: ...
 
@@ -95,7 +96,7 @@ class Docstrings(griffe.Extension):
         like.__name__ = function.name
         like.__doc__ = function.docstring.value if function.docstring else None
         like.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in leading])  # type: ignore[attr-defined]
-        made = options.takes(getattr(options, names[0]))(like)
+        made = options.takes(getattr(importlib.import_module(where), name))(like)
         kinds = {
             inspect.Parameter.POSITIONAL_OR_KEYWORD: griffe.ParameterKind.positional_or_keyword,
             inspect.Parameter.KEYWORD_ONLY: griffe.ParameterKind.keyword_only,

@@ -124,13 +124,24 @@ def plain_roles(text: str) -> str:
     return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text)
 
 
+def results_of(room: str) -> dict[str, str]:
+    """Classes of results that a room's functions return, and that nobody needs to import: not in ``__all__``."""
+    known, found = public_names(room), {}
+    for file in sorted(init_of(room).parent.glob("*.py")) if room != "errors" else []:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            is_result = isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Result" for base in node.bases)
+            if is_result and node.name not in known:
+                found[node.name] = f"causal_probe.{room}.{file.stem}.{node.name}"
+    return found
+
+
 def api_page(room: str) -> str:
     """The page of a room: its docstring, then every name of its ``__all__``."""
     lines = [
         f"# causal_probe.{room}",
         "",
         f"::: causal_probe.{room}",
-        *options(members="[]", show_root_heading="false"),
+        *options(members="[]", show_root_heading="false", show_root_toc_entry="false"),
         "",
     ]
     names = public_names(room)
@@ -139,6 +150,9 @@ def api_page(room: str) -> str:
         "Classes": [name for name in names if name[0].isupper() and not name.isupper()],
         "Constants": [name for name in names if name.isupper()],
     }
+    results = results_of(room)
+    names = {**names, **results}
+    groups["Results"] = list(results)
     for title, its in groups.items():
         if its:
             lines += [f"## {title}", ""]
@@ -173,13 +187,19 @@ def told(name: str, command: Callable[..., None]) -> Iterator[str]:
     yield from ["```text", " ".join(["causal-probe", name, *arguments, "[OPTIONS]"]), "```", ""]
     panels: dict[str, list[str]] = {}
     for key, hint, about in its:
-        flags = about.metavar or " ".join(about.param_decls or [f"--{key.replace('_', '-')}"])
+        flags = about.metavar or " ".join(spelt(about) or [f"--{key.replace('_', '-')}"])
         default = about.show_default if isinstance(about.show_default, str) else ""
         choices = [f"`{value}`" for value in literals(hint)]
         text = " ".join([cell(about.help or ""), *([f"One of {', '.join(choices)}."] if choices else [])])
         panels.setdefault(about.rich_help_panel or "", []).append(f"| `{flags}` | {cell(default)} | {text} |")
     for panel, rows in sorted(panels.items()):
         yield from [f"**{panel}**" if panel else "", "", "| option | default | what |", "|---|---|---|", *rows, ""]
+
+
+def spelt(about: Any) -> list[str]:
+    """The flags that are given to ``typer.Option`` (which takes the first for a default, at first)."""
+    given = [about.default, *(getattr(about, "param_decls", None) or [])]
+    return [each for each in given if isinstance(each, str) and each.startswith("--")]
 
 
 def literals(hint: Any) -> list[str]:

@@ -160,7 +160,7 @@ def test_python_runs(
 def commands() -> list[str]:
     texts = [path.read_text(encoding="utf-8") for path in [*WRITTEN, DOCS / "command-line.md"]]
     inline = [found for text in texts for found in re.findall(r"`(causal-probe [^`\n]+)`", text)]
-    lines = [line for text in texts for block in blocks(text, "sh") for line in block.splitlines()]
+    lines = [line for text in texts for block in blocks(text, "sh") for line in block.replace("\\\n", "").splitlines()]
     # In prose a name in capitals may stand for all of a kind, and a command for itself.
     whole = [line for line in [*lines, *inline] if line != "causal-probe COMMAND --help"]
     return sorted(dict.fromkeys(whole))
@@ -210,6 +210,7 @@ def test_every_command_and_option_stands_in_the_guide(pages: Mapping[str, str]) 
     sections = dict(
         zip([name for name, _ in commands()], re.split(r"^## ", guide, flags=re.MULTILINE)[1:], strict=True)
     )
+    assert all("| `--json` |" in section for section in sections.values())
     for study in STUDIES.values():
         for option in study.options.described().values() if study.command else ():
             if option.help.in_command:
