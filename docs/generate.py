@@ -108,7 +108,7 @@ def first_paragraph(room: str) -> str:
 
 def api_index() -> str:
     """The page over all rooms."""
-    lines = ["# API reference", "", "One page for each room of the package, from the ground up.", ""]
+    lines = ["# API reference", "", "One page for each room of the package.", ""]
     lines += ["| room | about |", "|---|---|"]
     lines += [f"| [`causal_probe.{room}`]({room}.md) | {plain_roles(first_paragraph(room))} |" for room in rooms()]
     lines += [
