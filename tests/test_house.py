@@ -120,6 +120,7 @@ TOP = {
     "causal_probe",
     "constraints.txt",
     "demos",
+    "docs",
     "hooks",
     "pyproject.toml",
     "tests",
