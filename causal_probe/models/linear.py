@@ -58,7 +58,11 @@ class Attention(HookedAttention):
 
     def forward(self, x: Stream) -> Stream:
         q, k, v = (einsum(x, W, "batch pos d, head d e -> batch pos head e") for W in (self.W_Q, self.W_K, self.W_V))
-        out: Tensor = einsum(self.attend(q, k, v), self.W_O, "batch pos head e, head e d -> batch pos d")
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        scores = einsum(q, k.conj(), "batch query head e, batch key head e -> batch head query key")
+        pattern = self.hook_pattern(self.weigh(self.hook_attn_scores(self.hide(scores))))
+        z = self.hook_z(einsum(pattern, v, "batch head query key, batch key head e -> batch query head e"))
+        out: Tensor = einsum(z, self.W_O, "batch pos head e, head e d -> batch pos d")
         return out
 
     def hide(self, scores: Tensor) -> Tensor:
@@ -91,9 +95,11 @@ class Block(HookedBlock):
         super().__init__(attention)
         self.residual = residual
 
-    def join(self, x: Stream, out: Stream) -> Stream:
-        """[batch, pos, d_model]."""
-        return x + out if self.residual else out.clone()
+    def forward(self, x: Stream) -> Stream:
+        x = self.hook_resid_pre(x)
+        out = self.hook_attn_out(self.attn(x))
+        stream: Stream = self.hook_resid_post(x + out if self.residual else out.clone())
+        return stream
 
 
 class Features(nn.Module):
