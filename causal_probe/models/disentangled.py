@@ -247,7 +247,13 @@ class DisentangledTransformer(StatesModel):
         }
 
     def output_block(self, part: str) -> Float[Tensor, "d_part d_vocab"]:
-        """The rows of W_U that read one named part of the final stream, as a view."""
+        """The rows of W_U that read one named part of the final stream, as a view.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such part.
+        """
         parts = self.subspaces(len(self.heads))
         if part not in parts:
             raise CausalProbeError(f"The final stream has no part {part!r}; its parts are {', '.join(parts)}.")
@@ -330,7 +336,7 @@ class DisentangledTransformer(StatesModel):
         )
 
     def to_transformer_lens(self) -> Any:
-        """The same function as a standard TransformerLens model: see :func:`causal_probe.models.to_transformer_lens`."""
+        """The same function as a standard TransformerLens model: see :func:`causal_probe.models.export.to_transformer_lens`."""
         return to_transformer_lens(self)
 
     # -------------------------------------------------------------------------------------------------------------- tokens
@@ -361,11 +367,8 @@ def count_weights(d_vocab: int, n_positions: int, heads: Sequence[int]) -> int:
 
 def check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
     """Raise unless a disentangled transformer of this shape can be built."""
-    problems = []
-    if d_vocab < 2:
-        problems.append(f"d_vocab must be at least 2, not {d_vocab}")
-    if n_positions < 2:
-        problems.append(f"n_positions must be at least 2, not {n_positions}")
+    sizes = {"d_vocab": d_vocab, "n_positions": n_positions}
+    problems = [f"{name} must be at least 2, not {size}" for name, size in sizes.items() if size < 2]
     if not heads or any(n < 1 for n in heads):
         problems.append(f"heads must name at least one layer, and at least one head in each; it is {list(heads)}")
     if not problems and count_weights(d_vocab, n_positions, heads) > MAX_WEIGHTS:

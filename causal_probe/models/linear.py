@@ -275,7 +275,8 @@ class LinearTransformer(HookedModel):
     def embed(self, input: Tokens) -> Stream:
         """Tokens as the stream that layer 0 reads: x through the MLP if there is one, y as it is, then positions."""
         self._check(input)
-        x = self._features(input)
+        d_x = self.d_token - self.d_out
+        x = torch.cat([self.features(input[..., :d_x]), input[..., d_x:]], -1) if self.features else input.clone()
         x = self.hook_embed(x)
         if self.positions.shape[1]:
             here = self.positions[: input.shape[1]].repeat(len(input), 1, 1)
@@ -337,12 +338,6 @@ class LinearTransformer(HookedModel):
         return -answer
 
     # --------------------------------------------------------------------------------------------------------- bookkeeping
-
-    def _features(self, input: Tensor) -> Tensor:
-        if self.features is None:
-            return input.clone()
-        d_x = self.d_token - self.d_out
-        return torch.cat([self.features(input[..., :d_x]), input[..., d_x:]], -1)
 
     def _check(self, input: Tensor) -> None:
         if input.ndim != 3 or input.shape[-1] != self.d_token or not 2 <= input.shape[1] <= self.n_positions:
