@@ -14,13 +14,4 @@ from causal_probe.discovery.independence import DSeparation, FisherZ, Independen
 from causal_probe.discovery.pc import pc
 from causal_probe.discovery.search import Learned
 
-__all__ = [
-    "DSeparation",
-    "FisherZ",
-    "IndependenceTest",
-    "Learned",
-    "fci",
-    "icd",
-    "ordered_icd",
-    "pc",
-]
+__all__ = ["DSeparation", "FisherZ", "IndependenceTest", "Learned", "fci", "icd", "ordered_icd", "pc"]

@@ -61,12 +61,20 @@ def fci(test: FisherZ, *, max_order: int | None = None) -> Learned:
     """Learn a PAG by causal-learn's FCI with its own Fisher z-test, on data with the test's correlations.
 
     Its p-values are not kept, and its sepsets are not exposed: ``evidence`` holds the marginal test of each pair, ``separating``
-    is empty. On nearly singular matrices its plain inverse is noise or fails.
+    is empty. ``max_order`` is the size of the largest conditioning set, by default without a limit. On nearly singular matrices its plain inverse is noise or fails.
 
     Raises
     ------
     CausalProbeError
         If causal-learn is not installed, or can't work with the matrix.
+
+    Examples
+    --------
+    >>> from causal_probe import graphs
+    >>> test = FisherZ(np.array([[1, 0, 0.5], [0, 1, 0.5], [0.5, 0.5, 1]]), samples=1000)
+    >>> found = fci(test).marks.to_networkx()
+    >>> [graphs.mixed.show_mixed_edge(found, *edge) for edge in graphs.mixed.mixed_edges(found)]
+    ['0 o-> 2', '1 o-> 2']
     """
     try:
         from causallearn.search.ConstraintBased.FCI import fci as causal_learn_fci

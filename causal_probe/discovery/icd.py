@@ -14,7 +14,8 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 from causal_probe.discovery.independence import IndependenceTest
 from causal_probe.discovery.marks import ARROW, Marks, bits, reach
@@ -23,6 +24,8 @@ from causal_probe.discovery.possible_d_sep import PossibleDSep, possible_d_sep
 from causal_probe.discovery.search import Candidates, Learned, Search, TooManyTests, as_sets
 
 __all__ = ["icd", "ordered_icd"]
+
+T = TypeVar("T")
 
 
 def icd(
@@ -40,6 +43,17 @@ def icd(
         The largest conditioning set; by default no limit.
     max_tests
         The search ends before the order that would need more tests than are left of these.
+
+    Examples
+    --------
+    Two causes of one effect:
+
+    >>> import networkx as nx
+    >>> from causal_probe import graphs
+    >>> from causal_probe.discovery import DSeparation
+    >>> found = icd(DSeparation(nx.DiGraph([(0, 2), (1, 2)]))).marks.to_networkx()
+    >>> [graphs.mixed.show_mixed_edge(found, *edge) for edge in graphs.mixed.mixed_edges(found)]
+    ['0 o-> 2', '1 o-> 2']
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     order, stopped, unfinished = 0, None, True
@@ -70,7 +84,9 @@ def _near_sets(search: Search, order: int) -> Iterator[Candidates]:
             first, second = (list(bits(side)) for side in (sides[0], sides[1] & ~sides[0]))
             yield i, j, as_sets([(node,) for node in first + second], 1)
     else:
-        trees, ancestors = Trees(search, order), Ancestors(search)
+        trees = Remembered(search, lambda node: possible_d_sep(graph, node, depth=order, stable=search.stable))
+        parents = Remembered(search, graph.possible_parents)
+        ancestors = Remembered(search, lambda node: reach(1 << node, [parents.of(each) for each in range(graph.n)]))
         for i, j in search.edges():
             allowed = (ancestors.of(i) | ancestors.of(j)) & ~(1 << i | 1 << j)
             try:
@@ -90,7 +106,19 @@ def ordered_icd(
     """Learn a PAG whose nodes are in a causal order: none is a cause of an earlier one, as tokens of a causal model are.
 
     Only sets of nodes before the later end of an edge are conditioned on, and every edge has an arrow at its later end. Parameters
-    are those of :func:`icd`; ``stable`` makes the result independent of the order in which *edges* are visited.
+    (``test``, ``stable``, ``max_order``, ``max_tests``) are those of :func:`icd`; ``stable`` makes the result independent of the order in
+    which *edges* are visited.
+
+    Examples
+    --------
+    Two causes of one effect:
+
+    >>> import networkx as nx
+    >>> from causal_probe import graphs
+    >>> from causal_probe.discovery import DSeparation
+    >>> found = ordered_icd(DSeparation(nx.DiGraph([(0, 2), (1, 2)]))).marks.to_networkx()
+    >>> [graphs.mixed.show_mixed_edge(found, *edge) for edge in graphs.mixed.mixed_edges(found)]
+    ['0 o-> 2', '1 o-> 2']
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     n = test.n
@@ -155,34 +183,16 @@ def _possible_ancestors(graph: Marks, node: int, within: int = -1) -> int:
     return reach(1 << node, [graph.possible_parents(each) for each in range(graph.n)], within)
 
 
-class Ancestors:
-    """The possible ancestors of each node, found once as long as the graph stays."""
+class Remembered(Generic[T]):
+    """What is grown of each node, once as long as the graph stays."""
 
-    def __init__(self, search: Search) -> None:
-        self._search, self._version, self._found = search, -1, dict[int, int]()
-        self._steps: list[int] = []
+    def __init__(self, search: Search, grow: Callable[[int], T]) -> None:
+        self._search, self._grow, self._version, self._found = search, grow, -1, dict[int, T]()
 
-    def of(self, node: int) -> int:
-        """The possible ancestors of a node, itself included."""
-        graph = self._search.graph
-        if self._version != self._search.version:
-            self._version, self._found = self._search.version, {}
-            self._steps = [graph.possible_parents(each) for each in range(graph.n)]
-        if node not in self._found:
-            self._found[node] = reach(1 << node, self._steps)
-        return self._found[node]
-
-
-class Trees:
-    """The tree of each node, grown once as long as the graph stays."""
-
-    def __init__(self, search: Search, depth: int) -> None:
-        self._search, self._depth, self._version, self._found = search, depth, -1, dict[int, PossibleDSep]()
-
-    def of(self, node: int) -> PossibleDSep:
-        """The tree of a node."""
+    def of(self, node: int) -> T:
+        """What is grown of a node."""
         if self._version != self._search.version:
             self._version, self._found = self._search.version, {}
         if node not in self._found:
-            self._found[node] = possible_d_sep(self._search.graph, node, depth=self._depth, stable=self._search.stable)
+            self._found[node] = self._grow(node)
         return self._found[node]

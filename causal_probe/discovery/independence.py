@@ -147,6 +147,11 @@ class FisherZ:
     remember
         Compute each different test once; asked again, it is remembered. Our learners never ask twice, and are faster without.
 
+    Raises
+    ------
+    CausalProbeError
+        If ``level`` or ``samples`` is out of range, or the matrix holds numbers that are not finite or has no ones on its diagonal.
+
     References
     ----------
     .. [1] R. A. Fisher. The distribution of the partial correlation coefficient. Metron 3, 329-332, 1924.

@@ -302,54 +302,41 @@ def _walk(
 
 
 def orient_pdag(graph: Marks, separating: SeparatingSets, *, stable: bool) -> None:
-    """Orient a graph without latent causes whose marks are all tails: colliders, then Meek's rules 1-3 until nothing changes.
+    """Orient a graph without latent causes whose marks are at their start: colliders, then Meek's rules 1-3 until nothing changes.
 
-    An edge that colliders orient both ways stays undirected, and so, with ``stable``, does one that a rule does.
+    An edge that colliders orient both ways stays undirected, and so, with ``stable``, does one that a rule does. While the rules
+    run, circles stand for the tails of what is undirected.
     """
-    into: set[tuple[int, int]] = set()
-    for proposal in _colliders(separating)(graph):
-        into |= {(u, v) for u, v, _ in proposal}
+    into = {(u, v) for proposal in _colliders(separating)(graph) for u, v, _ in proposal}
     for u, v in into:
         if (v, u) not in into:
             graph.put(u, v, ARROW)
-    contradicted: set[tuple[int, int]] = set()
-    changed = True
-    while changed:
-        changed = False
-        for rule in (_meek_1, _meek_2, _meek_3):
-            if stable:
-                wanted = set(rule(graph))
-                contradicted |= {(u, v) for u, v in wanted if (v, u) in wanted}
-                agreed = wanted - contradicted - {(v, u) for u, v in contradicted}
-                for u, v in agreed:
-                    graph.put(u, v, ARROW)
-                changed |= bool(agreed)
-            else:
-                for u, v in rule(graph):
-                    graph.put(u, v, ARROW)
-                    changed = True
+            graph.put(v, u, TAIL)
+    _apply([_meek_1, _meek_2, _meek_3], graph, stable=stable)
+    graph.tail = [tail | circle for tail, circle in zip(graph.tail, graph.circle, strict=True)]
+    graph.circle = [0] * graph.n
 
 
-def _meek_1(graph: Marks) -> Iterator[tuple[int, int]]:
+def _meek_1(graph: Marks) -> Iterator[Proposal]:
     """Z --> X --- Y with Z, Y apart: X --> Y."""
     for y in range(graph.n):
-        for x in bits(graph.undirected(y)):
+        for x in bits(graph.circles(y)):
             if graph.parents(x) & ~graph.adjacent(y) & ~(1 << y):
-                yield x, y
+                yield (x, y, ARROW), (y, x, TAIL)
 
 
-def _meek_2(graph: Marks) -> Iterator[tuple[int, int]]:
+def _meek_2(graph: Marks) -> Iterator[Proposal]:
     """X --> Z --> Y and X --- Y: X --> Y."""
     for y in range(graph.n):
-        for x in bits(graph.undirected(y)):
+        for x in bits(graph.circles(y)):
             if any(graph.parents(z) >> x & 1 for z in bits(graph.parents(y))):
-                yield x, y
+                yield (x, y, ARROW), (y, x, TAIL)
 
 
-def _meek_3(graph: Marks) -> Iterator[tuple[int, int]]:
+def _meek_3(graph: Marks) -> Iterator[Proposal]:
     """X --- W --> Y, X --- Z --> Y with W, Z apart, and X --- Y: X --> Y."""
     for y in range(graph.n):
-        for x in bits(graph.undirected(y)):
-            shared = graph.undirected(x) & graph.parents(y)
+        for x in bits(graph.circles(y)):
+            shared = graph.circles(x) & graph.parents(y)
             if any(not graph.joined(w, z) for w, z in combinations(bits(shared), 2)):
-                yield x, y
+                yield (x, y, ARROW), (y, x, TAIL)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from causal_probe.discovery.independence import IndependenceTest
-from causal_probe.discovery.marks import TAIL, bits
+from causal_probe.discovery.marks import bits
 from causal_probe.discovery.orientation import orient_pdag
 from causal_probe.discovery.search import Candidates, Learned, Search, TooManyTests
 
@@ -43,6 +43,17 @@ def pc(
         The largest conditioning set; by default no limit.
     max_tests
         The search ends before the order that would need more tests than are left of these.
+
+    Examples
+    --------
+    Two causes of one effect:
+
+    >>> import networkx as nx
+    >>> from causal_probe import graphs
+    >>> from causal_probe.discovery import DSeparation
+    >>> found = pc(DSeparation(nx.DiGraph([(0, 2), (1, 2)]))).marks.to_networkx()
+    >>> [graphs.mixed.show_mixed_edge(found, *edge) for edge in graphs.mixed.mixed_edges(found)]
+    ['0 --> 2', '1 --> 2']
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     order, stopped = 0, None
@@ -55,7 +66,7 @@ def pc(
             stopped = order
             break
         order += 1
-    search.graph.reset(TAIL)
+    search.graph.reset()
     orient_pdag(search.graph, search.separating, stable=stable)
     return search.learned(stopped)
 

@@ -51,7 +51,7 @@ from causal_probe.graphs.choice import FAMILIES, choose_graph
 from causal_probe.graphs.compare import GraphComparison, compare
 from causal_probe.graphs.families import chain, from_parents, lag, pairs, random_dag, random_forest, two_parent_tree
 from causal_probe.graphs.files import read_graph, write_graph
-from causal_probe.graphs.mixed import arrowheads, mixed_graph, skeleton
+from causal_probe.graphs.mixed import arrowheads, mixed_graph
 
 __all__ = [
     "FAMILIES",
@@ -68,7 +68,6 @@ __all__ = [
     "random_dag",
     "random_forest",
     "read_graph",
-    "skeleton",
     "two_parent_tree",
     "write_graph",
 ]

@@ -62,11 +62,7 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def choose_graph(
-    graph: str | os.PathLike[str] | nx.DiGraph,
-    *,
-    n_positions: int | None,
-    root_probability: float = 0.5,
-    seed: int = 0,
+    graph: str | os.PathLike[str] | nx.DiGraph, *, n_positions: int | None, root_probability: float = 0.5, seed: int = 0
 ) -> nx.DiGraph:
     """The graph of a task over ``n_positions`` tokens.
 

@@ -13,8 +13,8 @@ Here a mixed graph is a :class:`networkx.DiGraph` with both arcs of every edge: 
 ('arrow', 'circle')
 >>> [show_mixed_edge(graph, *edge) for edge in mixed_edges(graph)]
 ['0 o-> 2', '1 o-> 2']
->>> sorted(arrowheads(graph)), sorted(skeleton(graph).edges)
-([(0, 2), (1, 2)], [(0, 2), (1, 2)])
+>>> sorted(arrowheads(graph))
+[(0, 2), (1, 2)]
 
 A causal graph can be read as one: parents have tails and children arrows.
 
@@ -38,16 +38,7 @@ import networkx as nx
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import listing, show_edge
 
-__all__ = [
-    "Mark",
-    "arrowheads",
-    "as_mixed",
-    "is_mixed",
-    "mixed_edges",
-    "mixed_graph",
-    "show_mixed_edge",
-    "skeleton",
-]
+__all__ = ["Mark", "arrowheads", "as_mixed", "is_mixed", "mixed_edges", "mixed_graph", "show_mixed_edge"]
 
 #: What stands at an end of an edge.
 Mark: TypeAlias = Literal["tail", "arrow", "circle"]
@@ -152,20 +143,6 @@ def show_mixed_edge(graph: nx.DiGraph, u: Any, v: Any) -> str:
     ('0 --> 1', '1 <-- 0', '1 <-> 2')
     """
     return f"{u} {_AT_LEFT[graph.edges[v, u]['mark']]}-{_AT_RIGHT[graph.edges[u, v]['mark']]} {v}"
-
-
-def skeleton(graph: nx.DiGraph) -> nx.Graph:
-    """Which nodes are joined at all, in either direction, marks aside.
-
-    Examples
-    --------
-    >>> sorted(skeleton(mixed_graph(3, [(0, "o", ">", 1), (1, "<", ">", 2)])).edges)
-    [(0, 1), (1, 2)]
-    """
-    joined = nx.Graph()
-    joined.add_nodes_from(graph)
-    joined.add_edges_from(graph.edges)
-    return joined
 
 
 def arrowheads(graph: nx.DiGraph) -> set[tuple[Any, Any]]:

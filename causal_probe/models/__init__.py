@@ -3,7 +3,6 @@
 from causal_probe.models.constructions import fit_scales, hand_set
 from causal_probe.models.device import choose_device
 from causal_probe.models.disentangled import DisentangledTransformer
-from causal_probe.models.export import to_transformer_lens
 from causal_probe.models.files import load, save
 from causal_probe.models.gradient_step import gradient_steps, mesa_step
 from causal_probe.models.linear import LinearTransformer
@@ -22,7 +21,6 @@ __all__ = [
     "load_model",
     "mesa_step",
     "save",
-    "to_transformer_lens",
 ]
 
 

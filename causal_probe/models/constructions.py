@@ -82,6 +82,8 @@ def hand_set(
     graph_scale
         The score of an edge in layer 0 (``"copy parents"``), of a matching state there (``"step to children"``); nothing in
         ``"read other states"``.
+    dtype, device
+        Of the weights.
 
     Raises
     ------

@@ -23,15 +23,16 @@ from typing import Any
 
 import torch
 from einops import einsum, rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.export import to_transformer_lens
 from causal_probe.models.fast import last_logits
-from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedStates
+from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedModel
 from causal_probe.models.subspaces import stream_widths, subspaces
 
 __all__ = ["DisentangledTransformer"]
@@ -40,7 +41,25 @@ __all__ = ["DisentangledTransformer"]
 MAX_WEIGHTS = 2**34
 
 
-class Attention(HookedAttention):
+class SoftmaxAttention(HookedAttention):
+    """Heads of softmax attention over the past, without a scale."""
+
+    def attend(
+        self,
+        q: Float[Tensor, "batch pos head d_key"],
+        k: Float[Tensor, "batch pos head d_key"],
+        v: Float[Tensor, "batch pos head d_value"],
+    ) -> Float[Tensor, "batch pos head d_value"]:
+        """What each head finds, through every hook."""
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        scores = einsum(q, k, "batch query head e, batch key head e -> batch head query key")
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        pattern = self.hook_pattern(self.hook_attn_scores(scores.masked_fill(future, float("-inf"))).softmax(-1))
+        z: Tensor = self.hook_z(einsum(pattern, v, "batch head query key, batch key head e -> batch query head e"))
+        return z
+
+
+class Attention(SoftmaxAttention):
     """Heads whose query-key product is one free matrix and whose value is the whole residual stream."""
 
     def __init__(self, d_in: int, n_heads: int) -> None:
@@ -60,12 +79,79 @@ class Block(HookedBlock):
 
     attn: Attention
 
-    def join(self, x: Float[Tensor, "batch pos d_in"], out: Float[Tensor, "batch pos d_new"]) -> Tensor:
-        """[batch, pos, d_in + d_new]."""
-        return torch.cat([x, out], dim=-1)
+    def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+        x = self.hook_resid_pre(x)
+        stream: Tensor = self.hook_resid_post(torch.cat([x, self.hook_attn_out(self.attn(x))], dim=-1))
+        return stream
 
 
-class DisentangledTransformer(HookedStates):
+class StatesModel(HookedModel):
+    """A model of few states, whose embeddings are one-hot: of the state, and of the position."""
+
+    def __init__(self, d_vocab: int, n_positions: int) -> None:
+        super().__init__()
+        self.d_vocab = d_vocab
+        self.n_positions = n_positions
+        self.hook_embed = HookPoint()  # [batch, pos, d_vocab]
+        self.hook_pos_embed = HookPoint()  # [batch, pos, n_positions]
+
+    def _embed(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
+        """States and positions, one-hot, through their hooks: [batch, pos, d_vocab] and [batch, pos, n_positions]."""
+        dtype = next(self.parameters()).dtype
+        eye = torch.eye(self.n_positions, dtype=dtype, device=tokens.device)
+        token = self.hook_embed(one_hot(tokens, self.d_vocab).to(dtype))
+        return token, self.hook_pos_embed(eye[: tokens.shape[1]].repeat(len(tokens), 1, 1))
+
+    def _check_next(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        if len(tokens) == 0 or tokens.shape[1] == 1:
+            raise CausalProbeError(
+                f"The loss of the next token needs a sequence of two tokens or more; the shape is {list(tokens.shape)}."
+            )
+
+    def to_tokens(
+        self, input: Tensor | str | Sequence[str], prepend_bos: bool | None = None
+    ) -> Int[Tensor, "batch pos"]:
+        """States as a checked tensor ``[batch, pos]`` on the model's device.
+
+        Parameters
+        ----------
+        input
+            States ``[batch, pos]`` or ``[pos]``, of any integer dtype; or text: states as numbers between blanks, one string
+            per sequence.
+        prepend_bos
+            There is no beginning-of-sequence token: False and None are the same, True is an error.
+
+        Raises
+        ------
+        CausalProbeError
+            If a state is not a whole number in 0..d_vocab-1, there are none, there are more than ``n_positions``, or
+            texts differ in length.
+        """
+        if prepend_bos:
+            raise CausalProbeError(
+                "A disentangled transformer has no beginning-of-sequence token; leave prepend_bos out."
+            )
+        if not isinstance(input, Tensor):
+            input = _parse([input] if isinstance(input, str) else list(input))
+        if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
+            raise CausalProbeError(f"Tokens must be whole numbers; the tensor's dtype is {input.dtype}.")
+        tokens = (input[None] if input.ndim == 1 else input).long()
+        if tokens.ndim != 2:
+            raise CausalProbeError(f"Tokens must have the shape [batch, pos]; theirs is {list(input.shape)}.")
+        if not 1 <= tokens.shape[1] <= self.n_positions:
+            raise CausalProbeError(
+                f"A sequence must hold 1 to {self.n_positions} tokens, the model's n_positions; these hold {tokens.shape[1]}."
+            )
+        if tokens.numel():
+            low, high = (int(bound) for bound in torch.aminmax(tokens))
+            if low < 0 or high >= self.d_vocab:
+                raise CausalProbeError(
+                    f"Token {low if low < 0 else high} is outside the vocabulary; states are 0 to {self.d_vocab - 1}."
+                )
+        return tokens.to(next(self.parameters()).device)
+
+
+class DisentangledTransformer(StatesModel):
     """The disentangled transformer, all weights zero until they are trained or set.
 
     Parameters
@@ -161,7 +247,13 @@ class DisentangledTransformer(HookedStates):
         }
 
     def output_block(self, part: str) -> Float[Tensor, "d_part d_vocab"]:
-        """The rows of W_U that read one named part of the final stream, as a view."""
+        """The rows of W_U that read one named part of the final stream, as a view.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such part.
+        """
         parts = self.subspaces(len(self.heads))
         if part not in parts:
             raise CausalProbeError(f"The final stream has no part {part!r}; its parts are {', '.join(parts)}.")
@@ -244,7 +336,7 @@ class DisentangledTransformer(HookedStates):
         )
 
     def to_transformer_lens(self) -> Any:
-        """The same function as a standard TransformerLens model: see :func:`causal_probe.models.to_transformer_lens`."""
+        """The same function as a standard TransformerLens model: see :func:`causal_probe.models.export.to_transformer_lens`."""
         return to_transformer_lens(self)
 
     # -------------------------------------------------------------------------------------------------------------- tokens
@@ -275,11 +367,8 @@ def count_weights(d_vocab: int, n_positions: int, heads: Sequence[int]) -> int:
 
 def check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
     """Raise unless a disentangled transformer of this shape can be built."""
-    problems = []
-    if d_vocab < 2:
-        problems.append(f"d_vocab must be at least 2, not {d_vocab}")
-    if n_positions < 2:
-        problems.append(f"n_positions must be at least 2, not {n_positions}")
+    sizes = {"d_vocab": d_vocab, "n_positions": n_positions}
+    problems = [f"{name} must be at least 2, not {size}" for name, size in sizes.items() if size < 2]
     if not heads or any(n < 1 for n in heads):
         problems.append(f"heads must name at least one layer, and at least one head in each; it is {list(heads)}")
     if not problems and count_weights(d_vocab, n_positions, heads) > MAX_WEIGHTS:
@@ -289,3 +378,17 @@ def check_shape(d_vocab: int, n_positions: int, heads: Sequence[int]) -> None:
         )
     if problems:
         raise CausalProbeError("No such disentangled transformer can be built: " + "; ".join(problems) + ".")
+
+
+def _parse(texts: list[str]) -> Tensor:
+    try:
+        rows = [[int(word) for word in text.split()] for text in texts]
+    except (AttributeError, ValueError) as error:
+        raise CausalProbeError(
+            f"A disentangled transformer reads states, written as whole numbers between blanks; got {texts!r:.80}."
+        ) from error
+    if len({len(row) for row in rows}) != 1:
+        raise CausalProbeError(
+            f"Sequences of one batch must be of one length; theirs are {[len(row) for row in rows]}."
+        )
+    return torch.tensor(rows, dtype=torch.long)

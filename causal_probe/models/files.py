@@ -65,7 +65,7 @@ def save(model: DisentangledTransformer, folder: str | os.PathLike[str]) -> None
 
 
 def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> DisentangledTransformer:
-    """The model that :func:`save` wrote.
+    """The model that :func:`save` wrote, with its weights on ``device``.
 
     Raises
     ------

@@ -5,56 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from einops import einsum
-from jaxtyping import Int
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch import nn
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from causal_probe.errors import CausalProbeError
-from causal_probe.models.states import to_states
-
-__all__ = ["HookedAttention", "HookedBlock", "HookedModel", "HookedStates"]
+__all__ = ["HookedAttention", "HookedBlock", "HookedModel"]
 
 
 class HookedAttention(nn.Module):
-    """Heads with TransformerLens' hook points; by default softmax attention over the past, without a scale."""
+    """Heads with TransformerLens' hook points. What is passed to one has memory of its own: patching tools write into it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.hook_q = HookPoint()  # [batch, pos, head, d_key]
         self.hook_k = HookPoint()  # [batch, pos, head, d_key]
         self.hook_v = HookPoint()  # [batch, pos, head, d_value]
-        self.hook_attn_scores = HookPoint()  # [batch, head, query, key], as :meth:`hide` leaves them
+        self.hook_attn_scores = HookPoint()  # [batch, head, query, key], those that are not to be seen at -inf or 0
         self.hook_pattern = HookPoint()  # [batch, head, query, key]
         self.hook_z = HookPoint()  # [batch, pos, head, d_value]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """From queries, keys and values [batch, pos, head, ...] to what each head found, [batch, pos, head, d_value], through every hook.
-
-        What is passed has memory of its own, no view of another's: patching tools write into it.
-        """
-        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        scores = einsum(q, k.conj(), "batch query head e, batch key head e -> batch head query key")
-        pattern = self.hook_pattern(self.weigh(self.hook_attn_scores(self.hide(scores))))
-        z: Tensor = self.hook_z(einsum(pattern, v, "batch head query key, batch key head e -> batch query head e"))
-        return z
-
-    def hide(self, scores: Tensor) -> Tensor:
-        """Scores [..., query, key] with those that are not to be seen at what :meth:`weigh` makes 0."""
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        return scores.masked_fill(future, float("-inf"))
-
-    def weigh(self, scores: Tensor) -> Tensor:
-        """The pattern of hidden scores."""
-        return scores.softmax(-1)
 
 
 class HookedBlock(nn.Module):
@@ -66,16 +39,6 @@ class HookedBlock(nn.Module):
         self.hook_resid_pre = HookPoint()  # [batch, pos, d_in]
         self.hook_attn_out = HookPoint()  # [batch, pos, what the heads wrote]
         self.hook_resid_post = HookPoint()  # [batch, pos, d_out]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The stream after the layer, [batch, pos, d_out]."""
-        x = self.hook_resid_pre(x)
-        stream: Tensor = self.hook_resid_post(self.join(x, self.hook_attn_out(self.attn(x))))
-        return stream
-
-    def join(self, x: Tensor, out: Tensor) -> Tensor:
-        """The stream after the layer, with memory of its own."""
-        return x + out
 
 
 class HookedModel(HookedRootModule):
@@ -131,54 +94,3 @@ class HookedModel(HookedRootModule):
         if return_cache_object:
             return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
         return output, cache
-
-
-class HookedStates(HookedModel):
-    """A model of few states, whose embeddings are one-hot: of the state, and of the position."""
-
-    def __init__(self, d_vocab: int, n_positions: int) -> None:
-        super().__init__()
-        self.d_vocab = d_vocab
-        self.n_positions = n_positions
-        self.hook_embed = HookPoint()  # [batch, pos, d_vocab]
-        self.hook_pos_embed = HookPoint()  # [batch, pos, n_positions]
-
-    def _embed(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
-        """States and positions, one-hot, through their hooks: [batch, pos, d_vocab] and [batch, pos, n_positions]."""
-        dtype = next(self.parameters()).dtype
-        eye = torch.eye(self.n_positions, dtype=dtype, device=tokens.device)
-        token = self.hook_embed(one_hot(tokens, self.d_vocab).to(dtype))
-        return token, self.hook_pos_embed(eye[: tokens.shape[1]].repeat(len(tokens), 1, 1))
-
-    def _check_next(self, tokens: Int[Tensor, "batch pos"]) -> None:
-        if len(tokens) == 0 or tokens.shape[1] == 1:
-            raise CausalProbeError(
-                f"The loss of the next token needs a sequence of two tokens or more; the shape is {list(tokens.shape)}."
-            )
-
-    def to_tokens(
-        self, input: Tensor | str | Sequence[str], prepend_bos: bool | None = None
-    ) -> Int[Tensor, "batch pos"]:
-        """States as a checked tensor ``[batch, pos]`` on the model's device.
-
-        Parameters
-        ----------
-        input
-            States ``[batch, pos]`` or ``[pos]``, of any integer dtype; or text: states as numbers between blanks, one string
-            per sequence.
-        prepend_bos
-            There is no beginning-of-sequence token: False and None are the same, True is an error.
-
-        Raises
-        ------
-        CausalProbeError
-            If a state is not a whole number in 0..d_vocab-1, there are none, there are more than ``n_positions``, or
-            texts differ in length.
-        """
-        return to_states(
-            input,
-            d_vocab=self.d_vocab,
-            n_positions=self.n_positions,
-            prepend_bos=bool(prepend_bos),
-            device=next(self.parameters()).device,
-        )

@@ -58,7 +58,11 @@ class Attention(HookedAttention):
 
     def forward(self, x: Stream) -> Stream:
         q, k, v = (einsum(x, W, "batch pos d, head d e -> batch pos head e") for W in (self.W_Q, self.W_K, self.W_V))
-        out: Tensor = einsum(self.attend(q, k, v), self.W_O, "batch pos head e, head e d -> batch pos d")
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        scores = einsum(q, k.conj(), "batch query head e, batch key head e -> batch head query key")
+        pattern = self.hook_pattern(self.weigh(self.hook_attn_scores(self.hide(scores))))
+        z = self.hook_z(einsum(pattern, v, "batch head query key, batch key head e -> batch query head e"))
+        out: Tensor = einsum(z, self.W_O, "batch pos head e, head e d -> batch pos d")
         return out
 
     def hide(self, scores: Tensor) -> Tensor:
@@ -91,9 +95,11 @@ class Block(HookedBlock):
         super().__init__(attention)
         self.residual = residual
 
-    def join(self, x: Stream, out: Stream) -> Stream:
-        """[batch, pos, d_model]."""
-        return x + out if self.residual else out.clone()
+    def forward(self, x: Stream) -> Stream:
+        x = self.hook_resid_pre(x)
+        out = self.hook_attn_out(self.attn(x))
+        stream: Stream = self.hook_resid_post(x + out if self.residual else out.clone())
+        return stream
 
 
 class Features(nn.Module):
@@ -269,7 +275,8 @@ class LinearTransformer(HookedModel):
     def embed(self, input: Tokens) -> Stream:
         """Tokens as the stream that layer 0 reads: x through the MLP if there is one, y as it is, then positions."""
         self._check(input)
-        x = self._features(input)
+        d_x = self.d_token - self.d_out
+        x = torch.cat([self.features(input[..., :d_x]), input[..., d_x:]], -1) if self.features else input.clone()
         x = self.hook_embed(x)
         if self.positions.shape[1]:
             here = self.positions[: input.shape[1]].repeat(len(input), 1, 1)
@@ -331,12 +338,6 @@ class LinearTransformer(HookedModel):
         return -answer
 
     # --------------------------------------------------------------------------------------------------------- bookkeeping
-
-    def _features(self, input: Tensor) -> Tensor:
-        if self.features is None:
-            return input.clone()
-        d_x = self.d_token - self.d_out
-        return torch.cat([self.features(input[..., :d_x]), input[..., d_x:]], -1)
 
     def _check(self, input: Tensor) -> None:
         if input.ndim != 3 or input.shape[-1] != self.d_token or not 2 <= input.shape[1] <= self.n_positions:

@@ -234,13 +234,7 @@ def _shards(index: Path) -> set[str]:
 
 
 def _load_hugging_face(
-    folder: Path,
-    name: str,
-    dtype: str | None,
-    *,
-    device_map: Any,
-    gguf_file: str | None = None,
-    any_kind: bool = False,
+    folder: Path, name: str, dtype: str | None, *, device_map: Any, gguf_file: str | None = None, any_kind: bool = False
 ) -> LoadedModel:
     # Late: a hub of several hundred modules, and a DisentangledTransformer needs none of them.
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -29,8 +29,7 @@ from torch.nn.functional import one_hot
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.disentangled import DisentangledTransformer, check_shape
-from causal_probe.models.hooked import HookedAttention, HookedStates
+from causal_probe.models.disentangled import DisentangledTransformer, SoftmaxAttention, StatesModel, check_shape
 
 __all__ = ["EPSILON", "ReducedTransformer", "first_gradient"]
 
@@ -38,7 +37,7 @@ __all__ = ["EPSILON", "ReducedTransformer", "first_gradient"]
 EPSILON = 1e-8
 
 
-class Head(HookedAttention):
+class Head(SoftmaxAttention):
     """One head whose query-key product is a matrix that the model owns."""
 
     def forward(
@@ -60,7 +59,7 @@ class Block(nn.Module):
         self.attn = Head()
 
 
-class ReducedTransformer(HookedStates):
+class ReducedTransformer(StatesModel):
     """The two-matrix model, at A1 = 0 and A2 = beta I: where Algorithm 1 of the paper starts.
 
     It has TransformerLens' hook names (``blocks.0.attn.hook_pattern``, ...), one head in each of its two layers.

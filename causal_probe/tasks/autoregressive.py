@@ -32,7 +32,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.tasks.randomness import check_batch_size
+from causal_probe.tasks.randomness import check_batch_size, out_of_range
 
 __all__ = ["AutoregressiveBatch", "AutoregressiveProcess", "Flow", "Start"]
 
@@ -121,15 +121,9 @@ class AutoregressiveProcess:
     def __init__(
         self, d_x: int = 5, length: int = 100, *, start: Start = "normal", scale: float = 1.0, real: bool = False
     ) -> None:
-        problems = []
-        if isinstance(d_x, bool) or not isinstance(d_x, int) or d_x < 1:
-            problems.append(f"d_x must be a whole number of at least 1, not {d_x!r}")
-        if isinstance(length, bool) or not isinstance(length, int) or length < 3:
-            problems.append(f"length must be a whole number of at least 3, not {length!r}")
+        problems = out_of_range({"d_x": (d_x, 1), "length": (length, 3)}, {"scale": scale})
         if start not in get_args(Start):
             problems.append(f"start must be normal, sparse or ones, not {start!r}")
-        if not 0 < scale < math.inf:
-            problems.append(f"scale must be positive and finite, not {scale}")
         if problems:
             raise CausalProbeError("There is no such process: " + "; ".join(problems) + ".")
         self.d_x, self.length, self.scale, self.real = d_x, length, float(scale), real

@@ -25,7 +25,6 @@ by Cauchy and Schwarz, and by the data-processing inequality: no earlier positio
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import networkx as nx
 import numpy as np
@@ -202,14 +201,10 @@ def _steps(graph: nx.DiGraph) -> tuple[Int[np.ndarray, "node node"], Int[np.ndar
 
 
 def _powers(transition: Tensor, largest: int) -> list[Tensor]:
-    def multiply() -> Iterator[Tensor]:
-        power = torch.eye(transition.shape[-1], dtype=transition.dtype).expand_as(transition)
-        yield power
-        for _ in range(largest):
-            power = power @ transition
-            yield power
-
-    return list(multiply())
+    powers = [torch.eye(transition.shape[-1], dtype=transition.dtype).expand_as(transition)]
+    for _ in range(largest):
+        powers.append(powers[-1] @ transition)
+    return powers
 
 
 def _joint(mu: Tensor, powers: list[Tensor], a: int, b: int) -> Tensor:

@@ -40,15 +40,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.regression import LinearRegression
 
-__all__ = [
-    "Descent",
-    "expected_loss",
-    "fit_descent",
-    "least_squares",
-    "one_step_optimum",
-    "predict_descent",
-    "ridge",
-]
+__all__ = ["Descent", "expected_loss", "fit_descent", "least_squares", "one_step_optimum", "predict_descent", "ridge"]
 
 #: Draws of S over which steps are fitted and losses averaged. The standard error of a loss is then about 0.2%.
 DRAWS = 20_000
@@ -107,6 +99,15 @@ def predict_descent(
 
     Plain gradient descent is computed in weight space (W and its gradient), GD++ in the space of the examples, as in the
     module's text.
+
+    Parameters
+    ----------
+    x, y, x_query
+        Examples, and the query whose y is predicted.
+    eta, gamma
+        A step size for each step, eta / N in the paper's terms, and GD++'s curvature corrections; without them, plain gradient descent.
+    W0
+        Where W starts; zero by default.
 
     Raises
     ------

@@ -213,7 +213,8 @@ class InContextMarkov(Task):
             elif self.is_tree:
                 rows = _cumulative(stationary_distribution(tables[1])).expand(len(draw.nodes), -1, -1)
             else:
-                rows = self._uniform(device, tables[max(tables)].dtype).expand(len(draw.nodes), batch_size, -1)
+                even = torch.full((self.d_vocab,), 1 / self.d_vocab, dtype=tables[max(tables)].dtype, device=device)
+                rows = even.cumsum(-1).expand(len(draw.nodes), batch_size, -1)
             tokens[draw.nodes] = _draw(rows, generator)
         if self.is_tree:
             tokens[-1] = torch.randint(self.d_vocab, (batch_size,), generator=generator, device=device)
@@ -265,9 +266,6 @@ class InContextMarkov(Task):
         for parent in parents[1:]:
             context = context * self.d_vocab + parent
         return context
-
-    def _uniform(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return torch.full((self.d_vocab,), 1 / self.d_vocab, dtype=dtype, device=device).cumsum(-1)
 
 
 def _cumulative(probabilities: Float[Tensor, "*rows d_vocab"]) -> Float[Tensor, "*rows d_vocab"]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.randomness import numpy_generator, seed_sequence
 
-__all__ = ["check_batch_size", "generator", "numpy_generator"]
+__all__ = ["check_batch_size", "generator", "numpy_generator", "out_of_range"]
 
 
 def generator(seed: int, purpose: str, *, device: str | torch.device = "cpu") -> torch.Generator:
-    """A torch generator for one purpose of a run; :func:`numpy_generator` gives NumPy's.
+    """A torch generator on ``device`` for one purpose of a run; :func:`numpy_generator` gives NumPy's.
 
     Streams of different seeds or purposes are independent, so that, say, drawing more training batches leaves the
     evaluation sequences as they were.
@@ -22,6 +25,15 @@ def generator(seed: int, purpose: str, *, device: str | torch.device = "cpu") ->
     """
     start = seed_sequence(seed, purpose).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(start))
+
+
+def out_of_range(counts: Mapping[str, tuple[int, int]], positive: Mapping[str, float]) -> list[str]:
+    """What to say of numbers of things that are below their least, ``name: (number, least)``, and of scales that are not positive."""
+    return [
+        f"{name} must be a whole number of at least {least}, not {number!r}"
+        for name, (number, least) in counts.items()
+        if isinstance(number, bool) or not isinstance(number, int) or number < least
+    ] + [f"{name} must be positive and finite, not {x!r}" for name, x in positive.items() if not 0 < x < math.inf]
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.tasks.randomness import check_batch_size
+from causal_probe.tasks.randomness import check_batch_size, out_of_range
 
 __all__ = ["InputLaw", "LinearRegression", "RegressionBatch", "SineRegression", "TokenForm", "regression_tokens"]
 
@@ -92,7 +92,23 @@ def regression_tokens(
     return torch.cat([pairs.flatten(1, 2), query], 1)
 
 
-class LinearRegression:
+class _Regression:
+    """What both tasks do with examples and a query."""
+
+    form: TokenForm = "joint"
+    W0: Float[Tensor, "d_out d_x"] | None = None
+
+    def tokens(
+        self,
+        x: Float[Tensor, "batch example d_x"],
+        y: Float[Tensor, "batch example d_out"],
+        x_query: Float[Tensor, "batch d_x"],
+    ) -> Float[Tensor, "batch pos d_token"]:
+        """The tokens of given examples and queries, differentiable."""
+        return regression_tokens(x, y, x_query, form=self.form, W0=self.W0)
+
+
+class LinearRegression(_Regression):
     """In-context linear regression.
 
     Parameters
@@ -137,8 +153,8 @@ class LinearRegression:
         form: TokenForm = "joint",
         W0: Float[Tensor, "d_out d_x"] | None = None,
     ) -> None:
-        _check(d_x=d_x, n_examples=n_examples, d_out=d_out, positive={"input_scale": input_scale, "w_scale": w_scale})
-        problems = []
+        counts = {"d_x": (d_x, 1), "n_examples": (n_examples, 1), "d_out": (d_out, 1)}
+        problems = out_of_range(counts, {"input_scale": input_scale, "w_scale": w_scale})
         if not 0 <= noise < math.inf:
             problems.append(f"noise must be a finite standard deviation of at least 0, not {noise}")
         if input_law not in get_args(InputLaw):
@@ -152,8 +168,7 @@ class LinearRegression:
         self.d_x, self.n_examples, self.d_out = d_x, n_examples, d_out
         self.input_law: InputLaw = input_law
         self.input_scale, self.w_scale, self.noise = float(input_scale), float(w_scale), float(noise)
-        self.form: TokenForm = form
-        self.W0 = W0
+        self.form, self.W0 = form, W0
 
     def __repr__(self) -> str:
         law = f"U(-{self.input_scale:g}, {self.input_scale:g})"
@@ -211,20 +226,11 @@ class LinearRegression:
         uniform = torch.empty(shape, dtype=dtype, device=generator.device)
         return uniform.uniform_(-self.input_scale, self.input_scale, generator=generator)
 
-    def tokens(
-        self,
-        x: Float[Tensor, "batch example d_x"],
-        y: Float[Tensor, "batch example d_out"],
-        x_query: Float[Tensor, "batch d_x"],
-    ) -> Float[Tensor, "batch pos d_token"]:
-        """The tokens of given examples and queries, differentiable."""
-        return regression_tokens(x, y, x_query, form=self.form, W0=self.W0)
-
     def _normal(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
 
 
-class SineRegression:
+class SineRegression(_Regression):
     """In-context regression of sine waves, of scalar x (von Oswald et al. 2022).
 
     In each sequence ``y = a sin(x + p)`` with a ~ U(0.1, 0.5), p ~ U(0, phases), and x ~ U(-input_scale, input_scale). Tokens are
@@ -250,14 +256,11 @@ class SineRegression:
         If an argument is out of range.
     """
 
-    form: TokenForm = "joint"
-    W0 = None
-    d_x = 1
-    d_out = 1
-    d_token = 2
+    d_x, d_out, d_token = 1, 1, 2
 
     def __init__(self, n_examples: int = 10, *, input_scale: float = 5.0, phases: float = math.pi) -> None:
-        _check(n_examples=n_examples, positive={"input_scale": input_scale, "phases": phases})
+        if problems := out_of_range({"n_examples": (n_examples, 1)}, {"input_scale": input_scale, "phases": phases}):
+            raise CausalProbeError("There is no such regression task: " + "; ".join(problems) + ".")
         self.n_examples, self.input_scale, self.phases = n_examples, float(input_scale), float(phases)
         self.n_positions = n_examples + 1
 
@@ -280,27 +283,3 @@ class SineRegression:
         outputs = amplitude * torch.sin(inputs + phase)
         x, y, x_query = inputs[:, :-1], outputs[:, :-1], inputs[:, -1]
         return RegressionBatch(self.tokens(x, y, x_query), outputs[:, -1], x, y, x_query)
-
-    def tokens(
-        self,
-        x: Float[Tensor, "batch example d_x"],
-        y: Float[Tensor, "batch example d_out"],
-        x_query: Float[Tensor, "batch d_x"],
-    ) -> Float[Tensor, "batch pos d_token"]:
-        """The tokens of given examples and queries, differentiable."""
-        return regression_tokens(x, y, x_query)
-
-
-def _check(*, positive: dict[str, float], **counts: int) -> None:
-    problems = [
-        f"{name} must be a whole number of at least 1, not {count!r}"
-        for name, count in counts.items()
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1
-    ]
-    problems += [
-        f"{name} must be positive and finite, not {value!r}"
-        for name, value in positive.items()
-        if not 0 < value < math.inf
-    ]
-    if problems:
-        raise CausalProbeError("There is no such regression task: " + "; ".join(problems) + ".")

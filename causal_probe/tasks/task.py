@@ -32,19 +32,6 @@ __all__ = [
 
 #: Sequences in one forward pass, where nothing else is asked for.
 AT_ONCE = 1024
-#: What makes a task (:class:`Task`).
-MEMBERS = [
-    "graph",
-    "n_positions",
-    "d_vocab",
-    "description",
-    "redraw_as_root",
-    "sample",
-    "references",
-    "is_tree",
-    "children",
-    "n_slots",
-]
 
 Drawn = TypeVar("Drawn", covariant=True)
 
@@ -167,7 +154,8 @@ def check_task(task: Any) -> Task:
     4
     """
     if not isinstance(task, Task):
-        lacking = [name for name in MEMBERS if not hasattr(task, name)]
+        members = (name for name in (*Task.__annotations__, *vars(Task)) if not name.startswith("_"))
+        lacking = [name for name in members if not hasattr(task, name)]
         raise CausalProbeError(
             f"{type(task).__name__} is no task: it has no {', '.join(lacking)}. See causal_probe.tasks.Task for what a task is."
         )

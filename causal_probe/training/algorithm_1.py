@@ -36,11 +36,7 @@ def algorithm_1_stages(
 
 
 def algorithm_1(
-    model: ReducedTransformer,
-    task: Task,
-    stages: tuple[Stage, ...] | None = None,
-    *,
-    generator: torch.Generator,
+    model: ReducedTransformer, task: Task, stages: tuple[Stage, ...] | None = None, *, generator: torch.Generator
 ) -> History:
     """Train a reduced transformer in place, each step on fresh sequences.
 

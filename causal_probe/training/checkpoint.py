@@ -28,7 +28,7 @@ __all__ = ["Checkpoint", "Progress"]
 
 KIND = "training checkpoint"
 FORMAT = 1
-START_ANEW = "delete it, or pass --overwrite"
+START_ANEW = "To start anew, delete it, or pass --overwrite."
 
 
 @dataclasses.dataclass
@@ -109,35 +109,33 @@ class Checkpoint:
             return None
         try:
             return self._load(model, generator)
-        except CausalProbeError:
+        except CausalProbeError as error:
             if not self.overwrite:
-                raise
+                raise CausalProbeError(f"{error} {START_ANEW}") from error
             return None
 
     def _load(self, model: nn.Module, generator: torch.Generator) -> Progress:
-        head, arrays = self._read()
+        arrays, head = read_arrays(self.path, kind=KIND, newest=FORMAT)
         if head["settings"] != to_jsonable(self.settings):
             raise CausalProbeError(
-                f"{self.path} is the checkpoint of a run with other settings. Run with its settings to go on, or {START_ANEW}."
+                f"{self.path} is the checkpoint of a run with other settings. To go on, run with its settings."
             )
         if head["torch"] != torch.__version__:
             raise CausalProbeError(
-                f"{self.path} was written with torch {head['torch']}; this is {torch.__version__}, which may round in another way. "
-                f"To start anew, {START_ANEW}."
+                f"{self.path} was written with torch {head['torch']}; this is {torch.__version__}, which may round in another way."
             )
         weights = {
             name.removeprefix("weights."): torch.from_numpy(a) for name, a in arrays.items() if name[:8] == "weights."
         }
         own = model.state_dict()
         if {n: (w.shape, w.dtype) for n, w in weights.items()} != {n: (w.shape, w.dtype) for n, w in own.items()}:
-            raise CausalProbeError(f"The weights in {self.path} don't fit the model. To start anew, {START_ANEW}.")
+            raise CausalProbeError(f"The weights in {self.path} don't fit the model.")
         before = torch.get_num_threads()
         torch.set_num_threads(int(head["threads"]))
         if torch.get_num_threads() != head["threads"]:
             torch.set_num_threads(before)
             raise CausalProbeError(
-                f"{self.path} was written with {head['threads']} threads, which can't be had here: sums would differ in the last "
-                f"digits. To start anew, {START_ANEW}."
+                f"{self.path} was written with {head['threads']} threads, which can't be had here: sums would differ in the last digits."
             )
         optimizer: dict[int, dict[str, torch.Tensor]] = {}
         for name, array in arrays.items():
@@ -156,13 +154,6 @@ class Checkpoint:
             os.unlink(self.path)
             with contextlib.suppress(OSError):  # it is not empty
                 self.path.parent.rmdir()
-
-    def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        try:
-            arrays, head = read_arrays(self.path, kind=KIND, newest=FORMAT)
-        except CausalProbeError as error:
-            raise CausalProbeError(f"{error} To start anew, {START_ANEW}.") from error
-        return head, arrays
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:

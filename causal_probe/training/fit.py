@@ -137,7 +137,7 @@ def fit(
 
 @torch.no_grad()
 def evaluate(model: DisentangledTransformer, batches: Sequence[Batch]) -> float:
-    """Mean cross-entropy of the model over all sequences, in nats.
+    """Mean cross-entropy of the model over all sequences of ``batches``, in nats.
 
     Raises
     ------

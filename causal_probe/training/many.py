@@ -8,6 +8,7 @@ the optimisers act entry by entry, so each model of the ensemble is the one that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def fit_many(
         moving = moved_by(stage)
         for name, weight in weights.items():
             weight.requires_grad_(name in moving)
-        forward = torch.vmap(_forward(position_only))
+        forward = torch.vmap(partial(last_logits, position_only=position_only))
 
         def loss() -> Tensor:
             batches = [
@@ -98,18 +99,8 @@ def fit_many(
     return tuple(History.of(stages, [values[index] for values in losses]) for index in range(len(models)))
 
 
-def _forward(position_only: bool):  # type: ignore[no-untyped-def]  # a closure for torch.vmap, which carries no types
-    def forward(tokens: Tensor, A: list[Tensor], W_U: Tensor) -> Tensor:
-        logits: Tensor = last_logits(tokens, A, W_U, position_only=position_only)
-        return logits
-
-    return forward
-
-
 def _check(
-    models: Sequence[DisentangledTransformer],
-    tasks: Sequence[Task],
-    generators: Sequence[torch.Generator],
+    models: Sequence[DisentangledTransformer], tasks: Sequence[Task], generators: Sequence[torch.Generator]
 ) -> None:
     if not len(models) == len(tasks) == len(generators) or not models:
         raise CausalProbeError(

@@ -49,7 +49,7 @@ def adam(
     """Adam at a constant rate for the share ``warm`` of the steps, then falling to zero along half a cosine.
 
     Training begins at a saddle that takes some seeds a thousand steps to leave; the rate falls so that the end is no random walk
-    about the optimum. All weights move.
+    about the optimum. All weights move. ``batch_size`` is the number of sequences in a step, ``learning_rate`` the constant rate.
 
     Examples
     --------

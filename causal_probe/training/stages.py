@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -60,20 +60,17 @@ class Stage:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.steps < 0:
-            problems.append(f"steps must not be negative, not {self.steps}")
-        if self.batch_size < 1:
-            problems.append(f"batch_size must be at least 1, not {self.batch_size}")
-        if self.optimizer not in ("sgd", "adamw"):
-            problems.append(f"optimizer must be sgd or adamw, not {self.optimizer!r}")
-        if self.schedule not in ("constant", "cosine"):
-            problems.append(f"schedule must be constant or cosine, not {self.schedule!r}")
-        if not 0 < self.learning_rate <= LARGEST_RATE:
-            problems.append(f"learning_rate must be positive and at most {LARGEST_RATE:g}, not {self.learning_rate}")
-        if not 0 <= self.weight_decay <= LARGEST_RATE:
-            problems.append(f"weight_decay must be from 0 to {LARGEST_RATE:g}, not {self.weight_decay}")
-        if problems:
+        allowed = {
+            "steps": (self.steps >= 0, "not be negative"),
+            "batch_size": (self.batch_size >= 1, "be at least 1"),
+            "optimizer": (self.optimizer in get_args(Optimizer), "be sgd or adamw"),
+            "schedule": (self.schedule in get_args(Schedule), "be constant or cosine"),
+            "learning_rate": (0 < self.learning_rate <= LARGEST_RATE, f"be positive and at most {LARGEST_RATE:g}"),
+            "weight_decay": (0 <= self.weight_decay <= LARGEST_RATE, f"be from 0 to {LARGEST_RATE:g}"),
+        }
+        if problems := [
+            f"{name} must {what}, not {getattr(self, name)!r}" for name, (fits, what) in allowed.items() if not fits
+        ]:
             raise CausalProbeError(f"The stage {self.name!r} can't be run: " + "; ".join(problems) + ".")
 
     def rate_at(self, step: int) -> float:
@@ -140,6 +137,10 @@ def staged(
     n_positions
         T. The gradient of a late row is of the order 1 / T^2 (one of T positions that layer 1 reads, one of up to T that the
         row spreads over), so the default rate of stage 1 is 7.5 T^2: 3,000 at T = 20.
+    graph_steps, graph_batch_size, graph_learning_rate
+        Of stage 1, plain gradient descent; ``None``: that rate.
+    steps, batch_size, optimizer, learning_rate
+        Of stage 2, whose rate falls to zero along half a cosine.
 
     Examples
     --------
@@ -169,6 +170,13 @@ def joint(
     come to lead within some dozen to some hundred steps; later some of them are overtaken again by another position, often
     by position 0. The defaults of ``"adamw"`` are 1,024 steps of 1,024 at
     the authors' 0.01.
+
+    Parameters
+    ----------
+    n_layers
+        Of the model.
+    steps, batch_size, optimizer, learning_rate, schedule, weight_decay
+        As in :class:`~causal_probe.training.stages.Stage`; ``None``: the defaults above.
 
     Examples
     --------

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
 from causal_probe.viz.palette import BLUE, VERMILLION
-from causal_probe.viz.text import show_token, token_list
+from causal_probe.viz.text import show_number, show_token, token_list
 from causal_probe.viz.widget import HeadNotes, Widget
 
 __all__ = ["attention"]
@@ -114,7 +114,7 @@ def attention(
     heads = tuple(
         HeadNotes(
             title,
-            tuple((_name(name), _number(of_heads[head], decimals)) for name, of_heads in scores.items()),
+            tuple((_name(name), show_number(of_heads[head], decimals)) for name, of_heads in scores.items()),
             None if edges is None or graphs is None else _edges(graphs[head], edges, shown, decimals),
         )
         for head, title, edges in zip(order, titles, listed, strict=True)
@@ -146,20 +146,13 @@ def _edges(
 ) -> tuple[tuple[int, str, int, str, str], ...]:
     def weight(parent: int, child: int) -> str:
         value = graph.edges[parent, child].get("weight")
-        return "" if value is None else _number(value, decimals)
+        return "" if value is None else show_number(value, decimals)
 
     return tuple((p, shown[p], c, shown[c], weight(p, c)) for p, c in edges)
 
 
 def _name(name: str) -> str:
     return show_token(name, limit=40).replace("␣", " ")
-
-
-def _number(value: float | None, decimals: int) -> str:
-    if value is None:
-        return "undefined"
-    text = f"{value:.{decimals}f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _check_beside(

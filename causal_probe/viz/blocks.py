@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
-from causal_probe.viz.figure import Drawing, drawing_style, label_bar, set_title
-from causal_probe.viz.palette import DIVERGING, INK, SEQUENTIAL
+from causal_probe.viz.figure import Drawing, colour_scale, drawing_style, label_bar, set_title
+from causal_probe.viz.palette import INK
 from causal_probe.viz.text import shorten
 
 __all__ = ["blocks"]
@@ -88,7 +88,7 @@ def blocks(
     # A matrix of zeros still needs a scale.
     limit = max(float(np.abs(block).max()) for block in arrays.values()) or 1.0
     signed = any(bool((block < 0).any()) for block in arrays.values())
-    scale, colours = Normalize(-limit if signed else 0.0, limit), DIVERGING if signed else SEQUENTIAL
+    scale, colours = colour_scale(limit, signed=signed)
 
     n_columns = min(len(arrays), max(1, columns) if columns is not None else min(4, math.isqrt(len(arrays) - 1) + 1))
     n_rows = -(-len(arrays) // n_columns)
@@ -100,23 +100,13 @@ def blocks(
         for place, (axes, (name, block)) in enumerate(zip(panels, arrays.items(), strict=False)):
             _draw_block(axes, name, block, scale, colours)
             for row, column in outlined.get(name, ()):
-                outline = Rectangle(
-                    (column - 0.5, row - 0.5),
-                    1,
-                    1,
-                    fill=False,
-                    edgecolor=INK,
-                    linewidth=0.9,
-                    gid=f"mark-{place}-{row}-{column}",
-                )
+                outline = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=0.9)
+                outline.set_gid(f"mark-{place}-{row}-{column}")
                 axes.add_patch(outline)
         for axes in panels[len(arrays) :]:
             axes.remove()
         bar = figure.colorbar(
-            ScalarMappable(scale, colours),
-            ax=list(panels[: len(arrays)]),
-            shrink=min(1, 1.6 / n_rows),
-            pad=0.02,
+            ScalarMappable(scale, colours), ax=list(panels[: len(arrays)]), shrink=min(1, 1.6 / n_rows), pad=0.02
         )
         shared = "" if len(arrays) == 1 else "one scale for all, "
         ends = f"±{limit:.3g}" if signed else f"0 to {limit:.3g}"

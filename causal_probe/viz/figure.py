@@ -13,15 +13,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from causal_probe.results import write_text
-from causal_probe.viz.palette import GRID, INK, MUTED
-from causal_probe.viz.text import clean, shorten
+from causal_probe.viz.palette import DIVERGING, GRID, INK, MUTED, PAPER, SEQUENTIAL
+from causal_probe.viz.text import clean, shorten, show_number
 
-__all__ = ["Drawing", "drawing_style", "fit_lines", "label_bar", "set_title", "style_axes", "to_svg", "write_svg"]
+__all__ = [
+    "Drawing",
+    "colour_scale",
+    "drawing_style",
+    "fit_lines",
+    "label_bar",
+    "set_title",
+    "style_axes",
+    "to_svg",
+    "write_cells",
+    "write_svg",
+]
 
 _STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
@@ -91,6 +105,21 @@ def label_bar(bar: Colorbar, text: str, *, inches: float) -> None:
     bar.outline.set_visible(False)
 
 
+def colour_scale(largest: float, *, signed: bool) -> tuple[Normalize, Colormap]:
+    """From 0 to the largest value, or symmetric about 0; what is undefined is grey."""
+    scale = Normalize(-largest if signed else 0.0, largest)
+    return scale, (DIVERGING if signed else SEQUENTIAL).with_extremes(bad=PAPER)
+
+
+def write_cells(axes: Axes, table: NDArray[np.float64], *, largest: float, decimals: int) -> None:
+    """Write the finite numbers of a table into the cells of its heat map, whose colours end at ``largest``."""
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            ink = "white" if abs(value) > 0.55 * largest else INK
+            text = show_number(value, decimals)
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+
+
 def style_axes(axes: Axes, *, grid: bool = False) -> None:
     """Leave the left and bottom spines only, with fine ticks; ``grid`` adds faint horizontal lines."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -135,7 +164,7 @@ def to_svg(figure: Figure, *, prefix: str, description: str = "") -> str:
 
 
 def write_svg(figure: Figure, path: str | os.PathLike[str], *, description: str = "") -> None:
-    """Write ``figure`` as an SVG file, whole or not at all; the same for the same figure.
+    """Write ``figure`` as an SVG file, whole or not at all; the same for the same figure. ``description`` is for those who can't see it.
 
     Raises
     ------

@@ -152,7 +152,11 @@ def _draw(names: list[str], edges: Mapping[str, set[Edge]], title: str | None) -
     x = (width - n * pitch) / 2 + pitch * (np.arange(n, dtype=np.float64) + 0.5)
     row = _LabelRow.fitting(names, pitch)
     longest = max((abs(child - parent) for drawn in edges.values() for parent, child in drawn), default=1)
-    arc_height = _ArcHeight(longest)
+
+    def arc_height(span: int) -> float:
+        """Inches over the line, less than proportional to the span: a far edge must not dwarf the near ones."""
+        return float(min(0.2, _TALLEST / longest**0.6) * span**0.6)
+
     reach = row.half_height + arc_height(longest) + 0.2
     up, down = reach, reach if len(edges) == 2 else row.half_height + 0.1
     heading = None if title is None else fit_lines(title, inches=width, fontsize=11)
@@ -196,16 +200,6 @@ def _draw(names: list[str], edges: Mapping[str, set[Edge]], title: str | None) -
     return figure
 
 
-@dataclasses.dataclass(frozen=True)
-class _ArcHeight:
-    """Inches over the line, less than proportional to the span: a far edge must not dwarf the near ones."""
-
-    longest: int
-
-    def __call__(self, span: int) -> float:
-        return float(min(0.2, _TALLEST / self.longest**0.6) * span**0.6)
-
-
 def _draw_arc(
     axes: Axes,
     *,
@@ -224,31 +218,18 @@ def _draw_arc(
     # a triangle on the child, drawn apart so that a dashed line has a whole one.
     peak = foot + 4 / 3 * height
     path = Path([(start, foot), (start, peak), (end, peak), (end, foot + head)], [Path.MOVETO] + 3 * [Path.CURVE4])
-    look = {
-        "edgecolor": style.colour,
-        "linestyle": style.line,
-        "linewidth": linewidth,
-        "alpha": alpha,
-        "clip_on": False,
-    }
-    axes.add_patch(PathPatch(path, fill=False, zorder=zorder, gid=gid, **look))
+    line = {"edgecolor": style.colour, "linestyle": style.line, "linewidth": linewidth, "clip_on": False}
+    axes.add_patch(PathPatch(path, fill=False, alpha=alpha, zorder=zorder, gid=gid, **line))
     half = 0.4 * abs(head)
     corners = [(end, foot), (end - half, foot + head), (end + half, foot + head)]
     axes.add_patch(Polygon(corners, closed=True, facecolor=style.colour, edgecolor="none", alpha=alpha, zorder=zorder))
 
 
 def _draw_legend(figure: Figure, kinds: Mapping[EdgeStyle, set[Edge]]) -> None:
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=style.colour,
-            linestyle=style.line,
-            linewidth=1.8,
-            label=_LEGEND[style.name].format(len(edges)),
-        )
-        for style, edges in kinds.items()
-    ]
+    handles = []
+    for style, edges in kinds.items():
+        look: dict[str, Any] = {"color": style.colour, "linestyle": style.line, "linewidth": 1.8}
+        handles.append(Line2D([], [], label=_LEGEND[style.name].format(len(edges)), **look))
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), handlelength=3.2, fontsize=9)
 
 
@@ -276,31 +257,23 @@ class _LabelRow:
         every = int(np.ceil(self.fontsize * 1.2 / (72 * self.pitch))) if self.turned else 1
         half_width = 0.41 * self.pitch
         rounding = min(0.06, 0.9 * half_width)
+        across = {"rotation": 90, "va": "center"} if self.turned else {"rotation": 0, "va": "center_baseline"}
+        look: dict[str, Any] = {
+            "ha": "center",
+            "fontsize": self.fontsize,
+            "color": INK,
+            "parse_math": False,
+            "zorder": 6,
+            **across,
+        }
         for position, (name, centre) in enumerate(zip(self.names, x, strict=True)):
-            axes.add_patch(
-                FancyBboxPatch(
-                    (centre - half_width + rounding, -self.half_height + rounding),
-                    2 * (half_width - rounding),
-                    2 * (self.half_height - rounding),
-                    boxstyle=f"round,pad={rounding}",
-                    facecolor=PAPER,
-                    edgecolor="none",
-                    zorder=1,
-                )
-            )
+            corner = (centre - half_width + rounding, -self.half_height + rounding)
+            size = (2 * (half_width - rounding), 2 * (self.half_height - rounding))
+            box = FancyBboxPatch(corner, *size, boxstyle=f"round,pad={rounding}", facecolor=PAPER, edgecolor="none")
+            box.set_zorder(1)
+            axes.add_patch(box)
             if position % every == 0:
-                axes.text(
-                    centre,
-                    0,
-                    name,
-                    ha="center",
-                    va="center_baseline" if not self.turned else "center",
-                    rotation=90 if self.turned else 0,
-                    fontsize=self.fontsize,
-                    color=INK,
-                    parse_math=False,
-                    zorder=6,
-                )
+                axes.text(centre, 0, name, **look)
 
 
 def _columns(text: str) -> int:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
-from causal_probe.viz.figure import Drawing, drawing_style, label_bar, set_title
-from causal_probe.viz.palette import DIVERGING, INK, PAPER, SEQUENTIAL
+from causal_probe.viz.figure import Drawing, colour_scale, drawing_style, label_bar, set_title, write_cells
 
 __all__ = ["heads"]
 
@@ -61,10 +59,7 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
             f"limit is the score at the end of the colour scale, a positive number; found {limit!r}."
         )
     largest = limit if limit is not None else float(np.nanmax(np.abs(table))) or 1.0
-    signed = bool(np.nanmin(table) < 0)
-    scale = Normalize(-largest if signed else 0.0, largest)
-    colours = (DIVERGING if signed else SEQUENTIAL).with_extremes(bad=PAPER)
-
+    scale, colours = colour_scale(largest, signed=bool(np.nanmin(table) < 0))
     written = n_heads <= _WRITTEN and n_heads * n_layers <= _WRITTEN_IN_ALL
     width, height = (0.5, 0.42) if written else (0.4, 0.2)  # of a cell, in inches
     with drawing_style():
@@ -85,20 +80,11 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
         axes.grid(which="minor", color="white", linewidth=1.0)
         axes.tick_params(which="minor", length=0)
         if written:
-            for (layer, head), score in np.ndenumerate(table):
-                if np.isfinite(score):
-                    ink = "white" if abs(score) > 0.55 * largest else INK
-                    axes.text(head, layer, _number(score), ha="center", va="center", fontsize=7.5, color=ink)
+            write_cells(axes, table, largest=largest, decimals=2)
         bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=size[1] / 0.17)
         label_bar(bar, score_name, inches=size[1] - 0.7)
         set_title(figure, title)
     return figure
-
-
-def _number(score: float) -> str:
-    """With two decimals; what rounds to zero has no sign."""
-    text = f"{score:.2f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _as_table(scores: Any) -> NDArray[np.float64]:

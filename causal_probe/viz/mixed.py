@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -80,15 +81,16 @@ def _draw(graph: nx.DiGraph, names: list[str], highlight: set[int], target: int 
     up, down = (half + 0.25 + (_rise(max(side), n) if side else 0) for side in spans)
     heading = fit_lines(title, inches=width, fontsize=11) if title else ""
     top, bottom = 0.1 + (0.13 + 0.17 * len(heading.splitlines()) if heading else 0.0), 0.45
-    figure = Drawing(figsize=(width, up + down + top + bottom))
-    axes = figure.add_axes((0, bottom / (up + down + top + bottom), 1, (up + down) / (up + down + top + bottom)))
+    height = up + down + top + bottom
+    figure = Drawing(figsize=(width, height))
+    axes = figure.add_axes((0, bottom / height, 1, (up + down) / height))
     axes.set(xlim=(0, width), ylim=(-down, up))
     axes.set_axis_off()
     for u, v in sorted(edges, key=lambda edge: target in edge):
         sign = -1 if (u, v) in two_arrows else 1
         strong = target is None or target in (u, v)
         colour = MISSING.colour if sign < 0 else RIGHT.colour
-        look = {"alpha": 0.9 if strong else 0.18, "zorder": 3 if strong else 2, "clip_on": False}
+        look: dict[str, Any] = {"alpha": 0.9 if strong else 0.18, "zorder": 3 if strong else 2, "clip_on": False}
         foot, peak = sign * half, sign * (half + 4 / 3 * _rise(v - u, n))
         ends = {u: x[u] + 0.16 * pitch, v: x[v] - 0.16 * pitch}
         marks = {u: graph.edges[v, u]["mark"], v: graph.edges[u, v]["mark"]}
@@ -103,8 +105,7 @@ def _draw(graph: nx.DiGraph, names: list[str], highlight: set[int], target: int 
             if marks[end] == "arrow":
                 corners = [
                     (ends[end], foot),
-                    (ends[end] - 0.45 * size, foot + sign * size),
-                    (ends[end] + 0.45 * size, foot + sign * size),
+                    *((ends[end] + side * size, foot + sign * size) for side in (-0.45, 0.45)),
                 ]
                 axes.add_patch(Polygon(corners, closed=True, facecolor=colour, edgecolor="none", **look))
             elif marks[end] == "circle":
@@ -112,37 +113,17 @@ def _draw(graph: nx.DiGraph, names: list[str], highlight: set[int], target: int 
                 axes.add_patch(Circle(centre, size / 2, facecolor="white", edgecolor=colour, linewidth=1.1, **look))
     for node, name in enumerate(names):
         box = EXTRA.colour if node in highlight else INK if node == target else PAPER
-        axes.add_patch(
-            FancyBboxPatch(
-                (x[node] - 0.32 * pitch, -half + 0.06),
-                0.64 * pitch,
-                2 * half - 0.12,
-                boxstyle="round,pad=0.03",
-                facecolor=box,
-                edgecolor="none",
-                zorder=4,
-            )
-        )
+        corner = (x[node] - 0.32 * pitch, -half + 0.06)
+        look = {"boxstyle": "round,pad=0.03", "facecolor": box, "edgecolor": "none", "zorder": 4}
+        axes.add_patch(FancyBboxPatch(corner, 0.64 * pitch, 2 * half - 0.12, **look))
         ink = "white" if node in highlight or node == target else INK
-        axes.text(
-            x[node], 0, name, rotation=90, ha="center", va="center", fontsize=9, color=ink, parse_math=False, zorder=6
-        )
+        look = {"ha": "center", "va": "center", "rotation": 90, "parse_math": False}
+        axes.text(x[node], 0, name, fontsize=9, color=ink, zorder=6, **look)
+    look = {"ha": "center", "parse_math": False}
     if heading:
-        height = up + down + top + bottom
-        figure.text(
-            0.5,
-            1 - 0.08 / height,
-            heading,
-            ha="center",
-            va="top",
-            fontsize=11,
-            fontweight="bold",
-            parse_math=False,
-        )
+        figure.text(0.5, 1 - 0.08 / height, heading, va="top", fontsize=11, fontweight="bold", **look)
     note = "triangle: arrow (not a cause) · ring: circle (undecided) · bare: tail (a cause) · below the line: <-> (a latent common cause)"
-    figure.text(
-        0.5, 0.1 / (up + down + top + bottom), note, ha="center", va="bottom", fontsize=8, color=MUTED, parse_math=False
-    )
+    figure.text(0.5, 0.1 / height, note, va="bottom", fontsize=8, color=MUTED, **look)
     return figure
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 import numbers
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -189,6 +191,8 @@ class Report:
         """
         interactive = any(block.kind == "attention" for section in self.sections for block in section.blocks)
         scripts = [bundle(), "\n" + _STARTER] if interactive else []
+        # Figures and tables are numbered as the template meets them.
+        counts: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
         return (
             environment()
             .get_template("report.html.jinja")
@@ -197,7 +201,7 @@ class Report:
                 settings={name: _setting(value) for name, value in self.settings.items()},
                 scripts=scripts,
                 policy=_policy(scripts),
-                number=_Numbers(),
+                number=lambda series: next(counts[series]),
                 svg=_svg,
             )
         )
@@ -211,16 +215,6 @@ class Report:
             If the folder is missing or can't be written.
         """
         write_text(path, self.to_html())
-
-
-class _Numbers:
-    """Counts the figures and the tables of a page as the template meets them."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, Iterator[int]] = {}
-
-    def __call__(self, series: str) -> int:
-        return next(self._counts.setdefault(series, iter(range(1, 1_000_000))))
 
 
 def _policy(scripts: Sequence[str]) -> str:

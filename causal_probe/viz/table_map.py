@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, label_bar, set_title
-from causal_probe.viz.palette import DIVERGING, INK, PAPER, SEQUENTIAL
+from causal_probe.viz.figure import Drawing, colour_scale, drawing_style, fit_lines, label_bar, set_title, write_cells
 from causal_probe.viz.text import shorten
 
 __all__ = ["table_map"]
@@ -63,10 +61,8 @@ def table_map(
     if values.size > MOST:
         raise CausalProbeError(f"A table of at most {MOST} cells can be read; this one has {values.size}.")
     largest = limit if limit is not None else float(np.nanmax(np.abs(values))) or 1.0
-    signed = bool(np.nanmin(values) < 0)
-    colours = (DIVERGING if signed else SEQUENTIAL).with_extremes(bad=PAPER)
+    scale, colours = colour_scale(largest, signed=bool(np.nanmin(values) < 0))
     rows, columns = ([shorten(str(name), _LONGEST_NAME) for name in names] for names in (table.index, table.columns))
-    decimals = 2 if largest < 10 else 1
     with drawing_style():
         longest = max(map(len, rows))
         turned = max(map(len, columns)) > 6
@@ -75,7 +71,6 @@ def table_map(
         size = (0.62 * len(columns) + 0.085 * longest + 1.7, 0.34 * len(rows) + below + above + 0.8)
         figure = Drawing(figsize=size, layout="constrained")
         axes = figure.subplots()
-        scale = Normalize(-largest if signed else 0.0, largest)
         image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
         axes.set_yticks(range(len(rows)), rows, parse_math=False)
         axes.set_xticks(range(len(columns)), columns, rotation=90 if turned else 0, parse_math=False)
@@ -83,12 +78,7 @@ def table_map(
         axes.set_ylabel(fit_lines(row_name, inches=0.34 * len(rows) + 0.6, fontsize=9), parse_math=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                text = f"{value:.{decimals}f}"
-                text = text.removeprefix("-") if not float(text) else text.replace("-", "\N{MINUS SIGN}")
-                ink = "white" if abs(value) > 0.55 * largest else INK
-                axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+        write_cells(axes, values, largest=largest, decimals=2 if largest < 10 else 1)
         bar = figure.colorbar(image, ax=axes, pad=0.02)
         label_bar(bar, value_name, inches=0.34 * len(rows) + 0.6)
         set_title(figure, title)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from causal_probe.errors import CausalProbeError
 from causal_probe.results import clean, escape_character, is_showable
 
-__all__ = ["clean", "show_token", "shorten", "token_list"]
+__all__ = ["clean", "show_number", "show_token", "shorten", "token_list"]
 
 
 def shorten(text: str, limit: int) -> str:
@@ -41,6 +41,20 @@ def show_token(token: str, *, limit: int = 24) -> str:
     # An escape lengthens the text; whatever the token, its first `limit` characters are enough to fill the space.
     shown = "".join(map(_show_character, token[:limit]))
     return shown if len(token) <= limit and len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def show_number(value: float | None, decimals: int) -> str:
+    """A number to so many decimals, None as "undefined"; what rounds to zero has no sign.
+
+    Examples
+    --------
+    >>> show_number(-0.001, 2), show_number(None, 2)
+    ('0.00', 'undefined')
+    """
+    if value is None:
+        return "undefined"
+    text = f"{value:.{decimals}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def token_list(tokens: Iterable[object]) -> list[str]:

@@ -125,13 +125,8 @@ def _draw_references(axes: Axes, levels: Mapping[str, float]) -> None:
     apart = 0.055 * (high - low)  # a line of text, in units of the loss
     heights = _spread([level for _, level in ordered], apart)
     for index, ((name, level), height) in enumerate(zip(ordered, heights, strict=True)):
-        axes.axhline(
-            level,
-            color=MUTED,
-            linestyle=_REFERENCE_LINES[index % len(_REFERENCE_LINES)],
-            linewidth=1.1,
-            gid=f"reference-{index}",
-        )
+        line = _REFERENCE_LINES[index % len(_REFERENCE_LINES)]
+        axes.axhline(level, color=MUTED, linestyle=line, linewidth=1.1, gid=f"reference-{index}")
         axes.annotate(
             f"{shorten(name, 40)}  {level:.3f}",
             xy=(1.0, level),
@@ -152,7 +147,10 @@ def _spread(levels: Sequence[float], apart: float) -> list[float]:
     clusters: list[list[float]] = []
     for level in levels:
         clusters.append([level])
-        while len(clusters) > 1 and _top(clusters[-2], apart) + apart > _bottom(clusters[-1], apart):
+        # Is the top of the one, and a distance more, above the bottom of the next?
+        while len(clusters) > 1 and (
+            _bottom(clusters[-2], apart) + apart * (len(clusters[-2]) - 1) + apart > _bottom(clusters[-1], apart)
+        ):
             last = clusters.pop()
             clusters[-1].extend(last)
     return [_bottom(cluster, apart) + apart * index for cluster in clusters for index in range(len(cluster))]
@@ -160,10 +158,6 @@ def _spread(levels: Sequence[float], apart: float) -> list[float]:
 
 def _bottom(cluster: Sequence[float], apart: float) -> float:
     return sum(cluster) / len(cluster) - apart * (len(cluster) - 1) / 2
-
-
-def _top(cluster: Sequence[float], apart: float) -> float:
-    return _bottom(cluster, apart) + apart * (len(cluster) - 1)
 
 
 def _draw_stages(axes: Axes, steps: NDArray[np.float64], stages: Sequence[str]) -> None:
@@ -182,14 +176,5 @@ def _draw_stages(axes: Axes, steps: NDArray[np.float64], stages: Sequence[str]) 
         # The middle of the stage as it is seen, on whatever scale the steps are.
         left, right = axes.transData.transform([(start, 0), (end, 0)])[:, 0]
         middle = axes.transAxes.inverted().transform(((left + right) / 2, 0))[0]
-        axes.text(
-            middle,
-            1.02,
-            name,
-            transform=axes.transAxes,
-            ha="center",
-            va="bottom",
-            fontsize=8.5,
-            color=MUTED,
-            parse_math=False,
-        )
+        look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8.5, "color": MUTED, "parse_math": False}
+        axes.text(middle, 1.02, name, transform=axes.transAxes, **look)

@@ -6,7 +6,7 @@ import networkx as nx
 import pytest
 
 from causal_probe import CausalProbeError
-from causal_probe.graphs import arrowheads, compare, mixed_graph, skeleton
+from causal_probe.graphs import arrowheads, compare, mixed_graph
 from causal_probe.graphs.mixed import as_mixed, mixed_edges, show_mixed_edge
 
 
@@ -58,4 +58,3 @@ def test_half_an_edge_is_refused() -> None:
 def test_edges_are_written_as_they_were_given(signs: str) -> None:
     graph = mixed_graph(2, [(0, signs[0], signs[1], 1)])
     assert show_mixed_edge(graph, *mixed_edges(graph)[0]) == f"0 {signs[0]}-{signs[1]} 1"
-    assert list(skeleton(graph).edges) == [(0, 1)]

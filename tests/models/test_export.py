@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.models import DisentangledTransformer, export, to_transformer_lens
-from causal_probe.models.export import real_heads
+from causal_probe.models import DisentangledTransformer, export
+from causal_probe.models.export import real_heads, to_transformer_lens
 from tests.models.definition import SHAPES, define, random_model, random_tokens
 
 try:
