@@ -34,7 +34,7 @@ def mean_patterns(
     Returns
     -------
     dict
-        By layer, the :class:`~causal_probe.hooks.Moments` of its patterns, shape [head, query, key]: rows of the mean sum to one. Layers
+        By layer, the :class:`~causal_probe.hooks.moments.Moments` of its patterns, shape [head, query, key]: rows of the mean sum to one. Layers
         may differ in their number of heads.
 
     Raises

@@ -20,6 +20,7 @@ from causal_probe.experiments import check_model
 from causal_probe.experiments.compared_evidence import EvidenceTable
 from causal_probe.experiments.explanations import ExplanationStudy
 from causal_probe.mechanisms.dynamics import dynamics
+from causal_probe.probes.explain import summarise
 from tests.viz import every_report
 from tests.viz.hostile import HOSTILE
 
@@ -91,7 +92,7 @@ def probed() -> dict[str, Callable[[], Any]]:
 
     def studied() -> Any:
         row = {"cleann": explained(), "attention": explained()}
-        return ExplanationStudy(probes.summarise([row, row]), (row, row), ((1,), (2,)), (True, True), 1.0)
+        return ExplanationStudy(summarise([row, row]), (row, row), ((1,), (2,)), (True, True), 1.0)
 
     process = tasks.AutoregressiveProcess(2, 6, start="sparse")
     return {

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, content_tokens
+from causal_probe.hooks.check import HookedModel
+from causal_probe.hooks.tokens import content_tokens
 
 __all__ = ["WORDS", "StateWords"]
 

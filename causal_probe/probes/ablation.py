@@ -17,15 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import (
-    HookedModel,
-    attention_hook,
-    mean_ablate,
-    require_hooks,
-    resample_ablate,
-    zero_ablate,
-)
-from causal_probe.hooks.check import live_hooks
+from causal_probe.hooks import attention_hook, mean_ablate, resample_ablate, zero_ablate
+from causal_probe.hooks.check import HookedModel, live_hooks, require_hooks
 
 __all__ = ["Experiment", "Head", "Laboratory", "Measure", "Measured", "next_token"]
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import describe, require_hooks
+from causal_probe.hooks.check import describe, require_hooks
 from causal_probe.results import Result, Table
 
 __all__ = ["CopySensitivity", "copy_sensitivity"]

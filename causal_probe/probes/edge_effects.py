@@ -30,22 +30,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import (
-    Edit,
-    HookedModel,
-    Moments,
-    attention_hook,
-    describe,
-    each_batch,
-    edited,
-    is_live,
-    one_hot_row,
-    replace_row,
-    require_hooks,
-    undisturbed,
-    uniform_row,
-)
+from causal_probe.hooks import attention_hook, edited, one_hot_row, replace_row, uniform_row
+from causal_probe.hooks.check import HookedModel, describe, is_live, require_hooks, undisturbed
+from causal_probe.hooks.edit import Edit
 from causal_probe.hooks.heads import find_layer, parse_head
+from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.record import each_batch
 from causal_probe.probes.edge_tests import EdgeEffects
 
 __all__ = ["Redraw", "edge_effects"]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import Moments
 from causal_probe.hooks.heads import find_head
+from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
 from causal_probe.probes.averages import Averages, Quantity, shapes
 from causal_probe.probes.reading import (

@@ -26,7 +26,7 @@ from torch import Tensor
 from causal_probe.discovery.marks import Marks
 from causal_probe.discovery.possible_d_sep import possible_d_sep
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, undisturbed
+from causal_probe.hooks.check import HookedModel, undisturbed
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 from causal_probe.results import Result, Table, merge_provenance
 
@@ -406,7 +406,7 @@ def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationS
 
     Examples
     --------
-    >>> from causal_probe.probes import Explanation
+    >>> from causal_probe.probes.explain import Explanation
     >>> one = {"cleann": Explanation("cleann", 3, 7, ((1,),), (5,), (2,), 1)}
     >>> summarise([one, one]).to_pandas().loc["cleann", ["inputs", "success", "size"]].tolist()
     [2.0, 1.0, 1.0]

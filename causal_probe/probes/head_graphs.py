@@ -68,7 +68,7 @@ def head_graphs(
     sink
         What attention on position 0 says: ``"root"``, that there is no parent; ``"exclude"``, nothing; ``"keep"``, that it is the
         parent. By default ``"keep"`` for the mean and ``"root"`` for each sequence. The rules: :attr:`Evidence.settings`
-        and :class:`~causal_probe.probes.SequenceGraphs`.
+        and :class:`~causal_probe.probes.sequence_graphs.SequenceGraphs`.
     batch_size
         Sequences in a forward pass; by default as many as :func:`~causal_probe.probes.scan` takes.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import merge_readings
+from causal_probe.hooks.corpus import merge_readings
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import Template
 from causal_probe.results import BINARY, Result, Table, merge_provenance

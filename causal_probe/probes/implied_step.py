@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, describe
+from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.results import Result, Table
 
 __all__ = ["ImpliedStep", "ImpliedSteps", "implied_step"]

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, Moments, describe, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, describe, require_hooks, undisturbed
+from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.record import micro_batches
 from causal_probe.results import Result, Table, merge_provenance
 
@@ -55,7 +56,7 @@ class InContextScore(Result):
     early, late
         Positions whose losses are compared.
     difference
-        :class:`~causal_probe.hooks.Moments` over sequences of the loss at ``late`` minus that at ``early``.
+        :class:`~causal_probe.hooks.moments.Moments` over sequences of the loss at ``late`` minus that at ``early``.
     losses
         Moments over sequences of the loss at positions 1, 2, ...
     """
@@ -190,7 +191,7 @@ class CopyLosses(Result):
     start
         Position of the first copy's first token.
     first_by_token, second_by_token
-        :class:`~causal_probe.hooks.Moments` over sequences of the loss of tokens 1, ..., period - 1 of a copy, counted from 0.
+        :class:`~causal_probe.hooks.moments.Moments` over sequences of the loss of tokens 1, ..., period - 1 of a copy, counted from 0.
     first_mean, second_mean, gain_mean
         Moments over sequences of the mean over these tokens: on the first copy, on the second, and of the difference.
     """

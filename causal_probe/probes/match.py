@@ -121,7 +121,8 @@ def match_heads(
     --------
     >>> import numpy as np
     >>> from causal_probe.graphs import two_parent_tree
-    >>> from causal_probe.probes import Evidence, match_heads
+    >>> from causal_probe.probes import match_heads
+    >>> from causal_probe.probes.evidence import Evidence
     >>> weights = np.zeros((2, 4, 4))
     >>> weights[0, [2, 3], [1, 2]] = 0.9    # head 0 attends to the later parent, head 1 to the earlier one
     >>> weights[1, [2, 3], [0, 1]] = 0.8

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import HookedModel, Moments, describe
+from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.moments import Moments
 from causal_probe.probes.qk_terms import TermReader, head_of, term_reader
 from causal_probe.probes.scored_rows import micro_batches, scored_batches
 from causal_probe.probes.templates import Template, find_templates, from_graph
@@ -95,7 +96,7 @@ class QKAttributions(Result):
     total, total_stderr
         The sum over all pairs.
     by_query, by_key
-        By source, the sum over the other side: :class:`~causal_probe.hooks.Moments` over sequences.
+        By source, the sum over the other side: :class:`~causal_probe.hooks.moments.Moments` over sequences.
     score, chance
         The head's attention on the edges, and even attention's, as :func:`~causal_probe.probes.scan` has them.
     pairs

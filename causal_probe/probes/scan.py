@@ -45,7 +45,7 @@ def scan(
 
     The score of a head is the attention that it puts on a template's targets, averaged over the rows that have one, and then
     over sequences; rows whose targets are all visible keys say nothing and are left out. See
-    :class:`~causal_probe.probes.HeadScore` for chance, excess, and standard error. A high score says where a head looks, not
+    :class:`~causal_probe.probes.head_scores.HeadScore` for chance, excess, and standard error. A high score says where a head looks, not
     that the model uses it.
 
     Patterns are reduced at the hook: memory grows neither with the number of sequences nor, to speak of, with that of

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from causal_probe.hooks import HookedModel, describe
+from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.gradients import record_score_gradients
 from causal_probe.probes.ablation import next_token
 from causal_probe.probes.evidence import Evidence, Quantity
@@ -60,7 +60,7 @@ def score_gradients(
         By layer, minus the mean over sequences of d loss / d score, in units of the loss per unit of score: positive where more
         attention lowers the loss. Rows sum to zero; masked entries are exactly 0. ``settings["routes"]`` says by layer where it was taken:
         ``"scores"``, at a live score hook; or ``"pattern"``: there is none, and it is (diag p - p p^T) dL/dp from the gradient at the
-        pattern. An edge is claimed where it is above zero (:class:`~causal_probe.probes.AboveZero`).
+        pattern. An edge is claimed where it is above zero (:class:`~causal_probe.probes.evidence.AboveZero`).
 
     Raises
     ------

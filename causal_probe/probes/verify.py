@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, describe, each_batch, undisturbed
-from causal_probe.hooks.record import micro_batches
+from causal_probe.hooks.check import HookedModel, describe, undisturbed
+from causal_probe.hooks.record import each_batch, micro_batches
 from causal_probe.probes.ablation import Head, Laboratory, Measure, next_token
 from causal_probe.probes.ablation_runs import AblationRuns, Plan, run_ablations, size
 from causal_probe.probes.head_scores import HeadScores

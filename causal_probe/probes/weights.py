@@ -29,7 +29,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, attention_hook, describe, require_hooks
+from causal_probe.hooks import attention_hook
+from causal_probe.hooks.check import HookedModel, describe, require_hooks
 from causal_probe.probes.circuit_weights import circuit_weights
 from causal_probe.results import Result, Table
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import missing_shards, read_shard
+from causal_probe.hooks.corpus import missing_shards, read_shard
 from causal_probe.probes.head_scores import CALLED, SURELY
 from causal_probe.sweep.plan import Cell
 

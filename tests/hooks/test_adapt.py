@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import attention_hook, content_tokens, is_live, mean_patterns, special_tokens, to_hooked
+from causal_probe.hooks import attention_hook, mean_patterns, to_hooked
+from causal_probe.hooks.check import is_live
+from causal_probe.hooks.tokens import content_tokens, special_tokens
 from tests import tiny_huggingface as tiny
 from tests.tiny_models import MODELS, disentangled
 

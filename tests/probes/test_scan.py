@@ -19,18 +19,17 @@ from causal_probe.hooks.record import micro_batch_size
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import (
     TEMPLATES,
-    HeadScores,
     Template,
     from_graph,
-    ngram_tokens,
     offset,
     repeated_tokens,
     scan,
     successor_of_parent,
     template,
 )
+from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.scoring import score_patterns
-from causal_probe.probes.sequences import Sequences
+from causal_probe.probes.sequences import Sequences, ngram_tokens
 from causal_probe.probes.template_sums import TemplateSums
 from tests.probes import oracle
 from tests.tiny_models import MODELS, disentangled, random_tokens, transformer_lens

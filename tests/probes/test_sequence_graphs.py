@@ -10,8 +10,9 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import chain, random_forest
-from causal_probe.probes import Evidence, SequenceComparison, SequenceGraphs, head_graphs, template
-from causal_probe.probes.sequence_graphs import largest_parents
+from causal_probe.probes import head_graphs, template
+from causal_probe.probes.evidence import Evidence
+from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs, largest_parents
 from tests.tiny_models import MODELS, disentangled, random_tokens
 
 PROVENANCE = {"model": "by hand", "dtype": "float64", "device": "cpu", "versions": {"transformer-lens": "4.3.0"}}
