@@ -258,7 +258,9 @@ class Experiment:
         if not heads:
             return self.clean
         means = self.laboratory.means
-        return self._run([mean_ablate(layer, head, means[layer][:, head]) for layer, head in heads], heads[0][0], hooks)
+        return self._run(
+            [mean_ablate(layer, head, reference=means[layer][:, head]) for layer, head in heads], heads[0][0], hooks
+        )
 
     def zero(self, head: Head) -> Measured:
         """With this head's output zero."""
@@ -267,7 +269,7 @@ class Experiment:
     def resample(self, head: Head) -> Measured:
         """With what this head read out of another sequence, the one before it in the batch."""
         layer, index = head
-        return self._run([resample_ablate(layer, index, self._heads[layer].roll(1, 0)[:, :, index])], layer)
+        return self._run([resample_ablate(layer, index, donors=self._heads[layer].roll(1, 0)[:, :, index])], layer)
 
     def direct_effect(self, head: Head) -> Float[Tensor, " batch"] | None:
         """By how much the head's output raises the target's logit by itself, over its mean output.
@@ -282,7 +284,7 @@ class Experiment:
             *self.laboratory.outputs[layer][1:],
             *(n for names in self.laboratory.outputs[layer + 1 :] for n in names),
         ]
-        edits: list[Hook] = [mean_ablate(layer, index, self.laboratory.means[layer][:, index])]
+        edits: list[Hook] = [mean_ablate(layer, index, reference=self.laboratory.means[layer][:, index])]
         edits += [(name, _hold(self._outputs[name])) for name in still]
         logit = self._run(edits, layer).logit
         return None if logit is None else self.clean.logit - logit

@@ -30,7 +30,7 @@ def bootstrap_intervals(
     -------
     pandas.DataFrame
         One row for each head and template: ``layer``, ``head``, ``template``, ``score``, ``score_low``, ``score_high``, ``excess``,
-        ``excess_low``, ``excess_high``, ``sequences``. Missing where fewer than two sequences have a scored row.
+        ``excess_low``, ``excess_high``, ``n_sequences``. Missing where fewer than two sequences have a scored row.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def bootstrap_intervals(
     >>> from causal_probe.models import DisentangledTransformer
     >>> scores = probes.scan(DisentangledTransformer(d_vocab=12, n_positions=24), templates="induction", n_sequences=4)
     >>> bootstrap_intervals(scores, resamples=100).columns.tolist()
-    ['layer', 'head', 'template', 'score', 'score_low', 'score_high', 'excess', 'excess_low', 'excess_high', 'sequences']
+    ['layer', 'head', 'template', 'score', 'score_low', 'score_high', 'excess', 'excess_low', 'excess_high', 'n_sequences']
     """
     if resamples < 100 or not 0 < coverage < 1:
         raise CausalProbeError(
@@ -84,6 +84,6 @@ def bootstrap_intervals(
                 }
             )
     columns = ["layer", "head", "template", "score", "score_low", "score_high"]
-    columns += ["excess", "excess_low", "excess_high", "sequences"]
+    columns += ["excess", "excess_low", "excess_high", "n_sequences"]
     table = pd.DataFrame(rows).reindex(columns=columns)
     return table.sort_values(["layer", "head"], kind="stable", ignore_index=True)

@@ -226,8 +226,8 @@ def qk_attributions(
     tokens
         Tokens [batch, pos], or several such batches of one length.
     layer, head
-        A layer and a head, counted from 0 (a negative layer from the end); or the head alone, as ``"L18H6"`` or ``(18, 6)``. In the
-        first layer the embeddings are the only sources.
+        A layer and a head, counted from 0 (a negative layer from the end); or the head alone, as ``"L18H6"`` or ``(18, 6)``. In
+        layer 0 the embeddings are the only sources.
     edges
         Where to: a template or its name (key -> query by the tokens), or a graph over positions, parent -> child.
     sources

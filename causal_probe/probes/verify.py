@@ -195,7 +195,7 @@ def _flag(
     if any(score.excess_stderr is None for score in found):
         raise CausalProbeError("An excess on one sequence has no standard error; scan two sequences or more.")
     # Both are numbers: what is None has been left out, or raised.
-    means = {(s[:2], s.template): (s.excess or 0.0, s.excess_stderr or 0.0, s.sequences) for s in found}
+    means = {(s[:2], s.template): (s.excess or 0.0, s.excess_stderr or 0.0, s.n_sequences) for s in found}
     excesses = corrected(means, above=rule.minimum_excess)
     flagged = defaultdict(list)
     for (head, template), excess in excesses.items():

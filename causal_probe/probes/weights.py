@@ -106,7 +106,7 @@ def head_weights(model: HookedModel, *, n_positions: int | None = None) -> HeadW
     """Score what each head does by its weights: copying (OV), and looking one position back (QK).
 
     Copying: W_E W_V W_O W_U is a matrix [d_vocab, d_vocab] of rank d_head at most; its eigenvalues other than zero are those of
-    the matrix W_O (W_U W_E) W_V [d_head, d_head]. W_E holds the token embeddings as they are: what the first layers make of
+    the matrix W_O (W_U W_E) W_V [d_head, d_head]. W_E holds the token embeddings as they are: what the layers below make of
     them (in GPT-2 the first MLP makes much) is not in the score.
 
     Previous token: the model is run once with the residual stream before each layer replaced by the position embeddings, so the

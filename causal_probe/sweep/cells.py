@@ -286,7 +286,7 @@ def head_graphs(o: HeadGraphsCell) -> Outcome:
             "attention": row.value,
             "stderr": row.stderr,
             "found": row.claimed,
-            "sequences": found.n_sequences,
+            "n_sequences": found.n_sequences,
             "step": o.at_step,
         }
         for row in found.to_pandas().itertuples()

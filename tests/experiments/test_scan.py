@@ -476,7 +476,7 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
         merged.scores.settings["tokens"][0]["sequences"] == 20
     )  # 3 of each document, 4 of the last two: 11 tokens and a BOS each
     for one, other in zip(merged.scores, whole.scores, strict=True):
-        assert (*one[:3], one.rows, one.sequences) == (*other[:3], other.rows, other.sequences)
+        assert (*one[:3], one.rows, one.n_sequences) == (*other[:3], other.rows, other.n_sequences)
         assert one[3:9] == pytest.approx(other[3:9], abs=1e-9)
     assert read in repr(merged)
     assert read in (tmp_path / "merged" / "report.html").read_text()

@@ -100,7 +100,7 @@ def test_any_split_into_shards_gives_the_whole(model, texts, splits, order):
     assert merged.shared == once.shared
     for one, other in zip(merged, once, strict=True):
         assert one[:3] == other[:3]
-        assert (one.rows, one.sequences) == (other.rows, other.sequences)
+        assert (one.rows, one.n_sequences) == (other.rows, other.n_sequences)
         # what a sequence gives is kept as float32, and the order of a float64 sum may differ
         assert one[3:9] == pytest.approx(other[3:9], abs=1e-9)
     assert graphs.n_sequences == graphs_once.n_sequences

@@ -377,10 +377,10 @@ def edits() -> Numbers:
         z = hooks.mean_heads(model, tokens, layer=0).mean[:, 1]
         for edit in (
             hooks.zero_ablate(0, 1),
-            hooks.mean_ablate(0, 1, z),
-            hooks.resample_ablate(0, 1, z.expand(5, *z.shape) + torch.arange(5)[:, None, None]),
-            hooks.replace_row(0, 0, 4, hooks.uniform_row(4)),
-            hooks.replace_row(1, 0, 3, hooks.one_hot_row(1)),
+            hooks.mean_ablate(0, 1, reference=z),
+            hooks.resample_ablate(0, 1, donors=z.expand(5, *z.shape) + torch.arange(5)[:, None, None]),
+            hooks.replace_row(0, 0, query=4, row=hooks.uniform_row(4)),
+            hooks.replace_row(1, 0, query=3, row=hooks.one_hot_row(1)),
         ):
             with hooks.edited(model, edit), torch.no_grad():
                 yield model(tokens)

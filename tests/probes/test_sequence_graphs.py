@@ -195,7 +195,7 @@ def test_it_prints_cites_and_writes_itself(tmp_path):
 
 def test_bad_input_is_told():
     model, tokens = disentangled(), random_tokens(2)
-    with pytest.raises(CausalProbeError, match=r"L0H9; the heads by layer are \[2, 1\]"):
+    with pytest.raises(CausalProbeError, match=r"L0H9\. Heads, counted from 0: layer 0: 2, layer 1: 1"):
         head_graphs(model, tokens, per="sequence").parents(0, 9)
     found = of_pattern(random_pattern(), "root")
     with pytest.raises(CausalProbeError, match="no sequence 3; there are 3"):
