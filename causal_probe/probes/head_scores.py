@@ -125,7 +125,7 @@ class HeadScores(Result):
         layer, head = find_head(dict(enumerate(self.heads)), layer, head)
         sums = self._of(template)
         counts = {"rows": int(sums.rows.sum()), "n_sequences": int((sums.rows > 0).sum())}
-        numbers: dict[str, float | None] = dict.fromkeys(NUMBERS)
+        numbers: dict[str, Any] = dict.fromkeys(NUMBERS)
         if sums.summary is not None:
             found = {name: float(values[head]) for name, values in sums.summary[layer].items()}
             numbers |= {name: value if np.isfinite(value) else None for name, value in found.items()}
