@@ -34,7 +34,7 @@ Edit: TypeAlias = tuple[str, Callable[..., Tensor]]
 
 
 def uniform_row(query: int) -> Float[Tensor, " key"]:
-    """Attention spread evenly over a query's past, itself included: 1 / (query + 1) on keys 0..query.
+    """Attention spread evenly over a query's past, itself included: 1 / (query + 1) on keys 0..query, [query + 1]; it sums to one.
 
     >>> uniform_row(1)
     tensor([0.5000, 0.5000], dtype=torch.float64)
@@ -43,7 +43,7 @@ def uniform_row(query: int) -> Float[Tensor, " key"]:
 
 
 def one_hot_row(key: int) -> Float[Tensor, " key"]:
-    """All attention on one key.
+    """All attention on one key, [key + 1]: 1 there, 0 before it.
 
     >>> one_hot_row(2)
     tensor([0., 0., 1.], dtype=torch.float64)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from causal_probe.hooks.check import HookedModel, require_hooks
 from causal_probe.hooks.heads import find_head, find_layer, parse_head
-from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import record
 
 __all__ = ["mean_heads", "mean_patterns"]
@@ -99,5 +99,4 @@ class _Sums:
 
     def add(self, reduced: Mapping[int, Moments]) -> None:
         """Merge them with those of the micro-batches before."""
-        before = self.total
-        self.total = {layer: before[layer].merge(its) if layer in before else its for layer, its in reduced.items()}
+        self.total = merged(self.total, reduced)

@@ -67,11 +67,7 @@ def context_length(model: HookedModel) -> int | None:
 
 
 def preflight(
-    model: object,
-    tokens: Any,
-    *,
-    attention_mask: Tensor | None = None,
-    hooks: Sequence[str] = ("pattern",),
+    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
 ) -> None:
     """Raise unless attention can be measured, and the hooks used, on these tokens.
 
@@ -99,11 +95,7 @@ def preflight(
 
 
 def find_faults(
-    model: object,
-    tokens: Any,
-    *,
-    attention_mask: Tensor | None = None,
-    hooks: Sequence[str] = ("pattern",),
+    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
 ) -> tuple[Finding, ...]:
     """Everything that would make a measurement wrong; empty if nothing is.
 

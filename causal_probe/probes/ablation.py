@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, mean_ablate, resample_ablate, zero_ablate
-from causal_probe.hooks.check import HookedModel, live_hooks, require_hooks
+from causal_probe.hooks.check import HookedModel, keep, live_hooks, require_hooks
 
 __all__ = ["Experiment", "Head", "Laboratory", "Measure", "Measured", "next_token"]
 
@@ -55,6 +55,17 @@ def next_token(queries: Sequence[int] | None = None) -> Measure:
     ----------
     queries
         The positions at which the next token is predicted, negative ones counted from the end; all but the last by default.
+
+    Returns
+    -------
+    callable
+        ``measure(logits [batch, pos, d_vocab], batch) -> Measured``: the loss in nats (log d_vocab for an even guess) and the target's logit
+        less the mean logit, each [batch], means over the positions.
+
+    Raises
+    ------
+    CausalProbeError
+        When it measures, if a position has no next token.
 
     Examples
     --------
@@ -238,16 +249,9 @@ class Experiment:
     def observe(self, hooks: Sequence[Hook] = ()) -> Measured:
         """Run the model as it is, and remember what later runs need."""
         lab = self.laboratory
-        wanted: list[tuple[str, Any]] = [
-            *((attention_hook(layer, "z"), (self._heads, layer)) for layer in self.donors),
-            *(
-                (name, (self._outputs, name))
-                for names in lab.outputs
-                for name in names
-                if self.direct and lab.no_direct is None
-            ),
-        ]
-        recorders = [(name, _keep(*place)) for name, place in wanted]
+        recorders: list[Hook] = [(attention_hook(layer, "z"), keep(self._heads, layer)) for layer in self.donors]
+        if self.direct and lab.no_direct is None:
+            recorders += [(name, keep(self._outputs, name)) for names in lab.outputs for name in names]
         with recorded(lab.model, self._blocks) if lab.replays else nullcontext():
             self.clean = lab.run(self.batch, [*recorders, *hooks])
         return self.clean
@@ -285,7 +289,7 @@ class Experiment:
             *(n for names in self.laboratory.outputs[layer + 1 :] for n in names),
         ]
         edits: list[Hook] = [mean_ablate(layer, index, reference=self.laboratory.means[layer][:, index])]
-        edits += [(name, _hold(self._outputs[name])) for name in still]
+        edits += [(name, lambda now, hook, name=name: self._outputs[name]) for name in still]
         logit = self._run(edits, layer).logit
         return None if logit is None else self.clean.logit - logit
 
@@ -324,17 +328,3 @@ def _restore(block: nn.Module, forward: Any) -> None:
         vars(block).pop("forward", None)
     else:
         vars(block)["forward"] = forward
-
-
-def _keep(where: dict[Any, Tensor], key: Any) -> Callable[..., None]:
-    def keep(value: Tensor, hook: Any) -> None:
-        where[key] = value
-
-    return keep
-
-
-def _hold(value: Tensor) -> Callable[..., Tensor]:
-    def hold(now: Tensor, hook: Any) -> Tensor:
-        return value
-
-    return hold

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.check import describe, require_hooks
+from causal_probe.hooks.check import describe, keep, require_hooks
 from causal_probe.results import Result, Table
 
 __all__ = ["CopySensitivity", "copy_sensitivity"]
@@ -116,16 +116,12 @@ def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, 
             f"Inputs are one or more sequences of vectors [batch, pos, d_token]; these are {list(inputs.shape)}."
         )
     leaf = inputs.detach().clone().requires_grad_()
-    seen: list[Tensor] = []
-
-    def look(value: Tensor, hook: Any) -> None:
-        seen.append(value)
-
-    with torch.enable_grad(), model.hooks(fwd_hooks=[(name, look)]):
+    seen: dict[str, Tensor] = {}
+    with torch.enable_grad(), model.hooks(fwd_hooks=[(name, keep(seen, name))]):
         model(leaf)
     if not seen:
         raise CausalProbeError(f"{name} did not fire.")
-    out = seen[-1]
+    out = seen[name]
     n, width = out.shape[1:]
     squares = torch.zeros(len(inputs), n, n, dtype=torch.float64)
     for position in range(n):

@@ -97,6 +97,10 @@ def discover_from_attention(
     CausalProbeError
         If an argument is out of range, there are no tokens or more than the model takes, or a pattern is not made of probabilities.
 
+    References
+    ----------
+    Rohekar, Gurwicz & Nisimov, "Causal interpretation of self-attention in pre-trained Transformers", NeurIPS 2023.
+
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer

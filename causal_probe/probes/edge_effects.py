@@ -34,7 +34,7 @@ from causal_probe.hooks import attention_hook, edited, one_hot_row, replace_row,
 from causal_probe.hooks.check import HookedModel, describe, is_live, require_hooks, undisturbed
 from causal_probe.hooks.edit import Edit
 from causal_probe.hooks.heads import find_layer, parse_head
-from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import each_batch
 from causal_probe.probes.edge_tests import EdgeEffects
 
@@ -135,11 +135,11 @@ def edge_effects(
     editing = _Editing(model, loss, layer, head)
 
     epsilon = max((torch.finfo(p.dtype).eps for p in _parameters(model) if p.is_floating_point()), default=0.0)
-    totals: tuple[Moments, Moments, Moments] | None = None
+    total: dict[str, Any] = {}
     measured: list[Tensor] = []  # [sequence, edge] by batch: what the gains of redrawn batches are paired with
     with undisturbed(model):
         for batch in each_batch(tokens):
-            if totals is None and not is_live(model, name, partial(loss, model, batch)):
+            if not total and not is_live(model, name, partial(loss, model, batch)):
                 raise CausalProbeError(
                     f"The loss does not depend on the pattern at {name}: nothing reads that hook's value, or the loss does not run "
                     "this model. An edit there would change nothing. Load a Hugging Face model with eager attention; the "
@@ -154,20 +154,16 @@ def edge_effects(
                 cuts.append((even - clean)[:, None].expand_as(gain))
             if redraw is not None:
                 measured.append(torch.cat(gains, 1))
-            new = (Moments.of(torch.cat(gains, 1)), Moments.of(torch.cat(cuts, 1)), Moments.of(clean))
-            totals = (
-                new if totals is None else (totals[0].merge(new[0]), totals[1].merge(new[1]), totals[2].merge(new[2]))
-            )
-        if totals is None:
+            new = {"gains": torch.cat(gains, 1), "cuts": torch.cat(cuts, 1), "losses": clean}
+            total = merged(total, {name: Moments.of(values) for name, values in new.items()})
+        if not total:
             raise CausalProbeError("There are no batches to measure the loss on.")
         effects = EdgeEffects(
             edges=tuple((parent, child) for child, its in parents.items() for parent in its),
             layer=layer,
             head=head,
             level=level,
-            gains=totals[0],
-            cuts=totals[1],
-            losses=totals[2],
+            **total,
             margins=None,
             epsilon=epsilon,
             provenance=describe(model),

@@ -75,13 +75,17 @@ def head_graphs(
     Returns
     -------
     Evidence or SequenceGraphs
-        For ``per="mean"`` and ``per="sequence"``.
+        For ``per="mean"`` and ``per="sequence"``: shares of a row's attention, in [0, 1]. Chance is 1 / (child + 1), even attention.
 
     Raises
     ------
     CausalProbeError
         If a hook point is missing or never fires, there are no sequences, their lengths differ, or a pattern is not made of
         probabilities.
+
+    References
+    ----------
+    Nichani, Damian & Lee, "How Transformers Learn Causal Structure with Gradient Descent", ICML 2024 (arXiv 2402.14735).
 
     Examples
     --------

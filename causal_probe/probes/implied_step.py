@@ -148,6 +148,10 @@ def implied_step(
     CausalProbeError
         If the model has no such weights, or sizes don't go together.
 
+    References
+    ----------
+    von Oswald et al., "Transformers Learn In-Context by Gradient Descent", ICML 2023 (arXiv 2212.07677).
+
     Examples
     --------
     >>> from causal_probe.models import gradient_steps

@@ -117,6 +117,11 @@ def match_heads(
     CausalProbeError
         If there is no such layer, a child has no row, or no child has a parent.
 
+    References
+    ----------
+    H. W. Kuhn, "The Hungarian method for the assignment problem", Naval Research Logistics Quarterly 2, 1955. Several parents shared out
+    over heads: Nichani, Damian & Lee, ICML 2024 (arXiv 2402.14735).
+
     Examples
     --------
     >>> import numpy as np

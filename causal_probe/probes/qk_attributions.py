@@ -22,7 +22,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
 from causal_probe.hooks.check import HookedModel, describe
-from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.moments import Moments, merged
 from causal_probe.probes.qk_terms import TermReader, head_of, term_reader
 from causal_probe.probes.scored_rows import micro_batches, scored_batches
 from causal_probe.probes.templates import Template, find_templates, from_graph
@@ -302,9 +302,7 @@ def qk_attributions(
             "score": (terms.pattern[used].double() * targets).sum((-2, -1)) / n_rows,
             "chance": (targets.sum(-1) / visible).sum(-1).double() / n_rows,
         }
-        for name, values in measured.items():
-            moments = Moments.of(values)
-            found[name] = found[name].merge(moments) if name in found else moments
+        found = merged(found, {name: Moments.of(values) for name, values in measured.items()})
     contribution = found["table"].mean.cpu().numpy()
     largest = np.argsort(-contribution, axis=None, kind="stable")[: min(pairs, contribution.size)]
     chosen = [divmod(int(number), len(names)) for number in largest]

@@ -75,6 +75,10 @@ def scan(
         point is missing or never fires, a pattern is not made of probabilities, or the model doesn't use the patterns that it
         shows (:func:`~causal_probe.hooks.preflight`).
 
+    References
+    ----------
+    Olsson et al., "In-context Learning and Induction Heads", Transformer Circuits Thread, 2022.
+
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer

@@ -46,17 +46,23 @@ class SequenceComparison(Result):
     @property
     def precision(self) -> float | None:
         """True positives over found edges, both summed over sequences, in [0, 1]. None if no edge was found."""
-        return _share(self.true_positives, sum(map(_n_found, self.each)))
+        return self._share(1, "extra")
 
     @property
     def recall(self) -> float | None:
         """True positives over true edges, both summed over sequences, in [0, 1]. None if there is no true edge."""
-        return _share(self.true_positives, sum(map(_n_true, self.each)))
+        return self._share(1, "missing")
 
     @property
     def f1(self) -> float | None:
         """Twice the true positives over found plus true edges, in [0, 1]. None if there is neither."""
-        return _share(2 * self.true_positives, sum(map(_n_found, self.each)) + sum(map(_n_true, self.each)))
+        return self._share(2, "extra", "missing")
+
+    def _share(self, times: int, *wrong: str) -> float | None:
+        """``times`` the true positives over as many plus the edges that are wrong in these ways; reversed ones are in each."""
+        others = sum(len(getattr(found, name)) + len(found.reversed) for found in self.each for name in wrong)
+        whole = times * self.true_positives + others
+        return times * self.true_positives / whole if whole else None
 
     @property
     def shd(self) -> float:
@@ -308,15 +314,3 @@ def _graph_of(nodes: int, edges: Iterable[tuple[int, int]]) -> nx.DiGraph:
     graph = nx.empty_graph(nodes, create_using=nx.DiGraph)
     graph.add_edges_from(edges)
     return graph
-
-
-def _n_found(found: GraphComparison) -> int:
-    return found.true_positives + len(found.extra) + len(found.reversed)
-
-
-def _n_true(found: GraphComparison) -> int:
-    return found.true_positives + len(found.missing) + len(found.reversed)
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

@@ -180,6 +180,10 @@ def upstream(
     CausalProbeError
         As :func:`~causal_probe.probes.qk_attributions` does; or a number is out of range.
 
+    References
+    ----------
+    Elhage et al., "A Mathematical Framework for Transformer Circuits", Transformer Circuits Thread, 2021.
+
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer

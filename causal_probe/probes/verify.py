@@ -117,6 +117,11 @@ def verify(
         If the scores are of other heads or had one sequence only, a template was not scanned, an argument is out of range, the
         heads of the model can't be ablated, or a loss is not finite.
 
+    References
+    ----------
+    Olsson et al., "In-context Learning and Induction Heads", Transformer Circuits Thread, 2022. The correction: S. Holm, Scandinavian
+    Journal of Statistics 6, 1979.
+
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer
@@ -225,10 +230,8 @@ def _verdicts(
 ) -> tuple[HeadVerdict, ...]:
     clean, above = runs.mean[frozenset()], rule.minimum_effect
     effect = estimates({head: runs.rise([head]) for head in plan.heads}, above=above)
-    zero, resample = (
-        estimates({head: losses - clean for head, losses in each.items()}, above=above)
-        for each in (runs.zero, runs.resample)
-    )
+    zero = estimates({head: losses - clean for head, losses in runs.zero.items()}, above=above)
+    resample = estimates({head: losses - clean for head, losses in runs.resample.items()}, above=above)
     direct = estimates(runs.direct, above=above)
     alone = {
         (head, name): runs.rise(heads) - runs.rise(set(heads) - {head})
@@ -248,21 +251,17 @@ def _verdicts(
             b = answers(effect[head], exceeds[head], rule.rank)
             c = answers(direct.get(head))
             d = together and answers(restored[head, name])
-            found.append(
-                HeadVerdict(
-                    *head,
-                    template=name,
-                    verdict="causal" if b else "redundant" if c and d else "attends only",
-                    excess=excesses[head, name],
-                    interval=intervals[head, name],
-                    effect=effect[head],
-                    exceeds=exceeds[head],
-                    zero_effect=zero[head],
-                    resample_effect=resample[head],
-                    direct_effect=direct.get(head),
-                    restored=restored[head, name],
-                )
+            verdict = "causal" if b else "redundant" if c and d else "attends only"
+            attention: tuple[Any, ...] = (excesses[head, name], intervals[head, name])
+            ablated: tuple[Any, ...] = (
+                effect[head],
+                exceeds[head],
+                zero[head],
+                resample[head],
+                direct.get(head),
+                restored[head, name],
             )
+            found.append(HeadVerdict(*head, name, verdict, *attention, *ablated))
     return tuple(found)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
-from causal_probe.hooks.check import HookedModel, describe, require_hooks
+from causal_probe.hooks.check import HookedModel, describe, keep, require_hooks
 from causal_probe.probes.circuit_weights import circuit_weights
 from causal_probe.results import Result, Table
 
@@ -200,13 +200,12 @@ def _previous_token(
     streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(len(n_heads))]
     require_hooks(model, ["hook_embed", streams[0], *names])
 
-    def remember(stream: Tensor, hook: Any) -> None:
-        found["stream"] = stream  # position embeddings alone, the embedding of the tokens being zero
-
     def read(name: str, pattern: Float[Tensor, "1 head query key"], hook: Any) -> None:
         found[name] = pattern[0].double().diagonal(-1, 1, 2).mean(-1)
 
-    hooks: list[tuple[str, Any]] = [("hook_embed", lambda value, hook: torch.zeros_like(value)), (streams[0], remember)]
+    # The stream before layer 0 is the position embeddings alone, the embedding of the tokens being zero.
+    hooks: list[tuple[str, Any]] = [("hook_embed", lambda value, hook: torch.zeros_like(value))]
+    hooks += [(streams[0], keep(found, "stream"))]
     hooks += [(name, lambda value, hook: found["stream"]) for name in streams[1:]]
     hooks += [(name, partial(read, name)) for name in names]
     with model.hooks(fwd_hooks=hooks):
