@@ -80,7 +80,8 @@ def _one_batch(
     at = {"scores": "attn_scores", "pattern": "pattern"}
     fwd_hooks = [(attention_hook(layer, at[route]), as_leaf(layer)) for layer, route in routes.items()]
     with undisturbed(model), torch.enable_grad():
-        _freeze(model)
+        for parameter in getattr(model, "parameters", tuple)():  # ``undisturbed`` puts their flags back
+            parameter.requires_grad_(False)
         with model.hooks(fwd_hooks=fwd_hooks):
             losses = _per_sequence(loss(model, batch))
         if silent := [layer for layer in routes if layer not in values or len(values[layer]) != len(losses)]:
@@ -115,26 +116,20 @@ def _choose_routes(
     def run() -> Tensor:
         return _per_sequence(loss(model, batch))
 
-    live = _live(model, there, run)
+    live = live_hooks(model, there, run) if there else set()
     real = {
         layer
         for layer in layers
         if scores[layer] in live and _is_softmax_of(model, scores[layer], patterns[layer], run)
     }
     rest = [layer for layer in layers if layer not in real]
-    live_patterns = _live(model, [patterns[layer] for layer in rest], run)
-    if dead := [patterns[layer] for layer in rest if patterns[layer] not in live_patterns]:
+    live |= live_hooks(model, [patterns[layer] for layer in rest], run) if rest else set()
+    if dead := [patterns[layer] for layer in rest if patterns[layer] not in live]:
         raise CausalProbeError(
             f"The loss does not depend on {', '.join(dead)}: neither the scores nor the pattern of that layer are live, so a "
             "gradient would be reported as zero. Give a causal model with eager attention, and a loss that runs it."
         )
     return {layer: "scores" if layer in real else "pattern" for layer in layers}
-
-
-def _live(model: HookedModel, names: list[str], run: Callable[[], Tensor]) -> set[str]:
-    """Which are live: all at once, then those that were not one by one, for a leaf above may have cut off the only way."""
-    live = live_hooks(model, names, run) if names else set()
-    return live.union(*(live_hooks(model, [name], run) for name in names if name not in live))
 
 
 def _is_softmax_of(model: HookedModel, scores: str, pattern: str, run: Callable[[], Tensor]) -> bool:
@@ -163,9 +158,3 @@ def _pieces(batches: Any, batch_size: int | None) -> Iterator[Any]:
             yield from (piece for piece in torch.split(batch, batch_size or max(1, len(batch))) if len(piece))
         else:
             yield batch
-
-
-def _freeze(model: HookedModel) -> None:
-    """Parameters need no gradient here; ``undisturbed`` puts their flags back."""
-    for parameter in getattr(model, "parameters", tuple)():
-        parameter.requires_grad_(False)

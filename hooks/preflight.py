@@ -227,9 +227,9 @@ class _Pattern:
     shape: tuple[int, ...]
     nan: Sequence[int] = ()
     wrong: Sequence[int] = ()
+    ahead: Sequence[int] = ()
     low: float = 1.0
     high: float = 1.0
-    ahead: Sequence[int] = ()
 
 
 def _run(
@@ -270,10 +270,8 @@ def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None) -> _Pattern:
     wrong = ((totals - 1).abs() > row_slack(pattern.dtype)) & rows
     ahead = (pattern.triu(1) > 1e-6).any(-1) & rows
     found = totals[wrong] if wrong.any() else totals.new_ones(1)
-    nan_heads, wrong_heads, ahead_heads = (
-        what.any(-1).any(0).nonzero().flatten().tolist() for what in (nan, wrong, ahead)
-    )
-    return _Pattern(tuple(pattern.shape), nan_heads, wrong_heads, float(found.min()), float(found.max()), ahead_heads)
+    heads = (what.any(-1).any(0).nonzero().flatten().tolist() for what in (nan, wrong, ahead))
+    return _Pattern(tuple(pattern.shape), *heads, low=float(found.min()), high=float(found.max()))
 
 
 def _pattern_faults(patterns: dict[int, _Pattern]) -> Iterator[Finding]:

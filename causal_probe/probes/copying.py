@@ -93,14 +93,24 @@ def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, 
         Any hooked model whose forward reads vectors, such as :class:`~causal_probe.models.LinearTransformer`, with hook points
         ``blocks.{layer}.hook_attn_out``.
     inputs
-        Vectors.
+        Vectors [batch, pos, d_token].
     layer
         Counted from 0.
+
+    Returns
+    -------
+    CopySensitivity
+        Norms of derivatives, in units of the output per unit of the input, [pos, pos], and each position's share of its row, in [0, 1]; by
+        chance the shares are even.
 
     Raises
     ------
     CausalProbeError
         If the hook point is missing or never fires, or there are no sequences.
+
+    References
+    ----------
+    von Oswald et al., "Transformers Learn In-Context by Gradient Descent", ICML 2023 (arXiv 2212.07677).
 
     Examples
     --------

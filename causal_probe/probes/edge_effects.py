@@ -134,7 +134,8 @@ def edge_effects(
     require_hooks(model, [name])
     editing = _Editing(model, loss, layer, head)
 
-    epsilon = max((torch.finfo(p.dtype).eps for p in _parameters(model) if p.is_floating_point()), default=0.0)
+    parameters = getattr(model, "parameters", tuple)()
+    epsilon = max((torch.finfo(p.dtype).eps for p in parameters if p.is_floating_point()), default=0.0)
     total: dict[str, Any] = {}
     measured: list[Tensor] = []  # [sequence, edge] by batch: what the gains of redrawn batches are paired with
     with undisturbed(model):
@@ -265,7 +266,3 @@ def _check_candidates(candidates: nx.DiGraph | Iterable[tuple[int, int]]) -> dic
 
 def _listing(edges: list[tuple[int, int]]) -> str:
     return ", ".join(f"{parent} -> {child}" for parent, child in edges)
-
-
-def _parameters(model: HookedModel) -> Iterable[torch.nn.Parameter]:
-    return getattr(model, "parameters", tuple)()

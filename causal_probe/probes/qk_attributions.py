@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import networkx as nx
@@ -181,19 +182,11 @@ class QKAttributions(Result):
         """One row per pair, largest contribution first: query, key, contribution, stderr, share (of the total)."""
         spread = "" if self.total_stderr is None else f" ± {self.total_stderr:.2f}"
         errors = np.full(self.contribution.shape, None) if self.stderr is None else self.stderr
-        order = np.argsort(-self.contribution, axis=None, kind="stable")
-        rows = [
-            (
-                self.sources[number // len(errors)],
-                self.sources[number % len(errors)],
-                found,
-                error,
-                found / self.total if self.total else None,
-            )
-            for number, found, error in zip(
-                order.tolist(), self.contribution.ravel()[order].tolist(), errors.ravel()[order].tolist(), strict=True
-            )
-        ]
+        pairs = zip(
+            product(self.sources, repeat=2), self.contribution.ravel().tolist(), errors.ravel().tolist(), strict=True
+        )
+        rows = [(*pair, found, error, found / self.total if self.total else None) for pair, found, error in pairs]
+        rows.sort(key=lambda row: -row[2])
         return Table(
             f"QKAttributions of L{self.layer}H{self.head} of {self.provenance['model']} on {self.edges}: attention {self.score:.3f} "
             f"(chance {self.chance:.3f}), score on edges less others {self.total:.2f}{spread}, {self.rows} rows of {self.n_sequences} sequences",

@@ -138,7 +138,6 @@ def offset(k: int) -> Template:
 
     Examples
     --------
-
     >>> offset(3).name
     'offset-3'
     """
