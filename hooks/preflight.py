@@ -270,8 +270,8 @@ def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None) -> _Pattern:
     wrong = ((totals - 1).abs() > row_slack(pattern.dtype)) & rows
     ahead = (pattern.triu(1) > 1e-6).any(-1) & rows
     found = totals[wrong] if wrong.any() else totals.new_ones(1)
-    heads = (what.any(-1).any(0).nonzero().flatten().tolist() for what in (nan, wrong, ahead))
-    return _Pattern(tuple(pattern.shape), *heads, low=float(found.min()), high=float(found.max()))
+    nans, wrongs, aheads = (what.any(-1).any(0).nonzero().flatten().tolist() for what in (nan, wrong, ahead))
+    return _Pattern(tuple(pattern.shape), nans, wrongs, aheads, low=float(found.min()), high=float(found.max()))
 
 
 def _pattern_faults(patterns: dict[int, _Pattern]) -> Iterator[Finding]:

@@ -134,7 +134,7 @@ def edge_effects(
     require_hooks(model, [name])
     editing = _Editing(model, loss, layer, head)
 
-    parameters = getattr(model, "parameters", tuple)()
+    parameters: Iterable[Tensor] = getattr(model, "parameters", tuple)()
     epsilon = max((torch.finfo(p.dtype).eps for p in parameters if p.is_floating_point()), default=0.0)
     total: dict[str, Any] = {}
     measured: list[Tensor] = []  # [sequence, edge] by batch: what the gains of redrawn batches are paired with
