@@ -24,6 +24,7 @@ __all__ = [
     "attention_hooks",
     "describe",
     "is_live",
+    "keep",
     "live_hooks",
     "require_hooks",
     "undisturbed",
@@ -58,7 +59,7 @@ class HookedModel(Protocol):
 
 
 def attention_hook(layer: int, what: str) -> str:
-    """The name of a layer's attention hook point.
+    """The name of a layer's attention hook point; layers are counted from 0. Whether the model has it, :func:`require_hooks` says.
 
     >>> attention_hook(0, "pattern")
     'blocks.0.attn.hook_pattern'
@@ -113,6 +114,20 @@ def no_surface(model: object) -> str:
         "Hugging Face model, hooks.to_hooked(*models.load_model(source)) of a folder or a name, a TransformerLens model "
         "(HookedTransformer, TransformerBridge), or a HookedRootModule whose setup() has run."
     )
+
+
+def keep(found: dict[Any, Any], key: Any) -> Callable[[Any, Any], None]:
+    """What a hook does that puts the value there into ``found``, and leaves it as it is.
+
+    >>> found = {}
+    >>> keep(found, "z")(3, None), found
+    (None, {'z': 3})
+    """
+
+    def look(value: Any, hook: Any) -> None:
+        found[key] = value
+
+    return look
 
 
 def is_live(model: HookedModel, name: str, run: Callable[[], Tensor]) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.check import HookedModel, require_hooks
+from causal_probe.hooks.check import HookedModel, keep, require_hooks
 
 __all__ = ["OnSequences", "on_residual_stream"]
 
@@ -43,20 +43,17 @@ def on_residual_stream(
     require_hooks(model, [at, last])
 
     def predict(tokens: Tensor) -> Tensor:
-        seen: list[Tensor] = []
+        seen: dict[str, Tensor] = {}
 
         def put(value: Tensor, hook: Any) -> Tensor:
             return tokens @ read_in
 
-        def look(value: Tensor, hook: Any) -> None:
-            seen.append(value)
-
         ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        with model.hooks(fwd_hooks=[(at, put), (last, look)]):
+        with model.hooks(fwd_hooks=[(at, put), (last, keep(seen, last))]):
             model(ids)
         if not seen:
             raise CausalProbeError(f"{last} did not fire, so there is nothing to read an answer from.")
-        return seen[-1][:, -1] @ read_out
+        return seen[last][:, -1] @ read_out
 
     return predict
 
@@ -64,7 +61,7 @@ def on_residual_stream(
 class OnSequences:
     """A model of vectors, run on token ids that name the vectors of given sequences.
 
-    Everything that takes ``(model, token ids)`` then takes ``(held, held.tokens)``. Only the first layers may be shown:
+    Everything that takes ``(model, token ids)`` then takes ``(held, held.tokens)``. Fewer layers, from 0 on, may be shown:
     :func:`~causal_probe.probes.scan` reads every layer that there is, and refuses patterns that are not probabilities.
 
     Parameters

@@ -98,7 +98,7 @@ class Corpus:
     length
         Tokens in a sequence, its start included.
     bos
-        See :func:`~causal_probe.hooks.text_start`.
+        See :func:`~causal_probe.hooks.tokens.text_start`.
     separator, field
         See :func:`read_documents`.
     shard
@@ -314,7 +314,7 @@ def corpus(
     length
         Tokens in a sequence, its start included; at most the model's context.
     bos
-        Whether a BOS token comes first; see :func:`~causal_probe.hooks.text_start`.
+        Whether a BOS token comes first; see :func:`~causal_probe.hooks.tokens.text_start`.
     shard
         ``"i/n"`` or (i, n): only the documents whose number, counted from 0, is i modulo n. What is measured on all n merges to what
         would have been measured on the whole (``HeadScores.merge``, ``Evidence.merge``).

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks
+from causal_probe.hooks.heads import parse_head
 
 __all__ = [
     "Edit",
@@ -33,7 +34,7 @@ Edit: TypeAlias = tuple[str, Callable[..., Tensor]]
 
 
 def uniform_row(query: int) -> Float[Tensor, " key"]:
-    """Attention spread evenly over a query's past, itself included: 1 / (query + 1) on keys 0..query.
+    """Attention spread evenly over a query's past, itself included: 1 / (query + 1) on keys 0..query, [query + 1]; it sums to one.
 
     >>> uniform_row(1)
     tensor([0.5000, 0.5000], dtype=torch.float64)
@@ -42,7 +43,7 @@ def uniform_row(query: int) -> Float[Tensor, " key"]:
 
 
 def one_hot_row(key: int) -> Float[Tensor, " key"]:
-    """All attention on one key.
+    """All attention on one key, [key + 1]: 1 there, 0 before it.
 
     >>> one_hot_row(2)
     tensor([0., 0., 1.], dtype=torch.float64)
@@ -50,13 +51,15 @@ def one_hot_row(key: int) -> Float[Tensor, " key"]:
     return torch.eye(key + 1, dtype=torch.float64)[key]
 
 
-def replace_row(layer: int, head: int, query: int, row: Float[Tensor, " key"]) -> Edit:
+def replace_row(layer: Any, head: Any = None, *, query: int, row: Float[Tensor, " key"]) -> Edit:
     """Replace one head's attention at one query, in every sequence.
 
     Parameters
     ----------
-    layer, head, query
-        Whose attention.
+    layer, head
+        A layer and a head, counted from 0; or the head alone, as ``"L18H6"`` or ``(18, 6)``.
+    query
+        At which position, counted from 0.
     row
         The new attention on keys 0, 1, ...: not negative, sums to one. Later keys get none.
 
@@ -70,7 +73,7 @@ def replace_row(layer: int, head: int, query: int, row: Float[Tensor, " key"]) -
     >>> import torch
     >>> from causal_probe import hooks, models
     >>> model, tokens = models.DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]])
-    >>> with hooks.edited(model, replace_row(0, 0, 3, torch.tensor([1.0, 0.0, 0.0, 0.0]))):
+    >>> with hooks.edited(model, replace_row("L0H0", query=3, row=torch.tensor([1.0, 0.0, 0.0, 0.0]))):
     ...     logits = model(tokens)
     >>> logits.shape
     torch.Size([1, 4, 3])
@@ -79,6 +82,7 @@ def replace_row(layer: int, head: int, query: int, row: Float[Tensor, " key"]) -
         raise CausalProbeError(
             f"A pattern row must be a distribution over keys: its entries are {row.tolist()}, their sum {float(row.sum()):.4g}."
         )
+    layer, head = parse_head(layer, head)
     name = attention_hook(layer, "pattern")
 
     def edit(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Float[Tensor, "batch head query key"]:
@@ -93,8 +97,10 @@ def replace_row(layer: int, head: int, query: int, row: Float[Tensor, " key"]) -
     return name, edit
 
 
-def zero_ablate(layer: int, head: int) -> Edit:
+def zero_ablate(layer: Any, head: Any = None) -> Edit:
     """Replace what a head reads out of the stream (its ``hook_z``) by zero, at every position.
+
+    The head is named as in :func:`replace_row`; whether there is one is seen when the model runs, and else a CausalProbeError.
 
     Examples
     --------
@@ -107,7 +113,9 @@ def zero_ablate(layer: int, head: int) -> Edit:
     return _replace_head(layer, head, torch.zeros(1))
 
 
-def mean_ablate(layer: int, head: int, reference: Float[Tensor, "pos d_head"] | Float[Tensor, " d_head"]) -> Edit:
+def mean_ablate(
+    layer: Any, head: Any = None, *, reference: Float[Tensor, "pos d_head"] | Float[Tensor, " d_head"]
+) -> Edit:
     """Replace what a head reads out of the stream (its ``hook_z``) by a mean, the same for every sequence.
 
     A mean at each position takes away what depends on the sequence, and leaves what depends on the position alone: on repeated
@@ -116,9 +124,10 @@ def mean_ablate(layer: int, head: int, reference: Float[Tensor, "pos d_head"] | 
 
     Parameters
     ----------
+    layer, head
+        As in :func:`replace_row`.
     reference
-        The mean, one for each position or one for all: ``mean_heads(model, batches, layer=layer).mean[:, head]`` is the one
-        over ``batches``.
+        The mean, one for each position or one for all: ``mean_heads(model, tokens, layer="L18H6").mean`` is the one over ``tokens``.
 
     Raises
     ------
@@ -128,17 +137,19 @@ def mean_ablate(layer: int, head: int, reference: Float[Tensor, "pos d_head"] | 
     Examples
     --------
     >>> import torch
-    >>> mean_ablate(0, 1, torch.zeros(8)) is not None
-    True
+    >>> mean_ablate("L0H1", reference=torch.zeros(8))[0]
+    'blocks.0.attn.hook_z'
     """
     return _replace_head(layer, head, reference)
 
 
-def resample_ablate(layer: int, head: int, donors: Float[Tensor, "batch pos d_head"]) -> Edit:
+def resample_ablate(layer: Any, head: Any = None, *, donors: Float[Tensor, "batch pos d_head"]) -> Edit:
     """Replace what a head reads out of the stream (its ``hook_z``) by what it reads out of other sequences.
 
     Parameters
     ----------
+    layer, head
+        As in :func:`replace_row`.
     donors
         What the head read out of the sequence that is put in the place of each, such as ``z.roll(1, 0)[:, :, head]`` of the same
         batch.
@@ -154,7 +165,7 @@ def resample_ablate(layer: int, head: int, donors: Float[Tensor, "batch pos d_he
     >>> from causal_probe import hooks, models
     >>> model, tokens = models.DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]])
     >>> donors = torch.zeros(1, 4, 7)  # another input's outputs of that head
-    >>> with hooks.edited(model, resample_ablate(0, 0, donors)):
+    >>> with hooks.edited(model, resample_ablate("L0H0", donors=donors)):
     ...     logits = model(tokens)
     >>> logits.shape
     torch.Size([1, 4, 3])
@@ -187,7 +198,8 @@ def edited(model: HookedModel, *edits: Edit) -> Iterator[None]:
         yield
 
 
-def _replace_head(layer: int, head: int, reference: Tensor) -> Edit:
+def _replace_head(layer: Any, head: Any, reference: Tensor) -> Edit:
+    layer, head = parse_head(layer, head)
     name = attention_hook(layer, "z")
 
     def edit(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Float[Tensor, "batch pos head d_head"]:

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.check import HookedModel, attention_hook, live_hooks, require_hooks, undisturbed
-from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.check import HookedModel, attention_hook, keep, live_hooks, require_hooks, undisturbed
+from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import each_batch
 
 __all__ = ["Route", "ScoreGradientMoments", "record_score_gradients"]
@@ -54,7 +54,7 @@ def record_score_gradients(
         new = _one_batch(model, batch, loss, routes)
         if total and any(total[layer].sums.shape != new[layer].sums.shape for layer in layers):
             raise CausalProbeError("Gradients can be averaged over sequences of one length only; here lengths differ.")
-        total = {layer: total[layer].merge(its) if layer in total else its for layer, its in new.items()}
+        total = merged(total, new)
     if not total:
         raise CausalProbeError("There are no sequences to average over. Give tokens [batch, pos], or batches of them.")
     return ScoreGradientMoments(total, routes)
@@ -65,7 +65,7 @@ def _one_batch(
 ) -> dict[int, Moments]:
     values: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable[[Tensor, Any], Tensor]:
+    def as_leaf(layer: int) -> Callable[[Tensor, Any], Tensor]:
         def record(value: Tensor, hook: Any) -> Tensor:
             # Below the first recorded layer nothing requires grad: a leaf begins there. Above it the value depends on the layers
             # below, and must go on as it is, or their gradient would miss the paths through it. A hook that fires
@@ -78,9 +78,10 @@ def _one_batch(
         return record
 
     at = {"scores": "attn_scores", "pattern": "pattern"}
-    fwd_hooks = [(attention_hook(layer, at[route]), keep(layer)) for layer, route in routes.items()]
+    fwd_hooks = [(attention_hook(layer, at[route]), as_leaf(layer)) for layer, route in routes.items()]
     with undisturbed(model), torch.enable_grad():
-        _freeze(model)
+        for parameter in getattr(model, "parameters", tuple)():  # ``undisturbed`` puts their flags back
+            parameter.requires_grad_(False)
         with model.hooks(fwd_hooks=fwd_hooks):
             losses = _per_sequence(loss(model, batch))
         if silent := [layer for layer in routes if layer not in values or len(values[layer]) != len(losses)]:
@@ -115,15 +116,15 @@ def _choose_routes(
     def run() -> Tensor:
         return _per_sequence(loss(model, batch))
 
-    live = _live(model, there, run)
+    live = live_hooks(model, there, run) if there else set()
     real = {
         layer
         for layer in layers
         if scores[layer] in live and _is_softmax_of(model, scores[layer], patterns[layer], run)
     }
     rest = [layer for layer in layers if layer not in real]
-    live_patterns = _live(model, [patterns[layer] for layer in rest], run)
-    if dead := [patterns[layer] for layer in rest if patterns[layer] not in live_patterns]:
+    live |= live_hooks(model, [patterns[layer] for layer in rest], run) if rest else set()
+    if dead := [patterns[layer] for layer in rest if patterns[layer] not in live]:
         raise CausalProbeError(
             f"The loss does not depend on {', '.join(dead)}: neither the scores nor the pattern of that layer are live, so a "
             "gradient would be reported as zero. Give a causal model with eager attention, and a loss that runs it."
@@ -131,26 +132,13 @@ def _choose_routes(
     return {layer: "scores" if layer in real else "pattern" for layer in layers}
 
 
-def _live(model: HookedModel, names: list[str], run: Callable[[], Tensor]) -> set[str]:
-    """Which are live: all at once, then those that were not one by one, for a leaf above may have cut off the only way."""
-    live = live_hooks(model, names, run) if names else set()
-    return live.union(*(live_hooks(model, [name], run) for name in names if name not in live))
-
-
 def _is_softmax_of(model: HookedModel, scores: str, pattern: str, run: Callable[[], Tensor]) -> bool:
     seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[Tensor, Any], None]:
-        def record(value: Tensor, hook: Any) -> None:
-            seen[name] = value.detach().float()
-
-        return record
-
-    with undisturbed(model), model.hooks(fwd_hooks=[(name, keep(name)) for name in (scores, pattern)]):
+    with undisturbed(model), model.hooks(fwd_hooks=[(name, keep(seen, name)) for name in (scores, pattern)]):
         run()
     if scores not in seen or pattern not in seen or seen[scores].shape != seen[pattern].shape:
         return False
-    return bool((seen[scores].softmax(-1) - seen[pattern]).abs().max() < 1e-3)
+    return bool((seen[scores].float().softmax(-1) - seen[pattern].float()).abs().max() < 1e-3)
 
 
 def _per_sequence(losses: Any) -> Float[Tensor, " batch"]:
@@ -170,9 +158,3 @@ def _pieces(batches: Any, batch_size: int | None) -> Iterator[Any]:
             yield from (piece for piece in torch.split(batch, batch_size or max(1, len(batch))) if len(piece))
         else:
             yield batch
-
-
-def _freeze(model: HookedModel) -> None:
-    """Parameters need no gradient here; ``undisturbed`` puts their flags back."""
-    for parameter in getattr(model, "parameters", tuple)():
-        parameter.requires_grad_(False)

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from causal_probe.hooks.check import HookedModel
-from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.check import HookedModel, require_hooks
+from causal_probe.hooks.heads import find_head, find_layer, parse_head
+from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import record
 
 __all__ = ["mean_heads", "mean_patterns"]
@@ -34,7 +35,7 @@ def mean_patterns(
     Returns
     -------
     dict
-        By layer, the :class:`~causal_probe.hooks.Moments` of its patterns, shape [head, query, key]: rows of the mean sum to one. Layers
+        By layer, the :class:`~causal_probe.hooks.moments.Moments` of its patterns, shape [head, query, key]: rows of the mean sum to one. Layers
         may differ in their number of heads.
 
     Raises
@@ -54,11 +55,15 @@ def mean_patterns(
     return record(model, tokens, _Sums(), layers=layers, batch_size=batch_size).total
 
 
-def mean_heads(model: HookedModel, tokens: Any, *, layer: int, batch_size: int | None = None) -> Moments:
+def mean_heads(model: HookedModel, tokens: Any, *, layer: Any, batch_size: int | None = None) -> Moments:
     """Average what each head of a layer reads out of the stream (``hook_z``), shape [pos, head, d_head], over sequences.
 
-    Arguments and errors are those of :func:`mean_patterns`. The mean is a reference for
-    :func:`~causal_probe.hooks.mean_ablate`.
+    The mean is a reference for :func:`~causal_probe.hooks.mean_ablate`. Other arguments and errors are those of :func:`mean_patterns`.
+
+    Parameters
+    ----------
+    layer
+        A layer, counted from 0 (-1 is the last); or one head of it, as ``"L18H6"`` or ``(18, 6)``, whose mean is [pos, d_head].
 
     Examples
     --------
@@ -68,7 +73,14 @@ def mean_heads(model: HookedModel, tokens: Any, *, layer: int, batch_size: int |
     >>> list(found.mean.shape)  # [pos, head, d_head]
     [4, 1, 7]
     """
-    return record(model, tokens, _Sums(), points=("z",), layers=[layer], batch_size=batch_size).total[layer]
+    require_hooks(model, ())
+    layer, head = (layer, None) if isinstance(layer, int) else parse_head(layer)
+    layer = find_layer(int(model.cfg.n_layers), layer)
+    found = record(model, tokens, _Sums(), points=("z",), layers=[layer], batch_size=batch_size).total[layer]
+    if head is None:
+        return found
+    find_head({layer: found.sums.shape[1]}, layer, head)
+    return Moments(found.count, found.sums[:, head], found.squares[:, head])
 
 
 class _Sums:
@@ -87,5 +99,4 @@ class _Sums:
 
     def add(self, reduced: Mapping[int, Moments]) -> None:
         """Merge them with those of the micro-batches before."""
-        before = self.total
-        self.total = {layer: before[layer].merge(its) if layer in before else its for layer, its in reduced.items()}
+        self.total = merged(self.total, reduced)

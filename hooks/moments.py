@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -10,7 +12,9 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "merged"]
+
+K = TypeVar("K")
 
 #: At most this many entries are converted to float64 at once (32 MiB).
 CHUNK = 2**22
@@ -87,3 +91,8 @@ class Moments:
             return None
         variance = (self.squares - self.sums.square() / self.count) / (self.count - 1)
         return (variance.clamp(min=0) / self.count).sqrt()
+
+
+def merged(total: Mapping[K, Moments], new: Mapping[K, Moments]) -> dict[K, Moments]:
+    """By name, the moments over the sequences of both; ``total`` is empty, or has the same names."""
+    return {name: total[name].merge(its) if total else its for name, its in new.items()}

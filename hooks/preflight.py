@@ -67,11 +67,7 @@ def context_length(model: HookedModel) -> int | None:
 
 
 def preflight(
-    model: object,
-    tokens: Any,
-    *,
-    attention_mask: Tensor | None = None,
-    hooks: Sequence[str] = ("pattern",),
+    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
 ) -> None:
     """Raise unless attention can be measured, and the hooks used, on these tokens.
 
@@ -99,11 +95,7 @@ def preflight(
 
 
 def find_faults(
-    model: object,
-    tokens: Any,
-    *,
-    attention_mask: Tensor | None = None,
-    hooks: Sequence[str] = ("pattern",),
+    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
 ) -> tuple[Finding, ...]:
     """Everything that would make a measurement wrong; empty if nothing is.
 
@@ -229,9 +221,9 @@ class _Pattern:
     shape: tuple[int, ...]
     nan: Sequence[int] = ()
     wrong: Sequence[int] = ()
+    ahead: Sequence[int] = ()
     low: float = 1.0
     high: float = 1.0
-    ahead: Sequence[int] = ()
 
 
 def _run(
@@ -272,10 +264,8 @@ def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None) -> _Pattern:
     wrong = ((totals - 1).abs() > row_slack(pattern.dtype)) & rows
     ahead = (pattern.triu(1) > 1e-6).any(-1) & rows
     found = totals[wrong] if wrong.any() else totals.new_ones(1)
-    nan_heads, wrong_heads, ahead_heads = (
-        what.any(-1).any(0).nonzero().flatten().tolist() for what in (nan, wrong, ahead)
-    )
-    return _Pattern(tuple(pattern.shape), nan_heads, wrong_heads, float(found.min()), float(found.max()), ahead_heads)
+    nans, wrongs, aheads = (what.any(-1).any(0).nonzero().flatten().tolist() for what in (nan, wrong, ahead))
+    return _Pattern(tuple(pattern.shape), nans, wrongs, aheads, low=float(found.min()), high=float(found.max()))
 
 
 def _pattern_faults(patterns: dict[int, _Pattern]) -> Iterator[Finding]:

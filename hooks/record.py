@@ -213,7 +213,7 @@ class Rows:
 
 
 def run_layers(model: HookedModel, tokens: Tensor, n_layers: int) -> None:
-    """Run the first layers and, where the model can be stopped, no more: the unembedding can cost more than several layers.
+    """Run so many layers, from 0 on, and, where the model can be stopped, no more: the unembedding can cost more than several layers.
 
     TransformerLens' bridges stop when they enter the next block, and so never after the last one. What they raise there to stop
     is raised here once the last block's output has passed; they catch it and tidy up.

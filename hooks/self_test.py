@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, attention_hook, keep, require_hooks, undisturbed
 from causal_probe.hooks.means import mean_patterns
 
 __all__ = ["Answer", "self_test"]
@@ -123,12 +123,6 @@ def _plant(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> tuple[float,
         keys = _keys(pattern.shape[1], pattern.shape[2]).to(pattern.device)
         return torch.zeros_like(pattern).scatter_(3, keys.expand(len(pattern), -1, -1)[..., None], 1)
 
-    def keep(layer: int) -> Callable[..., None]:
-        def record(v: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            values[layer] = v
-
-        return record
-
     def compare(layer: int) -> Callable[..., None]:
         def record(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
             keys = _keys(z.shape[2], z.shape[1]).to(z.device)
@@ -140,7 +134,9 @@ def _plant(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> tuple[float,
 
     edits = [(attention_hook(layer, "pattern"), plant) for layer in layers]
     looks = [
-        (attention_hook(layer, what), look(layer)) for layer in layers for what, look in (("v", keep), ("z", compare))
+        hook
+        for n in layers
+        for hook in ((attention_hook(n, "v"), keep(values, n)), (attention_hook(n, "z"), compare(n)))
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # some bridges warn of a discarded edit: that is an answer here
@@ -159,26 +155,19 @@ def _keys(n_heads: int, n_positions: int) -> Int[Tensor, "head query"]:
 
 
 def _softmax_error(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> float:
-    expected: dict[int, Tensor] = {}
+    scores: dict[int, Tensor] = {}
     errors = []
-
-    def keep(layer: int) -> Callable[..., None]:
-        def record(scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
-            expected[layer] = scores.float().softmax(-1)
-
-        return record
 
     def compare(layer: int) -> Callable[..., None]:
         def record(pattern: Float[Tensor, "batch head query key"], hook: Any) -> None:
-            errors.append(float((pattern.float() - expected[layer]).abs().max()) if layer in expected else float("inf"))
+            expected = scores[layer].float().softmax(-1) if layer in scores else torch.inf
+            errors.append(float((pattern.float() - expected).abs().max()))
 
         return record
 
     layers = range(int(model.cfg.n_layers))
-    looks = [("attn_scores", keep), ("pattern", compare)]
-    with model.hooks(
-        fwd_hooks=[(attention_hook(layer, what), look(layer)) for layer in layers for what, look in looks]
-    ):
+    looks = [(attention_hook(layer, "attn_scores"), keep(scores, layer)) for layer in layers]
+    with model.hooks(fwd_hooks=looks + [(attention_hook(layer, "pattern"), compare(layer)) for layer in layers]):
         model(tokens)
     return _largest(errors)
 

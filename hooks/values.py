@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from causal_probe.hooks.check import HookedModel, undisturbed
+from causal_probe.hooks.check import HookedModel, keep, undisturbed
 from causal_probe.hooks.record import run_layers
 
 __all__ = ["read_values"]
@@ -45,17 +45,11 @@ def read_values(
     """
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def look(value: Tensor, hook: Any) -> None:
-            found[name] = value.detach()
-
-        return look
-
     def change(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
         return lambda value, hook: edit(value)
 
     hooks: list[tuple[str, Callable[..., Any]]] = [(name, change(edit)) for name, edit in (edits or {}).items()]
-    hooks += [(name, keep(name)) for name in names if name in model.hook_dict]
+    hooks += [(name, keep(found, name)) for name in names if name in model.hook_dict]
     with undisturbed(model), model.hooks(fwd_hooks=hooks):
         run_layers(model, tokens, n_layers)
-    return found
+    return {name: value.detach() for name, value in found.items()}

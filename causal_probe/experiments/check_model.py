@@ -11,18 +11,11 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.opening import is_named, open_model
-from causal_probe.hooks import (
-    Answer,
-    Finding,
-    HookedModel,
-    content_tokens,
-    context_length,
-    describe,
-    find_faults,
-    self_test,
-    special_tokens,
-    to_hooked,
-)
+from causal_probe.hooks import find_faults, self_test, to_hooked
+from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.preflight import Finding, context_length
+from causal_probe.hooks.self_test import Answer
+from causal_probe.hooks.tokens import content_tokens, special_tokens
 from causal_probe.options import takes
 from causal_probe.options.studies import CheckOptions
 from causal_probe.results import Result, Table

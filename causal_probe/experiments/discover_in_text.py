@@ -15,12 +15,15 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError, CausalProbeWarning
 from causal_probe.experiments.opening import is_named
 from causal_probe.experiments.saving import Clock, kept
-from causal_probe.hooks import HookedModel, to_hooked
+from causal_probe.hooks import to_hooked
+from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.tokens import added_by_itself, unknown_token
 from causal_probe.models import choose_device, load_model
 from causal_probe.options import takes
 from causal_probe.options.discover import DiscoverOptions
-from causal_probe.probes import Discovery, Explanation, outputs_of
+from causal_probe.probes import outputs_of
+from causal_probe.probes.discovered_graphs import Discovery
+from causal_probe.probes.explain import Explanation
 from causal_probe.results import Result, Table
 
 __all__ = ["TextDiscovery", "discover_in_text"]

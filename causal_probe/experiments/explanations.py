@@ -27,8 +27,8 @@ from causal_probe.hooks.read import read_layer
 from causal_probe.models.loading import load_model
 from causal_probe.options import takes
 from causal_probe.options.studies import SentimentOptions, SessionsOptions
-from causal_probe.probes import Explanation, ExplanationSummary, outputs_of, summarise
-from causal_probe.probes.explain import Outputs
+from causal_probe.probes import outputs_of
+from causal_probe.probes.explain import Explanation, ExplanationSummary, Outputs, summarise
 from causal_probe.results import Result, Table
 
 __all__ = ["ExplanationStudy", "Interval", "explain_sentiment", "explain_sessions", "read_ratings"]

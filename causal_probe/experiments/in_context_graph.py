@@ -24,22 +24,18 @@ from causal_probe.experiments.opening import model_settings, open_model
 from causal_probe.experiments.saving import Clock, kept
 from causal_probe.experiments.state_words import StateWords
 from causal_probe.graphs import choose_graph
-from causal_probe.hooks import HookedModel, Moments, context_length, describe, preflight, text_start, undisturbed
+from causal_probe.hooks import preflight
+from causal_probe.hooks.check import HookedModel, describe, undisturbed
+from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.preflight import context_length
+from causal_probe.hooks.tokens import text_start
 from causal_probe.options import takes
 from causal_probe.options.recover import InContextOptions
-from causal_probe.probes import (
-    Estimate,
-    HeadScore,
-    HeadScores,
-    Measured,
-    Rule,
-    Verification,
-    scan,
-    successor_of_parent,
-    verify,
-)
-from causal_probe.probes.head_scores import CALLED
-from causal_probe.probes.p_values import t_p_value
+from causal_probe.probes import Rule, scan, successor_of_parent, verify
+from causal_probe.probes.ablation import Measured
+from causal_probe.probes.head_scores import CALLED, HeadScore, HeadScores
+from causal_probe.probes.p_values import Estimate, t_p_value
+from causal_probe.probes.verification import Verification
 from causal_probe.results import Result, Table
 from causal_probe.tasks import Batch, InContextMarkov, cross_entropy, generator
 

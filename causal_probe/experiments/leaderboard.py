@@ -15,7 +15,8 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.in_context_graph import InContextGraph, how_it_was_read, in_context_graph
 from causal_probe.experiments.opening import is_named, open_model
 from causal_probe.experiments.saving import kept
-from causal_probe.hooks import describe, to_hooked
+from causal_probe.hooks import to_hooked
+from causal_probe.hooks.check import describe
 from causal_probe.options import takes
 from causal_probe.options.base import GIVEN
 from causal_probe.options.recover import InContextOptions

@@ -9,10 +9,11 @@ from pathlib import Path
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.model_scan import SCORES, ModelScan
 from causal_probe.experiments.saving import Clock, kept
-from causal_probe.hooks import missing_shards
+from causal_probe.hooks.corpus import missing_shards
 from causal_probe.options import takes
 from causal_probe.options.scan import MergeOptions
-from causal_probe.probes import HeadScores, bootstrap_intervals
+from causal_probe.probes.bootstrap import bootstrap_intervals
+from causal_probe.probes.head_scores import HeadScores
 
 __all__ = ["merge_scans"]
 

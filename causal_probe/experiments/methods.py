@@ -22,7 +22,7 @@ from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.first_gradient.slots import gradient_slots
 from causal_probe.graphs.mixed import as_mixed
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes import Evidence
+from causal_probe.probes.evidence import Evidence
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 from causal_probe.training import task_loss
 

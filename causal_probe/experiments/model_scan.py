@@ -12,18 +12,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from causal_probe.hooks import missing_shards
-from causal_probe.hooks.corpus import IN_MEMORY
+from causal_probe.hooks.corpus import IN_MEMORY, missing_shards
 from causal_probe.options.scan import MergeOptions, ScanOptions
-from causal_probe.probes import (
-    HeadScore,
-    HeadScores,
-    QKAttributions,
-    SequenceComparison,
-    SequenceGraphs,
-    Template,
-    Upstream,
-)
+from causal_probe.probes import Template
+from causal_probe.probes.head_scores import HeadScore, HeadScores
+from causal_probe.probes.qk_attributions import QKAttributions
+from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
+from causal_probe.probes.upstream_heads import Upstream
 from causal_probe.probes.verification import HeadVerdict, Verification
 from causal_probe.results import BINARY, Result, Table
 
@@ -157,7 +152,7 @@ class ModelScan(Result):
     no_circuits
         Why there are none although they were asked for; None otherwise.
     intervals
-        Of a corpus: the bootstrap interval of each head's score and excess (:func:`~causal_probe.probes.bootstrap_intervals`, 95%, in
+        Of a corpus: the bootstrap interval of each head's score and excess (:func:`~causal_probe.probes.bootstrap.bootstrap_intervals`, 95%, in
         the order of ``scores``). None for sequences that were made.
     timings
         Seconds for ``loading``, ``scanning`` and ``verifying``, and in ``total``.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from causal_probe.hooks import HookedModel, describe, to_hooked
+from causal_probe.hooks import to_hooked
+from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.models import choose_device, load_model
 from causal_probe.models.loading import LoadedModel
 from causal_probe.options.common import LoadingOptions

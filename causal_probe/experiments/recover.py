@@ -20,11 +20,13 @@ from causal_probe.experiments.recovery import CHECKPOINT_FILE, Recovery
 from causal_probe.experiments.saving import Clock, kept
 from causal_probe.first_gradient.start import give_gradient_graph
 from causal_probe.graphs import choose_graph
-from causal_probe.hooks import describe
+from causal_probe.hooks.check import describe
 from causal_probe.models import DisentangledTransformer, choose_device
 from causal_probe.options import takes
 from causal_probe.options.recover import RecoverOptions
-from causal_probe.probes import EdgeEffects, Evidence, edge_effects, head_graphs, match_heads
+from causal_probe.probes import edge_effects, head_graphs, match_heads
+from causal_probe.probes.edge_tests import EdgeEffects
+from causal_probe.probes.evidence import Evidence
 from causal_probe.results import this_process
 from causal_probe.tasks import Batch, InContextMarkov, Task, generator, join_batches, reference_losses, sample_batches
 from causal_probe.tasks.task import check_task

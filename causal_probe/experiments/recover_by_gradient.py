@@ -18,7 +18,7 @@ from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.first_gradient.slots import GradientSlots, gradient_slots
 from causal_probe.graphs import choose_graph
-from causal_probe.hooks import describe
+from causal_probe.hooks.check import describe
 from causal_probe.models import DisentangledTransformer
 from causal_probe.models.disentangled import count_weights
 from causal_probe.options import takes

@@ -15,7 +15,9 @@ from causal_probe.graphs.check import parent_lists
 from causal_probe.models import DisentangledTransformer, save
 from causal_probe.options.base import GIVEN
 from causal_probe.options.recover import RecoverOptions, TaskOptions
-from causal_probe.probes import EdgeEffects, Evidence, HeadMatch
+from causal_probe.probes.edge_tests import EdgeEffects
+from causal_probe.probes.evidence import Evidence
+from causal_probe.probes.match import HeadMatch
 from causal_probe.results import BINARY, UNSAVED, Result, Table, write_arrays
 from causal_probe.tasks import Task
 from causal_probe.training.loop import History

@@ -23,13 +23,19 @@ from causal_probe.experiments.scan_sequences import (
     corpus_name,
     sequence_length,
 )
-from causal_probe.hooks import HookedModel, attention_hook, context_length, preflight, read_shard
+from causal_probe.hooks import attention_hook, preflight
 from causal_probe.hooks import corpus as open_corpus
+from causal_probe.hooks.check import HookedModel
+from causal_probe.hooks.corpus import read_shard
+from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.values import read_values
 from causal_probe.options import takes
 from causal_probe.options.scan import ScanOptions
-from causal_probe.probes import HeadScores, Template, bootstrap_intervals, choose_templates, head_graphs, verify
+from causal_probe.probes import Template, head_graphs, verify
+from causal_probe.probes.bootstrap import bootstrap_intervals
+from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.scan import made_parts, read_corpus, scored
+from causal_probe.probes.template_choice import choose_templates
 from causal_probe.probes.templates import TEMPLATES, find_templates
 
 __all__ = ["scan"]

@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 from jaxtyping import Int
 from torch import Tensor
 
-from causal_probe.hooks import Corpus, HookedModel, context_length, text_start
-from causal_probe.hooks.corpus import IN_MEMORY
+from causal_probe.hooks.check import HookedModel
+from causal_probe.hooks.corpus import IN_MEMORY, Corpus
+from causal_probe.hooks.preflight import context_length
+from causal_probe.hooks.tokens import text_start
 from causal_probe.probes import Template
 from causal_probe.probes.scan import Part
 from causal_probe.probes.sequences import make_sequences

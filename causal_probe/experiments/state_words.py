@@ -11,8 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, content_tokens, special_tokens
-from causal_probe.hooks.tokens import unknown_token
+from causal_probe.hooks.check import HookedModel
+from causal_probe.hooks.tokens import content_tokens, special_tokens, unknown_token
 
 __all__ = ["WORDS", "StateWords"]
 

@@ -30,7 +30,7 @@ from torch.nn.functional import one_hot
 from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.first_gradient.stream import FIRST_BLOCK, GradientStream, blocks_stderr
-from causal_probe.hooks import each_batch
+from causal_probe.hooks.record import each_batch
 from causal_probe.models.reduced import first_gradient
 from causal_probe.tasks import Batch, InContextMarkov
 from causal_probe.tasks.markov import Targets

@@ -46,7 +46,7 @@ from causal_probe.first_gradient.graph import LEVEL, check_alike, check_scale_an
 from causal_probe.first_gradient.queries import QueryChoice, Together, confirm_nodes, largest_distinct
 from causal_probe.first_gradient.stream import GradientStream
 from causal_probe.graphs import GraphComparison
-from causal_probe.hooks import each_batch
+from causal_probe.hooks.record import each_batch
 from causal_probe.models.reduced import first_gradient
 from causal_probe.results import BINARY, Result, Table
 from causal_probe.tasks import Batch

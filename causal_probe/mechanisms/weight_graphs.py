@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import describe
+from causal_probe.hooks.check import describe
 from causal_probe.mechanisms.weight_result import BlockGraph, Direction, WeightGraphs
 from causal_probe.models import DisentangledTransformer
 from causal_probe.results import digest

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from causal_probe import viz
-from causal_probe.hooks import OnSequences
+from causal_probe.hooks.continuous import OnSequences
 from causal_probe.models import LinearTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
 from causal_probe.papers.shared import set_weights, stretches, weights_of

@@ -15,7 +15,8 @@ from causal_probe.graphs import GraphComparison
 from causal_probe.models import DisentangledTransformer
 from causal_probe.papers.base import Run
 from causal_probe.papers.shared import set_weights, thinned, weights_of
-from causal_probe.probes import Evidence, head_graphs, match_heads
+from causal_probe.probes import head_graphs, match_heads
+from causal_probe.probes.evidence import Evidence
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
 from causal_probe.training import fit
 from causal_probe.training.stages import Stage

@@ -1,32 +1,45 @@
 """The questions, asked of *any* model and tokens: what does each head attend to, and which of it does the model need?
 
 A probe takes any model with TransformerLens' hook points and returns a frozen result that prints, compares, cites and saves itself.
+
+What does each head look at?
+    :func:`scan` scores heads by templates: :data:`TEMPLATES`, :func:`template`, :func:`induction`, :func:`offset`,
+    :func:`from_graph`, :func:`successor_of_parent`, or a :class:`Template` of your own, on :func:`repeated_tokens` by default.
+    :func:`score_patterns` scores patterns without a model. :func:`head_graphs`: which position does each position look at?
+    :func:`match_heads`: which head looks at which parent?
+Does the model need it?
+    :func:`verify` ablates what a scan flagged, by the constants in a :class:`Rule`, on the loss :func:`next_token`.
+    :func:`edge_effects` cuts single edges.
+Why does a head look there?
+    :func:`qk_attributions` takes its scores apart by what it reads; :func:`upstream` by the heads that wrote it.
+What is in the weights?
+    :func:`head_weights`, :func:`composition`; :func:`implied_step` reads linear attention as gradient descent.
+What does the model do with its context?
+    :func:`in_context_score`, :func:`copy_losses`, :func:`copy_sensitivity`.
+What would training do?
+    :func:`score_gradients`: the gradient of the loss with respect to every attention score.
+Which tokens depend on which, and which decide?
+    :func:`discover_from_attention`, and then :func:`explain` with :func:`outputs_of`.
+
+Classes of results and all else are imported from their modules, such as :class:`causal_probe.probes.head_scores.HeadScores`.
 """
 
 from __future__ import annotations
 
-from causal_probe.probes.ablation import Measured, next_token
-from causal_probe.probes.bootstrap import bootstrap_intervals
-from causal_probe.probes.copying import CopySensitivity, copy_sensitivity
+from causal_probe.probes.ablation import next_token
+from causal_probe.probes.copying import copy_sensitivity
 from causal_probe.probes.discover_from_attention import discover_from_attention
-from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 from causal_probe.probes.edge_effects import edge_effects
-from causal_probe.probes.edge_tests import EdgeEffects
-from causal_probe.probes.evidence import AboveZero, Evidence, Quantity
-from causal_probe.probes.explain import Explanation, ExplanationSummary, explain, outputs_of, summarise
+from causal_probe.probes.explain import explain, outputs_of
 from causal_probe.probes.head_graphs import head_graphs
-from causal_probe.probes.head_scores import HeadScore, HeadScores
-from causal_probe.probes.implied_step import ImpliedStep, ImpliedSteps, implied_step
-from causal_probe.probes.in_context import CopyLosses, InContextScore, copy_losses, in_context_score
-from causal_probe.probes.match import HeadMatch, match_heads
-from causal_probe.probes.p_values import Estimate
-from causal_probe.probes.qk_attributions import PairGraph, QKAttributions, qk_attributions
+from causal_probe.probes.implied_step import implied_step
+from causal_probe.probes.in_context import copy_losses, in_context_score
+from causal_probe.probes.match import match_heads
+from causal_probe.probes.qk_attributions import qk_attributions
 from causal_probe.probes.scan import scan
 from causal_probe.probes.score_gradients import score_gradients
 from causal_probe.probes.scoring import score_patterns
-from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs
-from causal_probe.probes.sequences import Sequences, ngram_tokens, repeated_tokens
-from causal_probe.probes.template_choice import choose_templates
+from causal_probe.probes.sequences import repeated_tokens
 from causal_probe.probes.templates import (
     TEMPLATES,
     Template,
@@ -36,47 +49,15 @@ from causal_probe.probes.templates import (
     successor_of_parent,
     template,
 )
-from causal_probe.probes.upstream_heads import Arrow, Upstream, upstream
-from causal_probe.probes.verification import HeadVerdict, JointEffect, Rule, Verification
+from causal_probe.probes.upstream_heads import upstream
+from causal_probe.probes.verification import Rule
 from causal_probe.probes.verify import verify
-from causal_probe.probes.weights import Composition, HeadWeights, composition, head_weights
+from causal_probe.probes.weights import composition, head_weights
 
 __all__ = [
-    "AboveZero",
-    "AttentionGraph",
-    "Arrow",
-    "Composition",
-    "CopyLosses",
-    "CopySensitivity",
-    "Discovery",
-    "EdgeEffects",
-    "Evidence",
-    "Estimate",
-    "Explanation",
-    "ExplanationSummary",
-    "HeadMatch",
-    "HeadScore",
-    "HeadScores",
-    "HeadVerdict",
-    "HeadWeights",
-    "ImpliedStep",
-    "ImpliedSteps",
-    "InContextScore",
-    "JointEffect",
-    "Measured",
-    "PairGraph",
-    "QKAttributions",
     "Rule",
-    "Quantity",
-    "SequenceComparison",
-    "SequenceGraphs",
-    "Sequences",
     "TEMPLATES",
     "Template",
-    "Upstream",
-    "Verification",
-    "bootstrap_intervals",
-    "choose_templates",
     "composition",
     "copy_losses",
     "copy_sensitivity",
@@ -91,7 +72,6 @@ __all__ = [
     "induction",
     "match_heads",
     "next_token",
-    "ngram_tokens",
     "offset",
     "outputs_of",
     "qk_attributions",
@@ -100,36 +80,11 @@ __all__ = [
     "score_gradients",
     "score_patterns",
     "successor_of_parent",
-    "summarise",
     "template",
     "upstream",
     "verify",
 ]
 
-#: What tab completion offers: where a notebook begins. The rest of ``__all__``, most of it classes of results, is as public.
-_OFFERED = (
-    "composition",
-    "discover_from_attention",
-    "edge_effects",
-    "explain",
-    "from_graph",
-    "head_graphs",
-    "head_weights",
-    "implied_step",
-    "in_context_score",
-    "induction",
-    "match_heads",
-    "offset",
-    "qk_attributions",
-    "scan",
-    "score_gradients",
-    "score_patterns",
-    "successor_of_parent",
-    "template",
-    "upstream",
-    "verify",
-)
-
 
 def __dir__() -> list[str]:
-    return [*_OFFERED]
+    return [*__all__]

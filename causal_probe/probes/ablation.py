@@ -17,15 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import (
-    HookedModel,
-    attention_hook,
-    mean_ablate,
-    require_hooks,
-    resample_ablate,
-    zero_ablate,
-)
-from causal_probe.hooks.check import live_hooks
+from causal_probe.hooks import attention_hook, mean_ablate, resample_ablate, zero_ablate
+from causal_probe.hooks.check import HookedModel, keep, live_hooks, require_hooks
 
 __all__ = ["Experiment", "Head", "Laboratory", "Measure", "Measured", "next_token"]
 
@@ -62,6 +55,17 @@ def next_token(queries: Sequence[int] | None = None) -> Measure:
     ----------
     queries
         The positions at which the next token is predicted, negative ones counted from the end; all but the last by default.
+
+    Returns
+    -------
+    callable
+        ``measure(logits [batch, pos, d_vocab], batch) -> Measured``: the loss in nats (log d_vocab for an even guess) and the target's logit
+        less the mean logit, each [batch], means over the positions.
+
+    Raises
+    ------
+    CausalProbeError
+        When it measures, if a position has no next token.
 
     Examples
     --------
@@ -245,16 +249,9 @@ class Experiment:
     def observe(self, hooks: Sequence[Hook] = ()) -> Measured:
         """Run the model as it is, and remember what later runs need."""
         lab = self.laboratory
-        wanted: list[tuple[str, Any]] = [
-            *((attention_hook(layer, "z"), (self._heads, layer)) for layer in self.donors),
-            *(
-                (name, (self._outputs, name))
-                for names in lab.outputs
-                for name in names
-                if self.direct and lab.no_direct is None
-            ),
-        ]
-        recorders = [(name, _keep(*place)) for name, place in wanted]
+        recorders: list[Hook] = [(attention_hook(layer, "z"), keep(self._heads, layer)) for layer in self.donors]
+        if self.direct and lab.no_direct is None:
+            recorders += [(name, keep(self._outputs, name)) for names in lab.outputs for name in names]
         with recorded(lab.model, self._blocks) if lab.replays else nullcontext():
             self.clean = lab.run(self.batch, [*recorders, *hooks])
         return self.clean
@@ -265,7 +262,9 @@ class Experiment:
         if not heads:
             return self.clean
         means = self.laboratory.means
-        return self._run([mean_ablate(layer, head, means[layer][:, head]) for layer, head in heads], heads[0][0], hooks)
+        return self._run(
+            [mean_ablate(layer, head, reference=means[layer][:, head]) for layer, head in heads], heads[0][0], hooks
+        )
 
     def zero(self, head: Head) -> Measured:
         """With this head's output zero."""
@@ -274,7 +273,7 @@ class Experiment:
     def resample(self, head: Head) -> Measured:
         """With what this head read out of another sequence, the one before it in the batch."""
         layer, index = head
-        return self._run([resample_ablate(layer, index, self._heads[layer].roll(1, 0)[:, :, index])], layer)
+        return self._run([resample_ablate(layer, index, donors=self._heads[layer].roll(1, 0)[:, :, index])], layer)
 
     def direct_effect(self, head: Head) -> Float[Tensor, " batch"] | None:
         """By how much the head's output raises the target's logit by itself, over its mean output.
@@ -289,8 +288,8 @@ class Experiment:
             *self.laboratory.outputs[layer][1:],
             *(n for names in self.laboratory.outputs[layer + 1 :] for n in names),
         ]
-        edits: list[Hook] = [mean_ablate(layer, index, self.laboratory.means[layer][:, index])]
-        edits += [(name, _hold(self._outputs[name])) for name in still]
+        edits: list[Hook] = [mean_ablate(layer, index, reference=self.laboratory.means[layer][:, index])]
+        edits += [(name, lambda now, hook, name=name: self._outputs[name]) for name in still]
         logit = self._run(edits, layer).logit
         return None if logit is None else self.clean.logit - logit
 
@@ -329,17 +328,3 @@ def _restore(block: nn.Module, forward: Any) -> None:
         vars(block).pop("forward", None)
     else:
         vars(block)["forward"] = forward
-
-
-def _keep(where: dict[Any, Tensor], key: Any) -> Callable[..., None]:
-    def keep(value: Tensor, hook: Any) -> None:
-        where[key] = value
-
-    return keep
-
-
-def _hold(value: Tensor) -> Callable[..., Tensor]:
-    def hold(now: Tensor, hook: Any) -> Tensor:
-        return value
-
-    return hold

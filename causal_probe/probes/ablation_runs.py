@@ -152,15 +152,8 @@ def run_ablations(
     joined: dict[str, dict[Any, Float[np.ndarray, " sequence"]]] = defaultdict(dict)
     for (kind, what), values in found.items():
         joined[kind][what] = torch.cat(values).detach().cpu().double().numpy()
-    return AblationRuns(
-        mean=joined["mean"],
-        zero=joined["zero"],
-        resample=joined["resample"],
-        direct=joined["direct"],
-        falls=joined["falls"],
-        n_sequences=n_sequences,
-        ranked=ranked,
-    )
+    kinds = ("mean", "zero", "resample", "direct", "falls")
+    return AblationRuns(**{kind: joined[kind] for kind in kinds}, n_sequences=n_sequences, ranked=ranked)
 
 
 class _Reading:

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import Moments, merge_readings
+from causal_probe.hooks.corpus import merge_readings
+from causal_probe.hooks.moments import Moments
 from causal_probe.results import Result, merge_provenance
 
 __all__ = ["Averages", "Quantity", "shapes"]

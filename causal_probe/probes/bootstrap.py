@@ -14,6 +14,7 @@ __all__ = ["bootstrap_intervals"]
 
 #: So many numbers of a resample's weights are held at once (32 MiB).
 HELD = 2**22
+LIMITS = ("score_low", "score_high", "excess_low", "excess_high")
 
 
 def bootstrap_intervals(
@@ -30,7 +31,7 @@ def bootstrap_intervals(
     -------
     pandas.DataFrame
         One row for each head and template: ``layer``, ``head``, ``template``, ``score``, ``score_low``, ``score_high``, ``excess``,
-        ``excess_low``, ``excess_high``, ``sequences``. Missing where fewer than two sequences have a scored row.
+        ``excess_low``, ``excess_high``, ``n_sequences``. Missing where fewer than two sequences have a scored row.
 
     Raises
     ------
@@ -43,7 +44,7 @@ def bootstrap_intervals(
     >>> from causal_probe.models import DisentangledTransformer
     >>> scores = probes.scan(DisentangledTransformer(d_vocab=12, n_positions=24), templates="induction", n_sequences=4)
     >>> bootstrap_intervals(scores, resamples=100).columns.tolist()
-    ['layer', 'head', 'template', 'score', 'score_low', 'score_high', 'excess', 'excess_low', 'excess_high', 'sequences']
+    ['layer', 'head', 'template', 'score', 'score_low', 'score_high', 'excess', 'excess_low', 'excess_high', 'n_sequences']
     """
     if resamples < 100 or not 0 < coverage < 1:
         raise CausalProbeError(
@@ -70,20 +71,9 @@ def bootstrap_intervals(
         means = np.concatenate(drawn)
         excess = (means[:, :-1] - means[:, -1:]) / (1 - means[:, -1:])
         limits = np.quantile(np.stack([means[:, :-1], excess]), ends, axis=1)  # [end, score or excess, head]
-        for one, low_high in zip(
-            (one for one in scores if one.template == name), limits.transpose(2, 1, 0), strict=True
-        ):
-            (score_low, score_high), (excess_low, excess_high) = low_high.tolist()
-            rows.append(
-                {
-                    **one._asdict(),
-                    "score_low": score_low,
-                    "score_high": score_high,
-                    "excess_low": excess_low,
-                    "excess_high": excess_high,
-                }
-            )
-    columns = ["layer", "head", "template", "score", "score_low", "score_high"]
-    columns += ["excess", "excess_low", "excess_high", "sequences"]
+        heads = [one._asdict() for one in scores if one.template == name]
+        for one, low_high in zip(heads, limits.transpose(2, 1, 0).reshape(-1, 4).tolist(), strict=True):
+            rows.append(one | dict(zip(LIMITS, low_high, strict=True)))
+    columns = ["layer", "head", "template", "score", *LIMITS[:2], "excess", *LIMITS[2:], "n_sequences"]
     table = pd.DataFrame(rows).reindex(columns=columns)
     return table.sort_values(["layer", "head"], kind="stable", ignore_index=True)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, require_hooks, undisturbed
 
 __all__ = ["CircuitWeights", "circuit_weights"]
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import describe, require_hooks
+from causal_probe.hooks.check import describe, keep, require_hooks
 from causal_probe.results import Result, Table
 
 __all__ = ["CopySensitivity", "copy_sensitivity"]
@@ -93,14 +93,24 @@ def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, 
         Any hooked model whose forward reads vectors, such as :class:`~causal_probe.models.LinearTransformer`, with hook points
         ``blocks.{layer}.hook_attn_out``.
     inputs
-        Vectors.
+        Vectors [batch, pos, d_token].
     layer
         Counted from 0.
+
+    Returns
+    -------
+    CopySensitivity
+        Norms of derivatives, in units of the output per unit of the input, [pos, pos], and each position's share of its row, in [0, 1]; by
+        chance the shares are even.
 
     Raises
     ------
     CausalProbeError
         If the hook point is missing or never fires, or there are no sequences.
+
+    References
+    ----------
+    von Oswald et al., "Transformers Learn In-Context by Gradient Descent", ICML 2023 (arXiv 2212.07677).
 
     Examples
     --------
@@ -116,16 +126,12 @@ def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, 
             f"Inputs are one or more sequences of vectors [batch, pos, d_token]; these are {list(inputs.shape)}."
         )
     leaf = inputs.detach().clone().requires_grad_()
-    seen: list[Tensor] = []
-
-    def look(value: Tensor, hook: Any) -> None:
-        seen.append(value)
-
-    with torch.enable_grad(), model.hooks(fwd_hooks=[(name, look)]):
+    seen: dict[str, Tensor] = {}
+    with torch.enable_grad(), model.hooks(fwd_hooks=[(name, keep(seen, name))]):
         model(leaf)
     if not seen:
         raise CausalProbeError(f"{name} did not fire.")
-    out = seen[-1]
+    out = seen[name]
     n, width = out.shape[1:]
     squares = torch.zeros(len(inputs), n, n, dtype=torch.float64)
     for position in range(n):

@@ -17,8 +17,9 @@ from causal_probe.discovery.independence import FisherZ
 from causal_probe.discovery.pc import pc
 from causal_probe.discovery.search import Learned
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, context_length, describe
+from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.heads import parse_head
+from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.read import layer_index, read_layer
 from causal_probe.probes.attention_correlation import Correlation, attention_correlation, output_correlation
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
@@ -95,6 +96,10 @@ def discover_from_attention(
     ------
     CausalProbeError
         If an argument is out of range, there are no tokens or more than the model takes, or a pattern is not made of probabilities.
+
+    References
+    ----------
+    Rohekar, Gurwicz & Nisimov, "Causal interpretation of self-attention in pre-trained Transformers", NeurIPS 2023.
 
     Examples
     --------

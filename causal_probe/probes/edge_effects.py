@@ -30,22 +30,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import (
-    Edit,
-    HookedModel,
-    Moments,
-    attention_hook,
-    describe,
-    each_batch,
-    edited,
-    is_live,
-    one_hot_row,
-    replace_row,
-    require_hooks,
-    undisturbed,
-    uniform_row,
-)
+from causal_probe.hooks import attention_hook, edited, one_hot_row, replace_row, uniform_row
+from causal_probe.hooks.check import HookedModel, describe, is_live, require_hooks, undisturbed
+from causal_probe.hooks.edit import Edit
 from causal_probe.hooks.heads import find_layer, parse_head
+from causal_probe.hooks.moments import Moments, merged
+from causal_probe.hooks.record import each_batch
 from causal_probe.probes.edge_tests import EdgeEffects
 
 __all__ = ["Redraw", "edge_effects"]
@@ -58,7 +48,7 @@ Redraw: TypeAlias = Callable[[Any, int, nx.DiGraph], Any]
 
 def edge_effects(
     model: HookedModel,
-    batches: Iterable[Any],
+    tokens: Any,
     loss: Callable[[Any, Any], Tensor],
     *,
     layer: Any,
@@ -89,8 +79,8 @@ def edge_effects(
     model
         A TransformerLens model, or any HookedRootModule with hook points ``blocks.{layer}.attn.hook_pattern``. It is run in
         evaluation mode without gradients, with the caller's own hooks, and is left as it was.
-    batches
-        Anything that ``loss`` understands. (A tensor, or one object with ``.tokens``, is one batch.) With ``redraw`` they are gone
+    tokens
+        Tokens [batch, pos], or an iterable of batches that ``loss`` understands. (A tensor, or one object with ``.tokens``, is one batch.) With ``redraw`` they are gone
         through several times: give a list, or anything that can be iterated over again.
     loss
         ``loss(model, batch)`` runs the model and returns one loss per sequence, [batch], in nats.
@@ -114,7 +104,7 @@ def edge_effects(
 
     References
     ----------
-    The mechanism that it tests, a first layer that copies the parent's token to the child for the second layer to match, is that of
+    The mechanism that it tests, a layer 0 that copies the parent's token to the child for layer 1 to match, is that of
     Nichani, Damian & Lee, "How Transformers Learn Causal Structure with Gradient Descent", ICML 2024 (arXiv 2402.14735). The
     correction: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
 
@@ -133,7 +123,7 @@ def edge_effects(
     parents = _check_candidates(candidates)
     if not 0 < level < 1:
         raise CausalProbeError(f"The family-wise level lies between 0 and 1, such as 1e-3; it is {level!r}.")
-    if redraw is not None and isinstance(batches, Iterator):
+    if redraw is not None and isinstance(tokens, Iterator):
         raise CausalProbeError(
             "Redrawing goes through the batches several times, and these can be read once. Give a list."
         )
@@ -144,12 +134,13 @@ def edge_effects(
     require_hooks(model, [name])
     editing = _Editing(model, loss, layer, head)
 
-    epsilon = max((torch.finfo(p.dtype).eps for p in _parameters(model) if p.is_floating_point()), default=0.0)
-    totals: tuple[Moments, Moments, Moments] | None = None
+    parameters: Iterable[Tensor] = getattr(model, "parameters", tuple)()
+    epsilon = max((torch.finfo(p.dtype).eps for p in parameters if p.is_floating_point()), default=0.0)
+    total: dict[str, Any] = {}
     measured: list[Tensor] = []  # [sequence, edge] by batch: what the gains of redrawn batches are paired with
     with undisturbed(model):
-        for batch in each_batch(batches):
-            if totals is None and not is_live(model, name, partial(loss, model, batch)):
+        for batch in each_batch(tokens):
+            if not total and not is_live(model, name, partial(loss, model, batch)):
                 raise CausalProbeError(
                     f"The loss does not depend on the pattern at {name}: nothing reads that hook's value, or the loss does not run "
                     "this model. An edit there would change nothing. Load a Hugging Face model with eager attention; the "
@@ -164,27 +155,23 @@ def edge_effects(
                 cuts.append((even - clean)[:, None].expand_as(gain))
             if redraw is not None:
                 measured.append(torch.cat(gains, 1))
-            new = (Moments.of(torch.cat(gains, 1)), Moments.of(torch.cat(cuts, 1)), Moments.of(clean))
-            totals = (
-                new if totals is None else (totals[0].merge(new[0]), totals[1].merge(new[1]), totals[2].merge(new[2]))
-            )
-        if totals is None:
+            new = {"gains": torch.cat(gains, 1), "cuts": torch.cat(cuts, 1), "losses": clean}
+            total = merged(total, {name: Moments.of(values) for name, values in new.items()})
+        if not total:
             raise CausalProbeError("There are no batches to measure the loss on.")
         effects = EdgeEffects(
             edges=tuple((parent, child) for child, its in parents.items() for parent in its),
             layer=layer,
             head=head,
             level=level,
-            gains=totals[0],
-            cuts=totals[1],
-            losses=totals[2],
+            **total,
             margins=None,
             epsilon=epsilon,
             provenance=describe(model),
         )
         if redraw is None:
             return effects
-        return replace(effects, margins=_margins(editing, batches, measured, effects, redraw))
+        return replace(effects, margins=_margins(editing, tokens, measured, effects, redraw))
 
 
 @dataclass(frozen=True)
@@ -200,9 +187,10 @@ class _Editing:
         self, batch: Any, child: int, parents: list[int]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch parent"]]:
         """The loss with the child's row spread evenly, and what each parent gains over it."""
-        even = self.losses(batch, replace_row(self.layer, self.head, child, uniform_row(child)))
+        even = self.losses(batch, replace_row(self.layer, self.head, query=child, row=uniform_row(child)))
         routed = [
-            self.losses(batch, replace_row(self.layer, self.head, child, one_hot_row(parent))) for parent in parents
+            self.losses(batch, replace_row(self.layer, self.head, query=child, row=one_hot_row(parent)))
+            for parent in parents
         ]
         return even, torch.stack([even - loss for loss in routed], dim=1)
 
@@ -223,7 +211,7 @@ class _Editing:
 
 
 def _margins(
-    editing: _Editing, batches: Iterable[Any], gains: list[Tensor], effects: EdgeEffects, redraw: Redraw
+    editing: _Editing, tokens: Any, gains: list[Tensor], effects: EdgeEffects, redraw: Redraw
 ) -> dict[tuple[int, int], Moments]:
     """The second question, for the edges that have passed the first; children are decided from the last to the first."""
     gaining = effects.graph(1 + max(child for _, child in effects.edges), max_parents=None)
@@ -235,7 +223,7 @@ def _margins(
             continue
         columns = [effects.edges.index((parent, child)) for parent in parents]
         total: Moments | None = None
-        for batch, measured in zip(each_batch(batches), gains, strict=False):
+        for batch, measured in zip(each_batch(tokens), gains, strict=False):
             gain = measured[:, columns]
             _, as_root = editing.even_and_gain(redraw(batch, child, nx.freeze(found.copy())), child, parents)
             if gain.shape != as_root.shape:
@@ -278,7 +266,3 @@ def _check_candidates(candidates: nx.DiGraph | Iterable[tuple[int, int]]) -> dic
 
 def _listing(edges: list[tuple[int, int]]) -> str:
     return ", ".join(f"{parent} -> {child}" for parent, child in edges)
-
-
-def _parameters(model: HookedModel) -> Iterable[torch.nn.Parameter]:
-    return getattr(model, "parameters", tuple)()

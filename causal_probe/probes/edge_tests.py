@@ -42,7 +42,7 @@ class EdgeEffects(Result):
     level
         Family-wise level of ``confirmed``: the probability, at most, of confirming any edge into a root.
     gains, cuts, losses
-        The raw evidence, :class:`~causal_probe.hooks.Moments` over sequences. Gains and cuts [edge] are paired differences of
+        The raw evidence, :class:`~causal_probe.hooks.moments.Moments` over sequences. Gains and cuts [edge] are paired differences of
         losses, on the same sequence; losses [] are those of the model as it is.
     margins
         By edge, the moments of its gain minus the gain with the child redrawn as a root. Only edges whose gain is positive at

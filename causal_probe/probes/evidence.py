@@ -20,8 +20,8 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import Moments
 from causal_probe.hooks.heads import find_head
+from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
 from causal_probe.probes.averages import Averages, Quantity, shapes
 from causal_probe.probes.reading import (
@@ -184,11 +184,7 @@ class Evidence(Averages):
         given = given_patterns(values, low=quantity.least, high=quantity.largest)
         first = next(iter(given.values()))
         settings = {"sink": sink}
-        provenance = {
-            "model": model,
-            "dtype": str(first.dtype).removeprefix("torch."),
-            "device": str(first.device),
-        }
+        provenance = {"model": model, "dtype": str(first.dtype).removeprefix("torch."), "device": str(first.device)}
         if first.ndim == 4:
             if stderr is not None or n_sequences is not None:
                 raise CausalProbeError(
@@ -447,9 +443,7 @@ class Evidence(Averages):
             title,
             ("head", "edges", f"largest {name}"),
             rows,
-            [
-                f"{'' if claim is None else f'edges: {test}; '}largest {name}: on an earlier node, mean over nodes",
-            ],
+            [f"{'' if claim is None else f'edges: {test}; '}largest {name}: on an earlier node, mean over nodes"],
         )
 
     # ------------------------------------------------------------------------------------------------------------- helpers

@@ -13,6 +13,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from causal_probe.discovery.marks import Marks
 from causal_probe.discovery.possible_d_sep import possible_d_sep
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, undisturbed
+from causal_probe.hooks.check import HookedModel, undisturbed
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 from causal_probe.results import Result, Table, merge_provenance
 
@@ -155,6 +156,10 @@ def explain(
     ------
     CausalProbeError
         If an argument is out of range, or a method lacks what it needs.
+
+    References
+    ----------
+    Rohekar, Gurwicz & Nisimov, "Causal interpretation of self-attention in pre-trained Transformers", NeurIPS 2023, section 4.3.
 
     Examples
     --------
@@ -293,20 +298,15 @@ def _gradient_times_input(model: Any, judge: _Judge) -> Float[np.ndarray, " pos"
         kept.append(value.detach().clone().requires_grad_(True))
         return kept[-1]
 
-    with torch.enable_grad():
+    with ExitStack() as stack:
         if isinstance(model, HookedModel):
-            with (
-                undisturbed(model),
-                torch.enable_grad(),
-                model.hooks(fwd_hooks=[("hook_embed", lambda value, hook: keep(value))]),
-            ):
-                output = judge._outputs(judge.tokens)[0, judge.decision]
+            stack.enter_context(undisturbed(model))
+            stack.enter_context(model.hooks(fwd_hooks=[("hook_embed", lambda value, hook: keep(value))]))
         else:
             handle = model.get_input_embeddings().register_forward_hook(lambda *passed: keep(passed[2]))
-            try:
-                output = judge._outputs(judge.tokens)[0, judge.decision]
-            finally:
-                handle.remove()
+            stack.callback(handle.remove)
+        stack.enter_context(torch.enable_grad())
+        output = judge._outputs(judge.tokens)[0, judge.decision]
         if not kept or not output.requires_grad:
             raise CausalProbeError(
                 "The decision does not depend on this model's embedding: outputs must run the model that is given."
@@ -328,6 +328,13 @@ def outputs_of(model: Any, decision: str, *, position: int | None = None) -> Out
         A TransformerLens model, or a Hugging Face one.
     decision
         ``"next"``: the token after the last; ``"masked"``: the token at ``position``; ``"class"``: that of a sequence classifier.
+    position
+        Of a masked decision, counted from 0 (negative: from the end).
+
+    Returns
+    -------
+    callable
+        From tokens [batch, pos] to the logits [batch, choice].
 
     Raises
     ------
@@ -406,7 +413,7 @@ def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationS
 
     Examples
     --------
-    >>> from causal_probe.probes import Explanation
+    >>> from causal_probe.probes.explain import Explanation
     >>> one = {"cleann": Explanation("cleann", 3, 7, ((1,),), (5,), (2,), 1)}
     >>> summarise([one, one]).to_pandas().loc["cleann", ["inputs", "success", "size"]].tolist()
     [2.0, 1.0, 1.0]
@@ -425,11 +432,8 @@ def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationS
             "success_high": float(interval.high),
             "compared": len(together),
         }
-        for name, values in (
-            ("size", [len(each[method].sets[0]) for each in together]),
-            ("rank", [each[method].ranks[0] for each in together]),
-        ):
-            row |= _with_interval(name, values)
+        row |= _with_interval("size", [len(each[method].sets[0]) for each in together])
+        row |= _with_interval("rank", [each[method].ranks[0] for each in together])
         row["tested"] = float(np.mean([each[method].tested for each in explanations]))
         rows[method] = row
     measured = [found.provenance for each in explanations for found in each.values()]

@@ -68,20 +68,24 @@ def head_graphs(
     sink
         What attention on position 0 says: ``"root"``, that there is no parent; ``"exclude"``, nothing; ``"keep"``, that it is the
         parent. By default ``"keep"`` for the mean and ``"root"`` for each sequence. The rules: :attr:`Evidence.settings`
-        and :class:`~causal_probe.probes.SequenceGraphs`.
+        and :class:`~causal_probe.probes.sequence_graphs.SequenceGraphs`.
     batch_size
         Sequences in a forward pass; by default as many as :func:`~causal_probe.probes.scan` takes.
 
     Returns
     -------
     Evidence or SequenceGraphs
-        For ``per="mean"`` and ``per="sequence"``.
+        For ``per="mean"`` and ``per="sequence"``: shares of a row's attention, in [0, 1]. Chance is 1 / (child + 1), even attention.
 
     Raises
     ------
     CausalProbeError
         If a hook point is missing or never fires, there are no sequences, their lengths differ, or a pattern is not made of
         probabilities.
+
+    References
+    ----------
+    Nichani, Damian & Lee, "How Transformers Learn Causal Structure with Gradient Descent", ICML 2024 (arXiv 2402.14735).
 
     Examples
     --------

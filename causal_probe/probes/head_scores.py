@@ -12,7 +12,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import merge_readings
+from causal_probe.hooks.corpus import merge_readings
+from causal_probe.hooks.heads import find_head
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import Template
 from causal_probe.results import BINARY, Result, Table, merge_provenance
@@ -24,6 +25,8 @@ __all__ = ["CALLED", "HeadScore", "HeadScores"]
 CALLED = 0.5
 #: "Surely": by so many standard errors.
 SURELY = 3.0
+#: The numbers of a head that may be undefined.
+NUMBERS = ("score", "chance", "excess", "stderr", "excess_stderr", "sink")
 
 
 class HeadScore(NamedTuple):
@@ -49,7 +52,7 @@ class HeadScore(NamedTuple):
         Attention on position 0, in [0, 1], on the same rows.
     rows
         Number of scored rows: those that have a target, and see a key that is none.
-    sequences
+    n_sequences
         Number of sequences with a scored row. Others say nothing and are left out.
     """
 
@@ -63,7 +66,7 @@ class HeadScore(NamedTuple):
     excess_stderr: float | None
     sink: float | None
     rows: int
-    sequences: int
+    n_sequences: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,24 +103,33 @@ class HeadScores(Result):
         """Number of heads of each layer."""
         return tuple(layer.shape[1] for layer in self.sums[self.names[0]].attention)
 
-    def of(self, layer: int, head: int, template: str) -> HeadScore:
-        """One head against one template.
+    def of(self, layer: Any, head: Any = None, template: str | None = None) -> HeadScore:
+        """One head against one template: ``of(18, 6, "induction")`` or ``of("L18H6", "induction")``.
+
+        Parameters
+        ----------
+        layer, head
+            A layer and a head, counted from 0; or the head alone, as ``"L18H6"`` or ``(18, 6)``, with the template after it.
+        template
+            The template's name.
 
         Raises
         ------
         CausalProbeError
             If there is no such head, or the template was not scored.
         """
-        heads = self.heads
-        if not 0 <= layer < len(heads) or not 0 <= head < heads[layer]:
-            raise CausalProbeError(f"There is no head L{layer}H{head}; the heads by layer are {list(heads)}.")
+        if template is None:
+            head, template = None, head
+        if template is None:
+            raise CausalProbeError("Say against which template, such as of('L18H6', 'induction').")
+        layer, head = find_head(dict(enumerate(self.heads)), layer, head)
         sums = self._of(template)
-        rows, sequences = int(sums.rows.sum()), int((sums.rows > 0).sum())
-        if sums.summary is None:
-            return HeadScore(layer, head, template, None, None, None, None, None, None, rows, sequences)
-        found = {name: float(values[head]) for name, values in sums.summary[layer].items()}
-        defined = {name: value if np.isfinite(value) else None for name, value in found.items()}
-        return HeadScore(layer=layer, head=head, template=template, rows=rows, sequences=sequences, **defined)
+        counts = {"rows": int(sums.rows.sum()), "n_sequences": int((sums.rows > 0).sum())}
+        numbers: dict[str, Any] = dict.fromkeys(NUMBERS)
+        if sums.summary is not None:
+            found = {name: float(values[head]) for name, values in sums.summary[layer].items()}
+            numbers |= {name: value if np.isfinite(value) else None for name, value in found.items()}
+        return HeadScore(layer=layer, head=head, template=template, **numbers, **counts)
 
     @property
     def scores(self) -> tuple[HeadScore, ...]:
@@ -163,8 +175,10 @@ class HeadScores(Result):
             raise CausalProbeError(f"A head has no {value!r}; the values are {', '.join(summary[0])}.")
         return tuple(layer[value] for layer in summary)
 
-    def called(self, *, minimum: float = CALLED) -> tuple[HeadScore, ...]:
+    def called(self, template: str | None = None, *, minimum: float = CALLED) -> tuple[HeadScore, ...]:
         """The heads that a template describes: an excess above ``minimum`` by three standard errors, so on two sequences or more.
+
+        By default those of every template.
 
         A call says what a head attends to, not that the model uses it. A head may be called several things: what coincides on
         the data (:attr:`coinciding`) can't be told apart there.
@@ -172,7 +186,8 @@ class HeadScores(Result):
         return tuple(
             found
             for found in self
-            if found.excess is not None
+            if template in (None, found.template)
+            and found.excess is not None
             and found.excess_stderr is not None
             and found.excess - SURELY * found.excess_stderr > minimum
         )
@@ -247,8 +262,7 @@ class HeadScores(Result):
     def to_pandas(self) -> pd.DataFrame:
         """One row for each head and template, the columns those of :class:`HeadScore`. What is undefined is NaN."""
         table = pd.DataFrame(list(self), columns=list(HeadScore._fields))
-        numbers = ["score", "chance", "excess", "stderr", "excess_stderr", "sink"]
-        return table.astype(dict.fromkeys(numbers, float))
+        return table.astype(dict.fromkeys(NUMBERS, float))
 
     @property
     def works(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, describe
+from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.results import Result, Table
 
 __all__ = ["ImpliedStep", "ImpliedSteps", "implied_step"]
@@ -147,6 +147,10 @@ def implied_step(
     ------
     CausalProbeError
         If the model has no such weights, or sizes don't go together.
+
+    References
+    ----------
+    von Oswald et al., "Transformers Learn In-Context by Gradient Descent", ICML 2023 (arXiv 2212.07677).
 
     Examples
     --------

@@ -7,8 +7,8 @@ position 0 has none. Numbers are means over sequences with standard errors over 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, Moments, describe, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, describe, require_hooks, undisturbed
+from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.record import micro_batches
 from causal_probe.results import Result, Table, merge_provenance
 
 __all__ = ["CopyLosses", "InContextScore", "copy_losses", "in_context_score", "token_losses"]
+
+Same = TypeVar("Same", bound="_Losses")
 
 
 def token_losses(
@@ -46,8 +49,45 @@ def token_losses(
 # ------------------------------------------------------------------------------------------------------- late against early
 
 
+class _Losses(Result):
+    """Results whose fields are moments over sequences, and where these were taken."""
+
+    @property
+    def n_sequences(self) -> int:
+        """Number of sequences."""
+        return next(its.count for its in vars(self).values() if isinstance(its, Moments))
+
+    def merge(self: Same, other: Same) -> Same:
+        """The same over the sequences of both.
+
+        Raises
+        ------
+        CausalProbeError
+            If they were taken at other positions, or the sequences differ in length.
+        """
+        mine, theirs = (
+            {
+                field.name: getattr(one, field.name)
+                for field in fields(one)
+                if field.name not in ("settings", "provenance")
+            }
+            for one in (self, other)
+        )
+        moments: dict[str, Any] = {
+            name: its.merge(theirs[name]) for name, its in mine.items() if isinstance(its, Moments)
+        }
+        if differing := [name for name in mine.keys() - moments.keys() if mine[name] != theirs[name]]:
+            raise CausalProbeError(f"Losses that differ in {' and '.join(sorted(differing))} can't be merged.")
+        return replace(self, **moments, provenance=merge_provenance(self.provenance, other.provenance))
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no standard error."""
+        return {"stderr": "a standard error needs two sequences or more"} if self.n_sequences < 2 else {}
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class InContextScore(Result):
+class InContextScore(_Losses):
     """What :func:`in_context_score` measured.
 
     Attributes
@@ -55,7 +95,7 @@ class InContextScore(Result):
     early, late
         Positions whose losses are compared.
     difference
-        :class:`~causal_probe.hooks.Moments` over sequences of the loss at ``late`` minus that at ``early``.
+        :class:`~causal_probe.hooks.moments.Moments` over sequences of the loss at ``late`` minus that at ``early``.
     losses
         Moments over sequences of the loss at positions 1, 2, ...
     """
@@ -79,36 +119,9 @@ class InContextScore(Result):
         """Standard error of ``score`` over sequences, paired. None for one sequence."""
         return None if self.difference.stderr is None else float(self.difference.stderr)
 
-    @property
-    def n_sequences(self) -> int:
-        """Number of sequences."""
-        return self.difference.count
-
-    def merge(self, other: InContextScore) -> InContextScore:
-        """The same over the sequences of both.
-
-        Raises
-        ------
-        CausalProbeError
-            If the positions or the lengths differ.
-        """
-        if (self.early, self.late) != (other.early, other.late):
-            raise CausalProbeError("In-context scores of other positions can't be merged.")
-        return replace(
-            self,
-            difference=self.difference.merge(other.difference),
-            losses=self.losses.merge(other.losses),
-            provenance=merge_provenance(self.provenance, other.provenance),
-        )
-
     def to_pandas(self) -> pd.DataFrame:
         """One row per position from 1: position, loss, stderr (NaN for one sequence)."""
         return _table(self.losses, first=1)
-
-    @property
-    def undefined(self) -> dict[str, str]:
-        """Why there is no standard error."""
-        return _undefined(self.n_sequences)
 
     @property
     def methods(self) -> str:
@@ -180,7 +193,7 @@ def in_context_score(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CopyLosses(Result):
+class CopyLosses(_Losses):
     """What :func:`copy_losses` measured.
 
     Attributes
@@ -190,7 +203,7 @@ class CopyLosses(Result):
     start
         Position of the first copy's first token.
     first_by_token, second_by_token
-        :class:`~causal_probe.hooks.Moments` over sequences of the loss of tokens 1, ..., period - 1 of a copy, counted from 0.
+        :class:`~causal_probe.hooks.moments.Moments` over sequences of the loss of tokens 1, ..., period - 1 of a copy, counted from 0.
     first_mean, second_mean, gain_mean
         Moments over sequences of the mean over these tokens: on the first copy, on the second, and of the difference.
     """
@@ -237,36 +250,12 @@ class CopyLosses(Result):
         """Standard error of ``gain`` over sequences, paired. None for one sequence."""
         return None if self.gain_mean.stderr is None else float(self.gain_mean.stderr)
 
-    @property
-    def n_sequences(self) -> int:
-        """Number of sequences."""
-        return self.gain_mean.count
-
-    def merge(self, other: CopyLosses) -> CopyLosses:
-        """The same over the sequences of both.
-
-        Raises
-        ------
-        CausalProbeError
-            If the periods or starts differ.
-        """
-        if (self.period, self.start) != (other.period, other.start):
-            raise CausalProbeError("Losses on copies of another length or place can't be merged.")
-        names = ("first_by_token", "second_by_token", "first_mean", "second_mean", "gain_mean")
-        merged = {name: getattr(self, name).merge(getattr(other, name)) for name in names}
-        return replace(self, **merged, provenance=merge_provenance(self.provenance, other.provenance))
-
     def to_pandas(self) -> pd.DataFrame:
         """One row per copy and token: copy (1 or 2), token (from 1), loss, stderr (NaN for one sequence)."""
         copies = [_table(self.first_by_token, first=1), _table(self.second_by_token, first=1)]
         for copy, table in enumerate(copies, start=1):
             table.insert(0, "copy", copy)
         return pd.concat(copies, ignore_index=True).rename(columns={"position": "token"})
-
-    @property
-    def undefined(self) -> dict[str, str]:
-        """Why there is no standard error."""
-        return _undefined(self.n_sequences)
 
     @property
     def methods(self) -> str:
@@ -314,6 +303,10 @@ def copy_losses(
     CausalProbeError
         If two copies don't fit, the tokens don't repeat, there are no sequences, or a loss is not finite.
 
+    References
+    ----------
+    Olsson et al., "In-context Learning and Induction Heads", Transformer Circuits Thread, 2022.
+
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer
@@ -355,10 +348,7 @@ def copy_losses(
 
 
 def _over_batches(
-    model: HookedModel,
-    batches: Any,
-    reduce: Callable[[Tensor, Tensor], tuple[Moments, ...]],
-    batch_size: int | None,
+    model: HookedModel, batches: Any, reduce: Callable[[Tensor, Tensor], tuple[Moments, ...]], batch_size: int | None
 ) -> tuple[Moments, ...]:
     """The moments that ``reduce`` makes of each micro-batch's losses, merged."""
     require_hooks(model, [])
@@ -381,7 +371,3 @@ def _table(losses: Moments, *, first: int) -> pd.DataFrame:
     mean = losses.mean.cpu().numpy()
     stderr = np.full_like(mean, np.nan) if losses.stderr is None else losses.stderr.cpu().numpy()
     return pd.DataFrame({"position": np.arange(first, first + len(mean)), "loss": mean, "stderr": stderr})
-
-
-def _undefined(n_sequences: int) -> dict[str, str]:
-    return {"stderr": "a standard error needs two sequences or more"} if n_sequences < 2 else {}

@@ -117,11 +117,17 @@ def match_heads(
     CausalProbeError
         If there is no such layer, a child has no row, or no child has a parent.
 
+    References
+    ----------
+    H. W. Kuhn, "The Hungarian method for the assignment problem", Naval Research Logistics Quarterly 2, 1955. Several parents shared out
+    over heads: Nichani, Damian & Lee, ICML 2024 (arXiv 2402.14735).
+
     Examples
     --------
     >>> import numpy as np
     >>> from causal_probe.graphs import two_parent_tree
-    >>> from causal_probe.probes import Evidence, match_heads
+    >>> from causal_probe.probes import match_heads
+    >>> from causal_probe.probes.evidence import Evidence
     >>> weights = np.zeros((2, 4, 4))
     >>> weights[0, [2, 3], [1, 2]] = 0.9    # head 0 attends to the later parent, head 1 to the earlier one
     >>> weights[1, [2, 3], [0, 1]] = 0.8

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import networkx as nx
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
-from causal_probe.hooks import HookedModel, Moments, describe
+from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.moments import Moments, merged
 from causal_probe.probes.qk_terms import TermReader, head_of, term_reader
 from causal_probe.probes.scored_rows import micro_batches, scored_batches
 from causal_probe.probes.templates import Template, find_templates, from_graph
@@ -95,7 +97,7 @@ class QKAttributions(Result):
     total, total_stderr
         The sum over all pairs.
     by_query, by_key
-        By source, the sum over the other side: :class:`~causal_probe.hooks.Moments` over sequences.
+        By source, the sum over the other side: :class:`~causal_probe.hooks.moments.Moments` over sequences.
     score, chance
         The head's attention on the edges, and even attention's, as :func:`~causal_probe.probes.scan` has them.
     pairs
@@ -180,19 +182,11 @@ class QKAttributions(Result):
         """One row per pair, largest contribution first: query, key, contribution, stderr, share (of the total)."""
         spread = "" if self.total_stderr is None else f" ± {self.total_stderr:.2f}"
         errors = np.full(self.contribution.shape, None) if self.stderr is None else self.stderr
-        order = np.argsort(-self.contribution, axis=None, kind="stable")
-        rows = [
-            (
-                self.sources[number // len(errors)],
-                self.sources[number % len(errors)],
-                found,
-                error,
-                found / self.total if self.total else None,
-            )
-            for number, found, error in zip(
-                order.tolist(), self.contribution.ravel()[order].tolist(), errors.ravel()[order].tolist(), strict=True
-            )
-        ]
+        pairs = zip(
+            product(self.sources, repeat=2), self.contribution.ravel().tolist(), errors.ravel().tolist(), strict=True
+        )
+        rows = [(*pair, found, error, found / self.total if self.total else None) for pair, found, error in pairs]
+        rows.sort(key=lambda row: -row[2])
         return Table(
             f"QKAttributions of L{self.layer}H{self.head} of {self.provenance['model']} on {self.edges}: attention {self.score:.3f} "
             f"(chance {self.chance:.3f}), score on edges less others {self.total:.2f}{spread}, {self.rows} rows of {self.n_sequences} sequences",
@@ -225,8 +219,8 @@ def qk_attributions(
     tokens
         Tokens [batch, pos], or several such batches of one length.
     layer, head
-        A layer and a head, counted from 0 (a negative layer from the end); or the head alone, as ``"L18H6"`` or ``(18, 6)``. In the
-        first layer the embeddings are the only sources.
+        A layer and a head, counted from 0 (a negative layer from the end); or the head alone, as ``"L18H6"`` or ``(18, 6)``. In
+        layer 0 the embeddings are the only sources.
     edges
         Where to: a template or its name (key -> query by the tokens), or a graph over positions, parent -> child.
     sources
@@ -301,9 +295,7 @@ def qk_attributions(
             "score": (terms.pattern[used].double() * targets).sum((-2, -1)) / n_rows,
             "chance": (targets.sum(-1) / visible).sum(-1).double() / n_rows,
         }
-        for name, values in measured.items():
-            moments = Moments.of(values)
-            found[name] = found[name].merge(moments) if name in found else moments
+        found = merged(found, {name: Moments.of(values) for name, values in measured.items()})
     contribution = found["table"].mean.cpu().numpy()
     largest = np.argsort(-contribution, axis=None, kind="stable")[: min(pairs, contribution.size)]
     chosen = [divmod(int(number), len(names)) for number in largest]

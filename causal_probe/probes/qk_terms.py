@@ -29,7 +29,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, attention_hook, require_hooks
+from causal_probe.hooks import attention_hook
+from causal_probe.hooks.check import HookedModel, require_hooks
 from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.values import read_values
 from causal_probe.probes.circuit_weights import circuit_weights

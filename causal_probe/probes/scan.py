@@ -45,7 +45,7 @@ def scan(
 
     The score of a head is the attention that it puts on a template's targets, averaged over the rows that have one, and then
     over sequences; rows whose targets are all visible keys say nothing and are left out. See
-    :class:`~causal_probe.probes.HeadScore` for chance, excess, and standard error. A high score says where a head looks, not
+    :class:`~causal_probe.probes.head_scores.HeadScore` for chance, excess, and standard error. A high score says where a head looks, not
     that the model uses it.
 
     Patterns are reduced at the hook: memory grows neither with the number of sequences nor, to speak of, with that of
@@ -74,6 +74,10 @@ def scan(
         If an argument is out of range or does not go with the others, a template is unknown or returns something else, a hook
         point is missing or never fires, a pattern is not made of probabilities, or the model doesn't use the patterns that it
         shows (:func:`~causal_probe.hooks.preflight`).
+
+    References
+    ----------
+    Olsson et al., "In-context Learning and Induction Heads", Transformer Circuits Thread, 2022.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from causal_probe.hooks import HookedModel, describe
+from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.gradients import record_score_gradients
 from causal_probe.probes.ablation import next_token
 from causal_probe.probes.evidence import Evidence, Quantity
@@ -58,15 +58,19 @@ def score_gradients(
     -------
     Evidence
         By layer, minus the mean over sequences of d loss / d score, in units of the loss per unit of score: positive where more
-        attention lowers the loss. Rows sum to zero; masked entries are exactly 0. ``settings["routes"]`` says by layer where it was taken:
+        attention lowers the loss, 0 by chance. Rows sum to zero; masked entries are exactly 0. ``settings["routes"]`` says by layer where it was taken:
         ``"scores"``, at a live score hook; or ``"pattern"``: there is none, and it is (diag p - p p^T) dL/dp from the gradient at the
-        pattern. An edge is claimed where it is above zero (:class:`~causal_probe.probes.AboveZero`).
+        pattern. An edge is claimed where it is above zero (:class:`~causal_probe.probes.evidence.AboveZero`).
 
     Raises
     ------
     CausalProbeError
         If a hook point is missing, neither the scores nor the pattern of a layer are live, the loss is not one number per
         sequence, there are no sequences or their lengths differ, or a gradient is not finite.
+
+    References
+    ----------
+    Nichani, Damian & Lee, "How Transformers Learn Causal Structure with Gradient Descent", ICML 2024 (arXiv 2402.14735).
 
     Examples
     --------

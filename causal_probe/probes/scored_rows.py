@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import context_length, describe
+from causal_probe.hooks.check import describe
+from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.record import token_batches
 from causal_probe.probes.qk_terms import TermReader, Terms
 from causal_probe.probes.templates import Template

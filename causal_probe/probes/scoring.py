@@ -150,11 +150,7 @@ def score_patterns(
         wanted,
         *scores.scored(),
         settings=settings_of([(wanted, {"kind": "given"})], queries),
-        provenance={
-            "model": "patterns",
-            "dtype": str(first.dtype).removeprefix("torch."),
-            "device": str(first.device),
-        },
+        provenance={"model": "patterns", "dtype": str(first.dtype).removeprefix("torch."), "device": str(first.device)},
     )
 
 

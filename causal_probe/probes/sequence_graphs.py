@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
+from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.record import Rows
 from causal_probe.probes.reading import REST
 from causal_probe.probes.templates import Template, from_graph
@@ -44,17 +46,23 @@ class SequenceComparison(Result):
     @property
     def precision(self) -> float | None:
         """True positives over found edges, both summed over sequences, in [0, 1]. None if no edge was found."""
-        return _share(self.true_positives, sum(map(_n_found, self.each)))
+        return self._share(1, "extra")
 
     @property
     def recall(self) -> float | None:
         """True positives over true edges, both summed over sequences, in [0, 1]. None if there is no true edge."""
-        return _share(self.true_positives, sum(map(_n_true, self.each)))
+        return self._share(1, "missing")
 
     @property
     def f1(self) -> float | None:
         """Twice the true positives over found plus true edges, in [0, 1]. None if there is neither."""
-        return _share(2 * self.true_positives, sum(map(_n_found, self.each)) + sum(map(_n_true, self.each)))
+        return self._share(2, "extra", "missing")
+
+    def _share(self, times: int, *wrong: str) -> float | None:
+        """``times`` the true positives over as many plus the edges that are wrong in these ways; reversed ones are in each."""
+        others = sum(len(getattr(found, name)) + len(found.reversed) for found in self.each for name in wrong)
+        whole = times * self.true_positives + others
+        return times * self.true_positives / whole if whole else None
 
     @property
     def shd(self) -> float:
@@ -133,8 +141,15 @@ class SequenceGraphs(Result):
         """Number of positions of each sequence."""
         return int(self.tokens.shape[1])
 
-    def parents(self, layer: int, head: int, *, threshold: float = 0.5) -> Int[np.ndarray, "sequence query"]:
+    def parents(self, layer: Any, head: Any = None, *, threshold: float = 0.5) -> Int[np.ndarray, "sequence query"]:
         """The parent of each row of each sequence; -1 for a root.
+
+        Parameters
+        ----------
+        layer, head
+            A layer and a head, counted from 0; or the head alone, as ``"L1H2"`` or ``(1, 2)``. So in all methods.
+        threshold
+            What the candidate's weight must reach, in [0, 1].
 
         Raises
         ------
@@ -143,7 +158,7 @@ class SequenceGraphs(Result):
         """
         return self._decide(layer, head, threshold)[0]
 
-    def graph(self, sequence: int, layer: int, head: int, *, threshold: float = 0.5) -> nx.DiGraph:
+    def graph(self, sequence: int, layer: Any, head: Any = None, *, threshold: float = 0.5) -> nx.DiGraph:
         """One head's graph on one sequence: edges parent -> child over positions, with the ``weight`` that decided.
 
         Raises
@@ -164,8 +179,8 @@ class SequenceGraphs(Result):
     def compare(
         self,
         truth: Template | nx.DiGraph,
-        layer: int,
-        head: int,
+        layer: Any,
+        head: Any = None,
         *,
         threshold: float = 0.5,
         rows: str = "with-target",
@@ -203,7 +218,7 @@ class SequenceGraphs(Result):
             )
         return SequenceComparison(tuple(results))
 
-    def by_offset(self, layer: int, head: int, *, threshold: float = 0.5) -> Float[np.ndarray, " offset"]:
+    def by_offset(self, layer: Any, head: Any = None, *, threshold: float = 0.5) -> Float[np.ndarray, " offset"]:
         """The share of rows whose parent is k positions back, for k = 0 ... positions - 1, in [0, 1].
 
         Of the rows that could: row i has a position k back if i >= k, and k = 0 is no parent.
@@ -243,12 +258,10 @@ class SequenceGraphs(Result):
         )
 
     def _decide(
-        self, layer: int, head: int, threshold: float
+        self, layer: Any, head: Any, threshold: float
     ) -> tuple[Int[np.ndarray, "sequence query"], Float[np.ndarray, "sequence query"]]:
         """The parent of each row, -1 for a root, and the weight that was held against the threshold."""
-        heads = [weights.shape[1] for weights in self.weights]
-        if not 0 <= layer < len(heads) or not 0 <= head < heads[layer]:
-            raise CausalProbeError(f"There is no head L{layer}H{head}; the heads by layer are {heads}.")
+        layer, head = find_head({number: its.shape[1] for number, its in enumerate(self.weights)}, layer, head)
         if not 0 <= threshold <= 1:
             raise CausalProbeError(f"The threshold is a share of a row's attention, from 0 to 1; it is {threshold!r}.")
         candidates, weights, sinks = (
@@ -301,15 +314,3 @@ def _graph_of(nodes: int, edges: Iterable[tuple[int, int]]) -> nx.DiGraph:
     graph = nx.empty_graph(nodes, create_using=nx.DiGraph)
     graph.add_edges_from(edges)
     return graph
-
-
-def _n_found(found: GraphComparison) -> int:
-    return found.true_positives + len(found.extra) + len(found.reversed)
-
-
-def _n_true(found: GraphComparison) -> int:
-    return found.true_positives + len(found.missing) + len(found.reversed)
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

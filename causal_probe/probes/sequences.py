@@ -14,7 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, content_tokens, context_length, describe, text_start
+from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.preflight import context_length
+from causal_probe.hooks.tokens import content_tokens, text_start
 
 __all__ = ["Sequences", "longest_ngram", "make_sequences", "ngram_tokens", "repeated_tokens"]
 
@@ -93,7 +95,7 @@ def repeated_tokens(
 
     The tokens of a period are drawn without replacement, so that each has exactly one earlier occurrence in the second copy.
     Only tokens that stand for text by themselves are drawn: no special and padding tokens, and no fragments of characters
-    (:func:`~causal_probe.hooks.content_tokens`).
+    (:func:`~causal_probe.hooks.tokens.content_tokens`).
 
     Parameters
     ----------

@@ -129,8 +129,15 @@ class Template:
 
 
 def offset(k: int) -> Template:
-    """The key ``k`` positions before the query; 0 is the query itself.
+    """The key ``k`` positions before the query, [batch, query, key]; 0 is the query itself. Chance: the mean of 1 / (query + 1) over its rows.
 
+    Raises
+    ------
+    CausalProbeError
+        If ``k`` is negative.
+
+    Examples
+    --------
     >>> offset(3).name
     'offset-3'
     """
@@ -145,6 +152,13 @@ def induction(n: int = 1) -> Template:
     Key j is a target of query i if ``tokens[j - n : j] == tokens[i - n + 1 : i + 1]`` and j <= i. The off-by-one neighbour of
     ``n = 1``, the earlier occurrence itself, is the duplicate-token template.
 
+    Raises
+    ------
+    CausalProbeError
+        If ``n`` is below 1.
+
+    Examples
+    --------
     >>> import torch
     >>> induction()(torch.tensor([[7, 8, 9, 7]]))[0, 3].tolist()   # 7 was seen at position 0; 8 comes after it
     [False, True, False, False]

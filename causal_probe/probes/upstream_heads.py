@@ -19,7 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, Moments, attention_hook, describe
+from causal_probe.hooks import attention_hook
+from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.values import read_values
 from causal_probe.probes.p_values import corrected, t_p_value
 from causal_probe.probes.qk_terms import TermReader, Terms, head_of, term_reader
@@ -177,6 +179,10 @@ def upstream(
     ------
     CausalProbeError
         As :func:`~causal_probe.probes.qk_attributions` does; or a number is out of range.
+
+    References
+    ----------
+    Elhage et al., "A Mathematical Framework for Transformer Circuits", Transformer Circuits Thread, 2021.
 
     Examples
     --------

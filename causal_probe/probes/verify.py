@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, describe, each_batch, undisturbed
-from causal_probe.hooks.record import micro_batches
+from causal_probe.hooks.check import HookedModel, describe, undisturbed
+from causal_probe.hooks.record import each_batch, micro_batches
 from causal_probe.probes.ablation import Head, Laboratory, Measure, next_token
 from causal_probe.probes.ablation_runs import AblationRuns, Plan, run_ablations, size
 from causal_probe.probes.head_scores import HeadScores
@@ -117,6 +117,11 @@ def verify(
         If the scores are of other heads or had one sequence only, a template was not scanned, an argument is out of range, the
         heads of the model can't be ablated, or a loss is not finite.
 
+    References
+    ----------
+    Olsson et al., "In-context Learning and Induction Heads", Transformer Circuits Thread, 2022. The correction: S. Holm, Scandinavian
+    Journal of Statistics 6, 1979.
+
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer
@@ -195,7 +200,7 @@ def _flag(
     if any(score.excess_stderr is None for score in found):
         raise CausalProbeError("An excess on one sequence has no standard error; scan two sequences or more.")
     # Both are numbers: what is None has been left out, or raised.
-    means = {(s[:2], s.template): (s.excess or 0.0, s.excess_stderr or 0.0, s.sequences) for s in found}
+    means = {(s[:2], s.template): (s.excess or 0.0, s.excess_stderr or 0.0, s.n_sequences) for s in found}
     excesses = corrected(means, above=rule.minimum_excess)
     flagged = defaultdict(list)
     for (head, template), excess in excesses.items():
@@ -225,10 +230,8 @@ def _verdicts(
 ) -> tuple[HeadVerdict, ...]:
     clean, above = runs.mean[frozenset()], rule.minimum_effect
     effect = estimates({head: runs.rise([head]) for head in plan.heads}, above=above)
-    zero, resample = (
-        estimates({head: losses - clean for head, losses in each.items()}, above=above)
-        for each in (runs.zero, runs.resample)
-    )
+    zero = estimates({head: losses - clean for head, losses in runs.zero.items()}, above=above)
+    resample = estimates({head: losses - clean for head, losses in runs.resample.items()}, above=above)
     direct = estimates(runs.direct, above=above)
     alone = {
         (head, name): runs.rise(heads) - runs.rise(set(heads) - {head})
@@ -248,21 +251,17 @@ def _verdicts(
             b = answers(effect[head], exceeds[head], rule.rank)
             c = answers(direct.get(head))
             d = together and answers(restored[head, name])
-            found.append(
-                HeadVerdict(
-                    *head,
-                    template=name,
-                    verdict="causal" if b else "redundant" if c and d else "attends only",
-                    excess=excesses[head, name],
-                    interval=intervals[head, name],
-                    effect=effect[head],
-                    exceeds=exceeds[head],
-                    zero_effect=zero[head],
-                    resample_effect=resample[head],
-                    direct_effect=direct.get(head),
-                    restored=restored[head, name],
-                )
+            verdict = "causal" if b else "redundant" if c and d else "attends only"
+            attention: tuple[Any, ...] = (excesses[head, name], intervals[head, name])
+            ablated: tuple[Any, ...] = (
+                effect[head],
+                exceeds[head],
+                zero[head],
+                resample[head],
+                direct.get(head),
+                restored[head, name],
             )
+            found.append(HeadVerdict(*head, name, verdict, *attention, *ablated))
     return tuple(found)
 
 

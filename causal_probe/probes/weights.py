@@ -29,7 +29,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import HookedModel, attention_hook, describe, require_hooks
+from causal_probe.hooks import attention_hook
+from causal_probe.hooks.check import HookedModel, describe, keep, require_hooks
 from causal_probe.probes.circuit_weights import circuit_weights
 from causal_probe.results import Result, Table
 
@@ -105,7 +106,7 @@ def head_weights(model: HookedModel, *, n_positions: int | None = None) -> HeadW
     """Score what each head does by its weights: copying (OV), and looking one position back (QK).
 
     Copying: W_E W_V W_O W_U is a matrix [d_vocab, d_vocab] of rank d_head at most; its eigenvalues other than zero are those of
-    the matrix W_O (W_U W_E) W_V [d_head, d_head]. W_E holds the token embeddings as they are: what the first layers make of
+    the matrix W_O (W_U W_E) W_V [d_head, d_head]. W_E holds the token embeddings as they are: what the layers below make of
     them (in GPT-2 the first MLP makes much) is not in the score.
 
     Previous token: the model is run once with the residual stream before each layer replaced by the position embeddings, so the
@@ -199,13 +200,12 @@ def _previous_token(
     streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(len(n_heads))]
     require_hooks(model, ["hook_embed", streams[0], *names])
 
-    def remember(stream: Tensor, hook: Any) -> None:
-        found["stream"] = stream  # position embeddings alone, the embedding of the tokens being zero
-
     def read(name: str, pattern: Float[Tensor, "1 head query key"], hook: Any) -> None:
         found[name] = pattern[0].double().diagonal(-1, 1, 2).mean(-1)
 
-    hooks: list[tuple[str, Any]] = [("hook_embed", lambda value, hook: torch.zeros_like(value)), (streams[0], remember)]
+    # The stream before layer 0 is the position embeddings alone, the embedding of the tokens being zero.
+    hooks: list[tuple[str, Any]] = [("hook_embed", lambda value, hook: torch.zeros_like(value))]
+    hooks += [(streams[0], keep(found, "stream"))]
     hooks += [(name, lambda value, hook: found["stream"]) for name in streams[1:]]
     hooks += [(name, partial(read, name)) for name in names]
     with model.hooks(fwd_hooks=hooks):

@@ -9,7 +9,7 @@ import networkx as nx
 
 from causal_probe import viz
 from causal_probe.experiments.model_scan import HeadGraph, ModelScan
-from causal_probe.probes import Evidence
+from causal_probe.probes.evidence import Evidence
 from causal_probe.probes.sequences import longest_ngram
 from causal_probe.probes.verification import Verification
 from causal_probe.reports.pages import made, plus_minus, report, signed

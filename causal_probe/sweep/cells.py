@@ -19,14 +19,16 @@ from causal_probe.experiments.recover import recover as recover_graph
 from causal_probe.experiments.scan_sequences import sequence_length
 from causal_probe.first_gradient.graph import gradient_graph
 from causal_probe.graphs import choose_graph
-from causal_probe.hooks import Corpus, HookedModel
 from causal_probe.hooks import corpus as open_corpus
+from causal_probe.hooks.check import HookedModel
+from causal_probe.hooks.corpus import Corpus
 from causal_probe.options import Options, takes
 from causal_probe.options.base import Help
 from causal_probe.options.common import DEVICE, MODEL, LoadingOptions, SeedOption, SequenceOptions, ShardOption
 from causal_probe.options.recover import RecoverOptions, TaskOptions, TrainingOptions
 from causal_probe.options.scan import TemplatesOption
-from causal_probe.probes import choose_templates
+from causal_probe.probes.head_scores import HeadScores
+from causal_probe.probes.template_choice import choose_templates
 from causal_probe.sweep.plan import Cell
 from causal_probe.sweep.store import encode
 from causal_probe.tasks import InContextMarkov, generator, sample_batches
@@ -244,7 +246,7 @@ def scan(o: ScanCell) -> Outcome:
     return Outcome(rows, metrics | _counts(found.settings["tokens"][0]), found.provenance)
 
 
-def _spread(scores: probes.HeadScores, layer: int, head: int, template: str) -> dict[str, float]:
+def _spread(scores: HeadScores, layer: int, head: int, template: str) -> dict[str, float]:
     """What merging needs beside a score and its standard error; empty where there is none."""
     found = scores.sums[template].covariance
     return {} if found is None else {"chance_variance": found[0], "covariance": float(found[1][layer][head])}
@@ -284,7 +286,7 @@ def head_graphs(o: HeadGraphsCell) -> Outcome:
             "attention": row.value,
             "stderr": row.stderr,
             "found": row.claimed,
-            "sequences": found.n_sequences,
+            "n_sequences": found.n_sequences,
             "step": o.at_step,
         }
         for row in found.to_pandas().itertuples()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import missing_shards, read_shard
+from causal_probe.hooks.corpus import missing_shards, read_shard
 from causal_probe.probes.head_scores import CALLED, SURELY
 from causal_probe.sweep.plan import Cell
 
@@ -26,7 +26,7 @@ __all__ = ["merge_shards"]
 OF_A_CELL = ("cell", "shard", "options", "derived_seed", "inputs", "versions")
 PLACE = ("layer", "head", "template")
 MEASURED = (
-    "score", "chance", "stderr", "chance_variance", "covariance", "excess", "excess_stderr", "sink", "measured_rows", "sequences", "found",
+    "score", "chance", "stderr", "chance_variance", "covariance", "excess", "excess_stderr", "sink", "measured_rows", "n_sequences", "found",
 )  # fmt: skip
 
 
@@ -73,9 +73,9 @@ def _merged(cells: Sequence[Cell], failed: Mapping[str, str], table: pd.DataFram
 
 def _pooled(rows: pd.DataFrame) -> dict[str, Any]:
     """The measured columns of the whole, from those of its shards for one head and template."""
-    counts = {"measured_rows": int(rows["measured_rows"].sum()), "sequences": int(rows["sequences"].sum())}
-    rows = rows[rows["sequences"] > 0]
-    n, total = rows["sequences"].to_numpy(float), counts["sequences"]
+    counts = {"measured_rows": int(rows["measured_rows"].sum()), "n_sequences": int(rows["n_sequences"].sum())}
+    rows = rows[rows["n_sequences"] > 0]
+    n, total = rows["n_sequences"].to_numpy(float), counts["n_sequences"]
     if not total:
         return {**dict.fromkeys(MEASURED), **counts, "found": False}
     s, c, sink = (rows[name].to_numpy(float) for name in ("score", "chance", "sink"))

@@ -80,7 +80,7 @@ COLUMNS = pa.schema(
         ("p_value", pa.float64()),
         ("log_e_value", pa.float64()),
         ("measured_rows", pa.int64()),
-        ("sequences", pa.int64()),
+        ("n_sequences", pa.int64()),
         ("found", pa.bool_()),  # the head is called what the template says; the edge is claimed
         ("true", pa.bool_()),  # the edge is in the true graph
     ]

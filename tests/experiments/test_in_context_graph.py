@@ -15,7 +15,8 @@ from causal_probe import experiments, graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.in_context_graph import word_batches
 from causal_probe.experiments.state_words import WORDS, StateWords
-from causal_probe.hooks import to_hooked, undisturbed
+from causal_probe.hooks import to_hooked
+from causal_probe.hooks.check import undisturbed
 from causal_probe.models import save
 from causal_probe.models.constructions import fit_scales, hand_set
 from causal_probe.reports import write_page

@@ -21,7 +21,9 @@ from causal_probe.experiments.model_scan import ModelScan
 from causal_probe.hooks import corpus, to_hooked
 from causal_probe.models import DisentangledTransformer, fit_scales, hand_set, save
 from causal_probe.probes import TEMPLATES, successor_of_parent
+from causal_probe.probes.bootstrap import bootstrap_intervals
 from causal_probe.probes.scoring import score_patterns
+from causal_probe.probes.template_choice import choose_templates
 from causal_probe.reports import report, write_page
 from causal_probe.tasks import InContextMarkov, generator
 from causal_probe.training import fit, give_matcher, staged, task_loss
@@ -377,7 +379,7 @@ def test_templates_from_files(tmp_path: Path) -> None:
         "mine = Template('mine', Two_Back, 'two back')\n"
         "number = 3\n"
     )
-    found = probes.choose_templates(
+    found = choose_templates(
         ["induction", f"graph:{tmp_path / 'chain.json'}", f"successor-of-parent:{tmp_path / 'chain.json'}",
          f"{own}:Two_Back", f"{own}:mine"]
     )  # fmt: skip
@@ -396,10 +398,10 @@ def test_templates_from_files(tmp_path: Path) -> None:
         (f"graph:{tmp_path / 'absent.json'}", "absent.json"),
     ):
         with pytest.raises(CausalProbeError, match=message):
-            probes.choose_templates([text])
+            choose_templates([text])
     own.write_text("1 / 0")
     with pytest.raises(CausalProbeError, match="can't be run: ZeroDivisionError"):
-        probes.choose_templates([f"{own}:f"])
+        choose_templates([f"{own}:f"])
 
 
 # -------------------------------------------------------------------------------------------------------------- circuits
@@ -448,7 +450,7 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
     direct = probes.scan(model, corpus(model, tmp_path, length=12), templates=options["templates"])
     assert list(whole.scores) == list(direct)
     assert whole.intervals is not None
-    pd.testing.assert_frame_equal(whole.intervals, probes.bootstrap_intervals(direct))
+    pd.testing.assert_frame_equal(whole.intervals, bootstrap_intervals(direct))
     read = "6 documents, 20 sequences of 12 tokens; 35 of 255 tokens (13.7%)"
     page = (tmp_path / "whole" / "report.html").read_text()
     assert read in repr(whole)
@@ -474,7 +476,7 @@ def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
         merged.scores.settings["tokens"][0]["sequences"] == 20
     )  # 3 of each document, 4 of the last two: 11 tokens and a BOS each
     for one, other in zip(merged.scores, whole.scores, strict=True):
-        assert (*one[:3], one.rows, one.sequences) == (*other[:3], other.rows, other.sequences)
+        assert (*one[:3], one.rows, one.n_sequences) == (*other[:3], other.rows, other.n_sequences)
         assert one[3:9] == pytest.approx(other[3:9], abs=1e-9)
     assert read in repr(merged)
     assert read in (tmp_path / "merged" / "report.html").read_text()

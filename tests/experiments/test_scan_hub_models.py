@@ -12,7 +12,8 @@ import pytest
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import to_hooked
 from causal_probe.models import load_model
-from causal_probe.probes import HeadScores, scan
+from causal_probe.probes import scan
+from causal_probe.probes.head_scores import HeadScores
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 

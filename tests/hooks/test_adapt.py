@@ -8,15 +8,9 @@ import torch
 import transformers
 
 from causal_probe.errors import CausalProbeError, CausalProbeWarning
-from causal_probe.hooks import (
-    attention_hook,
-    content_tokens,
-    describe,
-    is_live,
-    mean_patterns,
-    special_tokens,
-    to_hooked,
-)
+from causal_probe.hooks import attention_hook, mean_patterns, to_hooked
+from causal_probe.hooks.check import describe, is_live
+from causal_probe.hooks.tokens import content_tokens, special_tokens
 from tests import tiny_huggingface as tiny
 from tests.tiny_models import MODELS, disentangled
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import attention_hook, describe, edited, is_live, require_hooks, undisturbed, zero_ablate
+from causal_probe.hooks import attention_hook, edited, zero_ablate
+from causal_probe.hooks.check import describe, is_live, require_hooks, undisturbed
 from causal_probe.models.loading import LoadedModel
 from tests import tiny_huggingface
 from tests.tiny_models import MODELS, disentangled, native_bridge, random_tokens

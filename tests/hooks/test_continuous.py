@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from causal_probe import CausalProbeError
-from causal_probe.hooks import OnSequences, on_residual_stream
+from causal_probe.hooks import on_residual_stream
+from causal_probe.hooks.continuous import OnSequences
 from causal_probe.mechanisms import descent_alignment
 from causal_probe.models import LinearTransformer
 from causal_probe.tasks import LinearRegression

@@ -15,6 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal_probe import CausalProbeError, hooks, probes, results
+from causal_probe.hooks.corpus import CorpusCounts, missing_shards, read_documents
+from causal_probe.probes.bootstrap import bootstrap_intervals
+from causal_probe.probes.evidence import Evidence
+from causal_probe.probes.head_scores import HeadScores
 from tests import tiny_huggingface
 
 TEMPLATES = ("previous-token", "duplicate-token")
@@ -35,7 +39,7 @@ def texts():
 def test_sequences_end_where_documents_do(model):
     made = hooks.corpus(model, ["t3 t4 t5 t6 t7", "t8", "t9 t10"], length=3)
     assert [sequence.tolist() for sequence in made.sequences()] == [[1, 3, 4], [1, 5, 6], [1, 9, 10]]
-    assert made.counts() == hooks.CorpusCounts(documents=3, sequences=3, tokens=8, left_over=2)
+    assert made.counts() == CorpusCounts(documents=3, sequences=3, tokens=8, left_over=2)
     assert torch.cat(list(made)).tolist() == [[1, 3, 4], [1, 5, 6], [1, 9, 10]]
     assert [sequence.tolist() for sequence in hooks.corpus(model, ["t3 t4 t5"], length=3, bos="no").sequences()] == [
         [3, 4, 5]
@@ -65,8 +69,8 @@ def test_files_folders_and_datasets_hold_the_same_documents(model, tmp_path):
     rows.to_parquet(tmp_path / "rows.parquet")
     (tmp_path / "lines.jsonl").write_text("\n\n".join(json.dumps({"body": text}) for text in texts))
     for source, options in sources:
-        assert list(hooks.read_documents(source, **options)) == texts
-    assert list(hooks.read_documents(tmp_path / "all")) == ["--\n".join(texts)]
+        assert list(read_documents(source, **options)) == texts
+    assert list(read_documents(tmp_path / "all")) == ["--\n".join(texts)]
 
 
 @settings(max_examples=6, deadline=None)
@@ -77,7 +81,7 @@ def test_any_split_into_shards_gives_the_whole(model, texts, splits, order):
     shards = [whole]
     for n in splits:
         shards = [piece for shard in shards for piece in shard.shards(n)]
-    counts = hooks.CorpusCounts()
+    counts = CorpusCounts()
     for shard in shards:
         counts += shard.counts()
     assert counts == whole.counts()
@@ -92,12 +96,12 @@ def test_any_split_into_shards_gives_the_whole(model, texts, splits, order):
         graphs = graphs.merge(other_graphs)
     (read,), (read_once,) = (scores.settings["tokens"] for scores in (merged, once))
     assert {**read, "shards": None} == {**read_once, "shards": None}
-    assert hooks.missing_shards(read) == ()
+    assert missing_shards(read) == ()
     assert {name: read[name] for name in dataclasses.asdict(counts)} == dataclasses.asdict(counts)
     assert merged.shared == once.shared
     for one, other in zip(merged, once, strict=True):
         assert one[:3] == other[:3]
-        assert (one.rows, one.sequences) == (other.rows, other.sequences)
+        assert (one.rows, one.n_sequences) == (other.rows, other.n_sequences)
         # what a sequence gives is kept as float32, and the order of a float64 sum may differ
         assert one[3:9] == pytest.approx(other[3:9], abs=1e-9)
     assert graphs.n_sequences == graphs_once.n_sequences
@@ -111,7 +115,7 @@ def test_saved_shards_merge_as_they_would_have(model, texts, tmp_path):
     for i, shard in enumerate(shards):
         probes.scan(model, shard, templates=TEMPLATES).save(tmp_path / f"{i}-scores.safetensors")
         probes.head_graphs(model, shard).save(tmp_path / f"{i}-graphs.safetensors")
-    scores = [probes.HeadScores.load(tmp_path / f"{i}-scores.safetensors") for i in range(3)]
+    scores = [HeadScores.load(tmp_path / f"{i}-scores.safetensors") for i in range(3)]
     direct = [probes.scan(model, shard, templates=TEMPLATES) for shard in shards]
     for one, other in zip(scores, direct, strict=True):
         assert list(one) == list(other)
@@ -121,9 +125,9 @@ def test_saved_shards_merge_as_they_would_have(model, texts, tmp_path):
     assert list(together) == list(direct[0].merge(*direct[1:]))
     whole = probes.scan(model, hooks.corpus(model, texts, length=5), templates=TEMPLATES)
     columns = ["score_low", "score_high", "excess_low", "excess_high"]
-    intervals = [probes.bootstrap_intervals(each, resamples=100)[columns] for each in (together, whole)]
+    intervals = [bootstrap_intervals(each, resamples=100)[columns] for each in (together, whole)]
     np.testing.assert_allclose(*intervals, rtol=0, atol=1e-7)  # the order of the sequences decides nothing
-    graphs = [probes.Evidence.load(tmp_path / f"{i}-graphs.safetensors") for i in range(3)]
+    graphs = [Evidence.load(tmp_path / f"{i}-graphs.safetensors") for i in range(3)]
     merged, once = graphs[0].merge(graphs[1]).merge(graphs[2]), probes.head_graphs(model, whole_of(shards))
     for layer in range(2):
         np.testing.assert_allclose(merged.values[layer], once.values[layer], rtol=0, atol=1e-12)
@@ -150,11 +154,11 @@ def test_what_can_not_be_merged(model, texts, tmp_path):
     (read,) = both.settings["tokens"]
     assert read["source"] == [str(tmp_path / "a"), str(tmp_path / "b")]
     assert read["sequences"] == 2 + 2
-    assert hooks.missing_shards(read) == (f"{tmp_path / 'a'} 0/2",)
-    assert hooks.missing_shards(both.merge(scan("a", shard="0/2")).settings["tokens"][0]) == ()
+    assert missing_shards(read) == (f"{tmp_path / 'a'} 0/2",)
+    assert missing_shards(both.merge(scan("a", shard="0/2")).settings["tokens"][0]) == ()
     own = probes.Template("own", lambda tokens: tokens[:, :, None] == tokens[:, None], "mine")
     probes.scan(model, hooks.corpus(model, texts, length=5), templates=[own]).save(tmp_path / "own.safetensors")
-    loaded = probes.HeadScores.load(tmp_path / "own.safetensors")
+    loaded = HeadScores.load(tmp_path / "own.safetensors")
     with pytest.raises(CausalProbeError, match="holds its name and not its function"):
         loaded.templates[0](torch.tensor([[1, 2]]))
     probes.head_graphs(model, hooks.corpus(model, texts, length=5)).save(tmp_path / "graphs.safetensors")
@@ -164,12 +168,12 @@ def test_what_can_not_be_merged(model, texts, tmp_path):
         (tmp_path / "graphs.safetensors", "holds evidence .Evidence., no HeadScores"),
     ):
         with pytest.raises(CausalProbeError, match=message):
-            probes.HeadScores.load(path)
+            HeadScores.load(path)
     arrays, about = results.read_arrays(tmp_path / "own.safetensors")
     newer = {**about, "format": 2, "provenance": {"versions": {"causal-probe": "9.0"}}}
     results.write_arrays(tmp_path / "own.safetensors", arrays, about=newer)
     with pytest.raises(CausalProbeError, match=r"format 2, written by causal-probe 9\.0; .* Upgrade"):
-        probes.HeadScores.load(tmp_path / "own.safetensors")
+        HeadScores.load(tmp_path / "own.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".JSONL", ".json"])

@@ -39,7 +39,7 @@ def test_a_replaced_row_is_what_the_head_reads_by_and_the_only_change(kind, row)
     expected = value_at(model, pattern)
     expected[:, 1, 4] = 0
     expected[:, 1, 4, : len(row)] = row.numpy()
-    edit = replace_row(0, 1, 4, row)
+    edit = replace_row(0, 1, query=4, row=row)
     np.testing.assert_allclose(value_at(model, pattern, edit), expected, atol=1e-7)
     v = value_at(model, attention_hook(0, "v"))
     np.testing.assert_allclose(
@@ -57,9 +57,9 @@ def test_ablations_replace_one_head_everywhere(kind):
     reference = random_tokens(5, seed=3)
     mean = mean_heads(model, reference, layer=0).mean
     expected[:, :, 1] = mean[:, 1].numpy()
-    np.testing.assert_allclose(value_at(model, z, mean_ablate(0, 1, mean[:, 1])), expected, atol=1e-6)
+    np.testing.assert_allclose(value_at(model, z, mean_ablate(0, 1, reference=mean[:, 1])), expected, atol=1e-6)
     expected[:, :, 1] = mean[:, 1].mean(0).numpy()
-    np.testing.assert_allclose(value_at(model, z, mean_ablate(0, 1, mean[:, 1].mean(0))), expected, atol=1e-6)
+    np.testing.assert_allclose(value_at(model, z, mean_ablate(0, 1, reference=mean[:, 1].mean(0))), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -69,14 +69,14 @@ def test_resample_ablation_puts_other_sequences_in_one_heads_place(kind):
     clean = torch.as_tensor(value_at(model, z))
     expected = clean.clone()
     expected[:, :, 1] = clean.roll(1, 0)[:, :, 1]
-    found = value_at(model, z, resample_ablate(0, 1, clean.roll(1, 0)[:, :, 1]))
+    found = value_at(model, z, resample_ablate(0, 1, donors=clean.roll(1, 0)[:, :, 1]))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert not np.allclose(found, clean)
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(
-    ("what", "edit"), [("pattern", replace_row(0, 0, 3, one_hot_row(0))), ("z", zero_ablate(0, 0))]
+    ("what", "edit"), [("pattern", replace_row(0, 0, query=3, row=one_hot_row(0))), ("z", zero_ablate(0, 0))]
 )
 def test_the_models_own_tensors_are_not_written_to(kind, what, edit):
     model = MODELS[kind]()
@@ -91,7 +91,7 @@ def test_the_models_own_tensors_are_not_written_to(kind, what, edit):
 
 def test_edits_made_in_a_loop_each_keep_their_own_place():
     model = disentangled()
-    edits = [replace_row(0, head, query, one_hot_row(0)) for head, query in [(0, 5), (1, 2)]]
+    edits = [replace_row(0, head, query=query, row=one_hot_row(0)) for head, query in [(0, 5), (1, 2)]]
     pattern = value_at(model, attention_hook(0, "pattern"), *edits)
     on_first = (pattern[..., 0] == 1).all(0)
     assert {(int(head), int(query)) for head, query in np.argwhere(on_first)} == {(0, 0), (1, 0), (0, 5), (1, 2)}
@@ -100,23 +100,23 @@ def test_edits_made_in_a_loop_each_keep_their_own_place():
 @pytest.mark.parametrize("row", [torch.tensor([0.5, 0.4]), torch.tensor([1.5, -0.5]), torch.tensor([torch.nan, 1.0])])
 def test_a_row_that_is_no_distribution_is_refused(row):
     with pytest.raises(CausalProbeError, match="must be a distribution over keys"):
-        replace_row(0, 0, 1, row)
+        replace_row(0, 0, query=1, row=row)
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (
-            replace_row(0, 2, 1, one_hot_row(0)),
+            replace_row(0, 2, query=1, row=one_hot_row(0)),
             r"head 2 was asked for at blocks\.0\.attn\.hook_pattern, .* from 0 to 1",
         ),
-        (replace_row(0, 0, 7, one_hot_row(0)), "query 7 was asked for"),
-        (replace_row(0, 0, 1, one_hot_row(7)), "key 7 was asked for"),
+        (replace_row(0, 0, query=7, row=one_hot_row(0)), "query 7 was asked for"),
+        (replace_row(0, 0, query=1, row=one_hot_row(7)), "key 7 was asked for"),
         (zero_ablate(1, 1), r"head 1 was asked for at blocks\.1\.attn\.hook_z"),
-        (mean_ablate(0, 0, torch.zeros(3)), r"shape \[3\] can't replace"),
-        (mean_ablate(0, 0, torch.zeros(4, 12)), r"shape \[4, 12\] can't replace .* \[7, 12\]"),
+        (mean_ablate(0, 0, reference=torch.zeros(3)), r"shape \[3\] can't replace"),
+        (mean_ablate(0, 0, reference=torch.zeros(4, 12)), r"shape \[4, 12\] can't replace .* \[7, 12\]"),
         (
-            resample_ablate(0, 0, torch.zeros(2, 7, 12)),
+            resample_ablate(0, 0, donors=torch.zeros(2, 7, 12)),
             r"shape \[2, 7, 12\] can't replace .* \[7, 12\], in \d+ sequences",
         ),
         (zero_ablate(5, 0), r"no hook point blocks\.5\.attn\.hook_z"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import Moments, attention_hook, mean_heads, mean_patterns, moments
+from causal_probe.hooks import attention_hook, mean_heads, mean_patterns, moments
+from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.record import record
 from tests.tiny_models import MODELS, disentangled, random_tokens, transformer_lens
 

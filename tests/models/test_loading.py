@@ -12,7 +12,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from causal_probe.errors import CausalProbeError, CausalProbeWarning
-from causal_probe.hooks import special_tokens, to_hooked
+from causal_probe.hooks import to_hooked
+from causal_probe.hooks.tokens import special_tokens
 from causal_probe.models import DisentangledTransformer, load_model, save
 from tests import tiny_huggingface as tiny
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from causal_probe.hooks import attention_hook, find_faults, self_test, special_tokens
+from causal_probe.hooks import attention_hook, find_faults, self_test
+from causal_probe.hooks.tokens import special_tokens
 
 pytestmark = pytest.mark.slow
 

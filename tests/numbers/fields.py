@@ -63,7 +63,7 @@ def of_scores(found: Any) -> Numbers:
             head.excess_stderr,
             head.sink,
             head.rows,
-            head.sequences,
+            head.n_sequences,
         )
     yield [found.shared[pair] for pair in sorted(found.shared)]
 

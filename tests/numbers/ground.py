@@ -13,6 +13,9 @@ import torch
 
 from causal_probe import graphs, hooks, models, tasks, training
 from causal_probe.graphs.randomness import numpy_generator
+from causal_probe.hooks.continuous import OnSequences
+from causal_probe.hooks.preflight import context_length
+from causal_probe.hooks.tokens import content_tokens, special_tokens, text_start
 from causal_probe.models.constructions import Circuit
 from causal_probe.models.export import real_heads
 from causal_probe.models.fast import last_logits
@@ -374,10 +377,10 @@ def edits() -> Numbers:
         z = hooks.mean_heads(model, tokens, layer=0).mean[:, 1]
         for edit in (
             hooks.zero_ablate(0, 1),
-            hooks.mean_ablate(0, 1, z),
-            hooks.resample_ablate(0, 1, z.expand(5, *z.shape) + torch.arange(5)[:, None, None]),
-            hooks.replace_row(0, 0, 4, hooks.uniform_row(4)),
-            hooks.replace_row(1, 0, 3, hooks.one_hot_row(1)),
+            hooks.mean_ablate(0, 1, reference=z),
+            hooks.resample_ablate(0, 1, donors=z.expand(5, *z.shape) + torch.arange(5)[:, None, None]),
+            hooks.replace_row(0, 0, query=4, row=hooks.uniform_row(4)),
+            hooks.replace_row(1, 0, query=3, row=hooks.one_hot_row(1)),
         ):
             with hooks.edited(model, edit), torch.no_grad():
                 yield model(tokens)
@@ -390,7 +393,7 @@ def continuous_inputs() -> Numbers:
     read_out = torch.randn(model.cfg.d_model, 2, generator=source)
     yield hooks.on_residual_stream(model, read_in=read_in, read_out=read_out)(torch.randn(3, 5, 4, generator=source))
     linear = models.LinearTransformer(3, 5, softmax=True).initialise(source, scale=1.0)
-    held = hooks.OnSequences(linear, torch.randn(4, 5, 3, generator=source))
+    held = OnSequences(linear, torch.randn(4, 5, 3, generator=source))
     yield [its.mean for its in hooks.mean_patterns(held, held.tokens).values()]
 
 
@@ -402,11 +405,11 @@ def corpus() -> Numbers:
         yield list(made.sequences())
         counts = made.counts()
         yield counts.documents, counts.sequences, counts.tokens, counts.left_over
-    special = hooks.special_tokens(model)
+    special = special_tokens(model)
     yield sorted(special.ids), special.bos, special.pad, special.before, special.after
-    yield hooks.content_tokens(model)
-    yield hooks.text_start(model, "auto")
-    yield hooks.context_length(model)
+    yield content_tokens(model)
+    yield text_start(model, "auto")
+    yield context_length(model)
 
 
 @call

@@ -13,8 +13,14 @@ import torch
 from causal_probe import graphs, hooks, models, probes, training
 from causal_probe.discovery import DSeparation, FisherZ, fci, icd, ordered_icd, pc
 from causal_probe.discovery.fci import data_with_correlation
+from causal_probe.hooks.continuous import OnSequences
 from causal_probe.probes.attention_correlation import attention_correlation, output_correlation
+from causal_probe.probes.bootstrap import bootstrap_intervals
+from causal_probe.probes.evidence import Evidence
+from causal_probe.probes.explain import summarise
+from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.p_values import holm, t_interval, t_p_value
+from causal_probe.probes.sequences import ngram_tokens
 from causal_probe.tasks import generator
 from tests import tiny_huggingface, tiny_models
 from tests.numbers.calls import Numbers, call
@@ -54,7 +60,7 @@ from tests.numbers.made import (
 def made_sequences() -> Numbers:
     for model in (induction_model(), reader()):
         yield probes.repeated_tokens(model, n_sequences=5, seed=3).tokens
-        yield probes.ngram_tokens(model, n=2, n_sequences=5, seed=3, period=7).tokens
+        yield ngram_tokens(model, n=2, n_sequences=5, seed=3, period=7).tokens
 
 
 @call
@@ -84,7 +90,7 @@ def scan_given_tokens() -> Numbers:
         yield from of_scores(probes.scan(build(), torch.split(tokens, 4), templates=templates))
         found = probes.scan(build(), tokens, templates=templates, queries=[2, -1], batch_size=2)
         yield from of_scores(found)
-        yield from of_intervals(probes.bootstrap_intervals(found, resamples=200))
+        yield from of_intervals(bootstrap_intervals(found, resamples=200))
 
 
 def _two_back_or_first(tokens: torch.Tensor) -> torch.Tensor:
@@ -115,10 +121,10 @@ def scan_by_parts() -> Numbers:
     parts = [probes.scan(model, hooks.corpus(model, texts(), length=9, shard=(i, 3))) for i in range(3)]
     whole = parts[0].merge(*parts[1:])
     yield from of_scores(whole)
-    yield from of_intervals(probes.bootstrap_intervals(whole, resamples=300, seed=4))
+    yield from of_intervals(bootstrap_intervals(whole, resamples=300, seed=4))
     with tempfile.TemporaryDirectory() as folder:
         whole.save(Path(folder) / "scores.safetensors")
-        yield from of_scores(probes.HeadScores.load(Path(folder) / "scores.safetensors"))
+        yield from of_scores(HeadScores.load(Path(folder) / "scores.safetensors"))
 
 
 @call
@@ -163,7 +169,7 @@ def head_graphs_per_mean() -> Numbers:
         yield from of_graph(found.offset_graph(0, 0, claim=0.2))
         with tempfile.TemporaryDirectory() as folder:
             found.save(Path(folder) / "graphs.safetensors")
-            yield [its for _, its in sorted(probes.Evidence.load(Path(folder) / "graphs.safetensors").values.items())]
+            yield [its for _, its in sorted(Evidence.load(Path(folder) / "graphs.safetensors").values.items())]
 
 
 @call
@@ -326,7 +332,7 @@ def copy_sensitivity() -> Numbers:
     yield found.shares
     yield found.share(-1)
     yield found.share(-1, [1, 3, 5])
-    held = hooks.OnSequences(model, inputs, layers=1)
+    held = OnSequences(model, inputs, layers=1)
     yield from of_scores(probes.scan(held, held.tokens, templates=["previous-token"], queries=[1, 3, 5]))
 
 
@@ -415,7 +421,7 @@ def explain() -> Numbers:
         each.append(explained)
         for name in sorted(explained):
             yield from of_explanation(explained[name])
-    yield probes.summarise(each).to_pandas().to_numpy(dtype=float)
+    yield summarise(each).to_pandas().to_numpy(dtype=float)
 
 
 @call

@@ -384,5 +384,5 @@ def _of_sweep(table: Any) -> Numbers:
 #: What a sweep's table says of a head or an edge.
 SWEEP_COLUMNS = (
     "layer", "head", "child", "parent", "score", "chance", "stderr", "chance_variance", "covariance", "excess", "excess_stderr",
-    "sink", "attention", "gain", "p_value", "log_e_value", "measured_rows", "sequences", "found", "true",
+    "sink", "attention", "gain", "p_value", "log_e_value", "measured_rows", "n_sequences", "found", "true",
 )  # fmt: skip

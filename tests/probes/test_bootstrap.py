@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from causal_probe import CausalProbeError, probes
+from causal_probe.probes.bootstrap import bootstrap_intervals
 from tests.tiny_models import disentangled, random_tokens
 
 
@@ -17,7 +18,7 @@ def scores():
 
 
 def test_it_is_scipys_percentile_bootstrap(scores):
-    table = probes.bootstrap_intervals(scores, resamples=4000)
+    table = bootstrap_intervals(scores, resamples=4000)
     assert list(zip(table["layer"], table["head"], table["template"], strict=True)) == [one[:3] for one in scores]
     for row in table.to_dict("records"):
         evidence = scores.sums[row["template"]]
@@ -39,13 +40,13 @@ def test_it_is_scipys_percentile_bootstrap(scores):
 
 def test_sequences_that_are_alike_leave_no_doubt():
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]]).repeat(5, 1)
-    table = probes.bootstrap_intervals(probes.scan(disentangled(), tokens, templates="induction"))
+    table = bootstrap_intervals(probes.scan(disentangled(), tokens, templates="induction"))
     assert (table["score_high"] - table["score_low"]).max() < 1e-12
 
 
 def test_what_has_no_interval(scores):
     one = probes.scan(disentangled(), random_tokens(1), templates="previous-token")
-    assert probes.bootstrap_intervals(one)["score_low"].isna().all()
+    assert bootstrap_intervals(one)["score_low"].isna().all()
     for options in ({"resamples": 10}, {"coverage": 1.0}):
         with pytest.raises(CausalProbeError, match="100 resamples or more"):
-            probes.bootstrap_intervals(scores, **options)
+            bootstrap_intervals(scores, **options)

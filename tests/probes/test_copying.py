@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from causal_probe import CausalProbeError
-from causal_probe.hooks import OnSequences
+from causal_probe.hooks.continuous import OnSequences
 from causal_probe.models import LinearTransformer
 from causal_probe.probes import copy_sensitivity, scan
 

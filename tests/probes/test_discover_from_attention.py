@@ -12,7 +12,7 @@ import torch
 
 from causal_probe import CausalProbeError
 from causal_probe.discovery import FisherZ, ordered_icd
-from causal_probe.hooks import HookedModel
+from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.read import read_layer
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import discover_from_attention

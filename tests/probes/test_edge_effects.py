@@ -13,7 +13,8 @@ from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes import EdgeEffects, edge_effects, head_graphs
+from causal_probe.probes import edge_effects, head_graphs
+from causal_probe.probes.edge_tests import EdgeEffects
 from causal_probe.probes.p_values import holm
 from causal_probe.tasks import InContextMarkov, cross_entropy
 from causal_probe.tasks.stationary import stationary_distribution

@@ -11,7 +11,8 @@ import torch
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.probes import AboveZero, Evidence, Quantity, head_graphs, scan, score_patterns
+from causal_probe.probes import head_graphs, scan, score_patterns
+from causal_probe.probes.evidence import AboveZero, Evidence, Quantity
 from causal_probe.probes.score_gradients import GRADIENT, score_gradients
 from tests.tiny_models import MODELS, disentangled, random_tokens
 

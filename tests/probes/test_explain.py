@@ -13,7 +13,8 @@ from causal_probe import CausalProbeError
 from causal_probe.discovery.marks import Marks
 from causal_probe.discovery.possible_d_sep import possible_d_sep
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes import discover_from_attention, explain, outputs_of, summarise
+from causal_probe.probes import discover_from_attention, explain, outputs_of
+from causal_probe.probes.explain import summarise
 
 TOKENS = torch.tensor([3, 1, 4, 2, 0, 3])
 

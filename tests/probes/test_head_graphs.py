@@ -12,7 +12,8 @@ from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes import Evidence, head_graphs
+from causal_probe.probes import head_graphs
+from causal_probe.probes.evidence import Evidence
 from tests.tiny_models import MODELS, disentangled, random_tokens
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
-from causal_probe.probes import Evidence, match_heads
+from causal_probe.probes import match_heads
+from causal_probe.probes.evidence import Evidence
 
 
 def by_hand(weights):

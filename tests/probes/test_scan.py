@@ -20,10 +20,8 @@ from causal_probe.hooks.record import micro_batch_size
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import (
     TEMPLATES,
-    HeadScores,
     Template,
     from_graph,
-    ngram_tokens,
     offset,
     repeated_tokens,
     scan,
@@ -31,8 +29,9 @@ from causal_probe.probes import (
     successor_of_parent,
     template,
 )
+from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.scoring import score_patterns
-from causal_probe.probes.sequences import Sequences
+from causal_probe.probes.sequences import Sequences, ngram_tokens
 from causal_probe.probes.template_sums import TemplateSums
 from tests.probes import oracle
 from tests.tiny_models import MODELS, disentangled, random_tokens, transformer_lens
@@ -77,7 +76,7 @@ def test_scores_are_those_of_plain_loops_over_the_full_cache(kind, queries):
                 theirs = oracle.score(
                     name, pattern[:, head].tolist(), tokens.tolist(), edges=set(GRAPH.edges), queries=rows
                 )
-                values = (ours.score, ours.chance, ours.excess, ours.stderr, ours.sink, ours.rows, ours.sequences)
+                values = (ours.score, ours.chance, ours.excess, ours.stderr, ours.sink, ours.rows, ours.n_sequences)
                 for mine, other in zip(values, theirs, strict=True):
                     assert mine == (other if other is None else pytest.approx(other, abs=1e-6)), (name, layer, head)
                 defined += ours.score is not None
@@ -126,7 +125,7 @@ def test_sequences_without_a_row_are_left_out_and_counted():
     pattern = torch.full((3, 1, 6, 6), 1.0, dtype=torch.float64).tril()
     pattern /= pattern.sum(-1, keepdim=True)
     found = score_patterns([pattern], tokens, templates=["induction", "duplicate-token"]).of(0, 0, "induction")
-    assert (found.rows, found.sequences) == (4, 2)
+    assert (found.rows, found.n_sequences) == (4, 2)
     assert found.score == pytest.approx(((1 / 4 + 1 / 5 + 1 / 6) / 3 + 1 / 6) / 2)
     one = score_patterns([pattern[1:]], tokens[1:], templates=["induction"]).of(0, 0, "induction")
     assert (one.score, one.stderr, one.excess_stderr) == (pytest.approx(1 / 6), None, None)
@@ -589,7 +588,7 @@ def test_what_is_not_there_is_told():
     found = scan(set_by_hand(), n_sequences=3, templates=["induction"])
     with pytest.raises(CausalProbeError, match="'previous-token' was not scored; those that were: induction"):
         found.top("previous-token")
-    with pytest.raises(CausalProbeError, match=r"no head L2H0; the heads by layer are \[2, 1\]"):
+    with pytest.raises(CausalProbeError, match=r"no head L2H0\. Heads, counted from 0: layer 0: 2, layer 1: 1"):
         found.of(2, 0, "induction")
     with pytest.raises(CausalProbeError, match="Patterns of 2 sequences of 4 tokens are"):
         score_patterns([torch.zeros(2, 1, 3, 3)], torch.zeros(2, 4, dtype=torch.long))

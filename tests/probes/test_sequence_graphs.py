@@ -10,8 +10,9 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import chain, random_forest
-from causal_probe.probes import Evidence, SequenceComparison, SequenceGraphs, head_graphs, template
-from causal_probe.probes.sequence_graphs import largest_parents
+from causal_probe.probes import head_graphs, template
+from causal_probe.probes.evidence import Evidence
+from causal_probe.probes.sequence_graphs import SequenceComparison, SequenceGraphs, largest_parents
 from tests.tiny_models import MODELS, disentangled, random_tokens
 
 PROVENANCE = {"model": "by hand", "dtype": "float64", "device": "cpu", "versions": {"transformer-lens": "4.3.0"}}
@@ -194,7 +195,7 @@ def test_it_prints_cites_and_writes_itself(tmp_path):
 
 def test_bad_input_is_told():
     model, tokens = disentangled(), random_tokens(2)
-    with pytest.raises(CausalProbeError, match=r"L0H9; the heads by layer are \[2, 1\]"):
+    with pytest.raises(CausalProbeError, match=r"L0H9\. Heads, counted from 0: layer 0: 2, layer 1: 1"):
         head_graphs(model, tokens, per="sequence").parents(0, 9)
     found = of_pattern(random_pattern(), "root")
     with pytest.raises(CausalProbeError, match="no sequence 3; there are 3"):

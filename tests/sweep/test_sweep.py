@@ -465,7 +465,7 @@ def test_shards_of_corpora_are_cells_and_merge_to_the_whole(texts, tmp_path):
         assert len(rows) == len(list(whole)) == 2 * 4 * 2
         for one in whole:
             row = rows.loc[one[:3]]
-            assert (row["sequences"], row["measured_rows"]) == (one.sequences, one.rows)
+            assert (row["n_sequences"], row["measured_rows"]) == (one.n_sequences, one.rows)
             for value in ("score", "chance", "excess", "sink", "stderr", "excess_stderr"):
                 assert row[value] == pytest.approx(getattr(one, value), abs=1e-6), value  # float32, other micro-batches
             assert row["found"] == (one[:3] in {called[:3] for called in whole.called()})
@@ -489,7 +489,7 @@ def test_head_graphs_of_corpora(texts, tmp_path):
         direct = probes.head_graphs(model, hooks.corpus(model, name, length=8, separator="--"))
         wanted = [c.value for layer in range(2) for head in range(4) for c in direct.parents(layer, head)]
         assert rows["attention"].tolist() == pytest.approx(wanted, abs=1e-9)
-        assert set(rows["sequences"]) == {direct.provenance["corpus"]["sequences"]}
+        assert set(rows["n_sequences"]) == {direct.provenance["corpus"]["sequences"]}
     with pytest.raises(CausalProbeError, match="has no option shard"):
         sweep({**spec, "grid": {**spec["grid"], "shard": ["0/2"]}}, out=tmp_path / "shards")
     with pytest.raises(CausalProbeError, match="no scan of a corpus"):
