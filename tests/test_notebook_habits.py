@@ -23,7 +23,9 @@ from causal_probe.mechanisms.dynamics import dynamics
 from tests.viz import every_report
 from tests.viz.hostile import HOSTILE
 
-PLACES = tuple(room for room in causal_probe.__all__ if room not in ("CausalProbeError", "errors"))
+PLACES = tuple(
+    room for room in causal_probe.__all__ if room not in ("CausalProbeError", "errors", "load", "report", "save")
+)
 
 
 def exported() -> Iterator[tuple[str, Any]]:
@@ -203,6 +205,8 @@ def test_every_result_is_shown_as_a_table_of_text(tmp_path: Path) -> None:
 
 #: Public functions whose example would not be short: why.
 WITHOUT_EXAMPLE = {
+    "discovery.fci": "needs the package causal-learn",
+    "options.takes": "the docstring of its module shows it",
     "hooks.corpus": "needs a tokenizer and a folder of texts",
     "hooks.is_live": "the question that preflight asks, hook by hook",
     "hooks.on_residual_stream": "needs a model that was trained on vectors",

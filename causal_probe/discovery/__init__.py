@@ -24,3 +24,7 @@ __all__ = [
     "ordered_icd",
     "pc",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -40,6 +40,13 @@ def icd(
         The largest conditioning set; by default no limit.
     max_tests
         The search ends before the order that would need more tests than are left of these.
+
+    Examples
+    --------
+    >>> from causal_probe.discovery import DSeparation
+    >>> from causal_probe.graphs import from_parents
+    >>> sorted(icd(DSeparation(from_parents([None, None, (0, 1)]))).marks.to_networkx().edges(data="mark"))
+    [(0, 2, 'arrow'), (1, 2, 'arrow'), (2, 0, 'circle'), (2, 1, 'circle')]
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     order, stopped, unfinished = 0, None, True
@@ -91,6 +98,13 @@ def ordered_icd(
 
     Only sets of nodes before the later end of an edge are conditioned on, and every edge has an arrow at its later end. Parameters
     are those of :func:`icd`; ``stable`` makes the result independent of the order in which *edges* are visited.
+
+    Examples
+    --------
+    >>> from causal_probe.discovery import DSeparation
+    >>> from causal_probe.graphs import from_parents
+    >>> sorted(ordered_icd(DSeparation(from_parents([None, None, (0, 1)]))).marks.to_networkx().edges(data="mark"))
+    [(0, 2, 'arrow'), (1, 2, 'arrow'), (2, 0, 'circle'), (2, 1, 'circle')]
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     n = test.n

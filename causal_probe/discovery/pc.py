@@ -43,6 +43,13 @@ def pc(
         The largest conditioning set; by default no limit.
     max_tests
         The search ends before the order that would need more tests than are left of these.
+
+    Examples
+    --------
+    >>> from causal_probe.discovery import DSeparation
+    >>> from causal_probe.graphs import from_parents
+    >>> sorted(pc(DSeparation(from_parents([None, None, (0, 1)]))).marks.to_networkx().edges(data="mark"))
+    [(0, 2, 'arrow'), (1, 2, 'arrow'), (2, 0, 'tail'), (2, 1, 'tail')]
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     order, stopped = 0, None

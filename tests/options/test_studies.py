@@ -19,7 +19,8 @@ from causal_probe.options import STUDIES, Options, takes
 from causal_probe.options.base import GIVEN, Help
 from causal_probe.options.scan import ScanOptions
 from causal_probe.options.studies import SweepOptions
-from causal_probe.sweep import PROBES, plan
+from causal_probe.sweep.cells import PROBES
+from causal_probe.sweep.plan import plan
 
 #: What has no default, as text.
 NEEDED: dict[str, dict[str, Any]] = {
