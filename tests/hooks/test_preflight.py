@@ -10,8 +10,9 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import attention_hook, content_tokens, find_faults, preflight, to_hooked
+from causal_probe.hooks import attention_hook, find_faults, preflight, to_hooked
 from causal_probe.hooks.check import _modules
+from causal_probe.hooks.tokens import content_tokens
 from tests import tiny_huggingface as tiny
 from tests.tiny_models import MODELS, N_POSITIONS, disentangled, random_tokens
 
