@@ -46,7 +46,6 @@ def icd(
 
     Examples
     --------
-    <<<<<<< HEAD
     Two causes of one effect:
 
     >>> import networkx as nx
@@ -55,12 +54,6 @@ def icd(
     >>> found = icd(DSeparation(nx.DiGraph([(0, 2), (1, 2)]))).marks.to_networkx()
     >>> [graphs.mixed.show_mixed_edge(found, *edge) for edge in graphs.mixed.mixed_edges(found)]
     ['0 o-> 2', '1 o-> 2']
-    =======
-    >>> from causal_probe.discovery import DSeparation
-    >>> from causal_probe.graphs import from_parents
-    >>> sorted(icd(DSeparation(from_parents([None, None, (0, 1)]))).marks.to_networkx().edges(data="mark"))
-    [(0, 2, 'arrow'), (1, 2, 'arrow'), (2, 0, 'circle'), (2, 1, 'circle')]
-    >>>>>>> exper
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     order, stopped, unfinished = 0, None, True
@@ -113,7 +106,6 @@ def ordered_icd(
     """Learn a PAG whose nodes are in a causal order: none is a cause of an earlier one, as tokens of a causal model are.
 
     Only sets of nodes before the later end of an edge are conditioned on, and every edge has an arrow at its later end. Parameters
-    <<<<<<< HEAD
     (``test``, ``stable``, ``max_order``, ``max_tests``) are those of :func:`icd`; ``stable`` makes the result independent of the order in
     which *edges* are visited.
 
@@ -127,16 +119,6 @@ def ordered_icd(
     >>> found = ordered_icd(DSeparation(nx.DiGraph([(0, 2), (1, 2)]))).marks.to_networkx()
     >>> [graphs.mixed.show_mixed_edge(found, *edge) for edge in graphs.mixed.mixed_edges(found)]
     ['0 o-> 2', '1 o-> 2']
-    =======
-    are those of :func:`icd`; ``stable`` makes the result independent of the order in which *edges* are visited.
-
-    Examples
-    --------
-    >>> from causal_probe.discovery import DSeparation
-    >>> from causal_probe.graphs import from_parents
-    >>> sorted(ordered_icd(DSeparation(from_parents([None, None, (0, 1)]))).marks.to_networkx().edges(data="mark"))
-    [(0, 2, 'arrow'), (1, 2, 'arrow'), (2, 0, 'circle'), (2, 1, 'circle')]
-    >>>>>>> exper
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     n = test.n

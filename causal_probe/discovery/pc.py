@@ -46,7 +46,6 @@ def pc(
 
     Examples
     --------
-    <<<<<<< HEAD
     Two causes of one effect:
 
     >>> import networkx as nx
@@ -55,12 +54,6 @@ def pc(
     >>> found = pc(DSeparation(nx.DiGraph([(0, 2), (1, 2)]))).marks.to_networkx()
     >>> [graphs.mixed.show_mixed_edge(found, *edge) for edge in graphs.mixed.mixed_edges(found)]
     ['0 --> 2', '1 --> 2']
-    =======
-    >>> from causal_probe.discovery import DSeparation
-    >>> from causal_probe.graphs import from_parents
-    >>> sorted(pc(DSeparation(from_parents([None, None, (0, 1)]))).marks.to_networkx().edges(data="mark"))
-    [(0, 2, 'arrow'), (1, 2, 'arrow'), (2, 0, 'tail'), (2, 1, 'tail')]
-    >>>>>>> exper
     """
     search = Search(test, stable=stable, max_tests=max_tests)
     order, stopped = 0, None
