@@ -213,7 +213,6 @@ def test_every_result_is_shown_as_a_table_of_text(tmp_path: Path) -> None:
 
 #: Public functions whose example would not be short: why.
 WITHOUT_EXAMPLE = {
-    "discovery.fci": "needs the package causal-learn",
     "options.takes": "the docstring of its module shows it",
     "hooks.corpus": "needs a tokenizer and a folder of texts",
     "hooks.on_residual_stream": "needs a model that was trained on vectors",
