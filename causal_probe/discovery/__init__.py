@@ -14,21 +14,8 @@ from causal_probe.discovery.independence import DSeparation, FisherZ, Independen
 from causal_probe.discovery.pc import pc
 from causal_probe.discovery.search import Learned
 
-<<<<<<< HEAD
 __all__ = ["DSeparation", "FisherZ", "IndependenceTest", "Learned", "fci", "icd", "ordered_icd", "pc"]
-=======
-__all__ = [
-    "DSeparation",
-    "FisherZ",
-    "IndependenceTest",
-    "Learned",
-    "fci",
-    "icd",
-    "ordered_icd",
-    "pc",
-]
 
 
 def __dir__() -> list[str]:
     return [*__all__]
->>>>>>> exper
