@@ -182,7 +182,14 @@ class HeadScores(Result):
 
         A call says what a head attends to, not that the model uses it. A head may be called several things: what coincides on
         the data (:attr:`coinciding`) can't be told apart there.
+
+        Raises
+        ------
+        CausalProbeError
+            If the template was not scored.
         """
+        if template is not None:
+            self._of(template)
         return tuple(
             found
             for found in self

@@ -183,7 +183,7 @@ def test_what_holds_json_is_never_read_as_prose(suffix, encoding, tmp_path):
     lines = json.dumps(documents) if suffix == ".json" else "\n".join(map(json.dumps, documents))
     (tmp_path / f"a{suffix}").write_text(lines, encoding=encoding)
     for source in (tmp_path / f"a{suffix}", tmp_path):
-        assert list(hooks.read_documents(source)) == ["t3 \u00e9", "t4"]
+        assert list(read_documents(source)) == ["t3 \u00e9", "t4"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".gz", ".zst", ".html", ".xml", ".yaml", ".arrow", ".npy", ".docx"])
@@ -192,22 +192,22 @@ def test_a_suffix_that_is_not_read_is_refused(suffix, tmp_path):
     with pytest.raises(
         CausalProbeError, match=f"is no file of documents: its name ends in {suffix}, and files in .txt"
     ):
-        list(hooks.read_documents(tmp_path / f"a{suffix}"))
+        list(read_documents(tmp_path / f"a{suffix}"))
     with pytest.raises(CausalProbeError, match=f"also holds a{suffix}; of a folder .txt, .jsonl"):
-        list(hooks.read_documents(tmp_path))
+        list(read_documents(tmp_path))
 
 
 def test_a_folder_holds_documents_whatever_the_case_and_no_hidden_files_and_readmes(tmp_path):
     for name in ("A.TXT", "b.txt", "._b.txt", "._a.jsonl", "README.txt", "readme", "LICENSE"):
         (tmp_path / name).write_text(name)
     (tmp_path / "more").mkdir()
-    assert list(hooks.read_documents(tmp_path)) == ["A.TXT", "b.txt"]
+    assert list(read_documents(tmp_path)) == ["A.TXT", "b.txt"]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("t3\n--\nt4", encoding="utf-8-sig")
-    assert list(hooks.read_documents(tmp_path / "a.txt")) == ["t3\n--\nt4"]
-    assert list(hooks.read_documents(tmp_path / "a.txt", separator="--")) == ["t3\n", "t4"]
+    assert list(read_documents(tmp_path / "a.txt")) == ["t3\n--\nt4"]
+    assert list(read_documents(tmp_path / "a.txt", separator="--")) == ["t3\n", "t4"]
 
 
 @pytest.mark.parametrize(
@@ -231,23 +231,23 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 def test_a_document_without_text_is_refused_with_its_place(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CausalProbeError, match=message) as caught:
-        list(hooks.read_documents(tmp_path / name))
+        list(read_documents(tmp_path / name))
     assert len(str(caught.value)) < 1000
 
 
 def test_files_that_are_none_are_not_waited_for(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "a.txt")
     with pytest.raises(CausalProbeError, match="it is no file"):
-        list(hooks.read_documents(tmp_path / "a.txt"))
+        list(read_documents(tmp_path / "a.txt"))
     for name in ("x" * 5000, "~nouser/x.txt", "nul\0.txt"):
         with pytest.raises(CausalProbeError, match="can't be read: it is not there") as caught:
-            list(hooks.read_documents(name))
+            list(read_documents(name))
         assert len(str(caught.value)) < 500
     with pytest.raises(CausalProbeError, match="half of a character"):
-        list(hooks.read_documents(["t3", "\ud800"]))
+        list(read_documents(["t3", "\ud800"]))
     (tmp_path / "b.txt").write_text("t3")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert list(hooks.read_documents("~/b.txt")) == ["t3"]
+    assert list(read_documents("~/b.txt")) == ["t3"]
 
 
 def test_what_is_no_corpus(model, tmp_path):

@@ -56,6 +56,8 @@ def test_ablations_replace_one_head_everywhere(kind):
     np.testing.assert_allclose(value_at(model, z, zero_ablate(0, 1)), expected, atol=1e-7)
     reference = random_tokens(5, seed=3)
     mean = mean_heads(model, reference, layer=0).mean
+    assert torch.equal(mean_heads(model, reference, layer="L0H1").mean, mean[:, 1])
+    np.testing.assert_array_equal(value_at(model, z, zero_ablate("L0H1")), value_at(model, z, zero_ablate(0, 1)))
     expected[:, :, 1] = mean[:, 1].numpy()
     np.testing.assert_allclose(value_at(model, z, mean_ablate(0, 1, reference=mean[:, 1])), expected, atol=1e-6)
     expected[:, :, 1] = mean[:, 1].mean(0).numpy()

@@ -61,7 +61,7 @@ def test_score_and_chance_are_those_of_a_scan():
     scanned = probes.scan(model, tokens, templates="duplicate-token").of(1, 0, "duplicate-token")
     assert found.score == pytest.approx(scanned.score, abs=1e-6)
     assert found.chance == pytest.approx(scanned.chance, abs=1e-6)
-    assert (found.rows, found.n_sequences) == (scanned.rows, scanned.sequences)
+    assert (found.rows, found.n_sequences) == (scanned.rows, scanned.n_sequences)
 
 
 def test_the_total_is_the_difference_of_the_hooked_scores():

@@ -584,6 +584,16 @@ def test_it_prints_and_cites():
     assert "nichani2024" in scan(set_by_hand(), n_sequences=3, templates=graph).cite().bibtex
 
 
+def test_a_head_is_found_by_name_and_calls_by_template():
+    found = scan(set_by_hand(), n_sequences=3)
+    assert found.of("L1H0", "induction") == found.of((1, 0), "induction") == found.of(1, 0, "induction")
+    assert found.called("induction") == tuple(each for each in found.called() if each.template == "induction") != ()
+    with pytest.raises(CausalProbeError, match="Say against which template"):
+        found.of("L1H0")
+    with pytest.raises(CausalProbeError, match="'copying' was not scored"):
+        found.called("copying")
+
+
 def test_what_is_not_there_is_told():
     found = scan(set_by_hand(), n_sequences=3, templates=["induction"])
     with pytest.raises(CausalProbeError, match="'previous-token' was not scored; those that were: induction"):

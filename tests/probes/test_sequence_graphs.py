@@ -187,7 +187,7 @@ def test_it_prints_cites_and_writes_itself(tmp_path):
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["sink"] == "exclude"
     found.save(tmp_path / "found.safetensors")
     back = SequenceGraphs.load(tmp_path / "found.safetensors")
-    np.testing.assert_array_equal(back.parents(0, 1), found.parents(0, 1))
+    np.testing.assert_array_equal(back.parents("L0H1"), found.parents(0, 1))
     compared = found.compare(chain(8), 0, 0)
     compared.save(tmp_path / "compared.safetensors")
     assert SequenceComparison.load(tmp_path / "compared.safetensors").each == compared.each
