@@ -386,8 +386,8 @@ class Tokenizer:
         self.adds = adds
         self.fragments = fragments
 
-    def __call__(self, text):
-        return {"input_ids": [7] * self.adds + [0] * len(text)}
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [7] * (self.adds and add_special_tokens) + [0] * len(text)}
 
     def batch_decode(self, rows):
         return [" ".join("o\ufffd" if token in self.fragments else str(token) for token in row) for row in rows]
