@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["CausalProbeError", "CausalProbeWarning", "show_path"]
+__all__ = ["CausalProbeError", "CausalProbeWarning"]
 
 
 class CausalProbeError(ValueError):

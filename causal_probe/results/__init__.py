@@ -1,7 +1,8 @@
 """What every result shares: where it came from, how it is told, shown, kept and cited, and how files and folders are written."""
 
 from causal_probe.results.base import Result, load
-from causal_probe.results.citing import BIBLIOGRAPHY, Citation, cite
+from causal_probe.results.citing import BIBLIOGRAPHY, Citation
+from causal_probe.results.citing import cite as cite
 
 # For the rooms above, which build on them; not offered.
 from causal_probe.results.files import digest as digest
@@ -25,7 +26,7 @@ from causal_probe.results.jsonable import to_jsonable as to_jsonable
 from causal_probe.results.provenance import measured_with as measured_with
 from causal_probe.results.provenance import merge_provenance as merge_provenance
 from causal_probe.results.provenance import this_process as this_process
-from causal_probe.results.provenance import versions
+from causal_probe.results.provenance import versions as versions
 from causal_probe.results.showing import Table
 from causal_probe.results.showing import clean as clean
 from causal_probe.results.showing import escape as escape
@@ -35,7 +36,7 @@ from causal_probe.results.showing import is_showable as is_showable
 from causal_probe.results.tables import csv_text as csv_text
 from causal_probe.results.tables import parquet_bytes as parquet_bytes
 
-__all__ = ["BIBLIOGRAPHY", "Citation", "Result", "Table", "cite", "claim", "load", "versions"]
+__all__ = ["BIBLIOGRAPHY", "Citation", "Result", "Table", "claim", "load"]
 
 
 def __dir__() -> list[str]:
