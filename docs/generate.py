@@ -126,13 +126,21 @@ def plain_roles(text: str) -> str:
 
 def results_of(room: str) -> dict[str, str]:
     """Classes of results that a room's functions return, and that nobody needs to import: not in ``__all__``."""
-    known, found = public_names(room), {}
-    for file in sorted(init_of(room).parent.glob("*.py")) if room != "errors" else []:
+    if room == "errors":
+        return {}
+    bases: dict[str, set[str]] = {}
+    paths: dict[str, str] = {}
+    for file in sorted(init_of(room).parent.glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            is_result = isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Result" for base in node.bases)
-            if is_result and node.name not in known:
-                found[node.name] = f"causal_probe.{room}.{file.stem}.{node.name}"
-    return found
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = {ast.unparse(base) for base in node.bases}
+                paths[node.name] = f"causal_probe.{room}.{file.stem}.{node.name}"
+
+    def is_result(name: str) -> bool:
+        return name == "Result" or any(is_result(base) for base in bases.get(name, ()))
+
+    known = public_names(room)
+    return {name: paths[name] for name in paths if name[0] != "_" and name not in known and is_result(name)}
 
 
 def api_page(room: str) -> str:
