@@ -55,7 +55,7 @@ def test_on_a_star_the_lemma_fails_at_every_length() -> None:
     ratios = []
     for n in (16, 64, 255):
         star = measure_lemma(
-            InContextMarkov(graphs.from_parents([None, *[0] * (n - 1)]), 3, 1.0), sequences=512, draws=256
+            InContextMarkov(graphs.from_parents([None, *[0] * (n - 1)]), 3, 1.0), n_sequences=512, draws=256
         )
         edges = star[star.edge]
         ratios.append(edges.measured.mean() / edges.predicted.mean())

@@ -156,8 +156,6 @@ def test_no_scheduler_there(tmp_path, monkeypatch, address):
     assert "\n" not in str(refused.value)
 
 
-def test_ray_is_refused_with_the_reason():
-    with pytest.raises(
-        CausalProbeError, match=r"loky or dask; it is 'ray'\. Ray's backend for joblib gives results when all are there"
-    ):
-        RUN._check(1, "ray", None)
+def test_another_backend_is_refused(tmp_path):
+    with pytest.raises(CausalProbeError, match="`backend` is 'ray'. It must be 'loky' or 'dask'"):
+        sweep(SPEC, out=tmp_path / "out", backend="ray")
