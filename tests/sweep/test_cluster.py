@@ -157,5 +157,5 @@ def test_no_scheduler_there(tmp_path, monkeypatch, address):
 
 
 def test_another_backend_is_refused(tmp_path):
-    with pytest.raises(CausalProbeError, match="`backend` is 'ray'. It must be 'loky' or 'dask'"):
+    with pytest.raises(CausalProbeError, match=r"`backend` is 'ray'\. It must be 'loky' or 'dask'"):
         sweep(SPEC, out=tmp_path / "out", backend="ray")
