@@ -91,7 +91,7 @@ def test_json_words_and_no_markup(classifier: Path, capsys: pytest.CaptureFixtur
         (["--text", "the cat", "--level", "1"], "--level is 1.0"),
         (["--text", "the cat", "--head", "2"], "the layer has the heads 0..1"),
         (["--text", "the cat", "--head", "x"], "--head is 'x'"),
-        (["--text", "the cat", "--layer", "2"], "the model has 2"),
+        (["--text", "the cat", "--layer", "2"], "there are 2 layers"),
         (["--text", "the cat", "--samples", "2"], "at least 4"),
         (["--text", "the cat", "--explain", "dog"], "The token 'dog' does not occur"),
         (["--text", "the the", "--explain", "the"], "occurs 2 times"),

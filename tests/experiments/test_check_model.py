@@ -93,6 +93,7 @@ def test_a_bridge_that_computes_something_else_than_the_model(folder, monkeypatc
 
 def test_it_is_plain_json(folder):
     found = json.loads(json.dumps(check_model(folder, device="cpu").to_dict(), allow_nan=False))
+    assert abs(found["model"].pop("hooked_difference")) < 1e-3  # log-probabilities before and after hooking
     assert found["model"] == {
         "model": "tiny-llama", "dtype": "float32", "device": "cpu", "layers": 2, "heads": 4, "key_value_heads": 2, "vocabulary": 50,
         "context": 32, "tokenizer": True, "bos": 1, "added_before": [1], "special_tokens": 4,

@@ -133,7 +133,7 @@ def test_a_method_is_told_once() -> None:
             found = probes.head_graphs(model, [batch.tokens for batch in batches])
             return [found.graph(asked.layer, 0, claim=0, nodes=len(task.children))]
 
-        rows = {(r.evidence, r.layer): r for r in measure_evidence(model, task, inputs=1, sequences=64)}
+        rows = {(r.evidence, r.layer): r for r in measure_evidence(model, task, inputs=1, n_sequences=64)}
         assert methods.METHODS["largest attention"].description == "The largest attention of a row, however small."
     assert rows["largest attention", 0].skeleton.f1 == 1
     assert rows["largest attention", 1].readings == 1
