@@ -441,13 +441,15 @@ def test_why_there_are_no_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_corpus_and_its_shards_merged(tmp_path: Path) -> None:
     model = to_hooked(tiny_huggingface.llama().double(), tiny_huggingface.tokenizer(bos=True), name="tiny")
+    texts = tmp_path / "texts"
+    texts.mkdir()
     draw = np.random.default_rng(0)
     for number in range(6):
         words = (f"t{token}" for token in draw.integers(3, 8, 40 + number))
-        (tmp_path / f"{number}.txt").write_text(" ".join(words))
-    options: dict[str, Any] = {"corpus": tmp_path, "length": 12, "templates": ["previous-token", "duplicate-token"]}
+        (texts / f"{number}.txt").write_text(" ".join(words))
+    options: dict[str, Any] = {"corpus": texts, "length": 12, "templates": ["previous-token", "duplicate-token"]}
     whole = scan(model, **options, verify=True, out=tmp_path / "whole", page=write_page)
-    direct = probes.scan(model, corpus(model, tmp_path, length=12), templates=options["templates"])
+    direct = probes.scan(model, corpus(model, texts, length=12), templates=options["templates"])
     assert list(whole.scores) == list(direct)
     assert whole.intervals is not None
     pd.testing.assert_frame_equal(whole.intervals, bootstrap_intervals(direct))

@@ -244,7 +244,7 @@ def test_the_result_of_another_model_has_other_settings() -> None:
     ("positions", "options", "message"),
     [
         (9, {}, "The task has 3 states and 12 positions; the model has 3 and 9"),
-        (12, {"sequences": 1}, "at least 2 are needed"),
+        (12, {"n_sequences": 1}, "at least 2 are needed"),
         (12, {"level": 2.0}, "between 0 and 1"),
     ],
 )
