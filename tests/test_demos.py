@@ -140,7 +140,7 @@ def test_the_eighth_notebook_finds_the_planted_circuit(run: NotebookNode, stored
         assert text["blocks"].splitlines()[2].split()[:2] == ["embed", "L0H2"]
         confirmed = [line.split()[:3] for line in text["upstream"].splitlines() if line.endswith("True")]
         assert confirmed == [["L0H2", "L1H1", "key"]]
-        read = {line.split()[1]: "no head sees" not in line for line in text["made"].splitlines()[1:]}
+        read = {line.split()[1]: "no head sees" not in line for line in text["made"].splitlines()[2:]}
         assert read == {"chain": False, "pairs": False, "lag-2": True, "lag-3": False}
     kept = {cell: output.data["text/plain"] for cell, output in outputs(stored) if "data" in output}
     assert re.search("L16H0 +L18H6 +key", kept["smol-upstream"])  # the stored one shows the pretrained model
