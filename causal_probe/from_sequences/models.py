@@ -96,7 +96,7 @@ def compare_models(
     """
     gains = {}
     ratio = None if fit.ranked else fixed_ratio(fit, parents)
-    plain, concentration = _sequence_matrix(fit, held_out, parents, None)
+    plain, _ = _sequence_matrix(fit, held_out, parents, None)
     gains["one_matrix_a_sequence"] = _gain(plain)
     if ratio is None:
         gains["new_in_each"] = gains["one_matrix_a_sequence"]

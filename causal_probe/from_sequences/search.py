@@ -17,7 +17,7 @@ from causal_probe.from_sequences.agreement import starts
 from causal_probe.from_sequences.codes import Codes
 from causal_probe.from_sequences.counts import CONCENTRATIONS, ROOT, Counts, Parents
 
-__all__ = ["Found", "ascend", "enumerate_forests", "search"]
+__all__ = ["Found", "ascend", "enumerate_forests", "hub_moves", "search"]
 
 #: Up to this many columns all forests are scored.
 ENUMERATED = 5
@@ -63,7 +63,7 @@ def search(codes: Codes, *, begin: Sequence[Parents] | None = None) -> Found:
     few = codes.take(slice(MOVES_ON))
     while scores[best][1] is not None:
         concentration = scores[best][1] or 0.0
-        moves = list(_moves(best))
+        moves = list(hub_moves(best))
         if len(moves) > MOVES:
             moves = [moves[i] for i in np.random.default_rng(0).choice(len(moves), MOVES, replace=False)]
         counts_few = Counts(few)
@@ -147,7 +147,7 @@ def _ranked(codes: Codes, graphs: list[Parents]) -> list[Parents]:
     return [list(graph) for graph in ranked[:GO_ON]]
 
 
-def _moves(graph: Sequence[int]) -> Iterator[Parents]:
+def hub_moves(graph: Sequence[int]) -> Iterator[Parents]:
     """Graphs in which two columns have exchanged their children (and parents), or one has handed all of its children to another."""
     children: dict[int, list[int]] = {column: [] for column in range(len(graph))}
     for child, parent in enumerate(graph):

@@ -19,8 +19,10 @@ from causal_probe.from_sequences.search import Found, ascend, search
 from causal_probe.from_sequences.swaps import SwapTest, swap_test
 from causal_probe.from_sequences.verdicts import (
     Assumption,
+    HubRival,
     Node,
     check_assumptions,
+    hub_rivals,
     judge,
     rejections,
     root_concentration,
@@ -100,6 +102,7 @@ class Measured:
     codes: Codes
     best: Found
     p_values: list[dict[int, float]]
+    hubs: list[HubRival]
     tests: tuple[SwapTest, SwapTest]
     gains: dict[str, Gain]
     assumptions: tuple[Assumption, ...]
@@ -129,6 +132,7 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
         codes=codes,
         best=best,
         p_values=rejections(counts, best.concentration),
+        hubs=hub_rivals(codes, best.parents, best.concentration),
         tests=(in_context_test, fixed_test),
         gains=gains,
         assumptions=check_assumptions(codes, counts, best.concentration),
@@ -141,7 +145,7 @@ def decide(measured: Measured, *, level: float) -> SequenceGraph:
     codes, best = measured.codes, measured.best
     n, columns = codes.local.shape
     structure, kind_decided = _structure(measured.gains, measured.tests, level)
-    nodes = judge(best.parents, measured.p_values, n_sequences=n, level=level)
+    nodes = judge(best.parents, measured.p_values, measured.hubs, n_sequences=n, level=level)
     withheld = _withheld(structure, kind_decided, [a.name for a in measured.assumptions if not a.holds])
     if withheld:
         nodes = [

@@ -6,8 +6,10 @@ that the gain assumes; priors of other kinds are tried in the benchmark). All ri
 at all is asked with a larger concentration, A (1 + A / 4): with little dependence the gain is then nearly linear in the counts, loses less to their
 noise, and its mean under "root" is still below 0. Root is claimed where "root" beats every candidate in the same way.
 
-**Not identifiable.** Fixed beforehand: a claimed edge needs *two different parents* in the graph. If one column is the parent of all edges (a single edge, a
-star), all children are drawn from one row of the matrix, and nothing says which column's token chose the row: any root would do as well.
+**Not identifiable.** Fixed beforehand: a claimed edge needs three different parents in the graph, or two of which one is the other's child. If
+one column is the parent of all edges (a single edge, a star), all children are drawn from one row of the matrix, and nothing says which column's token
+chose the row: any root would do as well. If two roots are the only parents, whether their tokens are equal says whether their children share a row, and that is the
+same when they exchange their children.
 
 **Assumptions.** The same tests against rivals that the assumptions exclude: a later column as the parent (columns not in causal order), every other
 root of a component (the same), a second parent beside the first; and columns whose tokens are frequenter than elsewhere in the same sequences
@@ -26,8 +28,9 @@ from scipy import stats
 
 from causal_probe.from_sequences.codes import Codes
 from causal_probe.from_sequences.counts import ROOT, Counts, polya
+from causal_probe.from_sequences.search import hub_moves
 
-__all__ = ["Assumption", "Node", "check_assumptions", "identifiable", "judge", "rejections"]
+__all__ = ["Assumption", "HubRival", "Node", "check_assumptions", "hub_rivals", "identifiable", "judge", "rejections"]
 
 #: Weight of a second parent in the mixture that is tested against the first alone.
 SHARE_OF_SECOND = 0.5
@@ -35,6 +38,10 @@ SHARE_OF_SECOND = 0.5
 LEAST_TURN = 0.05
 #: Level of each test of an assumption: a rejection withholds all claims, so it is rarer than the study's own errors.
 ASSUMPTION_LEVEL = 1e-3
+#: Rival graphs that are scored on a few sequences, and how many of the closest are tested on all.
+SCREENED = 600
+SCREENED_ON = 500
+TESTED = 30
 #: Sequences below which no z-test is trusted.
 FEWEST = 100
 
@@ -86,8 +93,40 @@ def root_concentration(concentration: float) -> float:
 
 
 def identifiable(parents: Sequence[int]) -> bool:
-    """Whether the graph's edges can be told from those of another hub: at least two different columns are parents."""
-    return len({parent for parent in parents if parent != ROOT}) >= 2
+    """Whether the graph's edges can be told from those of other hubs: three different parents, or two of which one is the other's child."""
+    hubs = {parent for parent in parents if parent != ROOT}
+    return len(hubs) >= 3 or (len(hubs) == 2 and any(parents[hub] != ROOT for hub in hubs))
+
+
+@dataclass(frozen=True)
+class HubRival:
+    """A graph in which several columns change parents at once: the columns and their parents there, and the p-value of "it is the graph"."""
+
+    changed: tuple[tuple[int, int], ...]
+    p_value: float
+
+
+def hub_rivals(codes: Codes, parents: Sequence[int], concentration: float | None) -> list[HubRival]:
+    """The closest graphs in which two columns exchange their children, or one hands all of them to another.
+
+    Each column alone may be told from its rivals while all siblings together could have another parent.
+    """
+    if concentration is None:
+        return []
+    few = codes.take(slice(SCREENED_ON))
+    moves = list(hub_moves(parents))
+    if len(moves) > SCREENED:
+        moves = [moves[i] for i in np.random.default_rng(0).choice(len(moves), SCREENED, replace=False)]
+    scored = [float(polya(few.local, few.base, graph, concentration).mean()) for graph in moves]
+    closest = sorted(zip(scored, moves, strict=True), key=lambda item: -item[0])[:TESTED]
+    best = polya(codes.local, codes.base, parents, concentration)
+    found = []
+    for _, graph in closest:
+        difference = best - polya(codes.local, codes.base, graph, concentration)
+        z = _z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), len(best))[0]
+        changed = tuple((c, new) for c, (old, new) in enumerate(zip(parents, graph, strict=True)) if old != new)
+        found.append(HubRival(changed, float(stats.norm.sf(z))))
+    return found
 
 
 def rejections(counts: Counts, concentration: float | None) -> list[dict[int, float]]:
@@ -98,12 +137,18 @@ def rejections(counts: Counts, concentration: float | None) -> list[dict[int, fl
 
 
 def judge(
-    parents: Sequence[int], p_values: Sequence[Mapping[int, float]], *, n_sequences: int, level: float
+    parents: Sequence[int],
+    p_values: Sequence[Mapping[int, float]],
+    hubs: Sequence[HubRival] = (),
+    *,
+    n_sequences: int,
+    level: float,
 ) -> list[Node]:
     """The verdict on every column, given the best graph and :func:`rejections`."""
     columns = len(parents)
     nodes = [Node(0, "root", None, None, None, (ROOT,), "")]
-    single = not identifiable(parents)
+    hub_columns = {parent for parent in parents if parent != ROOT}
+    single, swapped = len(hub_columns) == 1, len(hub_columns) == 2 and not identifiable(parents)
     limit = level / (columns * (columns - 1) / 2)
     for child in range(1, columns):
         parent, everything = parents[child], (ROOT, *range(child))
@@ -113,11 +158,15 @@ def judge(
             nodes.append(Node(child, "undecided", candidate, None, None, everything, "no edge was found"))
             continue
         closest = max(rivals, key=lambda rival: rivals[rival])
-        kept = tuple(sorted([parent, *(rival for rival, p in rivals.items() if p > limit)]))
+        together = {new for hub in hubs if hub.p_value > limit for column, new in hub.changed if column == child}
+        kept = tuple(sorted({parent, *together, *(rival for rival, p in rivals.items() if p > limit)}))
         verdict, reason = ("root" if parent == ROOT else "edge"), ""
         if single:
             kept, verdict = everything, "not identifiable"
             reason = "one column would be the parent of every edge, and any other root would do as well"
+        elif swapped and parent != ROOT:
+            kept, verdict = tuple(sorted(hub_columns | set(kept))), "not identifiable"
+            reason = "two roots are the only parents, and exchanging their children changes nothing in the data's law"
         elif n_sequences < FEWEST:
             kept, verdict, reason = everything, "undecided", f"fewer than {FEWEST} sequences"
         elif len(kept) > 1:

@@ -7,6 +7,7 @@ are those of seeds from 500,000 on.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import resource
 import time
@@ -21,6 +22,7 @@ from scipy import stats
 from causal_probe.from_sequences import SequenceGraph, graph_from_sequences
 from causal_probe.from_sequences.codes import code
 from causal_probe.from_sequences.study import decide, measure
+from causal_probe.from_sequences.verdicts import identifiable
 
 Array = NDArray[Any]
 LEVELS = (0.05, 0.001)
@@ -46,7 +48,7 @@ def letters() -> Array:
     text = re.sub("[^a-z]+", " ", (Path(__file__).parents[2] / "README.md").read_text().lower())
     alphabet = "etaoinsrhldc "
     counts = np.zeros((len(alphabet),) * 2)
-    for first, second in zip(text, text[1:], strict=False):
+    for first, second in itertools.pairwise(text):
         if first in alphabet and second in alphabet:
             counts[alphabet.index(first), alphabet.index(second)] += 1
     return counts
@@ -153,7 +155,7 @@ class Tally:
         self.seconds += seconds
         self.exact += list(found.candidates) == list(parents)
         self.wrong += wrong(found, parents) > 0
-        if len({p for p in parents if p >= 0}) >= 2:
+        if identifiable(parents):
             self.identifiable += 1
             self.true_edges += sum(p >= 0 for p in parents)
             self.true_roots += sum(p < 0 for p in parents[1:])
@@ -255,7 +257,7 @@ def nulls(seed: int, n: int) -> None:
         "shuffled English",
     )
     for kind in kinds:
-        claims = {level: 0 for level in LEVELS}
+        claims = dict.fromkeys(LEVELS, 0)
         p_values: list[float] = []
         directed = 0
         for index in range(n):
