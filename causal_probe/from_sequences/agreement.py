@@ -95,7 +95,7 @@ def mutual_information(onehot: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _onehot(codes: NDArray[np.intp]) -> NDArray[np.float32]:
-    return (codes[:, :, None] == np.arange(codes.max() + 1)).astype(np.float32)
+    return np.asarray(codes[:, :, None] == np.arange(codes.max() + 1), np.float32)
 
 
 def _leading(scores: NDArray[np.float64], least: float) -> Parents:

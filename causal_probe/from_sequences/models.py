@@ -114,7 +114,7 @@ def _laws(codes: Codes, size: int) -> NDArray[np.float64]:
     """Each sequence's smoothed frequencies, [n_sequences, token], 0 for what does not occur in it."""
     law = np.zeros((len(codes.shared), size))
     np.put_along_axis(law, codes.shared, codes.base.astype(np.float64), 1)
-    return law / law.sum(1, keepdims=True)
+    return np.asarray(law / law.sum(1, keepdims=True))
 
 
 def _one_matrix(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ CHOICES = 19_999
 #: Most pairs that are used.
 PAIRS = 1000
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 Statistic = Callable[[Codes], NDArray[np.float64]]
 
 
@@ -112,7 +114,7 @@ def redraw(codes: Codes, pairs: NDArray[np.intp], rng: np.random.Generator) -> t
     return Codes(new_local, shared, codes.d_vocab, new_base), movable
 
 
-def _lookup(keys: NDArray[np.intp], values: NDArray[np.generic], asked: NDArray[np.intp]) -> NDArray[np.generic]:
+def _lookup(keys: NDArray[np.intp], values: NDArray[Scalar], asked: NDArray[np.intp]) -> NDArray[Scalar]:
     """Each row's value of a token, for the same tokens in another order."""
     table = np.zeros((len(keys), int(keys.max()) + 1), values.dtype)
     np.put_along_axis(table, keys, values, 1)

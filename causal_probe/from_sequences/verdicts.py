@@ -277,18 +277,14 @@ def _order(codes: Codes, counts: Counts, concentration: float) -> Assumption:
             for parent, child in nx.bfs_edges(edges, root):
                 turned[child] = parent
             tests += 1
-            difference = _polya_in_order(codes, turned, concentration) - best
-            z = float(_z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), n)[0])
+            # The score is the same in whatever order edges are added: a parent need not stand first.
+            difference = polya(codes.local, codes.base, turned, concentration) - best
+            turned_z = float(_z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), n)[0])
             # A root is scored by frequencies, a child by counts: re-rooting changes the score a little where it changes no law.
-            if z > worst and difference.mean() > LEAST_TURN * best.mean():
-                worst, found = z, f"the component of column {first} fits better with column {root} as its root"
+            if turned_z > worst and difference.mean() > LEAST_TURN * best.mean():
+                worst, found = turned_z, f"the component of column {first} fits better with column {root} as its root"
     p = min(1.0, float(stats.norm.sf(worst)) * max(1, tests))
     return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
-
-
-def _polya_in_order(codes: Codes, parents: Sequence[int], concentration: float) -> NDArray[np.float64]:
-    # The score is the same in whatever order edges are added, and a parent need not come first.
-    return polya(codes.local, codes.base, parents, concentration)
 
 
 def _one_parent(counts: Counts, concentration: float) -> Assumption:
