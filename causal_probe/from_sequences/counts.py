@@ -1,0 +1,133 @@
+"""The closed-form score of a forest: transitions integrated out, one Dirichlet-multinomial for each row and sequence.
+
+For sequence n let b_n(y) be the smoothed frequency of token y in that sequence. A root's token has the law b_n. The transitions out
+of token x are a draw from Dirichlet(A b_n), one for each x and sequence, shared by all edges; integrated out,
+
+    score_n(G) = sum_x [ log Gamma(A) / Gamma(A + n_x) + sum_y log Gamma(A b_n(y) + n_xy) / Gamma(A b_n(y)) ] - sum_edges log b_n(s_child)
+
+where n_xy counts the edges of G whose parent has token x and whose child has token y. It is the log Bayes factor of G against "no edges", in
+nats, and 0 for the graph without edges. Equal scores one by one: the gain of an edge, given all other edges, is
+
+    log [ (n_xy / b_n(y) + A) / (n_x + A) ]        (counts without that edge),
+
+so a change of one parent changes the score by a difference of two such gains, exactly. Only equality of tokens enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from causal_probe.from_sequences.codes import Codes
+
+__all__ = ["CONCENTRATIONS", "ROOT", "Counts", "Parents", "polya"]
+
+#: The parent of a root.
+ROOT = -1
+#: Concentrations A that are tried.
+CONCENTRATIONS = 2.0 ** np.arange(-2, 11, 0.5)
+#: Entries of a block of gains, [candidate, sequence].
+BLOCK = 2**18
+
+Parents = list[int]
+Gains = NDArray[np.float32]
+
+
+class Counts:
+    """Transitions along a graph in every sequence, kept up to date as parents change."""
+
+    def __init__(self, codes: Codes, parents: Sequence[int] | None = None) -> None:
+        self.codes = codes
+        self.n_sequences, self.n_columns = codes.local.shape
+        self.distinct = int(codes.local.max()) + 1
+        self._token = np.ascontiguousarray(codes.local.T)
+        self._inverse_base = np.ascontiguousarray(1 / codes.base.T)
+        row = np.arange(self.n_sequences)
+        self._from = self._token + row * self.distinct
+        self._pair = self._token * self.distinct + row * self.distinct**2
+        self.set([ROOT] * self.n_columns if parents is None else parents)
+
+    def set(self, parents: Sequence[int]) -> None:
+        """Count along another graph."""
+        self.parents: Parents = [ROOT] * self.n_columns
+        self._counts = np.zeros(self.n_sequences * self.distinct**2, np.float32)
+        self._rows = np.zeros(self.n_sequences * self.distinct, np.float32)
+        for child, parent in enumerate(parents):
+            self.move(child, parent)
+
+    def move(self, child: int, parent: int) -> None:
+        """Give a child another parent."""
+        for other, sign in ((self.parents[child], -1), (parent, 1)):
+            if other != ROOT:
+                # Each sequence has cells of its own, so no index occurs twice.
+                self._counts[self._pair[other] + self._token[child]] += sign
+                self._rows[self._from[other]] += sign
+        self.parents[child] = parent
+
+    def gains(self, child: int, candidates: Sequence[int] | None, concentration: float) -> Iterator[Gains]:
+        """Gain of each candidate over "root" in each sequence, given all other edges, [candidate, sequence], in blocks of sequences.
+
+        ``None``: all columns before the child.
+        """
+        chosen = np.arange(child) if candidates is None else np.asarray(candidates, np.intp)
+        A = np.float32(concentration)
+        own = self.parents[child]
+        step = max(1, BLOCK // max(1, len(chosen)))
+        for start in range(0, self.n_sequences, step):
+            rows = slice(start, start + step)
+            count = np.take(self._counts, self._pair[chosen, rows] + self._token[child, rows])
+            total = np.take(self._rows, self._from[chosen, rows])
+            if own != ROOT:
+                shared = self._token[chosen, rows] == self._token[own, rows]
+                count -= shared
+                total -= shared
+            count *= self._inverse_base[child, rows]
+            count += A
+            total += A
+            count /= total
+            yield np.log(count, out=count)
+
+    def mean_gains(self, child: int, candidates: Sequence[int] | None, concentration: float) -> NDArray[np.float64]:
+        """:meth:`gains`, averaged over sequences."""
+        blocks = self.gains(child, candidates, concentration)
+        return np.asarray(sum(block.sum(1, dtype=np.float64) for block in blocks) / self.n_sequences)
+
+    def fit(self) -> float | None:
+        """The concentration under which every edge is best predicted from the others; None without an edge."""
+        children = [child for child, parent in enumerate(self.parents) if parent != ROOT]
+        if not children:
+            return None
+        totals = np.zeros(len(CONCENTRATIONS))
+        for child in children:
+            parent = self.parents[child]
+            count = (self._counts[self._pair[parent] + self._token[child]] - 1) * self._inverse_base[child]
+            total = self._rows[self._from[parent]] - 1
+            # The two integers and the base take few values together: evaluate each once.
+            for index, A in enumerate(CONCENTRATIONS.astype(np.float32)):
+                totals[index] += np.log((count + A) / (total + A)).sum(dtype=np.float64)
+        return float(CONCENTRATIONS[int(totals.argmax())])
+
+    def score(self, parents: Sequence[int], concentration: float) -> float:
+        """Mean score of a graph over sequences, in nats; the counts are left along that graph."""
+        return float(polya(self.codes.local, self.codes.base, parents, concentration).mean())
+
+
+def polya(
+    local: NDArray[np.intp], base: NDArray[np.float32], parents: Sequence[int], concentration: float
+) -> NDArray[np.float64]:
+    """The score of a graph in each sequence, by adding edge after edge: exactly the closed form of the module's docstring."""
+    n, distinct = len(local), int(local.max()) + 1
+    rows = np.arange(n)
+    counts = np.zeros((n, distinct, distinct), np.float32)
+    totals = np.zeros((n, distinct), np.float32)
+    score = np.zeros(n)
+    for child, parent in enumerate(parents):
+        if parent == ROOT:
+            continue
+        x, y = local[:, parent], local[:, child]
+        score += np.log((counts[rows, x, y] / base[:, child] + concentration) / (totals[rows, x] + concentration))
+        counts[rows, x, y] += 1
+        totals[rows, x] += 1
+    return score

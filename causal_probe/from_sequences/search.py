@@ -1,0 +1,173 @@
+"""The forest with the largest score.
+
+Up to five columns all forests are scored. Beyond, coordinate ascent from several starting points (a change of one parent changes the score by a
+difference of two gains, so every step is exact), first at a fixed large concentration, where the score is smooth, then at the fitted one; then moves that
+exchange or hand over all children of two columns, until none helps. The result is a local optimum: its ``tried`` says how often it was reached.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from causal_probe.from_sequences.agreement import starts
+from causal_probe.from_sequences.codes import Codes
+from causal_probe.from_sequences.counts import CONCENTRATIONS, ROOT, Counts, Parents
+
+__all__ = ["Found", "ascend", "enumerate_forests", "hub_moves", "search"]
+
+#: Up to this many columns all forests are scored.
+ENUMERATED = 5
+SWEEPS = 20
+#: Concentrations of the first sweeps.
+SMOOTH = (16.0, 3.0)
+#: Starting points are ranked on this many sequences, and so many go on.
+RANKED_ON = 1000
+GO_ON = 4
+#: Moves that are scored on a few sequences, and of which a few are tried on all.
+MOVES = 600
+MOVES_ON = 500
+MOVES_TRIED = 5
+#: A better score is better by more than rounding.
+LEAST = 1e-7
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best forest, its concentration (None without an edge), its mean score in nats, and how many searches ended in it of how many."""
+
+    parents: Parents
+    concentration: float | None
+    score: float
+    reached: int
+    tried: int
+
+
+def search(codes: Codes, *, begin: Sequence[Parents] | None = None) -> Found:
+    """The forest of the largest score over all columns, each column's parent before it."""
+    columns = codes.local.shape[1]
+    if columns <= ENUMERATED:
+        return enumerate_forests(codes)
+    counts = Counts(codes)
+    if begin is None:
+        begin = _ranked(codes, starts(codes))
+    scores: dict[tuple[int, ...], tuple[float, float | None]] = {(ROOT,) * columns: (0.0, None)}
+    ended = []
+    for graph in begin:
+        for concentration in SMOOTH:
+            ended.append(_climb(counts, graph, concentration, scores))
+    best = max(scores, key=lambda graph: scores[graph][0])
+    few = codes.take(slice(MOVES_ON))
+    while scores[best][1] is not None:
+        concentration = scores[best][1] or 0.0
+        moves = list(hub_moves(best))
+        if len(moves) > MOVES:
+            moves = [moves[i] for i in np.random.default_rng(0).choice(len(moves), MOVES, replace=False)]
+        counts_few = Counts(few)
+        ranked = sorted(moves, key=lambda graph: -counts_few.score(graph, concentration))
+        before = scores[best][0]
+        for graph in ranked[:MOVES_TRIED]:
+            reached = _settle(counts, graph, concentration, scores)
+            if scores[reached][0] > before + LEAST:
+                best = reached
+                break
+        else:
+            break
+    return Found(list(best), scores[best][1], scores[best][0], sum(graph == best for graph in ended), len(ended))
+
+
+def ascend(
+    counts: Counts, parents: Sequence[int], concentration: float, *, fit: bool = True, sweeps: int = SWEEPS
+) -> float | None:
+    """Change one parent after another for the better until none changes; return the concentration, None if no edge is left."""
+    counts.set(parents)
+    for _ in range(sweeps):
+        changed = False
+        for child in range(1, counts.n_columns):
+            gains = counts.mean_gains(child, None, concentration)
+            leading = int(gains.argmax())
+            parent = leading if gains[leading] > 0 else ROOT
+            if parent != counts.parents[child]:
+                counts.move(child, parent)
+                changed = True
+        fitted = counts.fit() if fit else concentration
+        if fitted is None:
+            return None
+        if not changed and fitted == concentration:
+            break
+        concentration = fitted
+    return concentration
+
+
+def enumerate_forests(codes: Codes) -> Found:
+    """Score every forest at every concentration; there are n_columns! of them."""
+    columns = codes.local.shape[1]
+    counts = Counts(codes)
+    best = Found([ROOT] * columns, None, 0.0, 1, 1)
+    tried = 0
+    for graph in itertools.product(*(range(ROOT, child) for child in range(columns))):
+        tried += 1
+        if max(graph) == ROOT:
+            continue
+        for concentration in CONCENTRATIONS:
+            score = counts.score(graph, concentration)
+            if score > best.score:
+                best = Found(list(graph), float(concentration), score, 1, 1)
+    return Found(best.parents, best.concentration, best.score, tried, tried)
+
+
+_Scores = dict[tuple[int, ...], tuple[float, float | None]]
+
+
+def _climb(counts: Counts, graph: Sequence[int], concentration: float, scores: _Scores) -> tuple[int, ...]:
+    ascend(counts, graph, concentration, fit=False, sweeps=4)
+    return _settle(counts, counts.parents, concentration, scores)
+
+
+def _settle(counts: Counts, graph: Sequence[int], concentration: float, scores: _Scores) -> tuple[int, ...]:
+    fitted = ascend(counts, graph, concentration)
+    reached = tuple(counts.parents)
+    if reached not in scores:
+        scores[reached] = (0.0, None) if fitted is None else (counts.score(reached, fitted), fitted)
+    return reached
+
+
+def _ranked(codes: Codes, graphs: list[Parents]) -> list[Parents]:
+    """The starting points that lead furthest on some of the sequences."""
+    few = codes.take(slice(RANKED_ON))
+    counts = Counts(few)
+    scores: _Scores = {}
+    for graph in graphs:
+        for concentration in SMOOTH:
+            _climb(counts, graph, concentration, scores)
+    ranked = sorted(scores, key=lambda graph: -scores[graph][0])
+    return [list(graph) for graph in ranked[:GO_ON]]
+
+
+def hub_moves(graph: Sequence[int]) -> Iterator[Parents]:
+    """Graphs in which two columns have exchanged their children (and parents), or one has handed all of its children to another."""
+    children: dict[int, list[int]] = {column: [] for column in range(len(graph))}
+    for child, parent in enumerate(graph):
+        if parent != ROOT:
+            children[parent].append(child)
+    for first, second in itertools.combinations(range(len(graph)), 2):
+        if children[first] or children[second]:
+            exchanged = list(graph)
+            for child in children[first]:
+                if child > second:
+                    exchanged[child] = second
+            for child in children[second]:
+                exchanged[child] = first
+            yield exchanged
+            if graph[second] < first:  # then each may have the other's parent
+                yield [
+                    graph[{first: second, second: first}[c]] if c in (first, second) else p
+                    for c, p in enumerate(exchanged)
+                ]
+        for giver, taker in ((first, second), (second, first)):
+            handed = [child for child in children[giver] if child > taker]
+            if handed:
+                yield [taker if child in handed else parent for child, parent in enumerate(graph)]

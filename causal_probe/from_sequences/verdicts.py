@@ -1,0 +1,317 @@
+"""For each column: parent, root, undecided, or not identifiable; and whether what this assumes holds.
+
+**Tests.** For column i and each rival of its parent in the best graph, the difference of the two gains (:mod:`.counts`) is one number a sequence, and sequences are independent: a
+one-sided z-test on its mean. Under "the rival is the parent" the true parent predicts at least as well, so the mean is at most 0 (for the law
+that the gain assumes; priors of other kinds are tried in the benchmark). All rivals must be rejected, each at level / (number of pairs of columns). Whether the column has a parent
+at all is asked with a larger concentration, A (1 + A / 4): with little dependence the gain is then nearly linear in the counts, loses less to their
+noise, and its mean under "root" is still below 0. Root is claimed where "root" beats every candidate in the same way.
+
+**Not identifiable.** Fixed beforehand: a claimed edge needs three different parents in the graph, or two of which one is the other's child. If
+one column is the parent of all edges (a single edge, a star), all children are drawn from one row of the matrix, and nothing says which column's token
+chose the row: any root would do as well. If two roots are the only parents, whether their tokens are equal says whether their children share a row, and that is the
+same when they exchange their children.
+
+**Assumptions.** The same tests against rivals that the assumptions exclude: a later column as the parent (columns not in causal order), every other
+root of a component (the same), a second parent beside the first; and columns whose tokens are frequenter than elsewhere in the same sequences
+(columns then don't share one stationary law).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from causal_probe.from_sequences.codes import Codes
+from causal_probe.from_sequences.counts import ROOT, Counts, polya
+from causal_probe.from_sequences.search import hub_moves
+
+__all__ = ["Assumption", "HubRival", "Node", "check_assumptions", "hub_rivals", "identifiable", "judge", "rejections"]
+
+#: Weight of a second parent in the mixture that is tested against the first alone.
+SHARE_OF_SECOND = 0.5
+#: Another root of a component must raise the score by this share to speak against the order.
+LEAST_TURN = 0.05
+#: Level of each test of an assumption: a rejection withholds all claims, so it is rarer than the study's own errors.
+ASSUMPTION_LEVEL = 1e-3
+#: Rival graphs that are scored on a few sequences, and how many of the closest are tested on all.
+SCREENED = 600
+SCREENED_ON = 500
+TESTED = 30
+#: Sequences below which no z-test is trusted.
+FEWEST = 100
+
+
+@dataclass(frozen=True)
+class Node:
+    """The verdict on one column.
+
+    Attributes
+    ----------
+    column
+        The column.
+    verdict
+        ``"edge"``, ``"root"``, ``"undecided"`` or ``"not identifiable"``.
+    candidate
+        The parent in the best graph; None for a root there.
+    p_value
+        Largest p-value over the rivals (not corrected); None for column 0.
+    closest_rival
+        The rival with that p-value; -1 is "root".
+    confidence_set
+        What isn't rejected, at the study's level over all columns: parents, and -1 for "root".
+    reason
+        Why nothing is claimed; empty if something is.
+    """
+
+    column: int
+    verdict: str
+    candidate: int | None
+    p_value: float | None
+    closest_rival: int | None
+    confidence_set: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One assumption, whether it is rejected, and by what."""
+
+    name: str
+    holds: bool
+    p_value: float
+    found: str
+
+
+def root_concentration(concentration: float) -> float:
+    """The concentration with which "root" is tested."""
+    return concentration * (1 + concentration / 4)
+
+
+def identifiable(parents: Sequence[int]) -> bool:
+    """Whether the graph's edges can be told from those of other hubs: three different parents, or two of which one is the other's child."""
+    hubs = {parent for parent in parents if parent != ROOT}
+    return len(hubs) >= 3 or (len(hubs) == 2 and any(parents[hub] != ROOT for hub in hubs))
+
+
+@dataclass(frozen=True)
+class HubRival:
+    """A graph in which several columns change parents at once: the columns and their parents there, and the p-value of "it is the graph"."""
+
+    changed: tuple[tuple[int, int], ...]
+    p_value: float
+
+
+def hub_rivals(codes: Codes, parents: Sequence[int], concentration: float | None) -> list[HubRival]:
+    """The closest graphs in which two columns exchange their children, or one hands all of them to another.
+
+    Each column alone may be told from its rivals while all siblings together could have another parent.
+    """
+    if concentration is None:
+        return []
+    few = codes.take(slice(SCREENED_ON))
+    moves = list(hub_moves(parents))
+    if len(moves) > SCREENED:
+        moves = [moves[i] for i in np.random.default_rng(0).choice(len(moves), SCREENED, replace=False)]
+    scored = [float(polya(few.local, few.base, graph, concentration).mean()) for graph in moves]
+    closest = sorted(zip(scored, moves, strict=True), key=lambda item: -item[0])[:TESTED]
+    best = polya(codes.local, codes.base, parents, concentration)
+    found = []
+    for _, graph in closest:
+        difference = best - polya(codes.local, codes.base, graph, concentration)
+        z = _z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), len(best))[0]
+        changed = tuple((c, new) for c, (old, new) in enumerate(zip(parents, graph, strict=True)) if old != new)
+        found.append(HubRival(changed, float(stats.norm.sf(z))))
+    return found
+
+
+def rejections(counts: Counts, concentration: float | None) -> list[dict[int, float]]:
+    """For each column, the p-value of "this rival, not the parent in the graph, is the parent", by rival; -1 is "root". Empty without an edge."""
+    if concentration is None:
+        return [{} for _ in range(counts.n_columns)]
+    return [{}] + [_rejections(counts, child, concentration) for child in range(1, counts.n_columns)]
+
+
+def judge(
+    parents: Sequence[int],
+    p_values: Sequence[Mapping[int, float]],
+    hubs: Sequence[HubRival] = (),
+    *,
+    n_sequences: int,
+    level: float,
+) -> list[Node]:
+    """The verdict on every column, given the best graph and :func:`rejections`."""
+    columns = len(parents)
+    nodes = [Node(0, "root", None, None, None, (ROOT,), "")]
+    hub_columns = {parent for parent in parents if parent != ROOT}
+    single, swapped = len(hub_columns) == 1, len(hub_columns) == 2 and not identifiable(parents)
+    limit = level / (columns * (columns - 1) / 2)
+    for child in range(1, columns):
+        parent, everything = parents[child], (ROOT, *range(child))
+        candidate = None if parent == ROOT else parent
+        rivals = {rival: p for rival, p in p_values[child].items() if rival != parent}
+        if not rivals:
+            nodes.append(Node(child, "undecided", candidate, None, None, everything, "no edge was found"))
+            continue
+        closest = max(rivals, key=lambda rival: rivals[rival])
+        together = {new for hub in hubs if hub.p_value > limit for column, new in hub.changed if column == child}
+        kept = tuple(sorted({parent, *together, *(rival for rival, p in rivals.items() if p > limit)}))
+        verdict, reason = ("root" if parent == ROOT else "edge"), ""
+        if single:
+            kept, verdict = everything, "not identifiable"
+            reason = "one column would be the parent of every edge, and any other root would do as well"
+        elif swapped and parent != ROOT:
+            kept, verdict = tuple(sorted(hub_columns | set(kept))), "not identifiable"
+            reason = "two roots are the only parents, and exchanging their children changes nothing in the data's law"
+        elif n_sequences < FEWEST:
+            kept, verdict, reason = everything, "undecided", f"fewer than {FEWEST} sequences"
+        elif len(kept) > 1:
+            verdict = "undecided"
+            reason = f"not told from {', '.join('root' if r == ROOT else str(r) for r in kept if r != parent)}"
+        nodes.append(Node(child, verdict, candidate, rivals[closest], closest, kept, reason))
+    return nodes
+
+
+def check_assumptions(codes: Codes, counts: Counts, concentration: float | None) -> tuple[Assumption, ...]:
+    """Whether the data reject what the graph assumes, each at :data:`ASSUMPTION_LEVEL`."""
+    found = [_one_law(codes)]
+    if concentration is not None:
+        found += [_order(codes, counts, concentration), _one_parent(counts, concentration)]
+    return tuple(found)
+
+
+def _rejections(counts: Counts, child: int, concentration: float) -> dict[int, float]:
+    """p-value of "the rival, not the parent in the graph, is the child's parent", by rival."""
+    parent = counts.parents[child]
+    sums = np.zeros((2, child + 1))
+    squares = np.zeros((2, child + 1))
+    for which, A in enumerate((concentration, root_concentration(concentration))):
+        for gains in counts.gains(child, None, A):
+            with_root = np.concatenate([gains, np.zeros((1, gains.shape[1]), np.float32)]).astype(np.float64)
+            difference = with_root[[parent]] - with_root  # index -1 is root
+            sums[which] += difference.sum(1)
+            squares[which] += (difference**2).sum(1)
+    z = _z(sums, squares, counts.n_sequences)
+    if parent == ROOT:
+        chosen = z[1]  # root against every candidate
+    else:
+        chosen = z[0].copy()
+        chosen[-1] = z[1, -1]
+    p_values = stats.norm.sf(chosen)
+    return {(rival if rival < child else ROOT): float(p_values[rival]) for rival in range(child + 1)}
+
+
+def _z(sums: NDArray[np.float64], squares: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    means = sums / n
+    variance = np.maximum(squares / n - means**2, 0) / max(n - 1, 1)
+    # A difference of exactly 0 everywhere says nothing.
+    return np.where(variance > 0, means / np.sqrt(np.where(variance > 0, variance, 1)), 0.0)
+
+
+def _one_law(codes: Codes) -> Assumption:
+    """Whether some token is frequenter in some column than in the rest of the same sequences."""
+    n, columns = codes.shared.shape
+    name = "columns share each sequence's token frequencies"
+    if codes.ranked:
+        return Assumption(name, True, 1.0, "not tested: labels mean nothing across so many symbols")
+    size = int(codes.shared.max()) + 1
+    worst, where, tests = 0.0, (0, 0), 0
+    for token in range(size):
+        is_token = codes.shared == token
+        deviation = is_token - is_token.mean(1, keepdims=True)
+        if is_token.sum() < 50 * columns:
+            continue
+        tests += columns
+        z = _z(deviation.sum(0), (deviation**2).sum(0), n)
+        column = int(np.abs(z).argmax())
+        if abs(z[column]) > worst:
+            worst, where = float(abs(z[column])), (column, token)
+    p = min(1.0, 2 * float(stats.norm.sf(worst)) * max(1, tests))
+    found = (
+        f"column {where[0]} has another share of token number {where[1]} than its sequences"
+        if p <= ASSUMPTION_LEVEL
+        else ""
+    )
+    return Assumption(name, p > ASSUMPTION_LEVEL, p, found)
+
+
+def _order(codes: Codes, counts: Counts, concentration: float) -> Assumption:
+    """Later columns as parents, and every other root of each component."""
+    name = "columns are in causal order"
+    columns, n = counts.n_columns, counts.n_sequences
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(columns))
+    graph.add_edges_from((parent, child) for child, parent in enumerate(counts.parents) if parent != ROOT)
+    worst, found, tests = 0.0, "", 0
+    for child in range(columns):
+        later = [c for c in range(child + 1, columns) if c not in nx.descendants(graph, child)]
+        parent = counts.parents[child]
+        if not later:
+            continue
+        tests += len(later)
+        sums, squares = np.zeros(len(later)), np.zeros(len(later))
+        for gains in counts.gains(child, later + ([parent] if parent != ROOT else []), concentration):
+            own = gains[[-1]] if parent != ROOT else np.float32(0)
+            difference = (gains[: len(later)] - own).astype(np.float64)
+            sums += difference.sum(1)
+            squares += (difference**2).sum(1)
+        z = _z(sums, squares, n)
+        if z.max() > worst:
+            worst, found = (
+                float(z.max()),
+                f"column {later[int(z.argmax())]} predicts column {child} better than any column before it",
+            )
+    best = polya(codes.local, codes.base, counts.parents, concentration)
+    for component in nx.weakly_connected_components(graph):
+        if len(component) < 3:
+            continue
+        edges = graph.subgraph(component).to_undirected()
+        first = min(component)
+        for root in sorted(component - {first}):
+            turned = list(counts.parents)
+            turned[root] = ROOT
+            for parent, child in nx.bfs_edges(edges, root):
+                turned[child] = parent
+            tests += 1
+            # The score is the same in whatever order edges are added: a parent need not stand first.
+            difference = polya(codes.local, codes.base, turned, concentration) - best
+            turned_z = float(_z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), n)[0])
+            # A root is scored by frequencies, a child by counts: re-rooting changes the score a little where it changes no law.
+            if turned_z > worst and difference.mean() > LEAST_TURN * best.mean():
+                worst, found = turned_z, f"the component of column {first} fits better with column {root} as its root"
+    p = min(1.0, float(stats.norm.sf(worst)) * max(1, tests))
+    return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
+
+
+def _one_parent(counts: Counts, concentration: float) -> Assumption:
+    """A mixture of two parents' predictions against the first parent's alone."""
+    name = "at most one parent a column"
+    columns, n = counts.n_columns, counts.n_sequences
+    worst, found, tests = 0.0, "", 0
+    for child in range(2, columns):
+        parent = counts.parents[child]
+        if parent == ROOT:
+            continue
+        others = [c for c in range(child) if c != parent]
+        tests += len(others)
+        sums, squares = np.zeros(len(others)), np.zeros(len(others))
+        for gains in counts.gains(child, [*others, parent], concentration):
+            second, own = gains[:-1].astype(np.float64), gains[[-1]].astype(np.float64)
+            mixed = np.logaddexp(np.log(SHARE_OF_SECOND) + second, np.log(1 - SHARE_OF_SECOND) + own)
+            # What "root" in the second's place would add is smoothing, not a parent.
+            smoothed = np.logaddexp(np.log(SHARE_OF_SECOND), np.log(1 - SHARE_OF_SECOND) + own)
+            difference = mixed - np.maximum(own, smoothed)
+            sums += difference.sum(1)
+            squares += (difference**2).sum(1)
+        z = _z(sums, squares, n)
+        if z.max() > worst:
+            worst, found = (
+                float(z.max()),
+                f"column {child} is predicted by {parent} and {others[int(z.argmax())]} together",
+            )
+    p = min(1.0, float(stats.norm.sf(worst)) * max(1, tests))
+    return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")

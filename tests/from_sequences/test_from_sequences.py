@@ -1,0 +1,183 @@
+"""The graph of sequences: the score against enumeration and the closed form, the null, planted forests, honest refusals."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.special import gammaln
+
+from causal_probe.errors import CausalProbeError
+from causal_probe.from_sequences import graph_from_sequences, read_table
+from causal_probe.from_sequences.codes import code
+from causal_probe.from_sequences.counts import CONCENTRATIONS, Counts, polya
+from causal_probe.from_sequences.search import search
+from causal_probe.from_sequences.swaps import redraw
+from causal_probe.from_sequences.verdicts import identifiable
+
+
+def planted(parents, *, states=3, n=1500, concentration=0.1, seed=0):
+    rng = np.random.default_rng(seed)
+    pi = rng.dirichlet(np.full(states, concentration), size=(n, states)) + 1e-9
+    pi /= pi.sum(2, keepdims=True)
+    law = np.full((n, states), 1 / states)
+    for _ in range(500):
+        law = 0.5 * law + 0.5 * np.einsum("nx,nxy->ny", law, pi)
+    tokens = np.zeros((n, len(parents)), int)
+    for child, parent in enumerate(parents):
+        row = law if parent < 0 else pi[np.arange(n), tokens[:, parent]]
+        tokens[:, child] = (rng.random((n, 1)) >= row.cumsum(1)[:, :-1]).sum(1)
+    return tokens
+
+
+def closed_form(tokens, base, parents, A):
+    total = 0.0
+    for row, b in zip(tokens, base, strict=True):
+        law = {token: float(b[row == token][0]) for token in set(row.tolist())}
+        counts = {}
+        for child, parent in enumerate(parents):
+            if parent >= 0:
+                counts.setdefault(row[parent], []).append(row[child])
+                total -= np.log(b[child])
+        for children in counts.values():
+            total += gammaln(A) - gammaln(A + len(children))
+            total += sum(gammaln(A * law[y] + children.count(y)) - gammaln(A * law[y]) for y in set(children))
+    return total / len(tokens)
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4, 5])
+def test_the_search_finds_the_best_of_all_forests(columns):
+    tokens = planted([-1, 0, 1, 1, 0][:columns], n=12)
+    codes = code(tokens, max_memory=2**30)
+    best = max(
+        closed_form(tokens, codes.base, graph, A)
+        for graph in itertools.product(*(range(-1, child) for child in range(columns)))
+        for A in CONCENTRATIONS
+    )
+    found = search(codes)
+    assert found.score == pytest.approx(best, abs=1e-5)
+    if found.concentration is not None:
+        assert closed_form(tokens, codes.base, found.parents, found.concentration) == pytest.approx(best, abs=1e-5)
+
+
+def test_gains_are_differences_of_the_score():
+    codes = code(planted([-1, 0, 1, -1, 3, 2], n=60), max_memory=2**30)
+    counts = Counts(codes, [-1, 0, 0, 1, -1, 2])
+    gains = counts.mean_gains(3, None, 2.0)
+    for parent in range(3):
+        other = [-1, 0, 0, parent, -1, 2]
+        root = [-1, 0, 0, -1, -1, 2]
+        difference = polya(codes.local, codes.base, other, 2.0) - polya(codes.local, codes.base, root, 2.0)
+        assert gains[parent] == pytest.approx(difference.mean(), abs=1e-5)
+
+
+def test_redrawing_keeps_the_counts_of_sequences_and_columns():
+    rng = np.random.default_rng(0)
+    codes = code(rng.integers(3, size=(40, 9)), max_memory=2**30)
+    pairs = rng.permutation(40).reshape(-1, 2)
+    drawn, movable = redraw(codes, pairs, rng)
+    before = codes.shared[pairs.reshape(-1)]
+    assert movable.any()
+    assert (drawn.shared != before).any()
+    assert (np.sort(drawn.shared, 1) == np.sort(before, 1)).all()
+    pair = (20, 2, 9)
+    assert (np.sort(drawn.shared.reshape(pair), 1) == np.sort(before.reshape(pair), 1)).all()
+    # Ranks and frequencies follow their tokens.
+    for old, new, rank, base in zip(pairs.reshape(-1), drawn.shared, drawn.local, drawn.base, strict=True):
+        law = {t: (r, b) for t, r, b in zip(codes.shared[old], codes.local[old], codes.base[old], strict=True)}
+        assert [law[t] for t in new] == list(zip(rank, base, strict=True))
+
+
+@pytest.mark.parametrize(
+    "parents", [[-1, 0, 1, 2, 3, 4, 5, 6, 7, 8], [-1, 0, -1, 2, -1, 4, -1, 6, -1, 8], [-1, 0, 1, 1, -1, 4, 4, 2, -1, 0]]
+)
+def test_planted_forests_are_found(parents):
+    found = graph_from_sequences(planted(parents))
+    assert found.structure in ("in-context", "both")
+    assert set(found.edges) == {(p, c) for c, p in enumerate(parents) if p >= 0}
+    assert all(parents[column] < 0 for column in found.roots)
+
+
+@pytest.mark.parametrize("parents", [[-1] + [0] * 9, [-1] * 9 + [3], [-1, -1, 0, 1, 0, 1, 0, 1, 0, 1]])
+def test_hubs_that_could_be_others_are_not_claimed(parents):
+    assert not identifiable(parents)
+    assert graph_from_sequences(planted(parents)).edges == ()
+
+
+@pytest.mark.parametrize("kind", ["independent", "own frequencies", "columns"])
+def test_no_structure(kind):
+    rng = np.random.default_rng(3)
+    law = np.full((400, 8, 3), 1 / 3)
+    if kind != "independent":
+        law = np.repeat(rng.dirichlet([0.5] * 3, size=(400, 1)), 8, 1)
+    if kind == "columns":
+        law = law * rng.dirichlet([1.0] * 3, size=8)
+        law /= law.sum(2, keepdims=True)
+    tokens = (rng.random((400, 8, 1)) >= law.cumsum(2)[..., :-1]).sum(2)
+    found = graph_from_sequences(tokens, level=0.001)
+    assert (found.structure, found.edges) == ("none", ())
+
+
+def test_one_fixed_matrix_is_called_fixed():
+    rng = np.random.default_rng(0)
+    pi = rng.dirichlet([0.5] * 3, size=3)
+    tokens = np.zeros((1500, 8), int)
+    tokens[:, 0] = rng.integers(3, size=1500)
+    for column in range(1, 8):
+        tokens[:, column] = (rng.random((1500, 1)) >= pi[tokens[:, column - 1]].cumsum(1)[:, :-1]).sum(1)
+    found = graph_from_sequences(tokens)
+    assert (found.structure, found.edges) == ("fixed", ())
+    assert set(found.fixed_tree) == {(i, i + 1) for i in range(7)}
+
+
+def test_names_of_tokens_do_not_matter():
+    parents = [-1, 0, 1, 1, -1, 4, 4, 2]
+    tokens = planted(parents)
+    names = np.random.default_rng(0).integers(2**20, size=(len(tokens), 1))
+    assert set(graph_from_sequences(tokens * 7919 + names).edges) == {(p, c) for c, p in enumerate(parents) if p >= 0}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (np.zeros((50, 1), int), "1 columns"),
+        (np.zeros((1, 5), int), "1 sequences"),
+        (np.zeros((50, 5)), "float64"),
+        (np.full((50, 5), np.nan), "NaN"),
+        ([[1, 2], [3]], "length"),
+        (np.zeros((2, 2, 2), int), "shape"),
+        (np.array([["a", "b"]] * 2), "no tokens"),
+    ],
+)
+def test_bad_tokens_are_refused(tokens, said):
+    with pytest.raises(CausalProbeError, match=said):
+        graph_from_sequences(tokens)
+
+
+def test_memory_is_stated_before_it_is_taken():
+    with pytest.raises(CausalProbeError, match="MiB"):
+        graph_from_sequences(np.arange(40_000).reshape(100, 400) % 977, max_memory=2**20)
+
+
+@pytest.mark.parametrize("options", [{"level": 0}, {"level": 2}, {"order": None}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(CausalProbeError):
+        graph_from_sequences(np.zeros((50, 4), int), **options)
+
+
+def test_constant_columns_and_two_columns():
+    tokens = np.random.default_rng(0).integers(3, size=(300, 4))
+    tokens[:, 2] = 1
+    assert 2 in graph_from_sequences(tokens).not_identifiable
+    assert graph_from_sequences(tokens[:, :2]).edges == ()
+
+
+def test_files(tmp_path):
+    tokens = np.arange(12).reshape(4, 3)
+    np.save(tmp_path / "a.npy", tokens)
+    np.savetxt(tmp_path / "a.csv", tokens, fmt="%d", delimiter=",")
+    for name in ("a.npy", "a.csv"):
+        assert (read_table(tmp_path / name) == tokens).all()
+    with pytest.raises(CausalProbeError, match=r"\.txt"):
+        read_table(tmp_path / "a.txt")
+    with pytest.raises(CausalProbeError, match="read"):
+        read_table(tmp_path / "none.npy")
