@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from causal_probe.from_sequences import SequenceGraph, graph_from_sequences
-from causal_probe.from_sequences.codes import code
-from causal_probe.from_sequences.study import decide, measure
-from causal_probe.from_sequences.verdicts import identifiable
+from causal_probe.discovery.sequences import graph_from_sequences
+from causal_probe.discovery.sequences.codes import code
+from causal_probe.discovery.sequences.result import SequenceGraph
+from causal_probe.discovery.sequences.study import decide, measure
+from causal_probe.discovery.sequences.verdicts import identifiable
 
 Array = NDArray[Any]
 LEVELS = (0.05, 0.001)
@@ -302,8 +303,8 @@ def fixed(seed: int, n: int) -> None:
 
 def baselines(seed: int, n: int) -> None:
     """Parents right, on forests of root probability 0.3, S=3, T=20, N=2,000."""
-    from causal_probe.from_sequences.agreement import mutual_information
-    from causal_probe.from_sequences.models import chow_liu
+    from causal_probe.discovery.sequences.agreement import mutual_information
+    from causal_probe.discovery.sequences.models import chow_liu
 
     for prior in ("iid rows", "diagonal-heavy", "asymmetric", "text bigrams"):
         right = dict.fromkeys(

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.special import gammaln
 
+from causal_probe.discovery.sequences import graph_from_sequences, read_table
+from causal_probe.discovery.sequences.codes import code
+from causal_probe.discovery.sequences.counts import CONCENTRATIONS, Counts, polya
+from causal_probe.discovery.sequences.search import search
+from causal_probe.discovery.sequences.swaps import redraw
+from causal_probe.discovery.sequences.verdicts import identifiable
 from causal_probe.errors import CausalProbeError
-from causal_probe.from_sequences import graph_from_sequences, read_table
-from causal_probe.from_sequences.codes import code
-from causal_probe.from_sequences.counts import CONCENTRATIONS, Counts, polya
-from causal_probe.from_sequences.search import search
-from causal_probe.from_sequences.swaps import redraw
-from causal_probe.from_sequences.verdicts import identifiable
 
 
 def planted(parents, *, states=3, n=1500, concentration=0.1, seed=0):

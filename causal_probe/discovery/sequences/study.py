@@ -10,14 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from causal_probe.errors import CausalProbeError
-from causal_probe.from_sequences.codes import Codes, code, stated_memory
-from causal_probe.from_sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
-from causal_probe.from_sequences.models import Gain, chow_liu, compare_models, fixed_ratio, ratio_gains
-from causal_probe.from_sequences.result import SequenceGraph
-from causal_probe.from_sequences.search import Found, ascend, search
-from causal_probe.from_sequences.swaps import SwapTest, swap_test
-from causal_probe.from_sequences.verdicts import (
+from causal_probe.discovery.sequences.codes import Codes, code, stated_memory
+from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
+from causal_probe.discovery.sequences.models import Gain, chow_liu, compare_models, fixed_ratio, ratio_gains
+from causal_probe.discovery.sequences.result import SequenceGraph
+from causal_probe.discovery.sequences.search import Found, ascend, search
+from causal_probe.discovery.sequences.swaps import SwapTest, swap_test
+from causal_probe.discovery.sequences.verdicts import (
     Assumption,
     HubRival,
     Node,
@@ -27,6 +26,7 @@ from causal_probe.from_sequences.verdicts import (
     rejections,
     root_concentration,
 )
+from causal_probe.errors import CausalProbeError
 
 __all__ = ["Measured", "decide", "graph_from_sequences", "measure"]
 

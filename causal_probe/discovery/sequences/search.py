@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from causal_probe.from_sequences.agreement import starts
-from causal_probe.from_sequences.codes import Codes
-from causal_probe.from_sequences.counts import CONCENTRATIONS, ROOT, Counts, Parents
+from causal_probe.discovery.sequences.agreement import starts
+from causal_probe.discovery.sequences.codes import Codes
+from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, Parents
 
 __all__ = ["Found", "ascend", "enumerate_forests", "hub_moves", "search"]
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from causal_probe.from_sequences.codes import Codes
+from causal_probe.discovery.sequences.codes import Codes
 
 __all__ = ["SwapTest", "redraw", "swap_test"]
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from causal_probe.from_sequences.codes import Codes
-from causal_probe.from_sequences.counts import ROOT, Parents
+from causal_probe.discovery.sequences.codes import Codes
+from causal_probe.discovery.sequences.counts import ROOT, Parents
 
 __all__ = ["agreement", "starts"]
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from causal_probe.from_sequences.codes import Codes
+from causal_probe.discovery.sequences.codes import Codes
 
 __all__ = ["CONCENTRATIONS", "ROOT", "Counts", "Parents", "polya"]
 

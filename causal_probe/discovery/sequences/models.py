@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from causal_probe.from_sequences.agreement import mutual_information
-from causal_probe.from_sequences.codes import Codes
-from causal_probe.from_sequences.counts import CONCENTRATIONS, ROOT, Parents
+from causal_probe.discovery.sequences.agreement import mutual_information
+from causal_probe.discovery.sequences.codes import Codes
+from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Parents
 
 __all__ = ["Gain", "chow_liu", "compare_models", "fixed_ratio", "ratio_gains"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import networkx as nx
 
-from causal_probe.from_sequences.counts import ROOT
-from causal_probe.from_sequences.models import Gain
-from causal_probe.from_sequences.swaps import SwapTest
-from causal_probe.from_sequences.verdicts import Assumption, Node
+from causal_probe.discovery.sequences.counts import ROOT
+from causal_probe.discovery.sequences.models import Gain
+from causal_probe.discovery.sequences.swaps import SwapTest
+from causal_probe.discovery.sequences.verdicts import Assumption, Node
 
 __all__ = ["READ_AS", "SequenceGraph"]
 

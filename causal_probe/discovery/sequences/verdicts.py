@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from causal_probe.from_sequences.codes import Codes
-from causal_probe.from_sequences.counts import ROOT, Counts, polya
-from causal_probe.from_sequences.search import hub_moves
+from causal_probe.discovery.sequences.codes import Codes
+from causal_probe.discovery.sequences.counts import ROOT, Counts, polya
+from causal_probe.discovery.sequences.search import hub_moves
 
 __all__ = ["Assumption", "HubRival", "Node", "check_assumptions", "hub_rivals", "identifiable", "judge", "rejections"]
 
