@@ -28,8 +28,8 @@ from causal_probe.probes import edge_effects, head_graphs, match_heads
 from causal_probe.probes.edge_tests import EdgeEffects
 from causal_probe.probes.evidence import Evidence
 from causal_probe.results import this_process
-from causal_probe.tasks import Batch, InContextMarkov, Task, generator, join_batches, reference_losses, sample_batches
-from causal_probe.tasks.task import check_task
+from causal_probe.tasks import Batch, InContextMarkov, Task, generator, reference_losses, sample_batches
+from causal_probe.tasks.task import check_task, join_batches
 from causal_probe.training import evaluate, fit, give_matcher, joint, staged, task_loss
 from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.training.slots import staged_slots

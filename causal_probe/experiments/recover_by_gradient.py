@@ -23,7 +23,8 @@ from causal_probe.models import DisentangledTransformer
 from causal_probe.models.disentangled import count_weights
 from causal_probe.options import takes
 from causal_probe.options.recover import GradientOptions, TokensOptions
-from causal_probe.tasks import Batch, InContextMarkov, generator, join_batches, reference_losses
+from causal_probe.tasks import Batch, InContextMarkov, generator, reference_losses
+from causal_probe.tasks.task import join_batches
 from causal_probe.training import evaluate
 
 __all__ = ["read_tokens", "recover_by_gradient", "recover_from_tokens"]

@@ -9,7 +9,7 @@ from causal_probe.tasks.markov import InContextMarkov
 from causal_probe.tasks.randomness import generator
 from causal_probe.tasks.regression import LinearRegression, SineRegression
 from causal_probe.tasks.ring_walk import RingWalk
-from causal_probe.tasks.task import Batch, Task, cross_entropy, join_batches, reference_losses, sample_batches
+from causal_probe.tasks.task import Batch, Task, cross_entropy, reference_losses, sample_batches
 
 __all__ = [
     "TASKS",
@@ -23,7 +23,6 @@ __all__ = [
     "sample_batches",
     "cross_entropy",
     "generator",
-    "join_batches",
     "one_step_optimum",
     "predict_descent",
     "reference_losses",

@@ -13,7 +13,7 @@ import torch
 from causal_probe import graphs, tasks
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.ring_walk import RingWalk
-from causal_probe.tasks.task import check_task
+from causal_probe.tasks.task import check_task, join_batches
 
 TREE = [None, 0, 0, None, 3]
 
@@ -120,7 +120,7 @@ def test_batches_have_the_sizes_that_were_asked_for_and_are_the_samples(ring: Ri
     assert [len(batch) for batch in found] == [4, 4, 2]
     again = seeded()
     assert all(torch.equal(batch.tokens, ring.sample(len(batch), again).tokens) for batch in found)
-    whole = tasks.join_batches(found)
+    whole = join_batches(found)
     assert torch.equal(whole.tokens, torch.cat([batch.tokens for batch in found]))
     assert torch.equal(whole.target, torch.cat([batch.target for batch in found]))
     assert whole.tables == {}
