@@ -126,7 +126,7 @@ def sweep(folder: Path) -> Any:
         "settings": {},
     }
     return run_sweep(
-        {**spec, "probes": {"gradient": {"positions": 5, "sequences": 32}, "broken": {}}},
+        {**spec, "probes": {"gradient": {"n_positions": 5, "n_sequences": 32}, "broken": {}}},
         out=folder,
         probes={"broken": broken},
     )
