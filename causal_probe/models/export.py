@@ -35,7 +35,7 @@ class Disentangled(Protocol):
         """The heads' query-key matrices, layer by layer."""
 
 
-def to_transformer_lens(model: Disentangled) -> Any:
+def to_transformer_lens(model: Any) -> Any:
     """The same function as a standard TransformerLens model, in eval mode, with weights of its own.
 
     Logits at every position and patterns are those of ``model`` up to rounding (the order of the sums differs), and so are
@@ -120,7 +120,7 @@ def real_heads(standard: Any) -> Bool[Tensor, "layer head"]:
     return (W_O != 0).flatten(2).any(-1)
 
 
-def _weights(model: Disentangled, *, attn_scale: float) -> dict[str, Tensor]:
+def _weights(model: Any, *, attn_scale: float) -> dict[str, Tensor]:
     """The weights that are not zero, under TransformerLens' names and in its shapes; scores are divided by ``attn_scale``."""
     S, T = model.d_vocab, model.n_positions
     d_model, d_head = model.W_U.shape[0], model.A[-1].shape[-1]
@@ -157,7 +157,7 @@ def _weights(model: Disentangled, *, attn_scale: float) -> dict[str, Tensor]:
     return weights | {"unembed.W_U": model.W_U.detach()}
 
 
-def _native_bridge(model: Disentangled, shape: dict[str, Any]) -> Any:
+def _native_bridge(model: Any, shape: dict[str, Any]) -> Any:
     """TransformerLens 4's native model, whose weights are those of ``nn.Linear``: [out, in], the heads side by side."""
     from transformer_lens.model_bridge.sources import boot_native
 
