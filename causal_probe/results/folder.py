@@ -93,7 +93,7 @@ class Claim:
         try:
             page(staging)
             self._seal(staging)
-        except Exception as error:
+        except Exception as error:  # whatever a page raises, the numbers are put in place; the caller says it
             for name in set(list_files(staging)) - before:
                 os.unlink(staging / name)
             return error
