@@ -61,7 +61,7 @@ def results() -> dict[str, type]:
     found = {
         name.partition(".")[2]: thing
         for name, thing in exported()
-        if inspect.isclass(thing) and dataclasses.is_dataclass(thing) and hasattr(thing, "cite")
+        if inspect.isclass(thing) and dataclasses.is_dataclass(thing) and hasattr(thing, "cite") and thing is not Result
     }
     waiting: list[type] = [Result]
     while waiting:
@@ -138,6 +138,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "EvidenceTable": lambda: EvidenceTable(
             experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, n_sequences=64), settings={"graphs": ["chain"]}
         ),
+        "MesaTraining": lambda: mechanisms.train_mesa(process, steps=3, batch_size=8),
         "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, n_sequences=64),
     }  # fmt: skip
 
