@@ -138,6 +138,13 @@ def probed() -> dict[str, Callable[[], Any]]:
         "EvidenceTable": lambda: EvidenceTable(
             experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, n_sequences=64), settings={"graphs": ["chain"]}
         ),
+        "LayerFeatures": lambda: mechanisms.layer_features(
+            models.LinearTransformer(2, 9, d_hidden=12, d_features=4, dtype=torch.float64).initialise(
+                tasks.generator(0, "weights"), scale=0.3
+            ),
+            tasks.SineRegression(8),
+            n_sequences=64,
+        ),
         "MesaTraining": lambda: mechanisms.train_mesa(process, steps=3, batch_size=8),
         "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, n_sequences=64),
     }  # fmt: skip
