@@ -4,7 +4,7 @@
     python tests/same_numbers.py record NEW.json        # in the other
     python tests/same_numbers.py compare OLD.json NEW.json
 
-``record`` runs the calls of ``tests/numbers/``, each small and seeded, on one thread and offline, and writes of each how many numbers
+``record`` runs the calls of ``tests/recorded_calls/``, each small and seeded, on one thread and offline, and writes of each how many numbers
 came out, their SHA-256 and some of them, spread evenly. ``compare`` says call by call whether all are equal to the last bit, and else
 how far those that were kept are apart; it ends with 1 if a call is missing, or differs by more than 1e-6, relatively.
 
@@ -40,7 +40,7 @@ def record(path: Path, *, only: Sequence[str] = (), kept: int = KEPT) -> int:
     import torch
 
     import causal_probe
-    from tests.numbers import CALLS, measure
+    from tests.recorded_calls import CALLS, measure
 
     torch.set_num_threads(1)
     names = [name for name in CALLS if not only or name in only]

@@ -32,7 +32,7 @@ def report(result: Any) -> Report:
     >>> from causal_probe import experiments
     >>> found = experiments.recover("chain", n_positions=5, steps=20, batch_size=64, probe_sequences=512)
     >>> report(found).title
-    'Recovery of chain'
+    'A causal graph, recovered from a transformer'
     """
     kinds = sorted(kind.__name__ for kind in report.registry if kind is not object)
     raise CausalProbeError(f"There is no page for a {type(result).__name__}. There are pages for {', '.join(kinds)}.")

@@ -23,8 +23,8 @@ from causal_probe.probes.p_values import holm, t_interval, t_p_value
 from causal_probe.probes.sequences import ngram_tokens
 from causal_probe.tasks import generator
 from tests import tiny_huggingface, tiny_models
-from tests.numbers.calls import Numbers, call
-from tests.numbers.fields import (
+from tests.recorded_calls.calls import Numbers, call
+from tests.recorded_calls.fields import (
     of_attention_graph,
     of_comparison,
     of_correlation,
@@ -43,7 +43,7 @@ from tests.numbers.fields import (
     of_upstream,
     of_verification,
 )
-from tests.numbers.made import (
+from tests.recorded_calls.made import (
     FOREST,
     TWO_PARENTS,
     forest_task,

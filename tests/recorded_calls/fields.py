@@ -7,7 +7,7 @@ from typing import Any
 import networkx as nx
 import torch
 
-from tests.numbers.calls import Numbers
+from tests.recorded_calls.calls import Numbers
 
 
 def of_graph(graph: nx.DiGraph) -> Numbers:

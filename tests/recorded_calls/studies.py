@@ -16,8 +16,8 @@ from causal_probe.experiments.explanations import ADJECTIVES, PEOPLE, SENTENCES,
 from causal_probe.sweep import sweep
 from causal_probe.tasks import generator
 from tests import tiny_huggingface, tiny_models
-from tests.numbers.calls import Numbers, call
-from tests.numbers.fields import (
+from tests.recorded_calls.calls import Numbers, call
+from tests.recorded_calls.fields import (
     of_attention_graph,
     of_dynamics,
     of_evidence_row,
@@ -32,7 +32,7 @@ from tests.numbers.fields import (
     of_scores,
     of_weights,
 )
-from tests.numbers.made import TWO_PARENTS, forest_task, hugging_face, induction_model, reader, texts, two_parent_task
+from tests.recorded_calls.made import TWO_PARENTS, forest_task, hugging_face, induction_model, reader, texts, two_parent_task
 
 
 @call

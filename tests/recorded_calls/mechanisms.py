@@ -10,8 +10,8 @@ from causal_probe.mechanisms.descent import interpolate
 from causal_probe.mechanisms.dynamics import change_point, dynamics
 from causal_probe.mechanisms.layer_features import function_cosine
 from causal_probe.tasks import generator
-from tests.numbers.calls import Numbers, call
-from tests.numbers.fields import (
+from tests.recorded_calls.calls import Numbers, call
+from tests.recorded_calls.fields import (
     of_alignment,
     of_comparison,
     of_dynamics,
@@ -19,7 +19,7 @@ from tests.numbers.fields import (
     of_gradient_slots,
     of_weights,
 )
-from tests.numbers.made import FOREST, TWO_PARENTS, forest_task, two_parent_task
+from tests.recorded_calls.made import FOREST, TWO_PARENTS, forest_task, two_parent_task
 
 
 @call

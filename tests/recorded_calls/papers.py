@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 from causal_probe import mechanisms, papers, tasks
 from causal_probe.training import adam
-from tests.numbers.calls import Numbers, call
-from tests.numbers.fields import of_weights
+from tests.recorded_calls.calls import Numbers, call
+from tests.recorded_calls.fields import of_weights
 
 #: Where the reproductions are. Some modules share their names with a function, so they are imported by their names.
 ROOM = "causal_probe.papers"

@@ -40,9 +40,9 @@ from causal_probe.training.algorithm_1 import algorithm_1_stages
 from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.training.slots import give_slots, staged_slots
 from tests import tiny_huggingface, tiny_models
-from tests.numbers.calls import Numbers, call
-from tests.numbers.fields import of_comparison, of_graph, of_history, of_moments, of_weights
-from tests.numbers.made import FOREST, TWO_PARENTS, forest_task, hugging_face, reader, texts, two_parent_task
+from tests.recorded_calls.calls import Numbers, call
+from tests.recorded_calls.fields import of_comparison, of_graph, of_history, of_moments, of_weights
+from tests.recorded_calls.made import FOREST, TWO_PARENTS, forest_task, hugging_face, reader, texts, two_parent_task
 
 
 @call

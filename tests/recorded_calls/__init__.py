@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.numbers import ground, mechanisms, papers, probes, studies
-from tests.numbers.calls import CALLS, measure
+from tests.recorded_calls import ground, mechanisms, papers, probes, studies
+from tests.recorded_calls.calls import CALLS, measure
 
 __all__ = ["CALLS", "ground", "measure", "mechanisms", "papers", "probes", "studies"]
