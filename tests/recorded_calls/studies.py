@@ -32,7 +32,15 @@ from tests.recorded_calls.fields import (
     of_scores,
     of_weights,
 )
-from tests.recorded_calls.made import TWO_PARENTS, forest_task, hugging_face, induction_model, reader, texts, two_parent_task
+from tests.recorded_calls.made import (
+    TWO_PARENTS,
+    forest_task,
+    hugging_face,
+    induction_model,
+    reader,
+    texts,
+    two_parent_task,
+)
 
 
 @call
