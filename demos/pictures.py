@@ -1,4 +1,4 @@
-"""Make again what the tool has made for a reader who has not run it yet: README's picture and the outputs in the notebooks.
+"""Make again what the tool has made for a reader who has not run it yet: README's pictures and the outputs in the notebooks.
 
 ``make pictures`` runs ``causal-probe recover --out out/demo`` and then this file. With names (``demos/pictures.py 2 7``) only the
 notebooks that begin with them are run; with ``--install-cells`` none is, and each gets its first cell of code, the same in all.
@@ -6,6 +6,7 @@ notebooks that begin with them are run; with ``--install-cells`` none is, and ea
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import sys
@@ -22,6 +23,10 @@ from causal_probe.results import read_json
 
 DEMOS = Path(__file__).parent
 RESULT = DEMOS.parent / "out" / "demo"
+
+#: README's first picture shows what these cells of this notebook show.
+ONE_PROBE = "0_one_probe_two_models.ipynb"
+DRAWN = ("draw-first", "draw-second")
 
 #: A longer output is a script, such as circuitsvis' 1.3 MB. Git hosts don't run scripts: their readers would see nothing.
 LONGEST_OUTPUT = 300_000
@@ -66,6 +71,17 @@ def draw_recovery() -> tuple[Image.Image, dict[str, object]]:
         "loss": result["loss"],
     }
     return picture, made_from
+
+
+def draw_one_probe() -> tuple[Image.Image, dict[str, object]]:
+    """The graphs in two models, from the pictures that the notebook "One probe, two models" stores."""
+    notebook = nbformat.read(DEMOS / ONE_PROBE, as_version=4)
+    stored = {cell.id: cell.outputs[0]["data"]["image/png"] for cell in notebook.cells if cell.id in DRAWN}
+    parts = [Image.open(io.BytesIO(base64.b64decode(stored[cell]))) for cell in DRAWN]
+    picture = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    for i, part in enumerate(parts):
+        picture.paste(part, ((picture.width - part.width) // 2, sum(above.height for above in parts[:i])))
+    return picture, {"notebook": ONE_PROBE, "cells": list(DRAWN)}
 
 
 def _image(figure: Figure, *, size: tuple[float, float] | None = None) -> Image.Image:
@@ -120,6 +136,8 @@ def main(arguments: list[str]) -> None:
             nbformat.write(notebook, path)
         else:
             run_notebook(path)
+            if path.name == ONE_PROBE:
+                save_with(*draw_one_probe(), DEMOS / "images" / "one_probe.png")
 
 
 if __name__ == "__main__":

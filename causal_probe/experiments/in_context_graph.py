@@ -134,13 +134,14 @@ class InContextGraph(Result):
 
     @property
     def verdict(self) -> str:
-        """In words: what the heads see, and what the answer uses."""
+        """In words: what the heads see, and what the answer uses. An answer that doesn't beat frequencies shows no use; it doesn't show that there is none."""
         n = len(self.carriers)
         sees = f"{n} head{'s' * (n != 1)} see{'s' * (n == 1)} the graph" if n else "no head sees the graph"
-        uses = "the answer uses it" if self.answers and n else "the answer uses more than frequencies" if self.answers else (
-            "the answer does not use it" if n else "the answer uses no more than frequencies"
-        )  # fmt: skip
-        return f"{sees}; {uses}"
+        more = "it" if n else "more than frequencies"
+        if self.answers:
+            return f"{sees}; the answer uses {more}"
+        worse = self.gain.value < 0 and self.gain.p_value >= 1 - LEVEL
+        return f"{sees}; {'the answer is worse than frequencies' if worse else f'no use of {more} is shown'}"
 
     @property
     def undefined(self) -> dict[str, str]:

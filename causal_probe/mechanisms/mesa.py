@@ -58,7 +58,7 @@ class MesaOptimizer(Result):
     loss
         Half squared error, summed over coordinates and averaged over t = 2 .. T-1.
     satisfies_moment_condition
-        Whether the start's law lets a long-trained layer recover W.
+        Whether the start's law lets a layer of the predicted form recover W as sequences grow; at a finite length only sparse starts do.
     """
 
     KIND = "mesa-optimizer"
@@ -124,7 +124,9 @@ class MesaOptimizer(Result):
                 ("error of the last prediction", self.prediction_error, None),
                 ("loss", self.loss, None),
             ),
-            (f"moment condition: {'satisfied' if self.satisfies_moment_condition else 'violated'}",),
+            (
+                f"moment condition, for sequences without end: {'satisfied' if self.satisfies_moment_condition else 'violated'}",
+            ),
         )
 
 

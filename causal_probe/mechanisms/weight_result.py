@@ -284,6 +284,7 @@ class WeightGraphs(Result):
         ]
         holders = [
             f"{b.name}: {'transposed graph ' if t else ''}{b.transposed if t else b.as_it_stands}{'' if t else ' edges'}"
+            + ("" if b.share is None else f", {b.share:.1%} of the skill")
             for b, t in self.holders
         ]
         return Table(
@@ -292,7 +293,7 @@ class WeightGraphs(Result):
             ("block", "share of skill", "scrambled", "alone", "cost", "edges", "transposed", "identity"),
             rows,
             (
-                f"the graph lives in: {'; '.join(holders) or 'no block'}",
+                f"the graph is written in: {'; '.join(holders) or 'no block'}",
                 f"circuits by name: {'; '.join(map(str, self.circuits)) or 'none'}",
             ),
         )

@@ -375,7 +375,7 @@ class ExplanationSummary(Result):
     by_method
         By method: ``inputs``; ``success``, the share of inputs that a set was found for, with ``success_low`` and ``success_high``, its
         95% interval (Wilson); ``size`` of the sets and ``rank``, the replacement rank of the first set, means over the inputs on which
-        *every* method succeeded (``compared`` of them), with ``size_low``, ... their 95% intervals (Student's t); ``tested``, the mean
+        *every* method succeeded (``compared`` of them), with ``size_low``, ... their 95% intervals (Student's t, cut at 1, the least size and rank); ``tested``, the mean
         number of sets put to the model. Where too few inputs are compared the value is None.
     """
 
@@ -445,4 +445,8 @@ def _with_interval(name: str, values: Sequence[int]) -> dict[str, int | float | 
         return {name: float(values[0]) if values else None, f"{name}_low": None, f"{name}_high": None}
     mean = float(np.mean(values))
     reach = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
-    return {name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}
+    return {
+        name: mean,
+        f"{name}_low": max(1.0, mean - reach),
+        f"{name}_high": mean + reach,
+    }  # sizes and ranks begin at 1

@@ -47,6 +47,10 @@ EVIDENCE = (
     "for a root no candidate gains, or no more than with the node redrawn as a root: the margin is the gain minus that. An edge needs "
     "both to be positive. The plain cut (evenly spread minus unedited) is shown beside them and decides nothing."
 )
+FLAT = (
+    " In the first stage the loss hardly falls, though the graph is learnt then: only the position block of layer 0 moves, and the comparison "
+    "in layer 1 is still weak, so that layer 1 attends nearly evenly whatever was copied. The next stage sharpens the comparison."
+)
 #: Of a result that was read from a file.
 GONE = page.Paragraph(
     "A file of results holds no model, which lies in its folder's model/, and nothing is drawn from it."
@@ -155,7 +159,8 @@ def _losses(result: Recovery) -> page.Block:
         return page.Paragraph("No step was made.")
     return page.Picture(
         viz.training({"step": steps.step, "loss": steps.loss, "stage": steps.stage}, result.reference_losses),
-        "Loss on each step's fresh batch. The lines are exact predictors, on the sequences on which the trained model's loss is measured.",
+        "Loss on each step's fresh batch. The lines are exact predictors, on the sequences on which the trained model's loss is measured."
+        f"{FLAT if any(list(stage['moves']) == ['A0.position'] for stage in result.settings['stages']) else ''}",
     )
 
 

@@ -70,7 +70,7 @@ def test_the_circuit_without_a_graph_holds_none() -> None:
     assert found.holders == ()
     assert [circuit.name for circuit in found.circuits] == ["read other states"]
     assert found.block(0, 0, "token", "token").identity == pytest.approx(-1)
-    assert "the graph lives in: no block" in str(found)
+    assert "the graph is written in: no block" in str(found)
 
 
 def test_several_parents_slot_by_slot() -> None:
