@@ -22,7 +22,7 @@ from causal_probe.results import Result, Table
 
 __all__ = ["ModelCheck", "check_model"]
 
-#: What can be done with a model: the hook points that it needs, live, and the questions that must be answered rightly.
+#: By capability: the live hook points that it needs, and the questions that must be answered rightly.
 ABILITIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "read attention (scan, head graphs)": (("pattern",), ("pattern-is-read-back", "same-as-original", "nothing-stays")),
     "edit attention (edge effects)": (("pattern",), ("pattern-moves-values", "same-as-original", "nothing-stays")),
@@ -36,7 +36,7 @@ SEQUENCES, LENGTH = 2, 16
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelCheck(Result):
-    """What was found about a model.
+    """Capabilities and problems of a model.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class ModelCheck(Result):
     abilities
         For each, whether it can be relied on.
     findings
-        What is wrong, each thing once.
+        The problems, each once.
     answers
         What came out where the answer was known; empty where a hook point is missing that the questions need.
     """
@@ -77,7 +77,7 @@ class ModelCheck(Result):
         )
 
     def table(self) -> Table:
-        """What works, what came out where the answer was known, and what is wrong."""
+        """Capabilities, answers to questions of known answer, and problems."""
         facts = self.model
         shared = "" if facts["key_value_heads"] in (None, facts["heads"]) else f" on {facts['key_value_heads']}"
         context = "no limit" if facts["context"] is None else facts["context"]

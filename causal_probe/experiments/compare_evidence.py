@@ -59,7 +59,7 @@ def compare_evidence(o: EvidenceOptions) -> EvidenceTable:
 def _model(name: str, task: InContextMarkov, seed: int) -> DisentangledTransformer | None:
     """None where there is no such model of the task."""
     if name == "trained":
-        # Its own probing is not what is compared here: as little of it as there can be.
+        # Its own probing isn't compared here, so it is kept as small as possible.
         heads = (task.n_slots, 1)
         return recover(nx.DiGraph(task.graph), d_vocab=task.d_vocab, heads=heads, seed=seed, probe_sequences=2).model
     if name == "step to children" and not task.is_tree:
@@ -82,7 +82,7 @@ def measure_evidence(
     """Read one model's graph by every kind of evidence, layer by layer.
 
     Where a layer has several heads, a kind's answer is the union of their edges (an end on which they disagree gets a circle). The
-    nodes are the positions 0..T-2: the last row is the query's. The kinds, and what each is, are in
+    nodes are the positions 0..T-2: the last row is the query's. The kinds and their descriptions are in
     :data:`causal_probe.experiments.methods.METHODS`.
 
     Parameters
@@ -142,7 +142,7 @@ class _Study:
         self.drawn = 0
 
     def row(self, method: Method, asked: Asked, batches: Sequence[Batch], variant: Mapping[str, Any]) -> EvidenceRow:
-        """What one kind of evidence says, with the sequences that went through the model and the seconds it took."""
+        """The graphs of one kind of evidence, with the number of sequences run through the model and the seconds."""
         self.drawn = 0
         handle = None if self.model is None else self.model.register_forward_pre_hook(self._count)
         started = time.perf_counter()

@@ -17,7 +17,7 @@ from causal_probe.results import Result, Table
 
 __all__ = ["Agreement", "EvidenceRow", "EvidenceTable"]
 
-#: What one row of the summary stands for.
+#: The columns that identify a row of the summary.
 KEYS = ("evidence", "model", "layer")
 
 

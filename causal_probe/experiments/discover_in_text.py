@@ -47,7 +47,7 @@ class TextDiscovery(Result):
     decision
         The decision in words; None without one.
     changed_to
-        What each set of the CLEANN explanation makes of it, in words.
+        The decision after each set of the CLEANN explanation is replaced, in words.
     timings
         Seconds for ``loading``, ``discovering`` and ``explaining``.
     """

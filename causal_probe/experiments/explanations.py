@@ -65,7 +65,7 @@ class Interval:
 
     @classmethod
     def of(cls, hits: int, n: int) -> Interval:
-        """Of so many of n."""
+        """From ``hits`` successes in ``n`` trials."""
         interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
         return cls(hits / n, float(interval.low), float(interval.high))
 

@@ -21,7 +21,7 @@ from causal_probe.results import BINARY, UNSAVED, Result, Table
 
 __all__ = ["GradientRecovery"]
 
-#: Nodes that were not decided, of which the short table says what they may be.
+#: The number of undecided nodes whose remaining hypotheses the short table lists.
 SHOWN_UNDECIDED = 3
 
 
@@ -92,7 +92,7 @@ class GradientRecovery(Result):
 
     @property
     def works(self) -> tuple[str, ...]:
-        """Those of what was found."""
+        """Reasons for values that are None."""
         return self.found.works
 
     @property
@@ -101,7 +101,7 @@ class GradientRecovery(Result):
         return self.found.methods
 
     def table(self) -> Table:
-        """What was found, how far it is from the truth, and the losses."""
+        """The graph, its distance from the truth, and the losses."""
         found = self.found
         shown = [("edges found", str(self.recovered.number_of_edges())), ("sequences", f"{found.n_sequences:,}")]
         if isinstance(found, GradientGraph):

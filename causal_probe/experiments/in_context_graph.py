@@ -46,7 +46,7 @@ LEVEL = 0.001
 #: Heads are verified if their excess is surely above this: half of what a head is called by, since one row of a sequence says less
 #: than many.
 FLAGGED = CALLED / 2
-#: Unflagged heads and random sets are ablated on so many sequences, one batch.
+#: Sequences (one batch) on which unflagged heads and random sets are ablated.
 RANKED_ON = 4
 #: Tokens in a forward pass.
 TOKENS = 4096
@@ -54,14 +54,14 @@ TOKENS = 4096
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WordBatch:
-    """Sequences of words, and what comes next.
+    """Sequences of words, and the word that follows each.
 
     Attributes
     ----------
     tokens
         What the model reads.
     states
-        The task's states, without what comes before the text.
+        The task's states, without the tokens before the text.
     target
         Distribution of the next state.
     words

@@ -25,7 +25,7 @@ from causal_probe.results import Result, Table, merge_provenance
 
 __all__ = ["GRAPHS", "Leaderboard", "leaderboard"]
 
-#: What is asked by default.
+#: The default graphs.
 GRAPHS = ("chain", "pairs", "lag-2", "lag-3")
 
 

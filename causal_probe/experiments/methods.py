@@ -35,7 +35,7 @@ SOURCES: Mapping[str, Mapping[str, Any]] = {
     "values": {"source": "values"},
     "residual": {"source": "attention", "residual": 0.5},
 }
-#: What the correlations count as: the paper's convention, and so many that only rounding counts as zero.
+#: Assumed number of samples behind the correlations: the paper's convention, and one so large that only rounding counts as zero.
 SAMPLES: tuple[int | Literal["auto"], ...] = ("auto", 10**6)
 LEVEL = 1e-3
 #: Sequences in a forward pass.
@@ -46,7 +46,7 @@ FIRST_SEQUENCES = {True: 2**13, False: 2**17}
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked beside the model, the task and the batches.
+    """Settings beside the model, the task and the batches.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Asked:
     level
         Of tests of independence.
     seed
-        Of what is drawn.
+        Of random draws.
     """
 
     layer: int
@@ -129,7 +129,7 @@ def method(
 
 @method("every pair", of_model=False)
 def every_pair(model: None, task: InContextMarkov, batches: Sequence[Batch], asked: Asked) -> Answer:
-    """All edges from earlier to later nodes: what it scores is what being right takes no evidence for."""
+    """All edges from earlier to later nodes: a baseline that needs no evidence."""
     nodes = range(len(task.children))
     return [_graph(task, itertools.combinations(nodes, 2))]
 

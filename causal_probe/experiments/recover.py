@@ -50,7 +50,7 @@ WATCH_CLOSELY = 64
 MICRO_BATCH = 1024
 #: How many steps an interrupted run can lose.
 CHECKPOINT_EVERY = 50
-#: What can be chosen about the training; what is left out is the training's own default.
+#: Options of the training; those that aren't given keep the training's own default.
 OPTIONS = ("optimizer", "learning_rate", "steps", "batch_size")
 #: Family-wise level at which an edge is confirmed.
 LEVEL = 1e-3
@@ -203,7 +203,7 @@ def _stages(o: RecoverOptions, task: Task, model: DisentangledTransformer) -> tu
 
 
 def _initialise(model: DisentangledTransformer, task: Task, training: str, *, seed: int) -> tuple[str, ...]:
-    """Set what the model starts from; say what was given."""
+    """Set the model's first weights; name those that were given."""
     if training == "staged":
         if task.is_tree:
             return give_matcher(model)
@@ -221,7 +221,7 @@ def _initialise(model: DisentangledTransformer, task: Task, training: str, *, se
 class _Watch:
     """At some steps of training, asks whether every true parent has the largest mean attention in its child's past.
 
-    What it found is kept in ``notes``, which a checkpoint carries.
+    Its findings are kept in ``notes``, which a checkpoint carries.
     """
 
     def __init__(self, task: Task, batches: Iterable[Batch], *, every: int, notes: MutableMapping[str, Any]) -> None:

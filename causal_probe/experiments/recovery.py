@@ -59,11 +59,11 @@ class Recovery(Result):
     history
         The loss of every training step.
     given
-        What was set before training.
+        The weights that were set before training.
     timings
         Seconds; of a run that went on from a checkpoint, those since then.
     model, task
-        The trained model and what it was trained on. No file of results holds them: the model lies in ``model/`` of the folder.
+        The trained model and its task. Files of results don't hold them; the model is in ``model/`` of the folder.
     """
 
     KIND = "recovery"
@@ -97,7 +97,7 @@ class Recovery(Result):
 
     @property
     def undefined(self) -> dict[str, str]:
-        """Reasons for what is None, that of the comparison included."""
+        """Reasons for values that are None, those of the comparison included."""
         lacking = () if self.mean_parent_attention is not None else ("mean_parent_attention", "argmax_parent_accuracy")
         return {**self.comparison.undefined, **dict.fromkeys(lacking, "there is no true edge")}
 
@@ -127,7 +127,7 @@ class Recovery(Result):
         )
 
     def table(self) -> Table:
-        """What was found, and the losses."""
+        """The comparison with the true graph, and the losses."""
         found = self.comparison
         roots = sum(not self.truth.in_degree(node) for node in found.children)
         steps = self.steps_to_all_parents

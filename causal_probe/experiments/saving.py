@@ -18,7 +18,7 @@ R = TypeVar("R", bound=Result)
 
 
 class Clock:
-    """Seconds, by what they were spent on."""
+    """Seconds by activity."""
 
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()

@@ -18,7 +18,7 @@ TABLES_AT_ONCE = 2**24
 
 
 def batches_of(task: Task, n_sequences: int, source: torch.Generator) -> Iterator[Batch]:
-    """Fresh sequences, so many at once that they, their targets and their tables fit into memory."""
+    """Fresh sequences, in batches that fit into memory with their targets and tables."""
     at_once = max(1, min(AT_ONCE // max(task.n_positions, task.d_vocab), TABLES_AT_ONCE // table_entries(task)))
     return sample_batches(task, n_sequences, source, batch_size=at_once)
 

@@ -50,7 +50,7 @@ LEVEL = 1e-3
 #: Graphs that :func:`gradient_graphs` works on side by side, and sequences that it draws at once: about 64 MB.
 SIDE_BY_SIDE = 64
 DRAWN_AT_ONCE = 2**16
-#: Entries of the targets of one batch of one's own tokens, [batch, d_vocab]: 1 GiB, of which the gradient needs a few copies.
+#: Most entries of the targets of one batch of given tokens, [batch, d_vocab]: 1 GiB, of which the gradient needs a few copies.
 MAX_TARGETS = 2**28
 
 
@@ -161,7 +161,7 @@ def gradient_graphs(
 
 
 class _Study:
-    """What is accumulated over the batches, for several graphs side by side."""
+    """Sums over the batches, for several graphs side by side."""
 
     def __init__(self, graphs: int, n_positions: int, d_vocab: int, *, known: bool, beta: float, level: float) -> None:
         if n_positions < 3:

@@ -1,4 +1,4 @@
-"""What one gradient shows of a causal graph."""
+"""A causal graph, read from one gradient."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class GradientGraph(Result):
 
     @property
     def left(self) -> tuple[tuple[int | None, ...], ...] | None:
-        """By node: what it may be, a root (None) or a child of these earlier nodes, because nothing speaks against it.
+        """By node: the hypotheses that were not rejected, "root" (None) or "child of this earlier node".
 
         A confidence set for each node: with probability 1 - ``level`` all of them hold the truth. None where nothing was decided.
         """
@@ -162,7 +162,7 @@ class GradientGraph(Result):
 
     @property
     def status(self) -> Status:
-        """What was found.
+        """The decisions, node by node.
 
         ``"edges"``; ``"no edges"``: every node was shown to be a root, by giving up every earlier node; ``"insufficient"``: some node is not
         decided. Either it may be a root as well as a child, as where the value of an edge by the task's exact information

@@ -55,7 +55,7 @@ __all__ = ["GradientSlots", "gradient_slots"]
 
 #: Sequences that are kept away from the gradient, for the choice of queries and the test of nodes.
 HELD_OUT = 8192
-#: Entries of what is held out: of the tables, and of the states of all positions, one-hot. A few copies of 2 GiB.
+#: Most entries of the held-out tables and one-hot states of all positions: a few copies of 2 GiB.
 MAX_KEPT = 2**29
 #: Sequences from which the first gradients are taken, and queries chosen.
 EXPLORED = 2**16
@@ -65,7 +65,7 @@ RANKED = 2**14
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GradientSlots(Result):
-    """What one gradient per query shows of a graph of several parents.
+    """A graph with several parents per node, read from one gradient per query.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class GradientSlots(Result):
         The positions that carry signal, ascending: the parents of node T. Empty if none lowers the loss. With :attr:`cut_off`, some of the
         parents.
     gains : tuple[float, ...]
-        What each step of the choice gained, in nats on held-out sequences, beginning with the best single query over the
+        Gain of each step of the choice, in nats on held-out sequences, beginning with the best single query over the
         in-context unigram.
     joint : NDArray, [child, parent, parent, ...]
         The mixed derivative, one parent axis per query: the mean over sequences in which each parent carries its query's token, times
@@ -159,7 +159,7 @@ class GradientSlots(Result):
         )
 
     def _decision(self) -> str:
-        """What was tested, in a sentence without its full stop."""
+        """The test, in a sentence without its full stop."""
         if self.log_e_values is None:
             return "Whether a node has parents was not decided"
         return (

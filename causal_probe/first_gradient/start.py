@@ -10,7 +10,7 @@ from causal_probe.training.slots import give_slots
 
 __all__ = ["GRAPH_OF_GRADIENTS", "give_gradient_graph"]
 
-#: How what is returned begins where layer 0 begins with the graph.
+#: The first words of the returned text where layer 0 begins with the graph.
 GRAPH_OF_GRADIENTS = "layer 0 begins with what gradients of the untrained model show"
 
 
@@ -23,7 +23,7 @@ def give_gradient_graph(model: DisentangledTransformer, task: Task, *, seed: int
     Raises
     ------
     CausalProbeError
-        If the model does not have two layers, or the task has too many states for :func:`gradient_slots` (what it holds out is kept).
+        If the model does not have two layers, or the task has too many states for :func:`gradient_slots` (its held-out sequences are kept in memory).
     """
     found = gradient_slots(batches_of(task, SEQUENCES_OF_SEVERAL, generator(seed, "gradient")))
     slots = generator(seed, "slots", device=model.W_U.device)

@@ -117,7 +117,7 @@ def parent_lists(graph: nx.DiGraph) -> tuple[tuple[int, ...], ...]:
 
 
 def find_problems(graph: Any, *, nodes: int | None = None, max_parents: int | None = None) -> list[str]:
-    """What is wrong with a graph, one phrase per kind of problem; see :func:`check_graph`."""
+    """The problems of a graph, one phrase per kind; see :func:`check_graph`."""
     if not isinstance(graph, nx.Graph):
         return [f"it is a {type(graph).__name__}, not a networkx.DiGraph"]
     problems = _node_problems(graph, nodes)

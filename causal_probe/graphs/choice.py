@@ -30,7 +30,7 @@ class Family:
     Attributes
     ----------
     about
-        What it is, in a line.
+        A description in one line.
     build
         The graph of ``n_positions`` tokens, from the number in its name (None without one), the probability of a root and the seed.
     takes

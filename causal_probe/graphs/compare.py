@@ -23,7 +23,7 @@ Edge: TypeAlias = tuple[Any, Any]
 
 @dataclass(frozen=True, repr=False)  # of plain values: two are compared by these
 class GraphComparison(Result):
-    """What :func:`compare` found. Edges are ``(parent, child)``; what is undefined is None, its reason in ``undefined``.
+    """The result of :func:`compare`. Edges are ``(parent, child)``; an undefined metric is None, with its reason in ``undefined``.
 
     Attributes
     ----------
@@ -285,7 +285,7 @@ def _check_comparable(role: str, graph: Any) -> None:
 
 
 def _as_compared(graph: nx.DiGraph, mode: str) -> nx.DiGraph:
-    """The graph whose arcs are what is compared."""
+    """The graph whose arcs are compared."""
     if mode == "directed":
         if is_mixed(graph):
             raise CausalProbeError(
@@ -358,7 +358,7 @@ def _plain(node: Any) -> Any:
 def _rank(
     weights: Any, children: tuple[Any, ...], nodes: tuple[Any, ...], true: set[Edge], undefined: dict[str, str]
 ) -> tuple[float | None, float | None, float | None]:
-    """AUROC, average precision and the latter's chance level; what is undefined is noted in ``undefined``."""
+    """AUROC, average precision and the latter's chance level; ``undefined`` gets the reasons for those that are undefined."""
     names = ("auroc", "average_precision", "average_precision_chance")
     if weights is None:
         undefined.update(dict.fromkeys(names, "no weights were given"))

@@ -195,7 +195,7 @@ def from_parents(parents: Iterable[SupportsIndex | Iterable[SupportsIndex] | Non
 
 
 def _listed(entry: Any) -> list[Any]:
-    """One entry of a parent list as the list of parents it names; what can't be parents is left for the check to name."""
+    """One entry of a parent list as a list of parents; entries that can't be parents are left to the check."""
     if entry is None or (is_integer(entry) and entry == -1):
         return []
     if isinstance(entry, str):

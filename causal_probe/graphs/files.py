@@ -186,7 +186,7 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     write_json(path, _in_order(graph))
 
 
-#: What is said of a form that is known and not read.
+#: Messages for known formats that are not read.
 NOT_READ = (
     "it is {}, a form that isn't read. Read it with networkx and give the graph, or write it with networkx.node_link_data as JSON, "
     "networkx.write_graphml or networkx.write_edgelist."
@@ -194,7 +194,7 @@ NOT_READ = (
 
 
 class _Unfit(Exception):
-    """What is wrong with a file; the message goes on from the file's name."""
+    """A problem of a file; the message continues after the file's name."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from causal_probe.graphs.check import listing, show_edge
 
 __all__ = ["Mark", "arrowheads", "as_mixed", "is_mixed", "mixed_edges", "mixed_graph", "show_mixed_edge"]
 
-#: What stands at an end of an edge.
+#: The mark at an end of an edge.
 Mark: TypeAlias = Literal["tail", "arrow", "circle"]
 
 MARKS = ("tail", "arrow", "circle")

@@ -1,9 +1,9 @@
-"""Learning, watched: when is each edge found, when does each head become what it is, in which order?
+"""Learning, watched: when is each edge found, when does each head take its final form, in which order?
 
 A probe along a training run gives a series of measurements at checkpoints: for each true edge the attention on the parent, for a head
 its score, the loss. Each is described by one **change-point**: the split of the series into two parts of constant mean with the
 smallest sum of squares (the least-squares, or Gaussian maximum-likelihood, estimate for one change in mean; Hinkley, Biometrika 57,
-1970). It is the checkpoint at which the series is, for the first time, nearer to what it ends as than to what it began as.
+1970). It is the first checkpoint at which the series is nearer to its last value than to its first.
 
 The interval holds every split whose sum of squares is not much larger than the smallest: S(k) <= S(best) (1 + c / (n - 2)), with
 c = -2 log(1 - sqrt(0.95)) = 7.35 the quantile of the likelihood ratio of a split, whose law is (1 - exp(-c / 2))^2 where the change is
@@ -161,7 +161,7 @@ class Watch:
         self._matching.append(float((patterns[0] * self._match[:, None]).sum(-1).mean(0).max()))
 
     def dynamics(self) -> Dynamics:
-        """What was seen, and when it changed.
+        """The series and their change-points.
 
         Raises
         ------

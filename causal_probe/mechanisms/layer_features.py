@@ -50,7 +50,7 @@ class LayerFeatures(Result):
     off
         The share of the metric's Frobenius norm that is not symmetric and positive, in [0, 1].
     model
-        Whose MLP they are made of. It is in no file, so what was loaded can't be called.
+        The model whose MLP computes them. Files don't hold it, so loaded features can't be called.
     """
 
     KIND = "layer features"

@@ -107,7 +107,7 @@ class MesaOptimizer(Result):
         )
 
     def table(self) -> Table:
-        """What was measured, with its standard error."""
+        """The measurements with their standard errors."""
         return Table(
             f"MesaOptimizer on {self.settings['process']}: {self.verdict}",
             ("quantity", "value", "stderr"),

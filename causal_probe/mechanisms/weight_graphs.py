@@ -1,4 +1,4 @@
-"""Where in the weights does the graph live, and what is each block worth?
+"""Which block of the weights holds the graph, and how much skill does each block carry?
 
 The disentangled transformer's stream is a concatenation, so every block of a query-key matrix A has one meaning: it joins one part
 of the stream, at the query, with one part, at the key. Where both parts run over positions, the block is a candidate graph, in two

@@ -227,7 +227,7 @@ class WeightGraphs(Result):
         return tuple(Circuit(name, tuple(b.name for b in blocks)) for name, blocks in found if blocks)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per block; what is undefined is missing, as pandas has it (NaN)."""
+        """One row per block; undefined values are NaN."""
         names = ("share", "share_stderr", "scrambled", "scrambled_stderr", "alone", "alone_stderr", "cost", "stderr")
 
         def read(name: str, its: Direction | None) -> dict[str, object]:

@@ -50,7 +50,7 @@ class SoftmaxAttention(HookedAttention):
         k: Float[Tensor, "batch pos head d_key"],
         v: Float[Tensor, "batch pos head d_value"],
     ) -> Float[Tensor, "batch pos head d_value"]:
-        """What each head finds, through every hook."""
+        """The output of each head, through all hooks."""
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         scores = einsum(q, k, "batch query head e, batch key head e -> batch head query key")
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)

@@ -23,7 +23,7 @@ __all__ = ["real_heads", "to_transformer_lens"]
 
 @runtime_checkable
 class Disentangled(Protocol):
-    """What is read of a :class:`~causal_probe.models.DisentangledTransformer`."""
+    """The members of a :class:`~causal_probe.models.DisentangledTransformer` that are read."""
 
     d_vocab: int
     n_positions: int

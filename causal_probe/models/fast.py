@@ -22,7 +22,7 @@ from torch.nn.functional import one_hot
 
 __all__ = ["last_logits"]
 
-#: What is done to the scores or the pattern of a layer below the last: (layer, [batch, head, query, key]) -> the same shape.
+#: An edit of the scores or the pattern of a layer below the last: (layer, [batch, head, query, key]) -> the same shape.
 Edit = Callable[[int, Tensor], Tensor]
 
 

@@ -1,4 +1,4 @@
-r"""Hand-set weights that make linear self-attention a known algorithm on what it sees in context.
+r"""Hand-set weights that make linear self-attention a known algorithm on the examples in its context.
 
 The stream is (x, y): d_x entries, then d_out. Rows are tokens, products are ``h @ W`` as in TransformerLens.
 """

@@ -1,4 +1,4 @@
-"""What this package's own models share: TransformerLens' hook names, its configuration, and a cache that knows its layers."""
+"""The base of this package's own models: TransformerLens' hook names, its configuration, and a cache that knows its layers."""
 
 # HookPoint, HookedRootModule.setup and Module._apply carry no types.
 # mypy: allow-untyped-calls
@@ -18,7 +18,7 @@ __all__ = ["HookedAttention", "HookedBlock", "HookedModel"]
 
 
 class HookedAttention(nn.Module):
-    """Heads with TransformerLens' hook points. What is passed to one has memory of its own: patching tools write into it."""
+    """Heads with TransformerLens' hook points. A value passed to one has its own memory, because patching tools write into it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class HookedModel(HookedRootModule):
         device: str | torch.device,
         use_attn_scale: bool = False,
     ) -> None:
-        """What comes last in ``__init__``: configuration, device and dtype, hook names, eval mode."""
+        """The last step of ``__init__``: configuration, device and dtype, hook names, eval mode."""
         # What TransformerLens' tools read. n_ctx is one above T, because detect_head wants strictly shorter sequences.
         self.cfg = TransformerBridgeConfig(
             d_model=d_model,

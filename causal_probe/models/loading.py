@@ -39,7 +39,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
-#: What is asked of the hub: configuration, tokenizer and safetensors at the top of the repository; no pickles, no code.
+#: Files that are fetched from the hub: configuration, tokenizer and safetensors at the top of the repository; no pickles, no code.
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 NOT_HUB_FILES = ("*/*", "consolidated*")
 

@@ -3,7 +3,7 @@
 Definition (Nichani, Damian & Lee 2024, arXiv 2402.14735, section 4), for T tokens over S states, X their one-hot rows [T, S]::
 
     z    = softmax(mask(A1)) X                                    A1 [T, T]: layer 1 mixes earlier tokens by position alone
-    f(s) = X^T softmax(z A2^T x_T)                                A2 [S, S]: layer 2 compares what was mixed with the last token
+    f(s) = X^T softmax(z A2^T x_T)                                A2 [S, S]: layer 2 compares the mixture with the last token
     loss = -E sum_s' pi(s' | s_T) log(f_s' + epsilon)
 
 f is a distribution over states. The model is the disentangled transformer of two layers of one head in which every block but
@@ -254,7 +254,7 @@ def first_gradient(
     tokens
         States; not checked here.
     target
-        The distribution of what comes next, or one draw from it, one-hot.
+        The distribution of the next token, or one draw from it, one-hot.
     query
         The position whose token layer 2 compares with; the paper's is the last.
 

@@ -33,12 +33,12 @@ from causal_probe.results import hold
 
 __all__ = ["REPRODUCTIONS", "list_reproductions", "reproduce"]
 
-#: Every reproduction by the name by which it is asked for, with what it is about and how long it takes.
+#: Every reproduction by its name, with its subject and its expected minutes.
 REPRODUCTIONS: Mapping[str, Study] = dict(sorted(REGISTERED.items()))
 
 
 def list_reproductions() -> str:
-    """Every name, what it is about, and about how many minutes it takes on one CPU core, quick and whole.
+    """Every name with its subject and its expected minutes on one CPU core, quick and whole.
 
     >>> print(list_reproductions().splitlines()[0])
     copy                     With separate tokens, the first softmax layer copies neighbours (1 and 3 minutes)

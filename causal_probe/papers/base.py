@@ -1,4 +1,4 @@
-"""What every reproduction of a paper shares: a result with the paper's numbers beside ours, and parts that are not done twice.
+"""The common base of all reproductions: a result with the paper's numbers beside ours, and parts that are computed once.
 
 A reproduction is a function ``(run: Run) -> Reproduction`` under :func:`reproduction`, which enters it in
 :data:`causal_probe.papers.REPRODUCTIONS`. All that takes long it does in named *parts*, each a call of ``run.part(name, compute)``: with a
@@ -46,7 +46,7 @@ __all__ = ["PARTS", "REGISTERED", "Line", "Reproduction", "Run", "Study", "repro
 
 #: The result's file, which is written last: a folder that has it holds a whole reproduction.
 RESULT = "result.json"
-#: Where finished parts are kept, and what they are parts of.
+#: The folder of finished parts, and the file that names their run.
 PARTS, BEGUN = "parts", "parts/run.json"
 #: The settings that say which run a folder belongs to. All others follow from them in one version of the code; what a part depends on
 #: besides, its own settings say.
@@ -58,24 +58,24 @@ CUT_SHORT = re.compile(r"(.*/)?\.[^/]*\.causal-probe-(partial|lock)")
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One quantity: what was measured here, and what the paper has.
+    """One quantity: our measured value and the paper's.
 
     Attributes
     ----------
     quantity
-        What it is, with its unit.
+        Its name, with the unit.
     ours
-        What was measured; None if it is undefined, and then ``note`` says why.
+        Our value; None if it is undefined, and then ``note`` says why.
     standard_error
         Of ``ours``; None where it is exact or has none.
     paper
-        The paper's number, or in words what it shows; None if it gives none.
+        The paper's number, or its claim in words; None if it gives neither.
     checked
         What says so: where in the paper or its code, or the computation that stands in for it.
     holds
-        Whether ours bears the paper out, by the rule that ``note`` states; None where there is nothing to be borne out.
+        Whether our value agrees with the paper (rule in ``note``); None if the paper gives nothing to compare.
     note
-        What a reader must know to use the number.
+        Anything that a reader needs to use the number.
     """
 
     quantity: str
@@ -100,7 +100,7 @@ class Reproduction(Result):
     paper
         Keys of :data:`causal_probe.results.BIBLIOGRAPHY`.
     summary
-        What was found, in a sentence or two.
+        The finding, in a sentence or two.
     lines
         The table.
     figures
@@ -108,13 +108,13 @@ class Reproduction(Result):
     captions
         What to see in each figure, by the same names.
     notes
-        Deviations from the paper, and what does not hold, one paragraph each.
+        Deviations from the paper and claims that don't hold, one paragraph each.
     method
-        What was done, in one sentence for a methods section.
+        The procedure, in one sentence for a methods section.
     arrays
         Raw values behind the table and the figures.
     settings
-        Everything that was chosen; ``name``, ``quick`` and ``seed`` among it.
+        All choices, including ``name``, ``quick`` and ``seed``.
     """
 
     KIND = "reproduction"
@@ -141,7 +141,7 @@ class Reproduction(Result):
 
     @property
     def holds(self) -> bool:
-        """Whether every line that can bear the paper out does."""
+        """Whether our value agrees with the paper in every line that compares them."""
         return all(line.holds is not False for line in self.lines)
 
     @property
@@ -216,7 +216,7 @@ class Run:
     Parameters
     ----------
     quick
-        Do little enough that it takes less than five minutes on two CPU cores.
+        Do a smaller run, of less than five minutes on two CPU cores.
     seed
         Of all random numbers.
     progress
@@ -224,9 +224,9 @@ class Run:
     folder
         Where finished parts are kept; None: nowhere.
     settings
-        What else the parts depend on: ``name``. A folder of another name, ``quick`` or ``seed`` is refused.
+        Other settings that the parts depend on: ``name``. A folder of another name, ``quick`` or ``seed`` is refused.
     overwrite
-        Remove what an earlier run of other settings has left in the folder.
+        Remove the files of an earlier run with other settings.
 
     Raises
     ------
@@ -251,7 +251,7 @@ class Run:
     def part(
         self, name: str, compute: Callable[[], Mapping[str, Any]], *, settings: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """What ``compute()`` returns, computed once.
+        """The values of ``compute()``, computed once.
 
         Parameters
         ----------
@@ -261,7 +261,7 @@ class Run:
             Returns plain values and NumPy arrays by their names. Plain values come back as JSON gives them, in the first run and
             in every later one alike: tuples are lists. Arrays come back as they are.
         settings
-            What the part depends on. A part that was computed with others, or without its arrays, is refused.
+            Settings that the part depends on. A part with other settings, or without its arrays, is refused.
 
         Raises
         ------
@@ -294,7 +294,7 @@ class Run:
         every
             Training steps between two checkpoints.
         settings
-            What the training depends on: a checkpoint of others is refused.
+            Settings that the training depends on. A checkpoint with other settings is refused.
         """
         if self._parts is None:
             return None
@@ -380,7 +380,7 @@ class Study(NamedTuple):
     about
         One line.
     minutes
-        About what it takes on one CPU core, from the time that a step was measured to take: with ``quick``, and without.
+        Estimated time on one CPU core, from the measured time of a step: with ``quick``, and without.
     """
 
     function: Callable[[Run], Reproduction]

@@ -32,7 +32,7 @@ CHECKPOINT = 500
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model and what was seen on the way.
+    """A trained model and measurements taken during its training.
 
     Attributes
     ----------

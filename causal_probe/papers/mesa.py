@@ -1,4 +1,4 @@
-"""Zheng et al. 2024: the trained layer's product ab, its form, and what it recovers; and the moment condition."""
+"""Zheng et al. 2024: the trained layer's product ab, its form, and its estimate of W; and the moment condition."""
 
 from __future__ import annotations
 

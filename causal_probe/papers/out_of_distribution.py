@@ -1,6 +1,6 @@
 """Trained where transition rows are nearly deterministic, tested where they are not: does the learnt mechanism carry over?
 
-The trained model estimates transitions in context from the (parent, child) pairs of the graph. If that is what it does, it does so for
+The trained model estimates transitions in context from the (parent, child) pairs of the graph. If so, it does that for
 transition matrices that its training never drew. Each kind of test holds matrices by themselves: every one is a test distribution of its
 own, on which the divergence is averaged over sequences; reported are the mean and the worst of the matrices.
 """

@@ -25,7 +25,7 @@ __all__ = ["figure_8"]
 #: The paper's task and model: a residual stream of width 30, one head in each of two layers, ReLU.
 POSITIONS, VOCAB, ALPHA = 20, 10, 0.1
 WIDTH, LAYERS, HEADS, HIDDEN = 30, 2, 1, 120
-#: The paper's training, and what is done in quick mode.
+#: The paper's training, and the one of quick runs.
 RATE, DECAY = 1e-2, 2e-4
 SIZE = {False: {"steps": 2**12, "batch_size": 1024}, True: {"steps": 2**10, "batch_size": 256}}
 #: Layer 0's mean attention to the previous token: the paper's, read off its figure, and what ours must attain.

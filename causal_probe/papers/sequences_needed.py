@@ -34,7 +34,7 @@ STAGED = tuple(2**k for k in range(13))
 #: (batch size, steps) of joint SGD at the paper's rate of 1: the paper's batch, and a smaller one, which needs fewer sequences.
 JOINT = {False: ((1024, 2048), (64, 4096)), True: ((1024, 576), (64, 1152))}
 RATE, LOOKS = 1.0, 48
-#: What is called recovered, and by how much one gradient is to be ahead of joint SGD.
+#: The share that counts as recovered, and the factor by which one gradient must beat joint SGD.
 SHARE, AHEAD = 0.95, 100
 WATCHING = 256
 

@@ -56,7 +56,7 @@ def stretches(losses: Sequence[float], every: int | None = None) -> list[float]:
 
 
 def loss_curve(losses: Sequence[float], steps: int) -> viz.Curve:
-    """What :func:`stretches` gives of a training of so many steps, each where its stretch begins."""
+    """The mean losses of a training of ``steps`` steps (:func:`stretches`), each at the first step of its stretch."""
     return viz.Curve(np.linspace(0, steps, len(losses), endpoint=False), losses)
 
 
@@ -67,7 +67,7 @@ def mean_and_error(values: Any) -> tuple[float, float]:
 
 
 def quick_note(run: Run, text: str) -> tuple[str, ...]:
-    """What is to be said of a quick run alone, as notes."""
+    """Notes for quick runs."""
     return (f"Quick: {text}",) if run.quick else ()
 
 

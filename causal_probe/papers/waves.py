@@ -21,7 +21,7 @@ from causal_probe.training import adam, minimise, regression_loss
 
 __all__ = ["sine"]
 
-#: Of phases: what is asked of the whole turn; the half turn is the authors' law.
+#: Least cosine for phases over the whole turn; the authors draw them from half a turn.
 LAWS = {"whole turn": 2 * math.pi, "half a turn": math.pi}
 #: A layer may read y by its values or by its keys; where it begins by the keys, it stays with one feature, and its loss is five times
 #: as large. So a few initialisations are trained for a while, and the one with the lowest training loss goes on.
@@ -145,7 +145,7 @@ def sine(run: Run) -> Reproduction:
 
 
 def _lines(law: str, rows: list[dict[str, Any]], *, tolerance: float) -> list[Line]:
-    """What was measured under one law of phases: of several seeds the worst."""
+    """Measurements under one law of phases, each the worst over several seeds."""
     seeds = f"{len(rows)} seeds, the worst of them" if len(rows) > 1 else "one seed"
 
     def least(algorithm: str, measure: str = "cosine") -> tuple[float, float]:

@@ -1,4 +1,4 @@
-r"""What is possible on in-context linear regression: gradient descent with the best steps, ridge, least squares.
+r"""Reference predictors for in-context linear regression: gradient descent with the best steps, ridge, least squares.
 
 On examples (x_j, y_j) and a query, gradient descent on :math:`L(W) = \frac12 \sum_j |W x_j - y_j|^2` (a step ``eta`` here is the
 paper's eta / N), and GD++ (von Oswald et al. 2022), which also changes the inputs it sees::
@@ -44,7 +44,7 @@ __all__ = ["Descent", "expected_loss", "fit_descent", "least_squares", "one_step
 
 #: Draws of S over which steps are fitted and losses averaged. The standard error of a loss is then about 0.2%.
 DRAWS = 20_000
-#: The steps themselves are fitted on so many of them; the loss is then measured on others.
+#: Sequences on which the steps are fitted; the loss is then measured on others.
 FITTED = 8_000
 #: Seed of those draws, where no generator is given: steps fitted twice are the same.
 SEED = 20221215
@@ -52,7 +52,7 @@ SEED = 20221215
 
 @dataclass(frozen=True)
 class Descent:
-    """Some steps of gradient descent, and the expected loss of what they predict.
+    """Steps of gradient descent, and the expected loss of their predictions.
 
     Attributes
     ----------
@@ -196,7 +196,7 @@ def least_squares(
     """
     _check_shapes(x, y, x_query)
     n, d = x.shape[1:]
-    if not minimum_norm:  # in float64, so that only what is singular exactly is refused
+    if not minimum_norm:  # in float64, so that only exactly singular systems are refused
         rank = n if n < d else int(torch.linalg.matrix_rank(x.double()).min())
         if rank < d:
             raise CausalProbeError(

@@ -10,7 +10,7 @@ The task of von Oswald et al. 2022 (arXiv 2212.07677), as in their code. In each
     tokens, separate:   (x_1, 0), (0, y_1), ..., (x_N, 0), (0, y_N), (x_q, -W0 x_q)    2N + 1 positions
 
 W0 is the weight matrix that gradient descent starts from, zero unless it is given. A model's prediction is minus one times the
-last d_out entries of the last token of its output: gradient descent there *subtracts* what it predicts.
+last d_out entries of the last token of its output: gradient descent there *subtracts* its prediction.
 
 The authors' half-width of the inputs is 0.5 (their text says 1). Their separate tokens keep y_j in the last of d_x entries and
 read the prediction out of a positional entry; here y has entries of its own, and the read-out is the same in both forms.

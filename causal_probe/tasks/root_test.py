@@ -74,7 +74,7 @@ def log_bets(
     of_candidate = tokens.gather(-1, candidates.clamp(min=0))
     given = pi.flatten(-2).gather(-1, of_candidate * d_vocab + tokens)
     alone = mu.gather(-1, tokens)
-    # A root never takes a state of probability 0, so what is bet on that is no matter; nothing is bet.
+    # A root never takes a state of probability 0, so a bet on it has no effect; none is made.
     ratio = torch.where((alone > 0) & (candidates >= 0), given / alone, 1.0)
     return ((1 + ratio) / 2).log()
 

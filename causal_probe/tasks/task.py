@@ -1,6 +1,6 @@
 """What a task is: data whose causal graph is known, and the predictors that a model of it is measured against.
 
-A task need not inherit from anything here; :class:`Task` says what the studies ask of one, and gives what follows from the graph to a class
+A task need not inherit from anything here; :class:`Task` states the protocol, and gives the members that follow from the graph to a class
 that inherits from it. What a model's loss is compared with are the task's *own* reference predictors, which no task can inherit.
 """
 
@@ -38,7 +38,7 @@ Drawn = TypeVar("Drawn", covariant=True)
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences and what is to be predicted after them.
+    """Sequences and the targets to predict after them.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Batch:
         return len(self.tokens)
 
 
-#: From a batch to the distributions of what comes next, [batch, d_vocab].
+#: From a batch to the predicted distributions of the next token, [batch, d_vocab].
 Predictor = Callable[[Batch], Float[Tensor, "batch d_vocab"]]
 
 
@@ -75,7 +75,7 @@ class Task(Protocol):
     """Sequences of ``n_positions`` tokens over ``d_vocab`` states, drawn along a causal graph.
 
     One of two forms. In a *tree task* no node has several parents; the graph has T - 1 nodes, and the last of the T tokens is a query, which is
-    no node: what follows it is to be predicted. Otherwise the graph has T + 1 nodes, and node T is to be predicted.
+    no node: its successor is the target. Otherwise the graph has T + 1 nodes, and node T is to be predicted.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ def check_task(task: Any) -> Task:
     Raises
     ------
     CausalProbeError
-        Naming what it lacks, or if its graph has another number of nodes than its form asks for.
+        If members are missing (they are named), or the graph's number of nodes doesn't match the task's form.
 
     Examples
     --------

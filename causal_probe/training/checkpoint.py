@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: what is needed to go on as if nothing had happened, in one file that is written atomically.
+"""Checkpoints of a training run: its whole state, in one file that is written atomically, so that an interrupted run continues exactly.
 
 The file is safetensors: the weights, the optimiser's moments, the random generator's state, the losses so far, and, in its header, the
 settings that the run must share with the one that goes on, and a checksum. Nothing is pickled.
@@ -62,7 +62,7 @@ class Checkpoint:
     settings
         What identifies the run, in plain JSON types: a checkpoint of other settings is refused.
     every
-        A checkpoint is written after so many steps, at the end of a stage, and at the end.
+        Steps between two checkpoints; one is also written at the end of each stage and of the run.
     notes
         What a callback has to remember, in plain JSON types; it is saved and comes back.
     overwrite
@@ -92,7 +92,7 @@ class Checkpoint:
             arrays |= {f"optimizer.{index}.{name}": _array(tensor) for name, tensor in moments.items()}
         arrays["generator"] = _array(generator.get_state())
         arrays["losses"] = np.asarray(progress.losses, dtype=np.float64)
-        with contextlib.suppress(OSError):  # what stands in the way is said when the file is written
+        with contextlib.suppress(OSError):  # an obstacle is reported when the file is written
             self.path.parent.mkdir(exist_ok=True)
         write_arrays(self.path, arrays, about=head)
 

@@ -169,7 +169,7 @@ def moved_by(stage: Stage) -> list[str]:
 
 
 def check_moves(stages: Sequence[Stage], names: Mapping[str, nn.Parameter], *, position_only: bool) -> None:
-    """Raise unless every stage moves what is there."""
+    """Raise if a stage moves weights that the model lacks."""
     for stage in stages:
         unknown = sorted(set(stage.moves) - set(names) - PARTS_OF_A0)
         if unknown or not stage.moves:

@@ -62,7 +62,7 @@ class Begun:
     loss
         Draws fresh data; a scalar, or a vector of one loss for each of several models that share no weight.
     after
-        What is done after every step.
+        Called after every step.
     """
 
     moved: Sequence[nn.Parameter]
@@ -111,7 +111,7 @@ def descend(
     callback
         Called with the step's number before every step and once after the last.
     model, generator, checkpoint
-        What is kept where: the run goes on from the file if it is there, and ends as if it had never been interrupted. The file is left when the
+        Where the state is kept. A run continues from the file if it exists, and ends as if it had never been interrupted. The file is left when the
         run ends or fails, and deleted when the training diverges: it would diverge again. A run of one model can be kept.
     progress
         Show a tqdm bar, on standard error.

@@ -25,7 +25,7 @@ __all__ = ["RegressionTask", "adam", "minimise", "regression_loss"]
 
 @runtime_checkable
 class RegressionTask(Protocol):
-    """What is needed of a task of continuous tokens."""
+    """The protocol of tasks with continuous tokens."""
 
     d_out: int
 
@@ -130,7 +130,7 @@ def minimise(
     Returns
     -------
     History
-        Losses are before the step, on its own fresh data. ``n_sequences`` counts what was asked for.
+        Losses are before the step, on its own fresh data. ``n_sequences`` is the requested number.
 
     Raises
     ------

@@ -58,7 +58,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     # Text stays text: small, searchable, selectable, and drawn in the reader's fonts, which know more scripts than ours.
     "svg.fonttype": "none",
-    # The ids of clip paths and markers then depend on what is drawn alone.
+    # The ids of clip paths and markers then depend on the drawing alone.
     "svg.hashsalt": "causal-probe",
 }
 

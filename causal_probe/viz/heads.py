@@ -16,7 +16,7 @@ from causal_probe.viz.figure import Drawing, colour_scale, drawing_style, label_
 
 __all__ = ["heads"]
 
-# Up to so many heads in a layer, and in all, the value is written into each cell: more make a page heavy and say less than colours.
+# Largest numbers of heads, in a layer and in all, for which values are written into the cells; beyond, they make a page heavy and say less than colours.
 _WRITTEN = 16
 _WRITTEN_IN_ALL = 144
 

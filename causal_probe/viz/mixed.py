@@ -40,7 +40,7 @@ def mixed(
     graph
         A mixed graph (:mod:`causal_probe.graphs.mixed`).
     labels
-        What stands at the nodes, shown as text and cut after 14 characters.
+        Labels of the nodes, shown as text and cut after 14 characters.
     highlight
         Nodes to mark, of an explanation say.
     target

@@ -34,7 +34,7 @@ MUTED = "#5f6b7a"
 GRID = "#d8dee6"
 #: Faint fills: nodes, stages of a training run, masked cells.
 PAPER = "#eef1f5"
-#: What was measured: a loss curve, attention, a positive matrix entry.
+#: Measured values: a loss curve, attention, a positive matrix entry.
 BLUE = "#0072b2"
 #: The opposite of :data:`BLUE` in diverging heat maps.
 VERMILLION = "#d55e00"

@@ -56,7 +56,7 @@ class Paragraph:
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """The few numbers that a reader looks for first: ``(name, value, what it says)`` each."""
+    """The key numbers: ``(name, value, meaning)`` each."""
 
     figures: Sequence[tuple[str, object, str]]
     kind: ClassVar[str] = "headline"
@@ -86,7 +86,7 @@ class Table:
             )
 
     def is_numeric(self, column: int) -> bool:
-        """Whether the column holds numbers, besides what is undefined; those are set flush right."""
+        """Whether all defined values of the column are numbers; those columns are set flush right."""
         values = [row[column] for row in self.rows if row[column] is not None]
         return bool(values) and all(
             isinstance(value, numbers.Number) and not isinstance(value, bool) for value in values
@@ -139,7 +139,7 @@ Block = Paragraph | Headline | Table | Picture | Attention | Code
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading of the table of contents, and what stands under it."""
+    """A heading of the table of contents, and its blocks."""
 
     title: str
     blocks: Sequence[Block]
@@ -154,7 +154,7 @@ class Report:
     title
         The heading of the page.
     sections
-        What it holds, in order. Figures and tables are numbered through.
+        Its blocks, in order. Figures and tables are numbered throughout the report.
     settings
         Every setting of the run, in plain values.
     versions
@@ -162,7 +162,7 @@ class Report:
     call
         The Python that gives the same result.
     summary
-        What was found, in a sentence or two; stands under the title.
+        The finding, in a sentence or two; it stands under the title.
     citation
         How to cite the result (what its ``cite()`` returns).
 

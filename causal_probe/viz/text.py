@@ -14,7 +14,7 @@ __all__ = ["clean", "show_number", "show_token", "shorten", "token_list"]
 
 
 def shorten(text: str, limit: int) -> str:
-    """:func:`clean` text of at most ``limit`` characters; what is left out is marked by an ellipsis.
+    """:func:`clean` text of at most ``limit`` characters; an ellipsis marks omitted text.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def show_token(token: str, *, limit: int = 24) -> str:
 
 
 def show_number(value: float | None, decimals: int) -> str:
-    """A number to so many decimals, None as "undefined"; what rounds to zero has no sign.
+    """A number to ``decimals`` places, None as "undefined"; numbers that round to zero have no sign.
 
     Examples
     --------

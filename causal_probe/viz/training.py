@@ -50,7 +50,7 @@ def training(
     -------
     matplotlib.figure.Figure
         The curve is the first line of the first axes. Steps are on a linear axis to step 200; runs that are longer get
-        one that is linear to step 1 and logarithmic beyond, because most of what is learnt is learnt early.
+        one that is linear to step 1 and logarithmic beyond, because most learning happens early.
 
     Raises
     ------
