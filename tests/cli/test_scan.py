@@ -92,7 +92,7 @@ def test_options_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             "--templates inductoin",
-            "did you mean 'induction'? The known ones: previous-token, duplicate-token, induction",
+            "did you mean 'induction'? The known ones: previous-token, ",
         ),
         ("--templates own.py:f", "names no file"),
         ("--bos maybe", "is not one of"),
