@@ -64,10 +64,9 @@ def scan_page(result: ModelScan) -> viz.Report:
         f"What the attention heads of {scores.provenance['model']} do",
         f"Every head was scored against {len(scores.names)} head types in one pass. {found} described by one of them.{causal}",
         [
-            page.Section("Result", [page.Headline(_headline(result)), *_tables(result)]),
+            page.Section("Result", [page.Headline(_headline(result)), *_heat_maps(result), *_tables(result)]),
             *checked,
             *blocks,
-            page.Section("Every head, template by template", list(_heat_maps(result))),
             *shown,
             page.Section("What it was measured on", [_sequences(result)]),
         ],
@@ -106,12 +105,20 @@ def _tables(result: ModelScan) -> Iterator[Block]:
     ]
     by_bootstrap = "" if result.intervals is None else " 95% interval: of the excess, by the bootstrap over sequences."
     left_out = [f"{more} more for {name}" for name in result.scores.names if (more := result.left_out(name))]
-    yield page.Table(
-        table.columns,
-        rows,
+    told = (
         f"The heads that a template describes, at most {result.settings['top']}, and the best one that it does not. "
-        f"{'Left out: ' + ', '.join(left_out) + '. ' if left_out else ''}Excess ± one standard error over sequences.{by_bootstrap}",
+        f"{'Left out: ' + ', '.join(left_out) + '. ' if left_out else ''}Excess ± one standard error over sequences.{by_bootstrap}"
     )
+    at_rest = {each.name for each in result.scores.templates if not each.looks_back}
+    for caption, part in (
+        (told, [row for row in rows if row[0] not in at_rest]),
+        (
+            "The same for heads that rest on the first token or on their own.",
+            [row for row in rows if row[0] in at_rest],
+        ),
+    ):
+        if part:
+            yield page.Table(table.columns, part, caption)
 
 
 # ----------------------------------------------------------------------------------------------------------- causal effects
@@ -186,14 +193,17 @@ def _on_a_line(graph: nx.DiGraph) -> tuple[nx.DiGraph, list[str]]:
 
 
 def _heat_maps(result: ModelScan) -> Iterator[Block]:
-    for template in result.scores.templates:
-        if template.name in result.scores.undefined:
-            yield page.Paragraph(f"{result.scores.undefined[template.name]}: there is nothing to draw.")
-            continue
-        excess = result.scores.heatmap(template.name)
+    scores = result.scores
+    for name in scores.undefined:
+        yield page.Paragraph(f"{scores.undefined[name]}: there is nothing to draw.")
+    shown = [template for template in scores.templates if template.name not in scores.undefined]
+    if shown:
+        maps = {each.name: [layer.tolist() for layer in scores.heatmap(each.name)] for each in shown}
         yield page.Picture(
-            viz.heads([layer.tolist() for layer in excess], score_name="excess", title=template.name, limit=1),
-            f"Excess attention of every head on the targets of {template.name}: {template.description}.",
+            viz.heads(maps, score_name="excess", limit=1),
+            "Excess attention of every head on the targets of each template. "
+            + "; ".join(f"{each.name}: {each.description}" for each in shown)
+            + ".",
         )
 
 

@@ -309,7 +309,7 @@ def test_the_report() -> None:
         "What the attention heads of disentangled-transformer do",
         "Of 2 that were verified, 2 are causal",
         "Does the model use it?",
-        "Excess attention of every head on the targets of induction-2gram",
+        "Excess attention of every head on the targets of each template",
         "Below the line L1H0 on one sequence",
         "Repeated random tokens",
         "olsson2022",

@@ -111,6 +111,19 @@ def test_heads_of_layers_that_differ() -> None:
     assert axes.images[0].get_clim() == (-0.9, 0.9)
 
 
+def test_several_scores_share_one_scale_whose_bar_ends_at_the_lowest() -> None:
+    maps = {f"type {i}": np.full((3, 2), value) for i, value in enumerate((0.9, -0.2, 0.5, 0.1, 0.3))}
+    *panels, bar = viz.heads(maps, score_name="excess", limit=1).axes
+    assert [axes.get_title() for axes in panels] == list(maps)
+    assert {axes.images[0].get_clim() for axes in panels} == {(-1, 1)}
+    for axes, scores in zip(panels, maps.values(), strict=True):
+        np.testing.assert_allclose(axes.images[0].get_array(), scores)
+    assert [axes.get_ylabel() for axes in panels] == ["layer", "", "", "", "layer"]
+    assert [axes.get_xlabel() for axes in panels] == ["", "head", "head", "head", "head"]
+    assert bar.get_ylim() == pytest.approx((-0.2, 1))
+    assert not any(axes.texts for axes in panels)
+
+
 def test_many_heads_have_no_numbers() -> None:
     assert not viz.heads(np.ones((4, 32))).axes[0].texts
     assert not viz.heads(np.ones((30, 9))).axes[0].texts
@@ -131,6 +144,7 @@ def test_what_rounds_to_zero_has_no_sign() -> None:
     ("scores", "options", "message"),
     [
         ([], {}, "there are none"),
+        ({}, {}, "there are none"),
         ([[]], {}, "The scores of layer 0"),
         ([[0.1], [np.inf]], {}, "layer 1 hold 1 of 1 values"),
         (np.zeros((2, 2, 2)), {}, "[layer head]; found the shape [2, 2, 2]"),
