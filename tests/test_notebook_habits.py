@@ -103,6 +103,8 @@ def probed() -> dict[str, Callable[[], Any]]:
         return ExplanationStudy(summarise([row, row]), (row, row), ((1,), (2,)), (True, True), 1.0)
 
     process = tasks.AutoregressiveProcess(2, 6, start="sparse")
+    mixture = tasks.GraphMixture.of_lags((1, 2), n_positions=12, d_vocab=3)
+    mixed = mixture.sample(32, tasks.generator(0, "shown"))
     return {
         "Recovery": every_report.recovery,
         "GradientRecovery": every_report.gradient,
@@ -128,6 +130,9 @@ def probed() -> dict[str, Callable[[], Any]]:
         "InContextScore": lambda: probes.in_context_score(tiny, tokens, early=2, late=8),
         "CopyLosses": lambda: probes.copy_losses(tiny, tokens[:, :6].repeat(1, 2), period=6),
         "CopySensitivity": lambda: probes.copy_sensitivity(linear.float(), torch.randn(2, 4, 3)),
+        "GraphSelectivity": lambda: probes.graph_selectivity(
+            models.DisentangledTransformer(3, 12), mixed.tokens, mixed.labels, mixture.graphs, permutations=19
+        ),
         "ImpliedSteps": lambda: probes.implied_step(linear.double()),
         "DescentAlignment": lambda: mechanisms.descent_alignment(
             models.gradient_steps(2, 3, eta=[0.1]), tasks.LinearRegression(d_x=2, n_examples=3), n_sequences=8

@@ -6,7 +6,8 @@ What does each head look at?
     :func:`scan` scores heads by templates: :data:`TEMPLATES`, :func:`template`, :func:`induction`, :func:`offset`,
     :func:`from_graph`, :func:`successor_of_parent`, or a :class:`Template` of your own, on :func:`repeated_tokens` by default.
     :func:`score_patterns` scores patterns without a model. :func:`head_graphs`: which position does each position look at?
-    :func:`match_heads`: which head looks at which parent?
+    :func:`match_heads`: which head looks at which parent? :func:`graph_selectivity`: does it follow a graph that changes from sequence
+    to sequence?
 Does the model need it?
     :func:`verify` ablates what a scan flagged, by the constants in a :class:`Rule`, on the loss :func:`next_token`.
     :func:`edge_effects` cuts single edges.
@@ -31,6 +32,7 @@ from causal_probe.probes.copying import copy_sensitivity
 from causal_probe.probes.discover_from_attention import discover_from_attention
 from causal_probe.probes.edge_effects import edge_effects
 from causal_probe.probes.explain import explain, outputs_of
+from causal_probe.probes.graph_selectivity import graph_selectivity
 from causal_probe.probes.head_graphs import head_graphs
 from causal_probe.probes.implied_step import implied_step
 from causal_probe.probes.in_context import copy_losses, in_context_score
@@ -65,6 +67,7 @@ __all__ = [
     "edge_effects",
     "explain",
     "from_graph",
+    "graph_selectivity",
     "head_graphs",
     "head_weights",
     "implied_step",

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.corpus import Corpus, CorpusPass
@@ -22,6 +26,7 @@ def head_graphs(
     tokens: Any,
     *,
     per: Literal["mean"] = ...,
+    by: Any = ...,
     sink: Literal["exclude", "root", "keep"] | None = ...,
     batch_size: int | None = ...,
 ) -> Evidence: ...
@@ -43,6 +48,7 @@ def head_graphs(
     tokens: Any,
     *,
     per: Literal["mean", "sequence"] = "mean",
+    by: Any = None,
     sink: Literal["exclude", "root", "keep"] | None = None,
     batch_size: int | None = None,
 ) -> Evidence | SequenceGraphs:
@@ -65,6 +71,9 @@ def head_graphs(
         :func:`~causal_probe.hooks.corpus`: what was read of it is in ``provenance["corpus"]``.
     per
         ``"mean"`` for one graph for each head, from the mean over sequences; ``"sequence"`` for one on each sequence.
+    by
+        Labels [sequence] of the sequences in one tensor of tokens, words or whole numbers: each group is averaged by itself
+        (:attr:`Evidence.labels`; ``found.at("2")`` is one group's evidence). Averages over sequences whose graphs differ show none of them.
     sink
         What attention on position 0 says: ``"root"``, that there is no parent; ``"exclude"``, nothing; ``"keep"``, that it is the
         parent. By default ``"keep"`` for the mean and ``"root"`` for each sequence. The rules: :attr:`Evidence.settings`
@@ -109,6 +118,8 @@ def head_graphs(
     if sink is None:
         sink = "keep" if per == "mean" else "root"
     check_sink(sink)
+    if by is not None:
+        return _by_group(model, tokens, by, per=per, sink=sink, batch_size=batch_size)
     provenance: dict[str, Any] = {**describe(model)}
     reading = CorpusPass(tokens) if isinstance(tokens, Corpus) else None
     batches = tokens if reading is None else reading
@@ -125,3 +136,18 @@ def head_graphs(
         tuple(arrays[name, layer] for layer in layers) for name in ("candidates", "weights", "sinks")
     )
     return SequenceGraphs(candidates, weights, sinks, arrays["tokens"], sink, provenance=provenance)
+
+
+def _by_group(model: HookedModel, tokens: Any, by: Any, *, per: str, **options: Any) -> Evidence:
+    """The evidence of each group of sequences, side by side."""
+    if per != "mean" or not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        raise CausalProbeError(
+            f"by groups the sequences of one tensor of tokens [sequence, pos], for per='mean'; found {type(tokens).__name__} and per={per!r}."
+        )
+    labels = np.asarray(by.cpu() if isinstance(by, Tensor) else by)
+    if labels.shape != (len(tokens),) or labels.dtype.kind not in "iuU":
+        raise CausalProbeError(
+            f"by is one label for each of {len(tokens)} sequences, a word or a whole number; found {labels.dtype} of shape {list(labels.shape)}."
+        )
+    groups = {str(label): tokens[torch.from_numpy(labels == label)] for label in np.unique(labels)}
+    return Evidence.stack({label: head_graphs(model, its, **options) for label, its in groups.items()})

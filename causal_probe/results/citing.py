@@ -41,6 +41,20 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   eprint    = {2405.16845},
   archivePrefix = {arXiv}
 }""",
+    "dangelo2025": """@inproceedings{dangelo2025,
+  title     = {Selective Induction Heads: How Transformers Select Causal Structures in Context},
+  author    = {D'Angelo, Francesco and Croce, Francesco and Flammarion, Nicolas},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025},
+  eprint    = {2509.08184},
+  archivePrefix = {arXiv}
+}""",
+    "westfall1993": """@book{westfall1993,
+  title     = {Resampling-Based Multiple Testing: Examples and Methods for p-Value Adjustment},
+  author    = {Westfall, Peter H. and Young, S. Stanley},
+  publisher = {Wiley},
+  year      = {1993}
+}""",
     "rohekar2023": """@inproceedings{rohekar2023,
   title     = {Causal Interpretation of Self-Attention in Pre-Trained Transformers},
   author    = {Rohekar, Raanan Y. and Gurwicz, Yaniv and Nisimov, Shami},
