@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from causal_probe.hooks.check import HookedModel, attention_hook
+from causal_probe.hooks.check import HookedModel, attention_hook, attention_hooks
 
-__all__ = ["MASKED", "heads_by_layer", "has_sinks", "seen_in", "sink_of"]
+__all__ = ["MASKED", "Masks", "heads_by_layer", "has_sinks", "seen_in", "sink_of"]
 
 #: What TransformerLens and Hugging Face put in the place of a masked score is below this; -inf is too.
 MASKED = -1e30
@@ -23,8 +24,8 @@ def heads_by_layer(model: HookedModel) -> dict[int, int]:
     >>> heads_by_layer(ReducedTransformer(d_vocab=3, n_positions=4))
     {0: 1, 1: 1}
     """
-    each = range(int(model.cfg.n_layers))
-    return {n: int(model.cfg.n_heads) for n in each if attention_hook(n, "pattern") in model.hook_dict}
+    names = attention_hooks(model, ["pattern"])
+    return {layer: int(model.cfg.n_heads) for (layer, _), name in names.items() if name in model.hook_dict}
 
 
 def seen_in(
@@ -40,6 +41,31 @@ def seen_in(
     """
     past = torch.ones_like(pattern[:, 0], dtype=torch.bool).tril()
     return past if scores is None or scores.shape != pattern.shape else past & (scores[:, 0] > MASKED)
+
+
+class Masks:
+    """Which keys each query sees, by layer, as the forward that is running shows it; :attr:`hooks` look at the masked scores.
+
+    A layer's scores pass before its pattern, so that whoever is shown the pattern can ask.
+    """
+
+    def __init__(self, model: HookedModel) -> None:
+        self._of: dict[int, Tensor | None] = {}
+        names = {n: attention_hook(n, "attn_scores") for n in heads_by_layer(model)}
+        self.hooks = [(name, self._look(n)) for n, name in names.items() if name in model.hook_dict]
+
+    def of(self, layer: int) -> Bool[Tensor, "batch query key"] | None:
+        """What the layer that runs shows; None for all of the past."""
+        return self._of.get(layer)
+
+    def _look(self, layer: int) -> Callable[[Tensor, Any], None]:
+        def look(scores: Tensor, hook: Any) -> None:
+            if scores.ndim == 4 and scores.shape[2] == scores.shape[3]:
+                seen = scores[:, 0] > MASKED
+                past = torch.ones_like(seen[0]).tril()
+                self._of[layer] = None if bool((seen | ~past).all()) else seen & past
+
+        return look
 
 
 def sink_of(model: Any, layer: int, head: int) -> float | None:

@@ -292,7 +292,6 @@ def qk_attributions(
         query, key = (_together(x[:, used], members, len(names)) for x in (terms.query, terms.key))
         seen_by = einsum(weights[used].to(key), key, "b q k, s b k d -> s b q d")
         table = einsum(query.double(), seen_by.double(), "s b q d, t b q d -> b s t") / n_rows[:, None, None]
-        capped = terms.capped(terms.scores)[used].double()
         measured = {
             "table": table,
             "total": table.sum((1, 2)),
@@ -300,8 +299,10 @@ def qk_attributions(
             "key": table.sum(1),
             "score": (terms.pattern[used].double() * targets).sum((-2, -1)) / n_rows,
             "chance": (targets.sum(-1) / terms.seen[used].sum(-1)).sum(-1).double() / n_rows,
-            "capped": (weights[used].double() * capped).sum((-2, -1)) / n_rows,
         }
+        if has_cap:
+            capped = terms.capped(terms.scores)[used].double()
+            measured["capped"] = (weights[used].double() * capped).sum((-2, -1)) / n_rows
         found = merged(found, {name: Moments.of(values) for name, values in measured.items()})
     contribution = found["table"].mean.cpu().numpy()
     largest = np.argsort(-contribution, axis=None, kind="stable")[: min(pairs, contribution.size)]
