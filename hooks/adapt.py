@@ -114,6 +114,7 @@ def to_hooked(
             f"TransformerLens can't put hooks on a {architecture}: {str(error).strip() or type(error).__name__} Give a causal "
             "language model of an architecture that it has a bridge for."
         ) from error
+    _cut_heads(hooked)
     if tokens is not None and before is not None:
         _compare(hooked, architecture, tokens, before, check)
     if tokenizer is not None:
@@ -210,6 +211,16 @@ def _copy_around_weights(model: Any) -> Any:
     twin = copy.deepcopy(model, shared)
     twin.set_attn_implementation("eager")
     return twin
+
+
+def _cut_heads(hooked: Any) -> None:
+    """Latent attention's heads are as wide as their values; bridges cut hook_z by another width, through the middle of heads."""
+    for block in hooked.blocks:
+        attention = getattr(block, "attn", None)
+        width = getattr(getattr(attention, "original_component", None), "v_head_dim", None)
+        conversion = getattr(getattr(getattr(attention, "o", None), "hook_in", None), "hook_conversion", None)
+        if width is not None and hasattr(conversion, "d_head"):
+            conversion.n_heads, conversion.d_head = int(hooked.cfg.n_heads), int(width)
 
 
 def _give_tokenizer(hooked: Any, tokenizer: Any) -> None:

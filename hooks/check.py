@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ __all__ = [
     "undisturbed",
 ]
 
+#: A hook point of a layer's attention.
+ATTENTION = re.compile(r"blocks\.\d+\.attn\.")
 #: The parts of the surface below.
 SURFACE = ("cfg", "hook_dict", "hooks", "run_with_hooks", "__call__")
 #: The attribute in which a hooked model keeps how far its log-probabilities are from those of the model that it was made of.
@@ -70,14 +73,18 @@ def attention_hook(layer: int, what: str) -> str:
 def attention_hooks(
     model: HookedModel, points: Iterable[str], layers: Iterable[int] | None = None
 ) -> dict[tuple[int, str], str]:
-    """The names of attention hook points, by layer (all by default) and point, layer by layer.
+    """The names of attention hook points, by layer (by default all that have attention) and point, layer by layer.
 
     >>> from causal_probe.models import DisentangledTransformer
     >>> attention_hooks(DisentangledTransformer(d_vocab=3, n_positions=4), ["z"])
     {(0, 'z'): 'blocks.0.attn.hook_z', (1, 'z'): 'blocks.1.attn.hook_z'}
     """
     points = tuple(points)
-    each = range(int(model.cfg.n_layers)) if layers is None else layers
+    if layers is None:  # in a hybrid model, some layers are of another kind; where all seem to be, all are asked
+        every = range(int(model.cfg.n_layers))
+        having = {int(name.split(".")[1]) for name in model.hook_dict if ATTENTION.match(name)}
+        layers = [layer for layer in every if layer in having] or every
+    each = list(layers)
     return {(layer, point): attention_hook(layer, point) for layer in each for point in points}
 
 

@@ -14,14 +14,12 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, keep, live_hooks, require_hooks, undisturbed
 from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import each_batch
+from causal_probe.hooks.visible import MASKED, heads_by_layer
 
 __all__ = ["Route", "ScoreGradientMoments", "record_score_gradients"]
 
 #: Where a layer's gradient is taken: at its scores, or at its pattern and carried through the softmax.
 Route = Literal["scores", "pattern"]
-
-#: What TransformerLens and Hugging Face put in the place of a masked score is below this; -inf is too.
-MASKED = -1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,7 @@ def record_score_gradients(
 
     Arguments and errors are those of :func:`causal_probe.probes.score_gradients`.
     """
-    layers = tuple(range(int(model.cfg.n_layers)) if layers is None else layers)
+    layers = tuple(heads_by_layer(model) or range(int(model.cfg.n_layers)) if layers is None else layers)
     require_hooks(model, [attention_hook(layer, "pattern") for layer in layers])
     total: dict[int, Moments] = {}
     routes: dict[int, Route] = {}

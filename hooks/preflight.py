@@ -22,6 +22,7 @@ from causal_probe.hooks.check import (
 )
 from causal_probe.hooks.record import row_slack
 from causal_probe.hooks.tokens import special_tokens
+from causal_probe.hooks.visible import has_sinks
 
 __all__ = ["Finding", "context_length", "find_faults", "preflight"]
 
@@ -238,7 +239,8 @@ def _run(
             if isinstance(value, Tensor):
                 fired.add(name)
                 if name.endswith("hook_pattern"):
-                    patterns[int(name.split(".")[1])] = _look_at(value, mask)
+                    layer = int(name.split(".")[1])
+                    patterns[layer] = _look_at(value, mask, nothing=has_sinks(model, layer))
 
         return record
 
@@ -253,7 +255,7 @@ def _run(
     return [*_silence(model, silent), *_pattern_faults(patterns)], set(silent)
 
 
-def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None) -> _Pattern:
+def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None, *, nothing: bool) -> _Pattern:
     if pattern.ndim != 4 or pattern.shape[2] != pattern.shape[3]:
         return _Pattern(tuple(pattern.shape))
     totals = pattern.sum(-1, dtype=torch.promote_types(pattern.dtype, torch.float32))
@@ -261,7 +263,8 @@ def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None) -> _Pattern:
     if mask is not None:
         rows &= mask.bool()[:, None, :]
     nan = totals.isnan() & rows
-    wrong = ((totals - 1).abs() > row_slack(pattern.dtype)) & rows
+    apart = totals - 1 if nothing else (totals - 1).abs()  # where heads can attend to nothing, rows sum to one or less
+    wrong = (apart > row_slack(pattern.dtype)) & rows
     ahead = (pattern.triu(1) > 1e-6).any(-1) & rows
     found = totals[wrong] if wrong.any() else totals.new_ones(1)
     nans, wrongs, aheads = (what.any(-1).any(0).nonzero().flatten().tolist() for what in (nan, wrong, ahead))

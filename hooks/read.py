@@ -14,6 +14,7 @@ from causal_probe.hooks.check import HookedModel, attention_hook, describe, requ
 from causal_probe.hooks.heads import find_layer
 from causal_probe.hooks.record import check_pattern
 from causal_probe.hooks.values import read_values
+from causal_probe.hooks.visible import has_sinks
 
 __all__ = ["layer_index", "read_layer"]
 
@@ -60,7 +61,7 @@ def read_layer(
         )
     outputs = found[0].clone()
     if what == "pattern":
-        check_pattern(name, found)
+        check_pattern(name, found, nothing=has_sinks(model, layer))
         return outputs
     if outputs.ndim == 2:  # some bridges show all heads side by side
         outputs = outputs.reshape(len(outputs), int(model.cfg.n_heads), -1)

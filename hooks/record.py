@@ -21,6 +21,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hooks, describe, require_hooks, undisturbed
+from causal_probe.hooks.visible import has_sinks
 
 __all__ = [
     "Reduction",
@@ -102,9 +103,14 @@ def record(
     now: tuple[int, int] = (0, 0)  # that layer, and the number of sequences
 
     def at_hook(layer: int, point: str, name: str) -> Callable[..., None]:
+        nothing = has_sinks(model, layer)
+
         def look(value: Tensor, hook: Any) -> None:
             nonlocal now
-            (check_pattern if point == "pattern" else _check_heads)(name, value)
+            if point == "pattern":
+                check_pattern(name, value, nothing=nothing)
+            else:
+                _check_heads(name, value)
             if len(value) != now[1]:
                 return  # it is reported as silent below
             if layer != now[0]:
@@ -309,14 +315,19 @@ def row_slack(dtype: torch.dtype) -> float:
     return max(1e-4, 4 * torch.finfo(dtype).eps)
 
 
-def check_pattern(name: str, pattern: Tensor) -> None:
-    """Raise unless a value is attention probabilities [batch, head, query, key]."""
+def check_pattern(name: str, pattern: Tensor, *, nothing: bool = False) -> None:
+    """Raise unless a value is attention probabilities [batch, head, query, key].
+
+    Rows sum to one, or, where heads can attend to nothing (:func:`~causal_probe.hooks.visible.has_sinks`), to one or less.
+    """
     if pattern.ndim != 4 or pattern.shape[2] != pattern.shape[3]:
         raise CausalProbeError(
             f"{name} was expected to carry [batch, head, query, key] and carries {list(pattern.shape)}."
         )
     totals = pattern.sum(-1, dtype=torch.promote_types(pattern.dtype, torch.float32))
     right = (totals - 1).abs() <= row_slack(pattern.dtype)  # False for NaN
+    if nothing:
+        right |= (totals > 0) & (totals < 1)
     if not right.all():
         batch, head, query = (int(i) for i in (~right).nonzero()[0])
         raise CausalProbeError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causal_probe.hooks.check import HookedModel, attention_hook, keep, require_hooks, undisturbed
 from causal_probe.hooks.means import mean_patterns
+from causal_probe.hooks.visible import heads_by_layer
 
 __all__ = ["Answer", "self_test"]
 
@@ -88,7 +89,7 @@ def self_test(
     >>> all(answer.passed for answer in answers)
     True
     """
-    layers = range(int(model.cfg.n_layers))
+    layers = list(heads_by_layer(model))
     require_hooks(model, [attention_hook(layer, what) for what in ("v", "pattern", "z") for layer in layers])
     has_scores = all(attention_hook(layer, "attn_scores") in model.hook_dict for layer in layers)
     with undisturbed(model):
@@ -115,7 +116,7 @@ def self_test(
 
 def _plant(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> tuple[float, float]:
     """The errors of what the heads read, and of what is recorded, with a pattern of its own planted in every head."""
-    layers = range(int(model.cfg.n_layers))
+    layers = list(heads_by_layer(model))
     values: dict[int, Tensor] = {}
     errors = []
 
@@ -165,7 +166,7 @@ def _softmax_error(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> floa
 
         return record
 
-    layers = range(int(model.cfg.n_layers))
+    layers = list(heads_by_layer(model))
     looks = [(attention_hook(layer, "attn_scores"), keep(scores, layer)) for layer in layers]
     with model.hooks(fwd_hooks=looks + [(attention_hook(layer, "pattern"), compare(layer)) for layer in layers]):
         model(tokens)

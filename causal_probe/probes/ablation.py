@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, mean_ablate, resample_ablate, zero_ablate
 from causal_probe.hooks.check import HookedModel, keep, live_hooks, require_hooks
+from causal_probe.hooks.visible import heads_by_layer
 
 __all__ = ["Experiment", "Head", "Laboratory", "Measure", "Measured", "next_token"]
 
@@ -115,13 +116,17 @@ class Laboratory:
     def __init__(self, model: HookedModel, measure: Measure, *, reference: Iterable[Any], example: Any) -> None:
         self.model = model
         self.measure = measure
-        self.layers = range(int(model.cfg.n_layers))
+        self.n_layers = int(model.cfg.n_layers)
+        #: Those that have attention.
+        self.layers = list(heads_by_layer(model)) or list(range(self.n_layers))
         self.forwards = 0
         self._require_live(example)
         self.means = self._mean_heads(reference)
         #: Hook points of what each layer adds to the stream: attention, then the MLP, where the model has any.
         parts = ["attn_out"] if getattr(model.cfg, "attn_only", False) else ["attn_out", "mlp_out"]
-        self.outputs = [[f"blocks.{layer}.hook_{part}" for part in parts] for layer in self.layers]
+        self.outputs = [[f"blocks.{layer}.hook_{part}" for part in parts] for layer in range(self.n_layers)]
+        for layer in set(range(self.n_layers)) - set(self.layers):  # a mixer of another kind
+            self.outputs[layer][0] = f"blocks.{layer}.linear_attn.hook_out"
         #: Why direct effects can't be measured; None if they can.
         self.no_direct = self._why_no_direct(example)
         #: Whether layers below the first ablated head can be replayed.
@@ -134,11 +139,8 @@ class Laboratory:
 
     def run(self, batch: Any, hooks: Sequence[Hook] = (), *, replay: Mapping[int, Any] | None = None) -> Measured:
         """Measure one batch; ``replay`` holds, by layer, the outputs of blocks that need not run."""
-        self.forwards += 1
+        found = self._measured(batch, hooks, replay or {})
         tokens = getattr(batch, "tokens", batch)
-        with replayed(self.model, replay or {}), self.model.hooks(fwd_hooks=list(hooks)):
-            logits = self.model(tokens)
-        found = self.measure(logits, batch)
         for what, values in (("loss", found.loss), ("logit", found.logit)):
             if values is not None and (values.shape != (len(tokens),) or not values.isfinite().all()):
                 raise CausalProbeError(
@@ -147,12 +149,19 @@ class Laboratory:
                 )
         return found
 
+    def _measured(self, batch: Any, hooks: Sequence[Hook] = (), replay: Mapping[int, Any] | None = None) -> Measured:
+        """As :meth:`run`, whatever comes out: asked whether it is live, a point may be given NaN."""
+        self.forwards += 1
+        with replayed(self.model, replay or {}), self.model.hooks(fwd_hooks=list(hooks)):
+            logits = self.model(getattr(batch, "tokens", batch))
+        return self.measure(logits, batch)
+
     # ----------------------------------------------------------------------------------------------------- what can be done
 
     def _require_live(self, example: Any) -> None:
         names = [attention_hook(layer, "z") for layer in self.layers]
         require_hooks(self.model, names)
-        live = live_hooks(self.model, names, lambda: self.run(example).loss)
+        live = live_hooks(self.model, names, lambda: self._measured(example).loss)
         if dead := [name for name in names if name not in live]:
             raise CausalProbeError(
                 f"No effect of a head can be measured: nothing that is measured depends on the value at {', '.join(dead[:3])}"
@@ -166,7 +175,7 @@ class Laboratory:
         if missing := [name for names in self.outputs for name in names if name not in self.model.hook_dict]:
             return f"the model has no hook point {missing[0]}, at which a later layer could be held still"
         for which in zip(*self.outputs, strict=True):  # attention outputs, then those of the MLPs
-            if dead := set(which) - live_hooks(self.model, which, lambda: self.run(example).loss):
+            if dead := set(which) - live_hooks(self.model, which, lambda: self._measured(example).loss):
                 return f"nothing reads the value at {sorted(dead)[0]}, so later layers can't be held still"
         return None
 
@@ -176,7 +185,7 @@ class Laboratory:
         blocks = getattr(self.model, "blocks", None)
         if (
             not isinstance(blocks, nn.ModuleList)
-            or len(blocks) != len(self.layers)
+            or len(blocks) != self.n_layers
             or first not in self.model.hook_dict
         ):
             return False
@@ -186,10 +195,10 @@ class Laboratory:
             whole = self.run(example)
         count: list[Hook] = [(first, lambda stream, hook: fired.append(1))]
         try:
-            last = self.run(example, count, replay={layer: outputs[layer] for layer in self.layers[:-1]})
+            last = self.run(example, count, replay={layer: outputs[layer] for layer in range(self.n_layers - 1)})
         except Exception:  # a model whose blocks are more than functions of the stream fails in its own way
             return False
-        return (not fired or len(self.layers) == 1) and torch.equal(whole.loss, last.loss)
+        return (not fired or self.n_layers == 1) and torch.equal(whole.loss, last.loss)
 
     def _mean_heads(self, batches: Iterable[Any]) -> dict[int, Float[Tensor, "pos _head _d_head"]]:
         sums: dict[int, Tensor] = {}
@@ -211,7 +220,8 @@ class Laboratory:
         for batch in batches:
             self.run(batch, hooks)
             count += len(getattr(batch, "tokens", batch))
-            if sums and sums[0].shape != passed[0].shape:
+            first = self.layers[0]
+            if sums and sums[first].shape != passed[first].shape:
                 raise CausalProbeError(
                     "Heads are replaced by their mean at each position: all sequences must be of one length."
                 )

@@ -54,26 +54,34 @@ def bootstrap_intervals(
     rows: list[dict[str, Any]] = []
     for name in scores.names:
         sums = scores.sums[name]
-        used = sums.rows > 0
-        n = int(used.sum())
-        if n < 2:
-            rows += [one._asdict() for one in scores if one.template == name]
-            continue
-        # [sequence, head]: all layers side by side, and the chance last
-        each = np.concatenate([layer[used] for layer in sums.attention], axis=1) / sums.rows[used, None]
-        values = np.concatenate([each, (sums.chance[used] / sums.rows[used])[:, None]], axis=1)
-        values = values[np.lexsort(values.T)]  # the order of the sequences, or how shards were merged, decides nothing
-        source = np.random.default_rng(seed)
-        drawn = []
-        for start in range(0, resamples, step := max(1, HELD // n)):
-            counts = source.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start))
-            drawn.append(counts @ values / n)
-        means = np.concatenate(drawn)
-        excess = (means[:, :-1] - means[:, -1:]) / (1 - means[:, -1:])
-        limits = np.quantile(np.stack([means[:, :-1], excess]), ends, axis=1)  # [end, score or excess, head]
-        heads = [one._asdict() for one in scores if one.template == name]
-        for one, low_high in zip(heads, limits.transpose(2, 1, 0).reshape(-1, 4).tolist(), strict=True):
-            rows.append(one | dict(zip(LIMITS, low_high, strict=True)))
+        layers_of: dict[bytes, list[int]] = {}  # layers that score the same sequences are resampled together
+        for layer in range(len(sums.attention)):
+            layers_of.setdefault((sums.of_layer(layer)[0] > 0).tobytes(), []).append(layer)
+        for layers in layers_of.values():
+            heads = [one._asdict() for one in scores if one.template == name and one.layer in layers]
+            used = sums.of_layer(layers[0])[0] > 0
+            if (n := int(used.sum())) < 2:
+                rows += heads
+                continue
+            # [sequence, head]: all layers side by side, and behind them their chances
+            by_layer = [(sums.attention[layer][used], *(its[used, None] for its in sums.of_layer(layer))) for layer in layers]
+            chances = [chance / its for _, its, chance in by_layer]
+            differ = any(not np.array_equal(chance, chances[0]) for chance in chances)
+            each = [attention / its for attention, its, _ in by_layer]
+            values = np.concatenate([*each, *(chances if differ else chances[:1])], axis=1)
+            values = values[np.lexsort(values.T)]  # the order of the sequences, or how shards were merged, decides nothing
+            source = np.random.default_rng(seed)
+            drawn = []
+            for start in range(0, resamples, step := max(1, HELD // n)):
+                counts = source.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start))
+                drawn.append(counts @ values / n)
+            means = np.concatenate(drawn)
+            score = means[:, : len(heads)]
+            of_head = np.repeat(np.arange(len(layers)) if differ else np.zeros(len(layers), int), [one.shape[1] for one in each])
+            chance = means[:, len(heads) :][:, of_head]
+            limits = np.quantile(np.stack([score, (score - chance) / (1 - chance)]), ends, axis=1)  # [end, score or excess, head]
+            for one, low_high in zip(heads, limits.transpose(2, 1, 0).reshape(-1, 4).tolist(), strict=True):
+                rows.append(one | dict(zip(LIMITS, low_high, strict=True)))
     columns = ["layer", "head", "template", "score", *LIMITS[:2], "excess", *LIMITS[2:], "n_sequences"]
     table = pd.DataFrame(rows).reindex(columns=columns)
     return table.sort_values(["layer", "head"], kind="stable", ignore_index=True)

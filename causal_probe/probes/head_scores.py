@@ -41,7 +41,8 @@ class HeadScore(NamedTuple):
     score
         Attention on the targets, in [0, 1]: the mean over the scored rows of a sequence, then over sequences.
     chance
-        The score of a head that attends uniformly to what it sees: the same mean of |targets| / (query + 1).
+        The score of a head that attends uniformly to what it sees: the same mean of |targets| / |keys|, the keys those that the
+        layer's mask shows: query + 1, fewer in a sliding window.
     excess
         (score - chance) / (1 - chance): 1 for a perfect head, 0 at chance, negative below.
     stderr
@@ -124,7 +125,8 @@ class HeadScores(Result):
             raise CausalProbeError("Say against which template, such as of('L18H6', 'induction').")
         layer, head = find_head(dict(enumerate(self.heads)), layer, head)
         sums = self._of(template)
-        counts = {"rows": int(sums.rows.sum()), "n_sequences": int((sums.rows > 0).sum())}
+        its, _ = sums.of_layer(layer)
+        counts = {"rows": int(its.sum()), "n_sequences": int((its > 0).sum())}
         numbers: dict[str, Any] = dict.fromkeys(NUMBERS)
         if sums.summary is not None:
             found = {name: float(values[head]) for name, values in sums.summary[layer].items()}
@@ -230,7 +232,7 @@ class HeadScores(Result):
         for name in self.names:
             if self.sums[name].summary is None:
                 reasons[name] = f"No row has a target of {name!r} and a visible key that is none"
-            elif int((self.sums[name].rows > 0).sum()) == 1:
+            elif int((self.sums[name].rows > 0).any(1).sum()) == 1:
                 reasons[f"{name}: stderr"] = "a standard error needs two sequences or more"
         return reasons
 

@@ -52,7 +52,7 @@ class PairGraph:
     stderr
         Its standard error over sequences; None for one.
     scores
-        The pair's score from query to key, mean over sequences; minus infinity above the diagonal.
+        The pair's score from query to key, mean over sequences; minus infinity where the query doesn't see the key.
     queries
         The rows that have an edge in some sequence.
     """
@@ -96,6 +96,8 @@ class QKAttributions(Result):
         Standard error over sequences, by pair; None for one sequence.
     total, total_stderr
         The sum over all pairs.
+    capped
+        The same difference of the scores as the softmax gets them, behind a soft cap (Gemma 2): what is left of ``total``. None without a cap.
     by_query, by_key
         By source, the sum over the other side: :class:`~causal_probe.hooks.moments.Moments` over sequences.
     score, chance
@@ -119,6 +121,7 @@ class QKAttributions(Result):
     stderr: Float[np.ndarray, "source source"] | None
     total: float
     total_stderr: float | None
+    capped: float | None
     by_query: Moments
     by_key: Moments
     score: float
@@ -181,6 +184,7 @@ class QKAttributions(Result):
     def table(self) -> Table:
         """One row per pair, largest contribution first: query, key, contribution, stderr, share (of the total)."""
         spread = "" if self.total_stderr is None else f" ± {self.total_stderr:.2f}"
+        behind = "" if self.capped is None else f" ({self.capped:.2f} behind the soft cap)"
         errors = np.full(self.contribution.shape, None) if self.stderr is None else self.stderr
         pairs = zip(
             product(self.sources, repeat=2), self.contribution.ravel().tolist(), errors.ravel().tolist(), strict=True
@@ -189,7 +193,7 @@ class QKAttributions(Result):
         rows.sort(key=lambda row: -row[2])
         return Table(
             f"QKAttributions of L{self.layer}H{self.head} of {self.provenance['model']} on {self.edges}: attention {self.score:.3f} "
-            f"(chance {self.chance:.3f}), score on edges less others {self.total:.2f}{spread}, {self.rows} rows of {self.n_sequences} sequences",
+            f"(chance {self.chance:.3f}), score on edges less others {self.total:.2f}{spread}{behind}, {self.rows} rows of {self.n_sequences} sequences",
             ("query", "key", "contribution", "stderr", "share"),
             rows,
         )
@@ -214,8 +218,10 @@ def qk_attributions(
     Parameters
     ----------
     model
-        A TransformerLens model with one residual stream that is normalized before it is read (GPT-2, NeoX, Llama and the like); or
-        a :class:`~causal_probe.models.DisentangledTransformer`, whose sources are the parts of its stream.
+        A TransformerLens model of causal attention (GPT-2, Llama, Gemma, Qwen, DeepSeek, GPT-OSS and the like); or a
+        :class:`~causal_probe.models.DisentangledTransformer`, whose sources are the parts of its stream. Norms of queries and keys and
+        of what a layer writes are held at their scale of the forward pass; contributions are to the score before a soft cap; a layer
+        without attention is one source.
     tokens
         Tokens [batch, pos], or several such batches of one length.
     layer, head
@@ -235,7 +241,7 @@ def qk_attributions(
     ------
     CausalProbeError
         If there is no such head, no row has an edge and another visible key, the scores of the model are no sum over pairs of sources
-        (ALiBi, normalized queries, capped scores, bidirectional attention), or an argument is out of range.
+        (ALiBi, bidirectional attention), or an argument is out of range.
 
     Notes
     -----
@@ -276,9 +282,9 @@ def qk_attributions(
     batches = micro_batches(reader, tokens, batch_size)
 
     found: dict[str, Moments] = {}
-    rows, error = 0, 0.0
+    rows, error, has_cap = 0, 0.0, False
     for terms, targets, weights, n_rows, used in scored_batches(reader, batches, template):
-        error = max(error, terms.error)
+        error, has_cap = max(error, terms.error), terms.cap is not None
         if not used.any():
             continue
         rows += int(n_rows.sum())
@@ -286,15 +292,17 @@ def qk_attributions(
         query, key = (_together(x[:, used], members, len(names)) for x in (terms.query, terms.key))
         seen_by = einsum(weights[used].to(key), key, "b q k, s b k d -> s b q d")
         table = einsum(query.double(), seen_by.double(), "s b q d, t b q d -> b s t") / n_rows[:, None, None]
-        visible = torch.arange(1, targets.shape[1] + 1, device=targets.device)
         measured = {
             "table": table,
             "total": table.sum((1, 2)),
             "query": table.sum(2),
             "key": table.sum(1),
             "score": (terms.pattern[used].double() * targets).sum((-2, -1)) / n_rows,
-            "chance": (targets.sum(-1) / visible).sum(-1).double() / n_rows,
+            "chance": (targets.sum(-1) / terms.seen[used].sum(-1)).sum(-1).double() / n_rows,
         }
+        if has_cap:
+            capped = terms.capped(terms.scores)[used].double()
+            measured["capped"] = (weights[used].double() * capped).sum((-2, -1)) / n_rows
         found = merged(found, {name: Moments.of(values) for name, values in measured.items()})
     contribution = found["table"].mean.cpu().numpy()
     largest = np.argsort(-contribution, axis=None, kind="stable")[: min(pairs, contribution.size)]
@@ -308,6 +316,7 @@ def qk_attributions(
         contribution=contribution,
         stderr=None if stderr is None else stderr.cpu().numpy(),
         total=float(found["total"].mean),
+        capped=float(found["capped"].mean) if has_cap else None,
         total_stderr=None if total_stderr is None else float(total_stderr),
         by_query=found["query"],
         by_key=found["key"],
@@ -356,9 +365,8 @@ def _alone(
         scored = targets.any(-1)
         queries, count = scored.any(0) | queries, count + len(scored)
         query, key = (_together(x, members, len(names)) for x in (terms.query, terms.key))
-        future = torch.ones_like(targets[0]).triu(1)
         for pair in chosen:
-            scores = (query[pair[0]] @ key[pair[1]].mT).masked_fill(future, -torch.inf)
+            scores = (query[pair[0]] @ key[pair[1]].mT).masked_fill(~terms.seen, -torch.inf)
             best = targets.gather(-1, scores.argmax(-1, keepdim=True))[..., 0]
             hits[pair].append(((best & scored).sum(-1) / n_rows)[used].double())
             sums[pair] = sums[pair] + scores.sum(0).double()

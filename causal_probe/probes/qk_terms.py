@@ -5,27 +5,28 @@ A layer reads the residual stream x through its normalization. With the scale of
     query_i = (sum_s x_s,i) G W_Q / scale_i + b_Q     x_s: what source s has written (an embedding, a head, an MLP)
     key_j   = (sum_t x_t,j) G W_K / scale_j + b_K     G: the normalization's gain, and for LayerNorm the subtraction of the mean
 
-A rotary embedding multiplies both by matrices that depend on the position alone, R_i and R_j. So the score is bilinear in the
-sources, and the sum is exact:
+What the model does to them next is linear too, with a number r_i for each position where it normalizes queries and keys, and
+matrices R_i that depend on the position alone (:mod:`~causal_probe.probes.qk_sides`). So the score is bilinear in the sources, and
+the sum is exact:
 
-    score_ij = c sum_s sum_t (query_s,i R_i) . (key_t,j R_j)
+    score_ij = c sum_s sum_t (r_i query_s,i R_i) . (r_j key_t,j R_j)
+
+A soft cap bends that sum, the layer's mask leaves keys out, and a sink takes a share of each row: attention is the softmax of
+cap tanh(score / cap) over the visible keys and the sink.
 
 No family of models is assumed. Each step is checked against what passes the hook points, and a model for which the sum does not
-give the score (one that normalizes queries and keys, caps its scores, or adds a bias to them) is refused.
+give the score, and the scores not the attention, is refused.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
@@ -33,17 +34,15 @@ from causal_probe.hooks import attention_hook
 from causal_probe.hooks.check import HookedModel, require_hooks
 from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.values import read_values
-from causal_probe.probes.circuit_weights import circuit_weights
+from causal_probe.hooks.visible import heads_by_layer, seen_in, sink_of
+from causal_probe.probes.circuit_weights import circuit_weights, norms_of_attention
+from causal_probe.probes.qk_sides import Side, Turn, sides, turns
+from causal_probe.probes.qk_stream import BIAS, StreamParts, StreamReader, head_of, require_small
 
 __all__ = ["BIAS", "TermReader", "Terms", "head_of", "term_reader"]
 
-#: The source that holds what depends on no token: the biases of queries and keys, and those of the heads' outputs below.
-BIAS = "bias"
-#: A sum may miss what it must give by so many times the largest value, in these precisions. (Hugging Face's RMSNorm computes
-#: in single precision in a model of double precision, too.)
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-#: In half precision the model itself rounds as coarsely as this.
-COARSE = 0.1
+#: Entries of a capped score this near to the cap are not turned back into the score before the cap.
+SATURATED = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +55,22 @@ class Terms:
         By source, its part of the queries and of the keys, as they meet in the scores: rotated, and the factor c in the query.
         ``scores[i, j]`` is the sum over all pairs of sources of ``query[s, i] . key[t, j]``.
     unrotated_query, unrotated_key
-        The same before the rotation, and without c.
+        The same before what depends on the position alone, and without c.
     factor
         c.
-    rotation
-        R by position; None where nothing is rotated.
+    turns
+        What depends on the position alone, of the query and of the key: rotations, and the gains of their norms.
     pattern
         The head's attention.
+    seen
+        Which keys each query sees.
+    cap
+        The soft cap; None where there is none.
+    sink
+        The logit of attention on nothing; None where there is none.
     error
         By how much the scores that the model uses differ from the sums, at most, after each row's mean difference was taken away
-        (what is added to all scores of a row does not change its attention).
+        (what is added to all scores of a row does not change its attention); behind the cap, if there is one.
     """
 
     query: Float[Tensor, "source batch pos d_head"]
@@ -73,18 +78,28 @@ class Terms:
     unrotated_query: Float[Tensor, "source batch pos d_head"]
     unrotated_key: Float[Tensor, "source batch pos d_head"]
     factor: float
-    rotation: Float[Tensor, "pos d_head d_head"] | None
+    turns: tuple[Turn, Turn]
     pattern: Float[Tensor, "batch pos pos"]
+    seen: Bool[Tensor, "batch pos pos"]
+    cap: float | None
+    sink: float | None
     error: float
 
     @property
     def scores(self) -> Float[Tensor, "batch pos pos"]:
-        """The sum over all pairs of sources, of every query with every key, future ones too."""
+        """The sum over all pairs of sources, of every query with every key, also those that it doesn't see."""
         return self.query.sum(0) @ self.key.sum(0).mT
 
-    def rotate(self, vectors: Float[Tensor, "*any pos d_head"]) -> Float[Tensor, "*any pos d_head"]:
-        """Vectors, one at each position, as they meet in the scores."""
-        return vectors if self.rotation is None else einsum(vectors, self.rotation, "... pos d, pos d e -> ... pos e")
+    def capped(self, scores: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
+        """Scores as the softmax gets them."""
+        return scores if self.cap is None else self.cap * (scores / self.cap).tanh()
+
+    def attention(self, scores: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
+        """The attention that scores give, before the cap: over the keys that are seen, and the sink."""
+        used = self.capped(scores).masked_fill(~self.seen, -torch.inf)
+        if self.sink is None:
+            return used.softmax(-1)
+        return torch.cat([used, torch.full_like(used[..., :1], self.sink)], -1).softmax(-1)[..., :-1]
 
 
 class TermReader(ABC):
@@ -141,20 +156,10 @@ def term_reader(model: HookedModel, layer: Any, head: Any = None) -> TermReader:
     require_hooks(model, [])
     known: Any = model
     concatenated = hasattr(model, "named_blocks") and hasattr(model, "subspaces")
-    heads = known.heads if concatenated else (int(model.cfg.n_heads),) * int(model.cfg.n_layers)
-    layer, head = find_head(dict(enumerate(heads)), layer, head)
+    heads = dict(enumerate(known.heads)) if concatenated else heads_by_layer(model)
+    layer, head = find_head(heads, layer, head)
     require_hooks(model, [attention_hook(layer, "pattern")])
     return (_Concatenated if concatenated else _Summed)(model, layer, head)
-
-
-def head_of(source: str) -> tuple[int, int] | None:
-    """(layer, head) of a source that a head has written: all of it, or a part of it in a concatenated stream.
-
-    >>> head_of("L3H11"), head_of("L1H0.L0H2.token"), head_of("L3.mlp"), head_of("embed")
-    ((3, 11), (1, 0), None, None)
-    """
-    match = re.fullmatch(r"L(\d+)H(\d+)(\..+)?", source)
-    return None if match is None else (int(match[1]), int(match[2]))
 
 
 # ------------------------------------------------------------------------------------------------------------ ordinary models
@@ -173,107 +178,106 @@ class _Summed(TermReader):
                 "scores are no sum over pairs of sources."
             )
         super().__init__(model, layer, head)
-        with circuit_weights(model) as (_, weights):
-            self.n_heads = len(weights.W_Q[layer])
+        with circuit_weights(model) as (standard, weights):
+            heads = [len(W_O) for W_O in weights.W_O]
+            behind = [norms_of_attention(block)[1] for block in standard.blocks]
+            gains = [weights.gain(standard, block, name) for block, name in zip(standard.blocks, behind, strict=True)]
+            before = norms_of_attention(standard.blocks[layer])[0]
+        self.stream = StreamReader(model, layer, heads, gains)
+        self.sides: dict[str, Side] = dict(zip("qk", sides(model, layer, heads[layer]), strict=True))
         self.W = {"q": weights.W_Q[layer][head], "k": weights.W_K[layer][head]}
-        embeddings = {"embed": "hook_embed"} | ({"pos_embed": "hook_pos_embed"} if positions == "standard" else {})
-        mlps = (
-            {}
-            if getattr(model.cfg, "attn_only", False)
-            else {f"L{n}.mlp": f"blocks.{n}.hook_mlp_out" for n in range(layer)}
-        )
-        #: Sources whose writing passes a hook point as it is.
-        self.streams = {name: hook for name, hook in (embeddings | mlps).items() if hook in model.hook_dict}
         #: What takes a head's z to the query or the key: W_O G W, so that nothing of the stream's width is held for each head.
         self.through = {
             what: {f"L{n}H{h}": W_O @ W for n in range(layer) for h, W_O in enumerate(weights.W_O[n])}
             for what, W in self.W.items()
         }
-        below = [[*(f"L{n}H{h}" for h in range(len(weights.W_O[n]))), f"L{n}.mlp"] for n in range(layer)]
-        ordered = [*embeddings, *(source for names in below for source in names)]
-        known = self.streams.keys() | self.through["q"].keys()
-        self.sources = (*(source for source in ordered if source in known), BIAS)
+        self.sources = (*self.stream.names, BIAS)
         self.d_head = int(self.W["q"].shape[1])
-        self._rotations: dict[int, Tensor | None] = {}
+        has_norm = getattr(model.cfg, "normalization_type", None) is not None
+        self.scale = f"blocks.{layer}.{before}.hook_scale" if has_norm and before == "ln1" and _has(standard, layer) else None
+        self.cap = _soft_cap(model, layer)
+        self._turns: dict[int, tuple[Turn, Turn]] = {}
 
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         """The terms on one batch."""
-        here = {what: attention_hook(self.layer, what) for what in ("q", "k", "attn_scores", "pattern")}
-        scale = f"blocks.{self.layer}.ln1.hook_scale"
-        z = [attention_hook(layer, "z") for layer in range(self.layer)]
-        names = [*here.values(), scale, *self.streams.values(), *z]
+        here = {what: attention_hook(self.layer, what) for what in ("attn_scores", "pattern")}
+        carried = [name for side in self.sides.values() for name in side.carried]
+        behind = [name for side in self.sides.values() for name in side.behind]
+        scale = [] if self.scale is None else [self.scale]
+        names = [*self.stream.hooks, *scale, *carried, *behind, *here.values()]
         found = read_values(self.model, tokens, names, n_layers=self.layer + 1)
-        normalized = getattr(self.model.cfg, "normalization_type", None) is not None
-        needed = [here["q"], here["k"], here["pattern"], *self.streams.values(), *z, *([scale] if normalized else [])]
+        needed = [*carried, here["pattern"], *self.stream.needed, *scale]
         if silent := [name for name in needed if name not in found]:
             raise CausalProbeError(
                 f"{silent[0]} does not fire, so the scores can't be taken apart. Load the model with eager attention."
             )
-        inverse = 1 / found[scale].to(self.W["q"]) if normalized else torch.ones(1).to(self.W["q"])
-        query, key = (self._terms(what, found, inverse) for what in ("q", "k"))
-        rotation = self._rotation(tokens)
-        return _checked(query, key, rotation, found, here, self.head)
+        W = self.W["q"]
+        inverse = W.new_ones(1, 1, 1) if self.scale is None else 1 / found[self.scale].to(W)
+        parts = self.stream(found)
+        both = self._both_turns(tokens)
+        terms = [
+            self._terms(what, found, parts, inverse, turn) for what, turn in zip("qk", both, strict=True)
+        ]
+        pattern = found[here["pattern"]][:, self.head].to(W)
+        seen = seen_in(found.get(here["attn_scores"]), found[here["pattern"]])
+        return _checked(terms[0], terms[1], both, found, here, self.head, pattern, seen, self.cap, sink_of(self.model, self.layer, self.head))
 
     def _terms(
-        self, what: str, found: Mapping[str, Tensor], inverse: Tensor
+        self, what: str, found: Mapping[str, Tensor], parts: StreamParts, inverse: Tensor, turn: Turn
     ) -> Float[Tensor, "source batch pos d_head"]:
-        W = self.W[what]
-        carried = found[attention_hook(self.layer, what)]
-        hooked = carried[:, :, self.head * carried.shape[2] // self.n_heads].to(W)  # queries of a group share a key
+        W, side = self.W[what], self.sides[what]
+        like = found[side.carried[0]]
+        name = "The head's queries" if what == "q" else "The head's keys"
+        raw = side.raw(found, self.head).to(W)
+        final = side.final(found, self.head)
+        norm = turn.factor(raw, None if final is None else final.to(W), like, name)
+        stretches = [(numbers, scale * norm) for numbers, scale in side.scales(found, inverse, self.d_head)]
+        scale = torch.cat([each.expand(*raw.shape[:2], n.stop - (n.start or 0)) for n, each in stretches], -1) if len(stretches) > 1 else stretches[0][1]
+        hooked = raw * norm
         terms = torch.empty(len(self.sources), *hooked.shape, dtype=W.dtype, device=W.device)
         for number, source in enumerate(self.sources[:-1]):
             if place := head_of(source):
-                z = found[attention_hook(place[0], "z")][:, :, place[1]].to(W)
-                terms[number] = z @ self.through[what][source] * inverse
+                factor = parts.factor[place[0]]
+                by = scale if factor is None else scale * factor.to(W)
+                terms[number] = parts.z[place[0]][:, :, place[1]].to(W) @ self.through[what][source] * by
             else:
-                terms[number] = found[self.streams[source]].to(W) @ W * inverse
+                terms[number] = parts.written[source].to(W) @ W * scale
         terms[-1] = hooked - terms[:-1].sum(0)
-        # What is left must be made of biases: one vector, and one vector of the stream over the scale.
-        over_scale = inverse.expand_as(hooked[..., :1]).reshape(-1, 1).double()
-        basis = torch.cat([torch.ones_like(over_scale), over_scale], 1)
-        left = terms[-1].reshape(-1, self.d_head).double()
-        misfit = left - basis @ (torch.linalg.pinv(basis, rtol=1e-6) @ left)
-        _require_small(
-            float(misfit.abs().max()),
-            of=float(hooked.abs().max()),
-            like=carried,  # as precise as the model is, not as what it is converted to
-            what="queries" if what == "q" else "keys",
-        )
+        factors = [factor.to(W) for factor in parts.factor.values() if factor is not None]
+        for numbers, by in stretches:
+            self._require_biases(terms[-1][..., numbers], norm, by, factors, like, name, of=float(hooked.abs().max()))
         return terms
 
-    def _rotation(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "pos d_head d_head"] | None:
-        """What a query is multiplied by at each position, read off by putting unit vectors in the queries' place."""
-        before, after, *angle = (attention_hook(self.layer, what) for what in ("q", "rot_q", "cos", "sin"))
+    @staticmethod
+    def _require_biases(
+        left: Float[Tensor, "batch pos width"], norm: Tensor, scale: Tensor, factors: list[Tensor], like: Tensor, what: str, *, of: float
+    ) -> None:
+        """What is left must be made of biases: a vector times what the norms have made of it at each position."""
+        columns = [norm, scale, *(scale * factor for factor in factors)]
+        columns += [scale / norm] if scale.shape[1] > 1 else []
+        basis = torch.stack([column.expand(*left.shape[:2], 1).reshape(-1) for column in columns], 1).double()
+        flat = left.reshape(len(basis), -1).double()
+        misfit = flat - basis @ (torch.linalg.pinv(basis, rtol=1e-6) @ flat)
+        require_small(float(misfit.abs().max()), of=of, like=like, what=what)
+
+    def _both_turns(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Turn, Turn]:
         length = tokens.shape[1]
-        if length not in self._rotations:
-            rows = tokens[:1].expand(math.ceil(self.d_head / self.n_heads), -1)
-
-            def units(query: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "row pos head d_head"]:
-                # Every head of every row carries another one.
-                eye = torch.eye(self.d_head, dtype=query.dtype, device=query.device).repeat(2, 1)
-                return eye[: len(rows) * self.n_heads].reshape(len(rows), 1, self.n_heads, -1).expand_as(query).clone()
-
-            found = read_values(self.model, rows, [after, *angle], n_layers=self.layer + 1, edits={before: units})
-            if after in found:
-                turned = found[after].transpose(1, 2).flatten(0, 1)[: self.d_head]  # [unit vector, pos, d_head]
-                self._rotations[length] = turned.transpose(0, 1).to(self.W["q"]).contiguous()
-            elif all(name in found for name in angle):  # some bridges show the angles alone
-                cos, sin = (found[name].to(self.W["q"]).reshape(-1, length, found[name].shape[-1])[0] for name in angle)
-                self._rotations[length] = _half_turns(cos, sin, self.d_head)
-            else:
-                self._rotations[length] = None
-        return self._rotations[length]
+        if length not in self._turns:
+            both = (self.sides["q"], self.sides["k"])
+            self._turns[length] = turns(self.model, tokens, both, self.head, self.W["q"])
+        return self._turns[length]
 
 
-def _half_turns(cos: Float[Tensor, "pos d_turned"], sin: Float[Tensor, "pos d_turned"], d_head: int) -> Tensor:
-    """By position, the rotation of the first numbers of a head that pairs each one of their first half with one of the second."""
-    half = cos.shape[1] // 2
-    number = torch.arange(half, device=cos.device)
-    turns = torch.eye(d_head, dtype=cos.dtype, device=cos.device).repeat(len(cos), 1, 1)
-    turns[:, : 2 * half, : 2 * half] = torch.diag_embed(cos)
-    turns[:, number + half, number] = -sin[:, :half]
-    turns[:, number, number + half] = sin[:, half:]
-    return turns
+def _has(model: Any, layer: int) -> bool:
+    """Whether the layer has a norm before its attention at all: OLMo 2's like have none."""
+    block = model.blocks[layer]
+    return not hasattr(block, "_modules") or "ln1" in block._modules or not hasattr(block, "ln1_post")
+
+
+def _soft_cap(model: Any, layer: int) -> float | None:
+    attention = getattr(getattr(getattr(model, "blocks", [None] * (layer + 1))[layer], "attn", None), "original_component", None)
+    cap = getattr(attention, "attn_logit_softcapping", None) or getattr(model.cfg, "attn_scores_soft_cap", None)
+    return float(cap) if cap is not None and cap > 0 else None
 
 
 # ------------------------------------------------------------------------------------------------------- concatenated streams
@@ -299,7 +303,10 @@ class _Concatenated(TermReader):
         key = torch.zeros_like(query)
         for number, part in enumerate(self.parts.values()):
             key[number, ..., part] = stream[..., part]
-        return _checked(query, key, None, found, here, self.head)
+        pattern = found[here["pattern"]][:, self.head].to(query)
+        seen = seen_in(found.get(here["attn_scores"]), found[here["pattern"]])
+        still = (Turn(None), Turn(None))
+        return _checked(query, key, still, found, here, self.head, pattern, seen, None, None)
 
 
 # -------------------------------------------------------------------------------------------------------------------- checks
@@ -308,43 +315,45 @@ class _Concatenated(TermReader):
 def _checked(
     query: Float[Tensor, "source batch pos d_head"],
     key: Float[Tensor, "source batch pos d_head"],
-    rotation: Float[Tensor, "pos d_head d_head"] | None,
+    both: tuple[Turn, Turn],
     found: Mapping[str, Tensor],
     hooks: Mapping[str, str],
     head: int,
+    pattern: Float[Tensor, "batch pos pos"],
+    seen: Bool[Tensor, "batch pos pos"],
+    cap: float | None,
+    sink: float | None,
 ) -> Terms:
-    """The terms with the factor c, once their sum has been seen to be the score that the model uses."""
-    pattern = found[hooks["pattern"]][:, head].to(query)
-    terms = Terms(query, key, query, key, 1.0, rotation, pattern, 0.0)
-    turned_query, turned_key = terms.rotate(query), terms.rotate(key)
-    sums = turned_query.sum(0) @ turned_key.sum(0).mT
+    """The terms with the factor c, once their sum has been seen to be the score that the model uses, and to give its attention."""
+    like = found[hooks["pattern"]]
+    turned = [turn(part) for turn, part in zip(both, (query, key), strict=True)]
+    for part, turn in zip(turned, both, strict=True):
+        if turn.shift is not None:  # a norm's own bias
+            part[-1] += turn.shift
+    terms = Terms(turned[0], turned[1], query, key, 1.0, both, pattern, seen, cap, sink, 0.0)
+    sums = terms.scores
     # Some bridges show the pattern in the scores' place. Its logarithm is the score, but for a number for each row.
     scores = found.get(hooks["attn_scores"])
-    used = (
-        pattern.log()
-        if scores is None or bool((scores[:, head].to(pattern) == pattern).all())
-        else scores[:, head].to(pattern)
-    )
-    seen = torch.ones_like(used, dtype=torch.bool).tril() & (pattern > torch.finfo(pattern.dtype).tiny)
-    ours, theirs = (_less_row_mean(values, seen) for values in (sums, used))
+    shown = None if scores is None else scores[:, head].to(pattern)
+    used = pattern.log() if shown is None or bool((shown == pattern).all()) else shown
+    fitting = seen & (pattern > torch.finfo(pattern.dtype).tiny)
+    target = used
+    if cap is not None:
+        fitting = fitting & (used.abs() < SATURATED * cap)
+        target = cap * (used / cap).clamp(-SATURATED, SATURATED).atanh()
+    ours, theirs = (_less_row_mean(values, fitting) for values in (sums, target))
     power = float((ours * ours).sum())
     c = float((ours * theirs).sum()) / power if power > 0 else 1.0
-    error = float((theirs - c * ours).abs().max())
-    _require_small(error, of=1 + float(theirs.abs().max()), like=found[hooks["pattern"]], what="scores")
-    return Terms(c * turned_query, turned_key, query, key, c, rotation, pattern, error)
+    compared = seen & (pattern > torch.finfo(pattern.dtype).tiny)
+    ours, theirs = (_less_row_mean(values, compared) for values in (terms.capped(c * sums), used))
+    error = float((theirs - ours).abs().max())
+    require_small(error, of=1 + float(theirs.abs().max()), like=like, what="The head's scores")
+    terms = replace(terms, query=c * turned[0], factor=c, error=error)
+    require_small(float((terms.attention(c * sums) - pattern).abs().max()), of=1.0, like=like, what="The head's attention")
+    return terms
 
 
 def _less_row_mean(values: Float[Tensor, "batch pos pos"], seen: Tensor) -> Float[Tensor, "batch pos pos"]:
     values = torch.where(seen, values, 0).double()
     mean = values.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(seen, values - mean, 0)
-
-
-def _require_small(error: float, *, of: float, like: Tensor, what: str) -> None:
-    limit = TOLERANCE.get(like.dtype, COARSE) * of
-    if not error <= limit:
-        raise CausalProbeError(
-            f"The head's {what} are not the sum of what the sources below it have written: they differ by {error:.2g}, where {limit:.2g} "
-            "would be rounding. The model does more than normalize the stream, multiply and rotate (it may normalize queries and "
-            "keys or what a layer writes, cap its scores, or add to them), so its scores can't be taken apart exactly."
-        )

@@ -15,6 +15,7 @@ from causal_probe.hooks.corpus import Corpus, CorpusPass
 from causal_probe.hooks.preflight import preflight
 from causal_probe.hooks.record import each_batch, record
 from causal_probe.hooks.tokens import content_tokens
+from causal_probe.hooks.visible import Masks
 from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.scoring import Scores, settings_of
 from causal_probe.probes.sequences import longest_ngram, make_sequences
@@ -147,7 +148,7 @@ def scored(
     sums: dict[str, TemplateSums] = {}
     shared: dict[tuple[str, str], int] = {}
     for its, batches, _ in parts:
-        of_its, shared_by_its = record(model, batches, Scores(its, queries), batch_size=batch_size).scored()
+        of_its, shared_by_its = _recorded(model, batches, its, queries, batch_size).scored()
         sums |= of_its
         shared |= shared_by_its
     kept = tuple(template for template in templates if template.name in sums)
@@ -158,6 +159,14 @@ def scored(
         settings=settings_of([(its, about) for its, _, about in parts], queries),
         provenance=describe(model),
     )
+
+
+def _recorded(
+    model: HookedModel, batches: Any, templates: tuple[Template, ...], queries: Sequence[int] | None, batch_size: int | None
+) -> Scores:
+    masks = Masks(model)
+    with model.hooks(fwd_hooks=masks.hooks):
+        return record(model, batches, Scores(templates, queries, masks), batch_size=batch_size)
 
 
 def made_parts(
@@ -200,7 +209,7 @@ def _nothing(
 ) -> HeadScores:
     """The scores on no sequences, which can be merged with those of other shards."""
     one = content_tokens(model)[:1].expand(1, reading.corpus.length).to(reading.corpus.device)
-    sums, shared = record(model, one, Scores(templates, queries), batch_size=1).scored()
+    sums, shared = _recorded(model, one, templates, queries, 1).scored()
     return HeadScores(
         templates,
         {name: found.first(0) for name, found in sums.items()},

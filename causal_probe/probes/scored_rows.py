@@ -52,10 +52,11 @@ def scored_batches(reader: TermReader, batches: Iterable[Tensor], template: Temp
     """
     scored = 0
     for batch in batches:
-        targets, weights = contrast(template, batch)
+        terms = reader(batch)
+        targets, weights = contrast(template, batch, terms.seen)
         n_rows = targets.any(-1).sum(-1)
         scored += int(n_rows.sum())
-        yield ScoredBatch(reader(batch), targets, weights, n_rows, n_rows > 0)
+        yield ScoredBatch(terms, targets, weights, n_rows, n_rows > 0)
     if not scored:
         raise CausalProbeError(
             f"No row of these sequences has an edge of {template.name!r} and another visible key, so there is nothing to take apart. Give "
@@ -92,19 +93,20 @@ def micro_batches(reader: TermReader, tokens: Any, batch_size: int | None) -> li
 
 
 def contrast(
-    template: Template, tokens: Int[Tensor, "batch pos"]
+    template: Template, tokens: Int[Tensor, "batch pos"], seen: Bool[Tensor, "batch query key"] | None = None
 ) -> tuple[Bool[Tensor, "batch query key"], Float[Tensor, "batch query key"]]:
     """The targets on the scored rows, and the weights with which a row's scores make "on an edge less on the others".
 
-    A row is scored if it has a target and sees a key that is none. The weights of a scored row sum to 0, those of another are 0.
+    A row is scored if it sees a target and a key that is none; by default it sees all of the past. The weights of a scored row sum to
+    0, those of another are 0.
 
     >>> from causal_probe.probes import template
     >>> contrast(template("previous-token"), torch.tensor([[5, 6, 7]]))[1][0].tolist()
     [[0.0, 0.0, 0.0], [1.0, -1.0, 0.0], [-0.5, 1.0, -0.5]]
     """
     targets = template(tokens)
-    visible = torch.ones_like(targets).tril()
-    others = visible & ~targets
+    visible = torch.ones_like(targets).tril() if seen is None else seen.to(targets.device)
+    targets, others = targets & visible, visible & ~targets
     scored = (targets.any(-1) & others.any(-1))[..., None]
     targets, others = targets & scored, others & scored
     weights = targets / targets.sum(-1, keepdim=True).clamp(min=1) - others / others.sum(-1, keepdim=True).clamp(min=1)

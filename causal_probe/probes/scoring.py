@@ -15,6 +15,7 @@ from torch import Tensor
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
 from causal_probe.hooks.record import Rows, row_slack
+from causal_probe.hooks.visible import Masks
 from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates
@@ -36,32 +37,48 @@ class Scores(Rows):
         What is looked for.
     queries
         Only these rows are scored; all by default.
+    masks
+        What says which keys each layer shows; by default all of the past.
     """
 
-    def __init__(self, templates: tuple[Template, ...], queries: Sequence[int] | None) -> None:
+    def __init__(self, templates: tuple[Template, ...], queries: Sequence[int] | None, masks: Masks | None = None) -> None:
         super().__init__()
         self.templates = templates
         self._queries = queries
+        self._masks = masks
+        self._tokens = torch.zeros(0, 0, dtype=torch.long)
         self._groups: list[Targets] = []
+        self._within: list[tuple[Tensor, list[Targets]]] = []
         self._shared = np.zeros((len(templates), len(templates)), dtype=np.int64)
 
     def start(self, tokens: Int[Tensor, "batch pos"]) -> None:
         """Find the targets."""
+        self._tokens, self._within = tokens, []
         self._groups = compile_targets(self.templates, tokens, queries=self._queries)
-        self.of_batch = {
-            "rows": _joined([targets.rows for targets in self._groups]),
-            "chance": _joined([targets.chance.double() for targets in self._groups]),
-        }
 
     def reduce(self, layer: int, *values: Float[Tensor, "batch head query key"]) -> dict[str, NDArray[Any]]:
-        """Each head's attention on the targets, and on position 0, over the scored rows: [sequence, head, template]."""
+        """Each head's attention on the targets, and on position 0, over the scored rows: [sequence, head, template]; those rows, and chance."""
         (pattern,) = values
-        parts = torch.split(pattern, [len(targets.pairs) for targets in self._groups])
-        pairs = list(zip(self._groups, parts, strict=True))
+        groups = self._seen(layer)
+        parts = torch.split(pattern, [len(targets.pairs) for targets in groups])
+        pairs = list(zip(groups, parts, strict=True))
         return {
             "attention": _joined([targets.attention(part).float() for targets, part in pairs]),
             "sink": _joined([targets.sink(part).float() for targets, part in pairs]),
+            "rows": _joined([targets.rows for targets in groups]),
+            "chance": _joined([targets.chance.double() for targets in groups]),
         }
+
+    def _seen(self, layer: int) -> list[Targets]:
+        """The targets that a layer shows."""
+        seen = None if self._masks is None else self._masks.of(layer)
+        if seen is None:
+            return self._groups
+        known = next((targets for mask, targets in self._within if torch.equal(mask, seen)), None)
+        if known is None:
+            known = compile_targets(self.templates, self._tokens, queries=self._queries, seen=seen)
+            self._within.append((seen, known))
+        return known
 
     def add(self, reduced: Mapping[int, Mapping[str, NDArray[Any]]]) -> None:
         """The micro-batch has passed."""
@@ -74,12 +91,23 @@ class Scores(Rows):
         arrays = self.arrays()
         layers = sorted(name[1] for name in arrays if name[0] == "sink")
         names = [template.name for template in self.templates]
+        n_layers = 1 + max(layers)
+        none = arrays["sink", layers[0]][:, :0]  # a layer without attention has no heads
+        attention, sink = ([arrays.get((what, layer), none) for layer in range(n_layers)] for what in ("attention", "sink"))
+        rows, chance = (
+            np.stack([arrays.get((what, layer), np.zeros_like(arrays[what, layers[0]])) for layer in range(n_layers)], 1)
+            for what in ("rows", "chance")
+        )  # [sequence, layer, template]
+        if all(np.array_equal(rows[:, layer], rows[:, layers[0]]) for layer in layers) and all(
+            np.array_equal(chance[:, layer], chance[:, layers[0]]) for layer in layers
+        ):
+            rows, chance = rows[:, layers[:1]], chance[:, layers[:1]]
         sums = {
             name: TemplateSums(
-                attention=tuple(arrays["attention", layer][..., i] for layer in layers),
-                sink=tuple(arrays["sink", layer][..., i] for layer in layers),
-                rows=arrays["rows"][:, i],
-                chance=arrays["chance"][:, i],
+                attention=tuple(its[..., i] for its in attention),
+                sink=tuple(its[..., i] for its in sink),
+                rows=rows[..., i],
+                chance=chance[..., i],
             )
             for i, name in enumerate(names)
         }
@@ -212,7 +240,11 @@ class Targets:
 
 
 def compile_targets(
-    templates: Sequence[Template], tokens: Int[Tensor, "batch pos"], *, queries: Iterable[int] | None = None
+    templates: Sequence[Template],
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    queries: Iterable[int] | None = None,
+    seen: Bool[Tensor, "batch pos pos"] | None = None,
 ) -> list[Targets]:
     """The :class:`Targets` of consecutive groups of the sequences; as few groups as memory allows.
 
@@ -220,6 +252,8 @@ def compile_targets(
     ----------
     queries
         Only these rows are scored, negative ones counted from the end; all by default.
+    seen
+        Which keys each query sees; all of the past by default.
 
     Raises
     ------
@@ -233,14 +267,20 @@ def compile_targets(
             raise CausalProbeError(f"There is no query {query} in sequences of {pos} tokens.")
         wanted[query] = True
     group = max(1, MASKS // (pos * pos * len(templates)))
-    return [_compile(templates, part, wanted) for part in torch.split(tokens, group)]
+    parts = torch.split(tokens, group)
+    shown = [None] * len(parts) if seen is None else torch.split(seen.to(tokens.device), group)
+    return [_compile(templates, part, wanted, its) for part, its in zip(parts, shown, strict=True)]
 
 
-def _compile(templates: Sequence[Template], tokens: Int[Tensor, "batch pos"], wanted: Bool[Tensor, " pos"]) -> Targets:
+def _compile(
+    templates: Sequence[Template], tokens: Int[Tensor, "batch pos"], wanted: Bool[Tensor, " pos"], seen: Bool[Tensor, "batch pos pos"] | None
+) -> Targets:
     batch, pos = tokens.shape
     masks = torch.stack([template(tokens) for template in templates], -1)  # [batch, query, key, template]
+    if seen is not None:
+        masks &= seen[..., None]
     n_targets = masks.sum(2)
-    n_keys = torch.arange(1, pos + 1, device=tokens.device)[:, None]
+    n_keys = torch.arange(1, pos + 1, device=tokens.device)[:, None] if seen is None else seen.sum(-1)[..., None]
     scored = (n_targets > 0) & (n_targets < n_keys) & wanted[:, None]
     masks &= scored[:, :, None]
     flat = masks.flatten(1, 2)

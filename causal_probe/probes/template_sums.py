@@ -22,24 +22,28 @@ class TemplateSums:
     sink
         By layer: sum over the scored rows of each head's attention on position 0.
     rows
-        Number of scored rows.
+        Number of scored rows, [sequence, layer]; one column where all layers see the same keys.
     chance
-        Sum over the scored rows of the share of visible keys that are targets.
+        Sum over the scored rows of the share of visible keys that are targets, likewise.
     """
 
     attention: tuple[Float[np.ndarray, "sequence _head"], ...]
     sink: tuple[Float[np.ndarray, "sequence _head"], ...]
-    rows: Int[np.ndarray, " sequence"]
-    chance: Float[np.ndarray, " sequence"]
+    rows: Int[np.ndarray, "sequence layer"]
+    chance: Float[np.ndarray, "sequence layer"]
 
     def merge(self, *others: TemplateSums) -> TemplateSums:
         """The sums of the sequences of all, in order."""
         all_of = (self, *others)
+        width = max(one.rows.shape[1] for one in all_of)
+        rows, chance = (
+            np.concatenate([np.broadcast_to(getattr(one, name), (len(one.rows), width)) for one in all_of]) for name in ("rows", "chance")
+        )  # fmt: skip
         return TemplateSums(
             attention=tuple(map(np.concatenate, zip(*(one.attention for one in all_of), strict=True))),
             sink=tuple(map(np.concatenate, zip(*(one.sink for one in all_of), strict=True))),
-            rows=np.concatenate([one.rows for one in all_of]),
-            chance=np.concatenate([one.chance for one in all_of]),
+            rows=rows,
+            chance=chance,
         )
 
     def first(self, n: int) -> TemplateSums:
@@ -47,53 +51,60 @@ class TemplateSums:
         attention, sink = (tuple(layer[:n] for layer in layers) for layers in (self.attention, self.sink))
         return TemplateSums(attention, sink, self.rows[:n], self.chance[:n])
 
+    def of_layer(self, layer: int) -> tuple[Int[np.ndarray, " sequence"], Float[np.ndarray, " sequence"]]:
+        """One layer's ``rows`` and ``chance``."""
+        column = 0 if self.rows.shape[1] == 1 else layer
+        return self.rows[:, column], self.chance[:, column]
+
     @property
-    def covariance(self) -> tuple[float, tuple[Float[np.ndarray, " _head"], ...]] | None:
-        """The sampling variance of the chance, and by layer the covariance of each head's score with it; None below two sequences.
+    def covariance(self) -> tuple[tuple[float, Float[np.ndarray, " _head"]] | None, ...]:
+        """By layer, the sampling variance of the chance, and the covariance of each head's score with it; None below two sequences.
 
         With them, the counts, scores and standard errors of several parts give those of the whole.
         """
-        used = self.rows > 0
-        n = int(used.sum())
-        if n < 2:
-            return None
-        chances = self.chance[used] / self.rows[used]
-        off = (chances - chances.mean()) / (n * (n - 1))
-        return float(off @ (chances - chances.mean())), tuple(
-            off @ (layer[used] / self.rows[used, None]) for layer in self.attention
-        )
+        found: list[tuple[float, Float[np.ndarray, " _head"]] | None] = []
+        for layer, attention in enumerate(self.attention):
+            rows, chance = self.of_layer(layer)
+            used = rows > 0
+            n = int(used.sum())
+            chances = chance[used] / rows[used]
+            off = (chances - chances.mean()) / (n * (n - 1)) if n > 1 else chances
+            both = (float(off @ (chances - chances.mean())), off @ (attention[used] / rows[used, None])) if n > 1 else None
+            found.append(both)
+        return tuple(found)
 
     @cached_property
     def summary(self) -> tuple[dict[str, Float[np.ndarray, " _head"]], ...] | None:
         """By layer, ``score``, ``chance``, ``excess``, ``stderr``, ``excess_stderr`` and ``sink`` of each head.
 
-        The standard errors are NaN for one sequence. None if no row of any sequence is scored.
+        The standard errors are NaN for one sequence, all numbers where no row of the layer is scored. None if none is in any layer.
         """
-        used = self.rows > 0
-        n = int(used.sum())
-        if not n:
+        if not (self.rows > 0).any():
             return None
-        rows = self.rows[used]
-        chances = self.chance[used] / rows
+        return tuple(self._summary(layer) for layer in range(len(self.attention)))
+
+    def _summary(self, layer: int) -> dict[str, Float[np.ndarray, " _head"]]:
+        rows, chance_sums = self.of_layer(layer)
+        used = rows > 0
+        if not used.any():
+            nothing = np.full(self.attention[layer].shape[1], np.nan)
+            return dict.fromkeys(("score", "chance", "excess", "stderr", "excess_stderr", "sink"), nothing)
+        rows = rows[used]
+        chances = chance_sums[used] / rows
         chance = chances.mean()
-        found = []
-        for attention, sink in zip(self.attention, self.sink, strict=True):
-            scores = attention[used] / rows[:, None]  # float64, as rows is integer
-            score = scores.mean(0)
-            excess = (score - chance) / (1 - chance)
-            # excess is the root of mean(score - chance - excess (1 - chance)): what each sequence adds to that, to first order
-            residuals = scores - chances[:, None] - excess * (1 - chances[:, None])
-            found.append(
-                {
-                    "score": score,
-                    "chance": np.full_like(score, chance),
-                    "excess": excess,
-                    "stderr": _stderr(scores),
-                    "excess_stderr": _stderr(residuals) / (1 - chance),
-                    "sink": (sink[used] / rows[:, None]).mean(0),
-                }
-            )
-        return tuple(found)
+        scores = self.attention[layer][used] / rows[:, None]  # float64, as rows is integer
+        score = scores.mean(0)
+        excess = (score - chance) / (1 - chance)
+        # excess is the root of mean(score - chance - excess (1 - chance)): what each sequence adds to that, to first order
+        residuals = scores - chances[:, None] - excess * (1 - chances[:, None])
+        return {
+            "score": score,
+            "chance": np.full_like(score, chance),
+            "excess": excess,
+            "stderr": _stderr(scores),
+            "excess_stderr": _stderr(residuals) / (1 - chance),
+            "sink": (self.sink[layer][used] / rows[:, None]).mean(0),
+        }
 
 
 def _stderr(values: Float[np.ndarray, "sequence _head"]) -> Float[np.ndarray, " _head"]:

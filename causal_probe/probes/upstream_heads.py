@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -23,6 +23,7 @@ from causal_probe.hooks import attention_hook
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.values import read_values
+from causal_probe.hooks.visible import seen_in
 from causal_probe.probes.p_values import corrected, t_p_value
 from causal_probe.probes.qk_terms import TermReader, Terms, head_of, term_reader
 from causal_probe.probes.scored_rows import contrast, micro_batches, scored_batches
@@ -206,6 +207,7 @@ def upstream(
     n_sequences = sum(map(len, batches))
     if n_sequences < 2:
         raise CausalProbeError("An arrow is tested over sequences: give two or more.")
+    template = _within(first, template, batches[0])
     roles: dict[str, tuple[str | None, float]] = {}
     arrows: list[Arrow] = []
     waiting: list[tuple[str, Template]] = [(start, template)]
@@ -295,9 +297,10 @@ def _test(
     ablated = sorted({(side, h) for (side, candidate), controls in chosen.items() for h in (candidate, *controls)})
     drops: dict[tuple[str, int], list[Tensor]] = {key: [] for key in ablated}
     for terms, targets, _, n_rows, used in scored_batches(reader, batches, template):
-        before = _on_edges(terms.scores, targets, n_rows)
+        before = _on_edges(terms.attention(terms.scores), targets, n_rows)
         for side, source in ablated:
-            after = _on_edges(_without(terms, side, source, found.mean[side][source]), targets, n_rows)
+            scores = _without(terms, side, source, found.mean[side][source])
+            after = _on_edges(terms.attention(scores), targets, n_rows)
             drops[side, source].append((before - after)[used])
     measured = {key: torch.cat(values) for key, values in drops.items()}
     if len(next(iter(measured.values()))) < 2:
@@ -332,29 +335,40 @@ def _mean(values: Float[Tensor, " sequence"]) -> tuple[float, float, int]:
 def _without(terms: Terms, side: str, source: int, mean: Float[Tensor, " d_head"]) -> Float[Tensor, "batch pos pos"]:
     """The scores with one source's part of one side replaced by its mean."""
     if side == "key":
-        change = terms.rotate(mean.to(terms.key) - terms.unrotated_key[source])
+        change = terms.turns[1](mean.to(terms.key) - terms.unrotated_key[source])
         return terms.scores + terms.query.sum(0) @ change.mT
-    change = terms.factor * terms.rotate(mean.to(terms.query) - terms.unrotated_query[source])
+    change = terms.factor * terms.turns[0](mean.to(terms.query) - terms.unrotated_query[source])
     return terms.scores + change @ terms.key.sum(0).mT
 
 
 def _on_edges(
-    scores: Float[Tensor, "batch pos pos"], targets: Bool[Tensor, "batch pos pos"], n_rows: Int[Tensor, " batch"]
+    pattern: Float[Tensor, "batch pos pos"], targets: Bool[Tensor, "batch pos pos"], n_rows: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
     """Attention on the targets, mean over the scored rows."""
-    future = torch.ones_like(targets).triu(1)
-    pattern = scores.masked_fill(future, -torch.inf).softmax(-1)
     return (pattern * targets).sum((-2, -1)).double() / n_rows
 
 
 # -------------------------------------------------------------------------------------------------------- where a source looks
 
 
+def _within(reader: TermReader, template: Template, batch: Int[Tensor, "batch pos"]) -> Template:
+    """The template's edges that the head's layer shows; the template itself where that is all of the past."""
+    seen = reader(batch[:2]).seen
+    if bool((seen != seen[:1]).any()):
+        raise CausalProbeError(
+            f"Which keys L{reader.layer}H{reader.head} sees depends on the sequence (sparse attention); upstream is for layers that see a window, "
+            "or all of the past."
+        )
+    if bool((seen[0] == torch.ones_like(seen[0]).tril()).all()):
+        return template
+    return replace(template, targets=lambda tokens: template(tokens) & seen[0].to(tokens.device))
+
+
 def _own_edges(model: HookedModel, source: str, read_on: Template, side: str) -> Template:
     """Where an earlier head attends to on the rows on which it was read: one edge a row, if it attends to one key, not 0, at all."""
 
     def targets(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch query key"]:
-        pattern = _pattern(model, source, tokens)
+        pattern, _ = _pattern(model, source, tokens)
         weight, key = pattern[..., 1:].max(-1)
         edges = torch.zeros_like(pattern, dtype=torch.bool).scatter_(-1, key[..., None] + 1, True)
         return edges & (_rows(read_on, side, tokens) & (weight >= SOMEWHERE))[..., None]
@@ -375,23 +389,26 @@ def _role(
     found: dict[str, list[Tensor]] = {known.name: [] for known in KNOWN}
     chance: dict[str, list[Tensor]] = {known.name: [] for known in KNOWN}
     for batch in batches:
-        pattern = _pattern(model, source, batch).double()
+        pattern, seen = _pattern(model, source, batch)
         rows = _rows(read_on, side, batch)
-        visible = torch.arange(1, batch.shape[1] + 1, device=batch.device)
         for known in KNOWN:
-            targets = known(batch)
-            found[known.name].append((pattern * targets).sum(-1)[rows])
-            chance[known.name].append((targets.sum(-1) / visible)[rows].double())
+            targets = known(batch) & seen
+            found[known.name].append((pattern.double() * targets).sum(-1)[rows])
+            chance[known.name].append((targets.sum(-1) / seen.sum(-1))[rows].double())
     score = {name: float(torch.cat(values).mean()) for name, values in found.items()}
     even = {name: float(torch.cat(values).mean()) for name, values in chance.items()}
     best = max(score, key=lambda name: (score[name] - even[name]) / max(1 - even[name], 1e-9))
     return (best, score[best]) if score[best] >= DESCRIBED else (None, score[best])
 
 
-def _pattern(model: HookedModel, source: str, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch query key"]:
+def _pattern(
+    model: HookedModel, source: str, tokens: Int[Tensor, "batch pos"]
+) -> tuple[Float[Tensor, "batch query key"], Bool[Tensor, "batch query key"]]:
+    """A head's attention, and the keys that it sees."""
     layer, head = _place(source)
-    name = attention_hook(layer, "pattern")
-    return read_values(model, tokens, [name], n_layers=layer + 1)[name][:, head]
+    name, scores = (attention_hook(layer, what) for what in ("pattern", "attn_scores"))
+    found = read_values(model, tokens, [name, scores], n_layers=layer + 1)
+    return found[name][:, head], seen_in(found.get(scores), found[name])
 
 
 def _place(source: str) -> tuple[int, int]:

@@ -154,7 +154,7 @@ def verify(
             reference=batches if reference is None else _batches(model, reference, batch_size, 0),
             example=batches[0][:2] if isinstance(batches[0], Tensor) else batches[0],
         )
-        if [laboratory.means[layer].shape[1] for layer in laboratory.layers] != list(scores.heads):
+        if [laboratory.means[layer].shape[1] for layer in laboratory.layers] != [n for n in scores.heads if n]:
             raise CausalProbeError("The scores are of a model with other heads than this one's.")
         plan = Plan.make(laboratory.heads, flagged, random_sets, seed=settings.get("tokens", {}).get("seed", seed or 0))
         verified = [template for template in scores.templates if template.name in names]

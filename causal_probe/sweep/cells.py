@@ -248,8 +248,8 @@ def scan(o: ScanCell) -> Outcome:
 
 def _spread(scores: HeadScores, layer: int, head: int, template: str) -> dict[str, float]:
     """What merging needs beside a score and its standard error; empty where there is none."""
-    found = scores.sums[template].covariance
-    return {} if found is None else {"chance_variance": found[0], "covariance": float(found[1][layer][head])}
+    found = scores.sums[template].covariance[layer]
+    return {} if found is None else {"chance_variance": found[0], "covariance": float(found[1][head])}
 
 
 def _counts(read: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def test_the_sum_is_the_score(name: str, dtype: torch.dtype, tolerance: float):
             scores = cache[f"blocks.{layer}.attn.hook_attn_scores"][:, head]
             assert (centred(terms.scores) - centred(scores)).abs().max() < tolerance
             assert terms.error < tolerance
-            assert (terms.rotation is not None) == (name in ROTARY)
+            assert (terms.turns[0].matrix is not None) == (name in ROTARY)
 
 
 @pytest.mark.parametrize("name", tiny_models.MODELS)

@@ -108,7 +108,7 @@ def test_the_standard_error_of_the_excess_is_that_of_the_jackknife():
     rows = generator.integers(1, 9, 300)
     chance = rows * generator.uniform(0.05, 0.4, 300)
     attention = (chance + rows * generator.uniform(0, 0.5, 300))[:, None].astype(np.float32)
-    evidence = TemplateSums((attention,), (attention,), rows, chance)
+    evidence = TemplateSums((attention,), (attention,), rows[:, None], chance[:, None])
 
     def excess(keep):
         score, expected = (attention[keep, 0] / rows[keep]).mean(), (chance[keep] / rows[keep]).mean()

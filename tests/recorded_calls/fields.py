@@ -52,8 +52,8 @@ def of_scores(found: Any) -> Numbers:
         sums = found.sums[name]
         yield sums.attention
         yield sums.sink
-        yield sums.rows
-        yield sums.chance
+        yield sums.rows[:, 0] if sums.rows.shape[1] == 1 else sums.rows
+        yield sums.chance[:, 0] if sums.chance.shape[1] == 1 else sums.chance
     for head in found:
         yield (
             head.score,

@@ -1,0 +1,86 @@
+"""What each query of a layer can attend to: which keys its mask shows, and whether there is nothing, too, to attend to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from causal_probe.hooks.check import HookedModel, attention_hook, attention_hooks
+
+__all__ = ["MASKED", "Masks", "heads_by_layer", "has_sinks", "seen_in", "sink_of"]
+
+#: What TransformerLens and Hugging Face put in the place of a masked score is below this; -inf is too.
+MASKED = -1e30
+
+
+def heads_by_layer(model: HookedModel) -> dict[int, int]:
+    """By layer that has attention, the number of its heads; layers of other kinds are left out.
+
+    >>> from causal_probe.models import ReducedTransformer
+    >>> heads_by_layer(ReducedTransformer(d_vocab=3, n_positions=4))
+    {0: 1, 1: 1}
+    """
+    names = attention_hooks(model, ["pattern"])
+    return {layer: int(model.cfg.n_heads) for (layer, _), name in names.items() if name in model.hook_dict}
+
+
+def seen_in(
+    scores: Float[Tensor, "batch head query key"] | None, pattern: Float[Tensor, "batch head query key"]
+) -> Bool[Tensor, "batch query key"]:
+    """Which keys each query sees, by the masked scores of a layer; where it shows none, all of the past.
+
+    A window and a sparse index leave keys out. Heads of a layer share their mask.
+
+    >>> scores = torch.tensor([[[[0.0, -torch.inf, -torch.inf], [1.0, 2.0, -3.4e38], [-3.4e38, 0.0, 0.0]]]])
+    >>> seen_in(scores, scores.softmax(-1))[0].int().tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+    past = torch.ones_like(pattern[:, 0], dtype=torch.bool).tril()
+    return past if scores is None or scores.shape != pattern.shape else past & (scores[:, 0] > MASKED)
+
+
+class Masks:
+    """Which keys each query sees, by layer, as the forward that is running shows it; :attr:`hooks` look at the masked scores.
+
+    A layer's scores pass before its pattern, so that whoever is shown the pattern can ask.
+    """
+
+    def __init__(self, model: HookedModel) -> None:
+        self._of: dict[int, Tensor | None] = {}
+        names = {n: attention_hook(n, "attn_scores") for n in heads_by_layer(model)}
+        self.hooks = [(name, self._look(n)) for n, name in names.items() if name in model.hook_dict]
+
+    def of(self, layer: int) -> Bool[Tensor, "batch query key"] | None:
+        """What the layer that runs shows; None for all of the past."""
+        return self._of.get(layer)
+
+    def _look(self, layer: int) -> Callable[[Tensor, Any], None]:
+        def look(scores: Tensor, hook: Any) -> None:
+            if scores.ndim == 4 and scores.shape[2] == scores.shape[3]:
+                seen = scores[:, 0] > MASKED
+                past = torch.ones_like(seen[0]).tril()
+                self._of[layer] = None if bool((seen | ~past).all()) else seen & past
+
+        return look
+
+
+def sink_of(model: Any, layer: int, head: int) -> float | None:
+    """The learnt logit by which a head attends to nothing; None where it has none."""
+    sinks = _sinks(model, layer)
+    return None if sinks is None else float(sinks[head])
+
+
+def has_sinks(model: Any, layer: int) -> bool:
+    """Whether the layer's heads can attend to nothing, so that rows of their attention sum to less than one by design."""
+    return _sinks(model, layer) is not None
+
+
+def _sinks(model: Any, layer: int) -> Tensor | None:
+    blocks = getattr(model, "blocks", None)
+    attention = None if blocks is None or layer >= len(blocks) else getattr(blocks[layer], "attn", None)
+    sinks = getattr(getattr(attention, "original_component", None), "sinks", None)
+    return sinks if isinstance(sinks, Tensor) else None

@@ -1,0 +1,142 @@
+"""Tiny random models of the architectures that people use, built from transformers' own configurations: no files, no network.
+
+Gains, biases, sinks and multipliers are not trivial, and the weights are large enough for patterns that are far from even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+D_VOCAB, D_MODEL, N_HEADS, N_CTX = 60, 32, 4, 64
+
+ENDS: Mapping[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SHAPE: Mapping[str, Any] = {
+    "vocab_size": D_VOCAB, "hidden_size": D_MODEL, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": N_HEADS, "max_position_embeddings": N_CTX, **ENDS,
+}  # fmt: skip
+GROUPED: Mapping[str, Any] = {**SHAPE, "num_key_value_heads": 2}
+EXPERTS: Mapping[str, Any] = {
+    "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+}  # fmt: skip
+WINDOWS: Mapping[str, Any] = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
+MLA: Mapping[str, Any] = {
+    **SHAPE, **EXPERTS, "num_key_value_heads": N_HEADS, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
+    "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 6, "n_shared_experts": 1,
+}  # fmt: skip
+HYBRID: Mapping[str, Any] = {
+    **GROUPED, "head_dim": 8, "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+    "linear_conv_kernel_dim": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the table.
+
+    Attributes
+    ----------
+    family
+        Of transformers' classes: ``Qwen3`` for ``Qwen3Config`` and ``Qwen3ForCausalLM``.
+    trait
+        What tells it from others.
+    config
+        Arguments of its configuration.
+    common
+        Whether it is one of the twenty decoders that the page counts.
+    """
+
+    family: str
+    trait: str
+    config: Mapping[str, Any]
+    common: bool = True
+
+    def build(self) -> Any:
+        """The model, in evaluation mode, with eager attention."""
+        kind = getattr(transformers, "GPT2LMHeadModel" if self.family == "GPT2" else f"{self.family}ForCausalLM")
+        config = kind.config_class(**self.config)
+        return randomised(kind._from_config(config, attn_implementation="eager").eval())
+
+
+def randomised(model: Any) -> Any:
+    """Every parameter drawn: matrices anew, vectors (gains, biases, sinks) around where they start."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            drawn = 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn if parameter.ndim > 1 else parameter + drawn)
+    return model
+
+
+def tokens(batch: int = 4, length: int = 16, *, seed: int = 0) -> torch.Tensor:
+    """Random tokens, none of them special, in two copies, so that every template has edges."""
+    half = torch.randint(3, D_VOCAB, (batch, length // 2), generator=torch.Generator().manual_seed(seed))
+    return half.repeat(1, 2)
+
+
+def _(family: str, trait: str, shape: Mapping[str, Any] = GROUPED, *, common: bool = True, **config: Any) -> Architecture:
+    return Architecture(family, trait, {**shape, **config}, common)
+
+
+#: By the name that people know.
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "Llama 3": _("Llama", "rotary positions, RMSNorm, grouped queries"),
+    "SmolLM2": _("Llama", "tied embeddings, one key-value head", tie_word_embeddings=True, num_key_value_heads=1),
+    "Qwen2.5": _("Qwen2", "biases of queries, keys and values"),
+    "Mistral": _("Mistral", "a sliding window beyond the text", sliding_window=32),
+    "Mixtral": _("Mixtral", "mixture of experts", {**GROUPED, **EXPERTS}),
+    "Phi-3/4": _("Phi3", "one weight for queries, keys and values"),
+    "SmolLM3": _("SmolLM3", "a layer without positions", no_rope_layers=[1, 0]),
+    "Pythia": _("GPTNeoX", "partial rotation, attention and MLP in parallel, LayerNorm", SHAPE),
+    "GPT-2": _("GPT2", "learned positions, LayerNorm", {
+        "n_layer": 2, "n_head": N_HEADS, "n_embd": D_MODEL, "vocab_size": D_VOCAB, "n_positions": N_CTX, **ENDS,
+    }),
+    "Falcon-7B": _("Falcon", "one key-value head, parallel, rotary positions", {
+        **SHAPE, "multi_query": True, "parallel_attn": True, "new_decoder_architecture": False, "alibi": False, "bias": False,
+    }),
+    "Cohere": _("Cohere", "parallel, LayerNorm without bias, interleaved rotation", logit_scale=0.5),
+    "Qwen3": _("Qwen3", "QK-norm of each head", head_dim=8),
+    "Gemma 2": _("Gemma2", "soft cap, norms after the block, a window", {**GROUPED, **WINDOWS},
+                 head_dim=8, attn_logit_softcapping=2.0, final_logit_softcapping=5.0, query_pre_attn_scalar=4),
+    "Gemma 3": _("Gemma3", "QK-norm, norms after the block, a window, two rotations", {**GROUPED, **WINDOWS},
+                 head_dim=8, query_pre_attn_scalar=4),
+    "OLMo 2": _("Olmo2", "QK-norm over the whole width, norms after the block alone"),
+    "OLMo 3": _("Olmo3", "the same, with a window", {**GROUPED, **WINDOWS}),
+    "Granite 3": _("Granite", "four multipliers",
+                   embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.5, logits_scaling=2.0),
+    "DeepSeek-V3": _("DeepseekV3", "latent attention (MLA), mixture of experts", MLA),
+    "GPT-OSS": _("GptOss", "attention sinks, a window, mixture of experts", {**GROUPED, **EXPERTS, **WINDOWS}, head_dim=8),
+    "Qwen3.5": _("Qwen3_5", "layers without attention, output gates, QK-norm", HYBRID),
+    # ---------------------------------------------------------------- beyond the twenty
+    "Gemma": _("Gemma", "RMSNorm with an offset, scaled embedding", head_dim=8, common=False),
+    "Mistral, short window": _("Mistral", "a sliding window within the text", sliding_window=5, common=False),
+    "Qwen3-MoE": _("Qwen3Moe", "QK-norm, mixture of experts", {**GROUPED, **EXPERTS}, head_dim=8, common=False),
+    "Phi-2": _("Phi", "partial rotation, parallel, LayerNorm", SHAPE, common=False),
+    "StarCoder2": _("Starcoder2", "LayerNorm, biases", common=False),
+    "StableLM-2 12B": _("StableLm", "QK-LayerNorm of each head, parallel", common=False,
+                        qk_layernorm=True, use_parallel_residual=True),
+    "Hunyuan V1": _("HunYuanDenseV1", "QK-norm after the rotation", head_dim=8, common=False),
+    "GLM-4-0414": _("Glm4", "norms before and after the block, interleaved rotation", head_dim=8, common=False),
+    "Command R+": _("Cohere", "QK-norm with a gain for each head", use_qk_norm=True, common=False),
+    "OLMoE": _("Olmoe", "QK-norm over the whole width, mixture of experts", {**GROUPED, **EXPERTS}, common=False),
+    "BLOOM": _("Bloom", "ALiBi", {"n_layer": 2, "n_head": N_HEADS, "hidden_size": D_MODEL, "vocab_size": D_VOCAB, **ENDS},
+               common=False),
+}  # fmt: skip
+
+
+def hooked(architecture: Architecture) -> tuple[Any, Any]:
+    """The Hugging Face model, and the hooked one."""
+    from causal_probe.hooks import to_hooked
+
+    original = architecture.build()
+    return original, to_hooked(original)
+
+
+Reference = Callable[[Any, torch.Tensor], Any]
