@@ -86,7 +86,7 @@ __all__ = [
 #: What stands above all rooms: the page on a result, its folder, and what was saved.
 _ABOVE = ("load", "report", "save")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _unmet_requirement() -> str | None:
