@@ -119,7 +119,7 @@ if _problem := _unmet_requirement():
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ABOVE:
+    if name in (*_ABOVE, "plot"):  # plot: what results.Result.plot asks for
         return getattr(importlib.import_module(f"{__name__}.reports"), name)
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")

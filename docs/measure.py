@@ -130,7 +130,7 @@ def one_gradient(quick: bool) -> dict[str, Any]:
     from causal_probe.tasks import InContextMarkov, generator
     from causal_probe.tasks.randomness import numpy_generator
 
-    count, positions, states = 50 if quick else 1000, 20, 3
+    count, positions, states = 20 if quick else 1000, 20, 3
     drawn = (graphs.random_forest(positions - 1, root_probability=0.5, seed=numpy_generator(s, "graph")) for s in range(count))  # fmt: skip
     tasks = [InContextMarkov(graph, states, 0.1) for graph in drawn]
     start = time.process_time()
@@ -155,7 +155,9 @@ def smollm2() -> str:
     return spec.submodule_search_locations[0]
 
 
-@measurement("circuit", "probes.upstream(model, tokens, 18, 6, edges='induction'), as in demos/8_disentangle_any_model.ipynb")
+@measurement(
+    "circuit", "probes.upstream(model, tokens, 18, 6, edges='induction'), as in demos/8_disentangle_any_model.ipynb"
+)
 def circuit(quick: bool) -> dict[str, Any]:
     """What makes the best induction head of SmolLM2 attend."""
     from causal_probe import hooks, models, probes
@@ -275,7 +277,9 @@ def benchmarked(file: str, select: str) -> list[dict[str, Any]]:
         return [{**(each["params"] or {}), **each["extra_info"]} for each in read_json(out)["benchmarks"]]
 
 
-@measurement("longer-sequences", "pytest tests/benchmarks/bench_gradient.py -o python_files='bench_*.py' -k longer", quick=False)
+@measurement(
+    "longer-sequences", "pytest tests/benchmarks/bench_gradient.py -o python_files='bench_*.py' -k longer", quick=False
+)
 def longer_sequences(quick: bool) -> dict[str, Any]:
     """One gradient, more tokens and more states."""
     found = benchmarked("bench_gradient.py", "longer")
@@ -283,14 +287,22 @@ def longer_sequences(quick: bool) -> dict[str, Any]:
     return {"n_sequences": 2**15, "forests": rows}
 
 
-@measurement("two-parents-by-gradient", "pytest tests/benchmarks/bench_gradient.py -o python_files='bench_*.py' -k fifty", quick=False)
+@measurement(
+    "two-parents-by-gradient",
+    "pytest tests/benchmarks/bench_gradient.py -o python_files='bench_*.py' -k fifty",
+    quick=False,
+)
 def two_parents_by_gradient(quick: bool) -> dict[str, Any]:
     """Two parents for each node, from gradients alone."""
     (found,) = benchmarked("bench_gradient.py", "fifty")
     return {**{name: found[name] for name in ("n_positions", "d_vocab", "n_sequences", "n", "parents")}, "development": {"right": found["right"], "wrong": found["wrong"]}}  # fmt: skip
 
 
-@measurement("scan-cost", "pytest tests/benchmarks/bench_scan.py -o python_files='bench_*.py' -k 'detect_head or forward'", quick=False)
+@measurement(
+    "scan-cost",
+    "pytest tests/benchmarks/bench_scan.py -o python_files='bench_*.py' -k 'detect_head or forward'",
+    quick=False,
+)
 def scan_cost(quick: bool) -> dict[str, Any]:
     """A scan against TransformerLens' own detector, and against the forward pass."""
     *against, over = benchmarked("bench_scan.py", "detect_head or overhead")

@@ -120,7 +120,7 @@ def test_a_quick_set_is_measured_again(
     assert all(file["quick"] and file["version"] == causal_probe.__version__ for file in found.values())
     assert found["tiny"]["command"] == "causal-probe reproduce tiny --quick"
     assert [line["ours"] for line in found["tiny"]["figures"]["lines"]] == [0.5, 2]
-    assert found["one-gradient"]["figures"]["exact"] == found["one-gradient"]["figures"]["n"] == 50
+    assert found["one-gradient"]["figures"]["exact"] == found["one-gradient"]["figures"]["n"] == 20
     assert found["forests-staged"]["figures"]["attention"] == pytest.approx(
         sum(each["mean_parent_attention"] for each in found["forests-staged"]["figures"]["forests"]) / 2
     )
@@ -128,7 +128,7 @@ def test_a_quick_set_is_measured_again(
     shutil.copytree(DOCS / "results", both)
     for name in names[:-1]:
         shutil.copy(tmp_path / "new" / f"{name}.json", both)
-    assert "50 of 50 random forests" in measure.rendered(both)
+    assert "20 of 20 random forests" in measure.rendered(both)
 
 
 def test_wrong_names_are_told(measure: ModuleType) -> None:

@@ -588,8 +588,7 @@ def test_a_head_is_found_by_name_and_calls_by_template():
     found = scan(set_by_hand(), n_sequences=3)
     assert found.of("L1H0", "induction") == found.of((1, 0), "induction") == found.of(1, 0, "induction")
     assert found.called("induction") == tuple(each for each in found.called() if each.template == "induction") != ()
-    with pytest.raises(CausalProbeError, match="Say against which template"):
-        found.of("L1H0")
+    assert [each.template for each in found.of("L1H0")] == [*found.names]
     with pytest.raises(CausalProbeError, match="'copying' was not scored"):
         found.called("copying")
 
