@@ -196,8 +196,8 @@ def in_context_graphs(quick: bool) -> dict[str, Any]:
         {key.replace(" ", "_"): value for key, value in row.items() if key != "model"}
         for row in found.to_pandas().to_dict("records")
     ]
-    settings = found.readings[0].settings
-    return {"n_sequences": settings["n_sequences"], "words": settings["n_positions"], "graphs": graphs}
+    first = found.readings[0]
+    return {"n_sequences": first.settings["n_sequences"], "words": len(first.graph) + 1, "graphs": graphs}
 
 
 @measurement("verdicts", "causal-probe scan FOLDER --bos yes --verify")

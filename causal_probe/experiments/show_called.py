@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,9 @@ def show_called(
             f"No head is called: none has an excess surely above one half for {which}. See scores.of(template) for all heads."
         )
     if tokens is None:
-        made = next((each for each in scores.settings.get("tokens", ()) if each["kind"] == "repeated"), {})
+        made: Mapping[str, Any] = next(
+            (each for each in scores.settings.get("tokens", ()) if each["kind"] == "repeated"), {}
+        )
         asked = {name: made[name] for name in ("period", "bos", "seed") if name in made}
         tokens = repeated_tokens(model, n_sequences=1, **asked).tokens
     one = torch.as_tensor(tokens)

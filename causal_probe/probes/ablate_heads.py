@@ -119,13 +119,13 @@ def ablate_heads(
     Examples
     --------
     >>> from causal_probe.models import DisentangledTransformer
-    >>> from causal_probe.probes import repeated_tokens
+    >>> from causal_probe.probes import next_token, repeated_tokens
     >>> model = DisentangledTransformer(d_vocab=12, n_positions=24)
     >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)     # each token looks one back,
     >>> _ = model.block(1, 0, query="token", key="L0H0.token").diagonal().fill_(30)        # then for itself before a token,
     >>> _ = model.output_block("L1H0.token").diagonal().fill_(9)                           # and says that token
     >>> tokens = repeated_tokens(model, n_sequences=8, period=10).tokens
-    >>> found = ablate_heads(model, tokens, "L1H0")
+    >>> found = ablate_heads(model, tokens, "L1H0", measure=next_token(range(10, 19)))       # in the second copy
     >>> found.effect.value > 1, found.effect.p_value < 0.001
     (True, True)
     """

@@ -288,9 +288,8 @@ class HeadScores(Result):
         low, high, p_value = (np.full(len(table), np.nan) for _ in range(3))
         reach = stats.t.ppf(0.975, df=n[known] - 1) * stderr[known]
         low[known], high[known] = excess[known] - reach, excess[known] + reach
-        p_value[known] = [
-            t_p_value(*each, int(count)) for *each, count in zip(excess[known], stderr[known], n[known], strict=True)
-        ]
+        tested = zip(excess[known], stderr[known], n[known], strict=True)
+        p_value[known] = [t_p_value(mean, spread, int(count)) for mean, spread, count in tested]
         return table.assign(excess_low=low, excess_high=high, p_value=p_value)
 
     @property

@@ -56,7 +56,7 @@ def _one_of(what: str | None, known: Sequence[str]) -> str:
     """What is asked for, by default the first."""
     if what is None and known:
         return known[0]
-    if what not in known:
+    if what is None or what not in known:
         raise CausalProbeError(f"There is no picture {what!r} here; there is {', '.join(known) or 'none'}.")
     return what
 
@@ -128,7 +128,7 @@ def _(result: Discovery, head: int | str | None = None, **options: Any) -> Figur
 
 
 @plot.register
-def _(result: TextDiscovery, head: int | str | None = None, **options: Any) -> Figure:
+def _(result: TextDiscovery, head: int | str | None = None, **options: Any) -> Any:
     return plot(result.discovery, head, **options)
 
 
