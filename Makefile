@@ -6,7 +6,7 @@ JOBS ?= 2
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: help demo reproduce pictures docs test test-tl4 test-tl3 lint bench setup setup-tl3 clean
+.PHONY: help demo reproduce pictures results gallery docs test test-tl4 test-tl3 lint bench setup setup-tl3 clean
 
 help:
 	@echo "make demo    recover a known causal graph and write the report to out/demo"
@@ -15,6 +15,8 @@ help:
 	@echo "make reproduce  recover twenty random forests, staged and jointly: the paper's Figure 9 setting"
 	@echo "make bench   run the benchmarks (tests/benchmarks), some of them for minutes"
 	@echo "make pictures  draw README's picture anew, from what make demo wrote, and run the notebooks anew"
+	@echo "make results write the site's page of results; ARGS=\"NAME ... --quick\" measures these anew, ARGS=--list says which there are"
+	@echo "make gallery draw the pictures of the site's gallery anew"
 	@echo "make docs    build the documentation site into build/docs; strict, offline"
 	@echo "make setup   only set up .venv"
 	@echo "make clean   remove what the other targets have made: environments, caches, out/demo"
@@ -29,6 +31,12 @@ reproduce: setup
 
 pictures: demo
 	$(TL4)/bin/python demos/pictures.py
+
+results: setup
+	$(TL4)/bin/python docs/measure.py $(ARGS)
+
+gallery: setup
+	$(TL4)/bin/python docs/gallery.py
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(TL4)/bin/python -m mkdocs build --quiet --config-file docs/mkdocs.yml

@@ -86,7 +86,7 @@ __all__ = [
 #: What stands above all rooms: the page on a result, its folder, and what was saved.
 _ABOVE = ("load", "report", "save")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _unmet_requirement() -> str | None:
@@ -119,7 +119,7 @@ if _problem := _unmet_requirement():
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ABOVE:
+    if name in (*_ABOVE, "plot"):  # plot: what results.Result.plot asks for
         return getattr(importlib.import_module(f"{__name__}.reports"), name)
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")

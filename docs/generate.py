@@ -188,11 +188,14 @@ def command_line() -> str:
 
 
 def told(name: str, command: Callable[..., None]) -> Iterator[str]:
-    """One command: what it is for, and its options by panel."""
+    """One command: what it is for, examples, and its options by panel."""
+    from causal_probe.cli.commands import examples
+
     yield from [f"## {name}", "", cell(inspect.getdoc(command) or ""), ""]
     its = [(each.name, *get_args(each.annotation)) for each in inspect.signature(command).parameters.values()]
     arguments = [about.metavar for _, _, about in its if not hasattr(about, "param_decls") or about.metavar]
     yield from ["```text", " ".join(["causal-probe", name, *arguments, "[OPTIONS]"]), "```", ""]
+    yield from ["```sh", *examples(name), "```", ""]
     panels: dict[str, list[str]] = {}
     for key, hint, about in its:
         flags = about.metavar or " ".join(spelt(about) or [f"--{key.replace('_', '-')}"])

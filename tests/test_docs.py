@@ -70,7 +70,8 @@ def anchors(text: str) -> set[str]:
 
 
 def test_links_of_the_site_lead_to_its_pages(pages: Mapping[str, str]) -> None:
-    files = {*pages, *generate.PLACES.values()}
+    pictures = {path.relative_to(DOCS / "pages").as_posix() for path in (DOCS / "pages").rglob("*.svg")}
+    files = {*pages, *generate.PLACES.values(), *pictures}
     wrong, looked_at = [], 0
     for place, text in pages.items():
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -134,12 +135,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", [path for path in WRITTEN if "```python" in path.read_text(encoding="utf-8")], ids=lambda path: path.stem
+    "path",
+    [path for path in WRITTEN if "```python" in path.read_text(encoding="utf-8") and path.stem != "gallery"],
+    ids=lambda path: path.stem,
 )
 def test_python_runs(
     path: Path, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The blocks of a page in their order. README's training has a test of its own (test_demos)."""
+    """The blocks of a page in their order. README's training has a test of its own (test_demos), and so has the gallery (below)."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": path.stem}
     for block in blocks(path.read_text(encoding="utf-8"), "python"):
@@ -158,7 +161,7 @@ def test_python_runs(
 
 
 def commands() -> list[str]:
-    texts = [path.read_text(encoding="utf-8") for path in [*WRITTEN, DOCS / "command-line.md"]]
+    texts = [*(path.read_text(encoding="utf-8") for path in WRITTEN), generate.command_line()]
     inline = [found for text in texts for found in re.findall(r"`(causal-probe [^`\n]+)`", text)]
     lines = [line for text in texts for block in blocks(text, "sh") for line in block.replace("\\\n", "").splitlines()]
     # In prose a name in capitals may stand for all of a kind, and a command for itself.
@@ -260,3 +263,27 @@ def test_pages_hold_no_code_but_what_parses(pages: Mapping[str, str]) -> None:
     for place, text in pages.items():
         for block in blocks(text, "python"):
             ast.parse(block, place)
+
+
+# ---------------------------------------------------------------------------------------------------------------- gallery
+
+
+@pytest.mark.slow
+def test_the_gallery_s_pictures_are_those_of_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels and the shapes that have names, not numbers: those may differ in their last digits between machines."""
+    from causal_probe import viz
+
+    def told(svg: str) -> tuple[list[str], list[str]]:
+        texts = [re.sub(r"[\d.,\N{MINUS SIGN}-]+", "#", text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+        return texts, re.findall(r' id="((?:plain|right|missing|extra|mark|edge|stage|reference)-[^"]*)"', svg)
+
+    gallery = load("gallery")
+    drawn = []
+    for section, picture in gallery.pictures():
+        kept = (gallery.PAGE.parent / section.file).read_text(encoding="utf-8")
+        assert told(viz.figure.to_svg(picture, prefix="")) == told(kept), f"{section.title}: run `make gallery`"
+        assert len(kept) < 60_000
+        drawn.append(Path(section.file).stem)
+    assert {*drawn} >= {*viz.__all__} - {"Curve", "Report", "write_svg"}, "a picture of each kind"
+    page = gallery.PAGE.read_text(encoding="utf-8")
+    assert page.count("\n## ") == page.count("```python") == len(drawn) == len(set(drawn))

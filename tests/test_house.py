@@ -43,6 +43,7 @@ HEAVY = {"torch", "transformer_lens", "transformers", "circuitsvis", "matplotlib
 
 TOP = {
     ".ci",
+    ".github",
     ".gitignore",
     "CHANGELOG.md",
     "CITATION.cff",

@@ -13,14 +13,17 @@ from typing import Any
 import networkx as nx
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import causal_probe
 from causal_probe import experiments, first_gradient, graphs, mechanisms, models, probes, tasks, training
+from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import check_model
 from causal_probe.experiments.compared_evidence import EvidenceTable
 from causal_probe.experiments.explanations import ExplanationStudy
 from causal_probe.mechanisms.dynamics import dynamics
 from causal_probe.probes.explain import summarise
+from causal_probe.reports import plot
 from causal_probe.results import Result
 from tests.viz import every_report
 from tests.viz.hostile import HOSTILE
@@ -45,7 +48,7 @@ def test_tab_completion_offers_few_names_and_only_public_ones(place: str) -> Non
     module = importlib.import_module(f"causal_probe.{place}".rstrip("."))
     offered = set(dir(module)) - {"__version__"}
     assert offered <= set(module.__all__)
-    assert len(offered) <= 28
+    assert len(offered) <= 29
     assert place not in ("probes", "hooks") or offered == set(module.__all__)
     assert not [name for name in module.__all__ if name.startswith("_") or not hasattr(module, name)]
 
@@ -112,6 +115,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "InContextGraph": every_report.in_context,
         "TextDiscovery": every_report.discovery,
         "Reproduction": every_report.reproduction,
+        "HeadAblation": lambda: probes.ablate_heads(tiny, tokens, "L1H0"),
         "HeadScores": lambda: every_report.scan().scores,
         "Verification": lambda: every_report.scan().verification,
         "QKAttributions": lambda: every_report.scan().circuits[0].attributions,
@@ -207,7 +211,14 @@ def test_every_result_is_shown_as_a_table_of_text(tmp_path: Path) -> None:
     made["Dynamics"] = dynamics([0, 1, 2, 3, 4], {"".join(HOSTILE[:2]): [0, 0, 1, 1, 1]})
     classes = results()
     assert set(classes) - set(made) == NOT_SHOWN, "give each class of results an example here"
+    drawn = set()
     for name, result in made.items():
+        if isinstance(result, tuple(kind for kind in plot.registry if kind is not object)):
+            drawn.add(name)
+            assert isinstance(result.plot(), Figure), name
+        elif isinstance(result, Result):
+            with pytest.raises(CausalProbeError, match=f"no picture of a {type(result).__name__}.*Upstream"):
+                result.plot()
         assert name not in classes or isinstance(result, classes[name]), name
         for each in (result, with_hostile_text(result)):
             page = each._repr_html_()
@@ -220,6 +231,7 @@ def test_every_result_is_shown_as_a_table_of_text(tmp_path: Path) -> None:
             assert "HACKED" not in page or "&lt;" in page, name
             assert outline.tags.count("tr") < 70, f"{name} is a dump, not a table"
             assert len(page) < 60_000, name
+    assert drawn == {kind.__name__ for kind in plot.registry if kind is not object}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- help

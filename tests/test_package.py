@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import causal_probe
 
@@ -157,6 +158,33 @@ def test_editable_install(checkout: Path, tmp_path: Path) -> None:
     target = environment_beside_ours(tmp_path / "venv")
     install(checkout, target, "--editable")
     assert imported_elsewhere(target, tmp_path / "elsewhere") == checkout / "causal_probe" / "hooks" / "__init__.py"
+
+
+# --------------------------------------------------------------------------------------------------------------- released
+
+
+def test_one_version_everywhere() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == causal_probe.__version__
+    named = re.findall(r"causal_probe-([\w.]+)-py3", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(named) == {causal_probe.__version__}
+
+
+def test_the_release_workflow_tests_what_is_claimed_and_keeps_no_secret() -> None:
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    flow = yaml.safe_load(text)
+    jobs = flow["jobs"]
+    claimed = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert jobs["test"]["strategy"]["matrix"]["python"] == claimed
+    assert f">={claimed[0]}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert (jobs["build"]["needs"], jobs["publish"]["needs"]) == ("test", "build")
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert flow[True]["push"]["tags"] == ["v*"]  # YAML reads "on" as a truth value
+    assert "secrets." not in text
+    assert "password" not in text
+    (check,) = (step["run"] for step in jobs["build"]["steps"] if step.get("name") == "The tag is the version")
+    for tag, fits in ((f"v{causal_probe.__version__}", True), ("v9.9.9", False)):
+        assert (run("bash", "-c", check, cwd=ROOT, GITHUB_REF_NAME=tag).returncode == 0) is fits
 
 
 # --------------------------------------------------------------------------------------------------------------- imported

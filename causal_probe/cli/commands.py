@@ -19,7 +19,7 @@ from causal_probe.options import STUDIES
 from causal_probe.options.base import Option
 from causal_probe.options.registry import Study
 
-__all__ = ["INTERRUPTED", "commands", "flag", "in_flags"]
+__all__ = ["INTERRUPTED", "commands", "examples", "flag", "in_flags"]
 
 #: What a shell reports of a command that Ctrl-C has ended.
 INTERRUPTED = 130
@@ -29,6 +29,16 @@ def commands() -> Iterator[tuple[str, Callable[..., None]]]:
     """(name, function for typer) of every command, in the order of :data:`~causal_probe.options.STUDIES`."""
     for name in dict.fromkeys(study.command for study in STUDIES.values() if study.command is not None):
         yield name, _command({key: study for key, study in STUDIES.items() if study.command == name})
+
+
+def examples(command: str) -> list[str]:
+    """Lines that run a command, one or more for each of its studies.
+
+    >>> examples("check")
+    ['causal-probe check MODEL']
+    """
+    its = (line for study in STUDIES.values() if study.command == command for line in study.examples)
+    return [f"causal-probe {command} {line}".strip() for line in its]
 
 
 def flag(name: str) -> str:
@@ -186,7 +196,9 @@ def _parameters(studies: Mapping[str, Study]) -> Iterator[inspect.Parameter]:
         else:
             yield _parameter(name, _type(option.hint), _option(its, of=len(studies)), required=option.required)
     yield _parameter(
-        "as_json", bool, typer.Option("--json", help="Print the result as JSON, alone on standard output.")
+        "as_json",
+        bool,
+        typer.Option("--json", help="Print the result as JSON, alone on standard output.", show_default="off"),
     )
 
 
@@ -207,7 +219,7 @@ def _option(its: Sequence[tuple[Study, Option]], *, of: int) -> Any:
     return typer.Option(
         *([*decided] if decided else [flag(option.name)]),
         help=_plain(text),
-        show_default=False if switch and not decided else default or False,
+        show_default="off" if switch and not decided else default or False,
         rich_help_panel=None if len(its) == of else _with([study for study, _ in its]),
     )
 

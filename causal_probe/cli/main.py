@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from causal_probe import __version__
-from causal_probe.cli.commands import INTERRUPTED, commands, in_flags
+from causal_probe.cli.commands import INTERRUPTED, commands, examples, in_flags
 from causal_probe.errors import CausalProbeError, CausalProbeWarning
 
 __all__ = ["app", "main"]
@@ -41,7 +42,15 @@ def _root(
 
 
 for _name, _function in commands():
-    app.command(_name)(_function)
+    # typer sets what stands between two empty lines as a line of its own.
+    app.command(_name, epilog="\n\n".join(["Examples:", *examples(_name)]))(_function)
+
+
+class _Said(logging.Handler):
+    """What the library logs, a line each on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -56,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", CausalProbeWarning)
     warnings.showwarning = _show_warning
+    log = logging.getLogger("causal_probe")
+    log.setLevel(logging.INFO)
+    log.handlers, log.propagate = [_Said()], False
     try:
         status = app(
             args=None if arguments is None else list(arguments), prog_name="causal-probe", standalone_mode=False

@@ -24,6 +24,7 @@ from causal_probe.experiments.opening import model_settings, open_model
 from causal_probe.experiments.saving import Clock, kept
 from causal_probe.experiments.state_words import StateWords
 from causal_probe.graphs import choose_graph
+from causal_probe.graphs.choice import check_choice
 from causal_probe.hooks import preflight
 from causal_probe.hooks.check import HookedModel, describe, undisturbed
 from causal_probe.hooks.moments import Moments
@@ -216,6 +217,7 @@ def in_context_graph(model: Any, o: InContextOptions) -> InContextGraph:
     1
     """
     clock = Clock()
+    check_choice(o.graph)  # before a model is loaded
     hooked, about = model_settings(model, o)
     settings = o.settings(**about, root_probability=o.root_probability if o.graph == "forest" else None)
     with kept(o, settings, InContextGraph) as saved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -12,6 +13,9 @@ from causal_probe.models.loading import LoadedModel
 from causal_probe.options.common import LoadingOptions
 
 __all__ = ["is_named", "model_settings", "open_model"]
+
+#: What a study has loaded: the command line shows it.
+LOG = logging.getLogger("causal_probe")
 
 
 def open_model(
@@ -38,7 +42,12 @@ def open_model(
     """
     place = str(choose_device(device))
     loaded = load_model(source, revision=revision, dtype=dtype, device=place, device_map=device_map)
-    return to_hooked(*loaded), loaded
+    hooked = to_hooked(*loaded)
+    about, n_heads = describe(hooked), getattr(hooked.cfg, "n_heads", None)
+    heads = " and ".join(map(str, dict.fromkeys(getattr(hooked, "heads", [n_heads] if n_heads else []))))
+    shape = f"{hooked.cfg.n_layers} layers{f' of {heads} heads' if heads else ''}"
+    LOG.info("Loaded %s: %s, %s on %s", about["model"], shape, about["dtype"], about["device"])
+    return hooked, loaded
 
 
 def is_named(model: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe import probes
@@ -23,12 +23,12 @@ from causal_probe.experiments.scan_sequences import (
     corpus_name,
     sequence_length,
 )
-from causal_probe.hooks import attention_hook, preflight
+from causal_probe.experiments.show_called import patterns_of, words_of
 from causal_probe.hooks import corpus as open_corpus
+from causal_probe.hooks import preflight
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.corpus import read_shard
 from causal_probe.hooks.preflight import context_length
-from causal_probe.hooks.values import read_values
 from causal_probe.options import takes
 from causal_probe.options.scan import ScanOptions
 from causal_probe.probes import Template, head_graphs, verify
@@ -102,14 +102,14 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
             parts = made_parts(hooked, templates, options, optional=wanted is None)
             make = MadeSequences(hooked, options, templates, parts)
             preflight(hooked, parts[0][1][:CHECKED], hooks=checked)
-            scores = scored(hooked, templates, parts, batch_size=o.batch_size)
+            scores = scored(hooked, templates, parts, batch_size=o.batch_size, progress=o.progress)
         else:
             reading: dict[str, Any] = {"bos": o.bos, "separator": o.separator, "field": o.field, "shard": (i, n)}
             text = open_corpus(hooked, o.corpus, length=sequence_length(hooked, o.length), **reading)
             make = TextSequences(text)
             if len(first := text.first(CHECKED)):
                 preflight(hooked, first, hooks=checked)
-            scores = read_corpus(hooked, templates, text, batch_size=o.batch_size)
+            scores = read_corpus(hooked, templates, text, batch_size=o.batch_size, progress=o.progress)
         leading = _leading(scores)
         shown = tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL]
         found: dict[str, Any] = {
@@ -169,7 +169,7 @@ def _graphs(
         for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
             comparison = graphs.compare(templates[name], layer, head)
             truth = _truth(templates[name], short)
-            yield HeadGraph(layer, head, templates[name], comparison, shown, truth, _words(model, short[0]))
+            yield HeadGraph(layer, head, templates[name], comparison, shown, truth, words_of(model, short[0]))
 
 
 def _truth(template: Template, tokens: Int[Tensor, "one pos"]) -> nx.DiGraph:
@@ -208,24 +208,10 @@ def _examples(
     if not leading:
         return
     tokens = make.shown(kind)[0]
-    yield Example(make.title, _words(model, tokens), _patterns(model, tokens, leading))
+    yield Example(make.title, words_of(model, tokens), patterns_of(model, tokens, leading))
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None:
         start = make.start(kind)
         text = [*start, *tokenizer(TEXT, add_special_tokens=False)["input_ids"]][: context_length(model)]
         tokens = torch.tensor(text, device=tokens.device)
-        yield Example("English text", _words(model, tokens), _patterns(model, tokens, leading))
-
-
-def _patterns(
-    model: HookedModel, tokens: Int[Tensor, " pos"], heads: Sequence[tuple[int, int]]
-) -> Float[np.ndarray, "_head query key"]:
-    names = [attention_hook(layer, "pattern") for layer, _ in heads]
-    found = read_values(model, tokens[None], names, n_layers=1 + max(layer for layer, _ in heads))
-    return np.stack([found[name][0, head].float().cpu().numpy() for name, (_, head) in zip(names, heads, strict=True)])
-
-
-def _words(model: HookedModel, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
-    tokenizer = getattr(model, "tokenizer", None)
-    ids = [int(token) for token in tokens]
-    return tuple(str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids)
+        yield Example("English text", words_of(model, tokens), patterns_of(model, tokens, leading))

@@ -17,7 +17,7 @@ from causal_probe.graphs.families import chain, lag, pairs, random_forest, two_p
 from causal_probe.graphs.files import file_form, read_graph
 from causal_probe.graphs.randomness import numpy_generator
 
-__all__ = ["FAMILIES", "Family", "choose_graph"]
+__all__ = ["FAMILIES", "Family", "check_choice", "choose_graph"]
 
 #: Positions of a family where none are asked for.
 N_POSITIONS = 20
@@ -110,15 +110,42 @@ def _choose(
 ) -> nx.DiGraph:
     if isinstance(graph, nx.DiGraph):
         return _checked(graph, n_positions)
+    if found := _family(graph):
+        family, number = found
+        return family.build(N_POSITIONS if n_positions is None else n_positions, number, root_probability, seed)
+    return _read(Path(graph), n_positions)
+
+
+def _family(graph: str | os.PathLike[str]) -> tuple[Family, int | None] | None:
+    """The family of that name, with its number if it has one; None of a file."""
     for name, family in FAMILIES.items():
         if match := re.fullmatch(name.replace("K", r"([1-9]\d{0,17})"), os.fspath(graph)):
-            number = int(match[1]) if match.groups() else None
-            return family.build(N_POSITIONS if n_positions is None else n_positions, number, root_probability, seed)
+            return family, int(match[1]) if match.groups() else None
     if not os.path.exists(os.path.expanduser(graph)):
         raise CausalProbeError(
             f"{show_path(graph)!r} is neither a family of graphs ({', '.join(FAMILIES)}) nor a file."
         )
-    return _read(Path(graph), n_positions)
+    return None
+
+
+def check_choice(*graphs: str | os.PathLike[str] | nx.DiGraph) -> None:
+    """See that each is a graph, the name of a family, or a file, before anything is loaded.
+
+    Raises
+    ------
+    CausalProbeError
+        If a name is none of these.
+
+    Examples
+    --------
+    >>> check_choice("chain", "lag-3")
+    >>> check_choice("chian")
+    Traceback (most recent call last):
+    causal_probe.errors.CausalProbeError: 'chian' is neither a family of graphs (...) nor a file.
+    """
+    for graph in graphs:
+        if not isinstance(graph, nx.DiGraph):
+            _family(graph)
 
 
 def _read(path: Path, n_positions: int | None) -> nx.DiGraph:

@@ -85,6 +85,7 @@ class SavingOptions(PageOption):
         PathName | None,
         Help(
             "Folder for the result and its report.html. Whether it can be written is checked before any work.",
+            none="nothing is written",
             setting=False,
         ),
     ] = None

@@ -45,6 +45,8 @@ class Study:
         The function that says what there is, where the command is given nothing.
     place
         The room of the function.
+    examples
+        What may stand behind the command.
     """
 
     options: type[Options]
@@ -55,6 +57,7 @@ class Study:
     keeps: tuple[str, str] | None = None
     lists: str | None = None
     place: Literal["experiments", "papers", "sweep"] = "experiments"
+    examples: tuple[str, ...] = ()
 
 
 #: Every study by the name of its function, in the order in which the commands are listed.
@@ -66,6 +69,7 @@ STUDIES: Mapping[str, Study] = {
         mode="training a model",
         method="training",
         keeps=("training.checkpoint.safetensors", "The training so far is kept in"),
+        examples=("--graph chain --d-vocab 10 --out out/chain",),
     ),
     "recover_by_gradient": Study(
         GradientOptions,
@@ -73,6 +77,7 @@ STUDIES: Mapping[str, Study] = {
         command="recover",
         mode="taking a gradient",
         method="gradient",
+        examples=("--method gradient --graph two-parent",),
     ),
     "recover_from_tokens": Study(
         TokensOptions,
@@ -80,41 +85,55 @@ STUDIES: Mapping[str, Study] = {
         command="recover",
         mode="tokens of your own",
         method="gradient",
+        examples=("--data tokens.npy --out out/mine",),
     ),
     "in_context_graph": Study(
         InContextOptions,
         "Train nothing: ask a model whether it reads the graph in its context; the states become words of its vocabulary.",
         command="recover",
         mode="asking a model",
+        examples=("--model MODEL --graph lag-2",),
     ),
     "check_model": Study(
         CheckOptions,
         "Say what will work on a model: its hooks are looked at, and asked what is known beforehand. Exit code 1 if not all will.",
         command="check",
+        examples=("MODEL",),
     ),
     "scan": Study(
         ScanOptions,
         "Score every attention head of a model: previous-token, duplicate-token, induction and other heads.",
         command="scan",
+        examples=(
+            "MODEL --verify --out out/scan",
+            "MODEL --attributions --out out/circuits",
+            "MODEL --corpus FOLDER --shard 0/4 --out out/shard0",
+        ),
     ),
     "merge_scans": Study(
         MergeOptions,
         "Put the scans of a corpus' shards together: exactly what one scan of the whole would give.",
         command="merge",
+        examples=("out/shard0 out/shard1 out/shard2 out/shard3 --out out/whole",),
     ),
     "leaderboard": Study(
-        LeaderboardOptions, "Which causal structures can these models read in their context?", command="leaderboard"
+        LeaderboardOptions,
+        "Which causal structures can these models read in their context?",
+        command="leaderboard",
+        examples=("MODEL MODEL --out out/board",),
     ),
     "discover_in_text": Study(
         DiscoverOptions,
         "Read a causal graph over the tokens of a text out of a layer's attention, and explain a decision.",
         command="discover",
+        examples=('MODEL --text "The old keeper wrote a letter" --explain -1',),
     ),
     "reproduce": Study(
         ReproduceOptions,
         "Do a paper's experiment again: its figures, and our numbers beside the paper's. Without a name: list them.",
         command="reproduce",
         place="papers",
+        examples=("", "figure-9 --quick --out out/figure-9"),
         lists="list_reproductions",
         keeps=("parts", "Finished parts and the training so far are kept in"),
     ),
@@ -123,6 +142,7 @@ STUDIES: Mapping[str, Study] = {
         "Run probes over many models, tasks, seeds and settings. Run it again to go on after an interruption.",
         command="sweep",
         place="sweep",
+        examples=("SPEC.yaml --out out/sweep --jobs 2",),
         keeps=("cells", "Finished cells are kept in"),
     ),
     "compare_evidence": Study(EvidenceOptions, "Which evidence finds the causal graph, and at what cost?"),

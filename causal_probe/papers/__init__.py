@@ -31,7 +31,7 @@ from causal_probe.papers import (  # noqa: F401 - each enters its own
 from causal_probe.papers.base import REGISTERED, Reproduction, Run, Study
 from causal_probe.results import hold
 
-__all__ = ["REPRODUCTIONS", "list_reproductions", "reproduce"]
+__all__ = ["REPRODUCTIONS", "reproduce"]
 
 #: Every reproduction by its name, with its subject and its expected minutes.
 REPRODUCTIONS: Mapping[str, Study] = dict(sorted(REGISTERED.items()))

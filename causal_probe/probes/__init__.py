@@ -10,7 +10,7 @@ What does each head look at?
     to sequence?
 Does the model need it?
     :func:`verify` ablates what a scan flagged, by the constants in a :class:`Rule`, on the loss :func:`next_token`.
-    :func:`edge_effects` cuts single edges.
+    :func:`ablate_heads` takes some heads away; :func:`edge_effects` cuts single edges.
 Why does a head look there?
     :func:`qk_attributions` takes its scores apart by what it reads; :func:`upstream` by the heads that wrote it.
 What is in the weights?
@@ -27,6 +27,7 @@ Classes of results and all else are imported from their modules, such as :class:
 
 from __future__ import annotations
 
+from causal_probe.probes.ablate_heads import ablate_heads
 from causal_probe.probes.ablation import next_token
 from causal_probe.probes.copying import copy_sensitivity
 from causal_probe.probes.discover_from_attention import discover_from_attention
@@ -60,6 +61,7 @@ __all__ = [
     "Rule",
     "TEMPLATES",
     "Template",
+    "ablate_heads",
     "composition",
     "copy_losses",
     "copy_sensitivity",

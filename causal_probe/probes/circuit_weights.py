@@ -69,7 +69,6 @@ class CircuitWeights:
         W_U = _centred(model, _gain(model, model, "ln_final", like=W_E)[:, None] * W_U)
         return cls(W_E, W_U, **layers, dimension=d_model - _takes_mean_away(model))
 
-
     def gain(self, model: Any, block: Any, norm: str) -> Float[Tensor, " d_model"] | None:
         """The gain of one of a block's norms; None where it has no such norm."""
         return _gain(model, block, norm, like=self.W_E) if getattr(block, norm, None) is not None else None
@@ -180,7 +179,9 @@ def _checked(name: str, weight: Any, ndim: int) -> Tensor:
     if not isinstance(weight, Tensor) or weight.ndim != ndim:
         found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         shape = {"W_E": "d_vocab, d_model", "W_U": "d_model, d_vocab", "W_O": "head, d_head, d_model"}
-        raise CausalProbeError(f"{name} was expected to be [{shape.get(name, 'head, d_model, d_head')}]; it is {found}.")
+        raise CausalProbeError(
+            f"{name} was expected to be [{shape.get(name, 'head, d_model, d_head')}]; it is {found}."
+        )
     if not weight.isfinite().all():
         raise CausalProbeError(f"{name} holds values that are not finite.")
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))

@@ -24,6 +24,7 @@ from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
 from causal_probe.probes.averages import Averages, Quantity, shapes
+from causal_probe.probes.p_values import t_interval
 from causal_probe.probes.reading import (
     Candidate,
     candidates,
@@ -396,8 +397,10 @@ class Evidence(Averages):
     # ------------------------------------------------------------------------------------------------------------- showing
 
     def to_pandas(self, *, claim: Claim | None = None) -> pd.DataFrame:
-        """One row for each head's node with its candidate parent: layer, head, child, parent, value, stderr, margin, and whether it is claimed."""
-        rows = []
+        """One row for each head's node with its candidate parent: layer, head, child, parent, value, stderr, margin, whether it is claimed, and
+        ``low`` and ``high``, the value's 95% confidence interval (Student's t over sequences).
+        """
+        rows, reach = [], None if self.n_sequences < 2 else t_interval(0.0, 1.0, self.n_sequences)[1]
         for layer, head in self._each_head():
             asked = self.claim if claim is None else claim
             claimed = None if asked is None else self._claimed(asked, layer, head, range(self.n_positions))
@@ -405,8 +408,11 @@ class Evidence(Averages):
             for child, parent, value, margin in self.parents(layer, head):
                 stderr = None if errors is None else float(errors[child, parent])
                 told = None if claimed is None else bool(claimed[child, parent])
-                rows.append((layer, head, child, parent, value, stderr, margin, told))
-        columns = ["layer", "head", "child", "parent", "value", "stderr", "margin", "claimed"]
+                # The standard error is that of the attention, and says nothing of a share of the rest.
+                known = None if stderr is None or reach is None or self.sink == "exclude" else reach * stderr
+                ends = (None, None) if known is None else (value - known, value + known)
+                rows.append((layer, head, child, parent, value, stderr, margin, told, *ends))
+        columns = ["layer", "head", "child", "parent", "value", "stderr", "margin", "claimed", "low", "high"]
         return pd.DataFrame(rows, columns=columns)
 
     def told(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -10,13 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy import stats
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.corpus import merge_readings
 from causal_probe.hooks.heads import find_head
+from causal_probe.probes.p_values import t_p_value
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import Template
-from causal_probe.results import BINARY, Result, Table, merge_provenance
+from causal_probe.results import BINARY, Result, Rows, Table, merge_provenance
 
 __all__ = ["CALLED", "HeadScore", "HeadScores"]
 
@@ -104,8 +107,8 @@ class HeadScores(Result):
         """Number of heads of each layer."""
         return tuple(layer.shape[1] for layer in self.sums[self.names[0]].attention)
 
-    def of(self, layer: Any, head: Any = None, template: str | None = None) -> HeadScore:
-        """One head against one template: ``of(18, 6, "induction")`` or ``of("L18H6", "induction")``.
+    def of(self, layer: Any, head: Any = None, template: str | None = None) -> Any:
+        """One head against one template, ``of("L18H6", "induction")``; every head against one, ``of("induction")``; or one against every, ``of("L18H6")``.
 
         Parameters
         ----------
@@ -114,15 +117,23 @@ class HeadScores(Result):
         template
             The template's name.
 
+        Returns
+        -------
+        HeadScore or Rows
+            A :class:`HeadScore`; several are a tuple that prints as a table, of a template the largest score first.
+
         Raises
         ------
         CausalProbeError
             If there is no such head, or the template was not scored.
         """
-        if template is None:
+        if head is None and template is None and isinstance(layer, str) and not re.fullmatch(r"L\d+H\d+", layer):
+            return self.top(layer, sum(self.heads))
+        if template is None and (head is None or isinstance(head, str)):
             head, template = None, head
         if template is None:
-            raise CausalProbeError("Say against which template, such as of('L18H6', 'induction').")
+            place = find_head(dict(enumerate(self.heads)), layer, head)
+            return Rows(self.of(*place, name) for name in self.names)
         layer, head = find_head(dict(enumerate(self.heads)), layer, head)
         sums = self._of(template)
         its, _ = sums.of_layer(layer)
@@ -153,9 +164,9 @@ class HeadScores(Result):
             If the template was not scored.
         """
         if self._of(template).summary is None:
-            return ()
+            return Rows()
         found = [self.of(layer, head, template) for layer, n in enumerate(self.heads) for head in range(n)]
-        return tuple(sorted(found, key=lambda head: -(head.score or 0))[:k])
+        return Rows(sorted(found, key=lambda head: -(head.score or 0))[:k])
 
     def heatmap(self, template: str, *, value: str = "excess") -> tuple[Float[np.ndarray, " _head"], ...]:
         """By layer, one value for each head: what :func:`causal_probe.viz.heads` draws; ``numpy.array`` of it is [layer, head].
@@ -180,7 +191,7 @@ class HeadScores(Result):
     def called(self, template: str | None = None, *, minimum: float = CALLED) -> tuple[HeadScore, ...]:
         """The heads that a template describes: an excess above ``minimum`` by three standard errors, so on two sequences or more.
 
-        By default those of every template.
+        By default those of every template. They print as a table.
 
         A call says what a head attends to, not that the model uses it. A head may be called several things: what coincides on
         the data (:attr:`coinciding`) can't be told apart there.
@@ -192,7 +203,7 @@ class HeadScores(Result):
         """
         if template is not None:
             self._of(template)
-        return tuple(
+        return Rows(
             found
             for found in self
             if template in (None, found.template)
@@ -269,9 +280,19 @@ class HeadScores(Result):
     # --------------------------------------------------------------------------------------------------------------- writing
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row for each head and template, the columns those of :class:`HeadScore`. What is undefined is NaN."""
-        table = pd.DataFrame(list(self), columns=list(HeadScore._fields))
-        return table.astype(dict.fromkeys(NUMBERS, float))
+        """One row for each head and template: the columns of :class:`HeadScore`, and of the excess, over sequences, by Student's t,
+        ``excess_low`` and ``excess_high``, its 95% confidence interval, and ``p_value``, one-sided, of its being above 0, which is chance; it
+        is not corrected for the number of heads. What is undefined is NaN.
+        """
+        table = pd.DataFrame(list(self), columns=list(HeadScore._fields)).astype(dict.fromkeys(NUMBERS, float))
+        excess, stderr, n = (table[name].to_numpy(float) for name in ("excess", "excess_stderr", "n_sequences"))
+        known = np.isfinite(stderr)
+        low, high, p_value = (np.full(len(table), np.nan) for _ in range(3))
+        reach = stats.t.ppf(0.975, df=n[known] - 1) * stderr[known]
+        low[known], high[known] = excess[known] - reach, excess[known] + reach
+        tested = zip(excess[known], stderr[known], n[known], strict=True)
+        p_value[known] = [t_p_value(mean, spread, int(count)) for mean, spread, count in tested]
+        return table.assign(excess_low=low, excess_high=high, p_value=p_value)
 
     @property
     def works(self) -> tuple[str, ...]:

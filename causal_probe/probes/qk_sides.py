@@ -54,7 +54,13 @@ class Turn:
         """Vectors, one at each position, as they meet in the scores, but for shift and number."""
         return vectors if self.matrix is None else einsum(vectors, self.matrix, "... pos d, pos d e -> ... pos e")
 
-    def factor(self, raw: Float[Tensor, "batch pos d_head"], final: Float[Tensor, "batch pos d_head"] | None, like: Tensor, what: str) -> Tensor:
+    def factor(
+        self,
+        raw: Float[Tensor, "batch pos d_head"],
+        final: Float[Tensor, "batch pos d_head"] | None,
+        like: Tensor,
+        what: str,
+    ) -> Tensor:
         """The numbers that the norm has multiplied this batch's vectors by; 1 without a norm."""
         if not self.normed or final is None:
             return raw.new_ones(1, 1, 1)
@@ -119,7 +125,9 @@ class _Projected(Side):
     def raw(self, found: Mapping[str, Tensor], head: int) -> Float[Tensor, "batch pos d_head"]:
         value = found[self.carried[0]]
         at = head * value.shape[2] // self.n_heads
-        return value[:, :, at]  # queries of a group share a key; of queries and gates, head by head, the query comes first
+        return value[
+            :, :, at
+        ]  # queries of a group share a key; of queries and gates, head by head, the query comes first
 
     def scales(self, found: Mapping[str, Tensor], inverse: Tensor, d_head: int) -> list[tuple[slice, Tensor]]:
         return [(slice(d_head), inverse)]
@@ -145,7 +153,10 @@ class _Latent(Side):
             self.ways = ("q_b_proj.hook_out",) if hasattr(attention, "q_a_proj") else ("q_proj.hook_out",)
             self.norms = ("q_a_layernorm.hook_scale",) if hasattr(attention, "q_a_proj") else ()
         else:
-            self.ways, self.norms = ("kv_b_proj.hook_out", "kv_a_proj_with_mqa.hook_out"), ("kv_a_layernorm.hook_scale",)
+            self.ways, self.norms = (
+                ("kv_b_proj.hook_out", "kv_a_proj_with_mqa.hook_out"),
+                ("kv_a_layernorm.hook_scale",),
+            )
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -153,7 +164,11 @@ class _Latent(Side):
 
     def raw(self, found: Mapping[str, Tensor], head: int) -> Float[Tensor, "batch pos d_head"]:
         own = found[self.carried[0]].unflatten(2, (self.n_heads, -1))[:, :, head]
-        return own if self.what == "q" else torch.cat([own[..., : self.nope], found[self.carried[1]][..., -self.rotated :]], -1)
+        return (
+            own
+            if self.what == "q"
+            else torch.cat([own[..., : self.nope], found[self.carried[1]][..., -self.rotated :]], -1)
+        )
 
     def scales(self, found: Mapping[str, Tensor], inverse: Tensor, d_head: int) -> list[tuple[slice, Tensor]]:
         within = inverse
@@ -183,7 +198,9 @@ def sides(model: Any, layer: int, n_heads: int) -> tuple[Side, Side]:
     return _Projected("q", layer, n_heads), _Projected("k", layer, n_heads)
 
 
-def turns(model: HookedModel, tokens: Int[Tensor, "batch pos"], both: tuple[Side, Side], head: int, like: Tensor) -> tuple[Turn, Turn]:
+def turns(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], both: tuple[Side, Side], head: int, like: Tensor
+) -> tuple[Turn, Turn]:
     """What becomes of unit vectors in the place of one head's queries and keys, at each position of tokens of this length."""
     query, key = both
     layer, n_heads, d_head = query.layer, query.n_heads, like.shape[-1]
@@ -202,7 +219,9 @@ def turns(model: HookedModel, tokens: Int[Tensor, "batch pos"], both: tuple[Side
         return _normed(query, found, head, like), _normed(key, found, head, like)
     each = [query.final(found, h) for h in range(n_heads)]
     if all(final is not None for final in each):
-        turned = torch.stack([final for final in each if final is not None], 1).flatten(0, 1)[:d_head]  # [unit vector, pos, d_head]
+        turned = torch.stack([final for final in each if final is not None], 1).flatten(0, 1)[
+            :d_head
+        ]  # [unit vector, pos, d_head]
         both_turns = Turn(turned.transpose(0, 1).to(like).contiguous())
     elif all(name in found for name in angles):  # some bridges show the angles alone
         cos, sin = (found[name].to(like).reshape(-1, tokens.shape[1], found[name].shape[-1])[0] for name in angles)
@@ -215,7 +234,9 @@ def turns(model: HookedModel, tokens: Int[Tensor, "batch pos"], both: tuple[Side
 def _normed(side: Side, found: Mapping[str, Tensor], head: int, like: Tensor) -> Turn:
     final = side.final(found, head)
     if final is None:
-        raise CausalProbeError(f"{side.behind[0]} does not fire, so what a norm makes of layer {side.layer}'s {side.what} can't be read.")
+        raise CausalProbeError(
+            f"{side.behind[0]} does not fire, so what a norm makes of layer {side.layer}'s {side.what} can't be read."
+        )
     final = final.transpose(0, 1).to(like)  # [pos, unit vector, d_head]
     shift = (final[:, :1] + final[:, -1:]) / 2
     return Turn((final[:, :-1] - shift).contiguous(), shift[:, 0], normed=True)

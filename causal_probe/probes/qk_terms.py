@@ -194,7 +194,9 @@ class _Summed(TermReader):
         self.sources = (*self.stream.names, BIAS)
         self.d_head = int(self.W["q"].shape[1])
         has_norm = getattr(model.cfg, "normalization_type", None) is not None
-        self.scale = f"blocks.{layer}.{before}.hook_scale" if has_norm and before == "ln1" and _has(standard, layer) else None
+        self.scale = (
+            f"blocks.{layer}.{before}.hook_scale" if has_norm and before == "ln1" and _has(standard, layer) else None
+        )
         self.cap = _soft_cap(model, layer)
         self._turns: dict[int, tuple[Turn, Turn]] = {}
 
@@ -215,12 +217,21 @@ class _Summed(TermReader):
         inverse = W.new_ones(1, 1, 1) if self.scale is None else 1 / found[self.scale].to(W)
         parts = self.stream(found)
         both = self._both_turns(tokens)
-        terms = [
-            self._terms(what, found, parts, inverse, turn) for what, turn in zip("qk", both, strict=True)
-        ]
+        terms = [self._terms(what, found, parts, inverse, turn) for what, turn in zip("qk", both, strict=True)]
         pattern = found[here["pattern"]][:, self.head].to(W)
         seen = seen_in(found.get(here["attn_scores"]), found[here["pattern"]])
-        return _checked(terms[0], terms[1], both, found, here, self.head, pattern, seen, self.cap, sink_of(self.model, self.layer, self.head))
+        return _checked(
+            terms[0],
+            terms[1],
+            both,
+            found,
+            here,
+            self.head,
+            pattern,
+            seen,
+            self.cap,
+            sink_of(self.model, self.layer, self.head),
+        )
 
     def _terms(
         self, what: str, found: Mapping[str, Tensor], parts: StreamParts, inverse: Tensor, turn: Turn
@@ -232,7 +243,11 @@ class _Summed(TermReader):
         final = side.final(found, self.head)
         norm = turn.factor(raw, None if final is None else final.to(W), like, name)
         stretches = [(numbers, scale * norm) for numbers, scale in side.scales(found, inverse, self.d_head)]
-        scale = torch.cat([each.expand(*raw.shape[:2], n.stop - (n.start or 0)) for n, each in stretches], -1) if len(stretches) > 1 else stretches[0][1]
+        scale = (
+            torch.cat([each.expand(*raw.shape[:2], n.stop - (n.start or 0)) for n, each in stretches], -1)
+            if len(stretches) > 1
+            else stretches[0][1]
+        )
         hooked = raw * norm
         terms = torch.empty(len(self.sources), *hooked.shape, dtype=W.dtype, device=W.device)
         for number, source in enumerate(self.sources[:-1]):
@@ -250,7 +265,14 @@ class _Summed(TermReader):
 
     @staticmethod
     def _require_biases(
-        left: Float[Tensor, "batch pos width"], norm: Tensor, scale: Tensor, factors: list[Tensor], like: Tensor, what: str, *, of: float
+        left: Float[Tensor, "batch pos width"],
+        norm: Tensor,
+        scale: Tensor,
+        factors: list[Tensor],
+        like: Tensor,
+        what: str,
+        *,
+        of: float,
     ) -> None:
         """What is left must be made of biases: a vector times what the norms have made of it at each position."""
         columns = [norm, scale, *(scale * factor for factor in factors)]
@@ -275,7 +297,9 @@ def _has(model: Any, layer: int) -> bool:
 
 
 def _soft_cap(model: Any, layer: int) -> float | None:
-    attention = getattr(getattr(getattr(model, "blocks", [None] * (layer + 1))[layer], "attn", None), "original_component", None)
+    attention = getattr(
+        getattr(getattr(model, "blocks", [None] * (layer + 1))[layer], "attn", None), "original_component", None
+    )
     cap = getattr(attention, "attn_logit_softcapping", None) or getattr(model.cfg, "attn_scores_soft_cap", None)
     return float(cap) if cap is not None and cap > 0 else None
 
@@ -349,7 +373,9 @@ def _checked(
     error = float((theirs - ours).abs().max())
     require_small(error, of=1 + float(theirs.abs().max()), like=like, what="The head's scores")
     terms = replace(terms, query=c * turned[0], factor=c, error=error)
-    require_small(float((terms.attention(c * sums) - pattern).abs().max()), of=1.0, like=like, what="The head's attention")
+    require_small(
+        float((terms.attention(c * sums) - pattern).abs().max()), of=1.0, like=like, what="The head's attention"
+    )
     return terms
 
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, describe, require_hooks
 from causal_probe.hooks.corpus import Corpus, CorpusPass
 from causal_probe.hooks.preflight import preflight
-from causal_probe.hooks.record import each_batch, record
+from causal_probe.hooks.record import each_batch, micro_batches, record
 from causal_probe.hooks.tokens import content_tokens
 from causal_probe.hooks.visible import Masks
 from causal_probe.probes.head_scores import HeadScores
@@ -127,13 +128,14 @@ def read_corpus(
     text: Corpus,
     queries: Sequence[int] | None = None,
     batch_size: int | None = None,
+    progress: bool = False,
 ) -> HeadScores:
     """The scores on a corpus of a model that was looked at; where it has no sequences, those that can be merged with others."""
     reading = CorpusPass(text)
     first, batches = _peek(reading)
     if first is None:  # a shard in which no document fills a sequence
         return _nothing(model, templates, queries, reading)
-    found = scored(model, templates, [(templates, batches, {})], queries, batch_size)
+    found = scored(model, templates, [(templates, batches, {})], queries, batch_size, progress)
     return replace(found, settings=settings_of([(templates, reading.reading)], queries))
 
 
@@ -143,14 +145,19 @@ def scored(
     parts: Sequence[Part],
     queries: Sequence[int] | None = None,
     batch_size: int | None = None,
+    progress: bool = False,
 ) -> HeadScores:
-    """The scores on these sequences of a model that was looked at."""
+    """The scores on these sequences of a model that was looked at; ``progress`` shows a bar, with an estimate where their number is known."""
     sums: dict[str, TemplateSums] = {}
     shared: dict[tuple[str, str], int] = {}
-    for its, batches, _ in parts:
-        of_its, shared_by_its = _recorded(model, batches, its, queries, batch_size).scored()
-        sums |= of_its
-        shared |= shared_by_its
+    known = all(isinstance(batches, Tensor) for _, batches, _ in parts)
+    total = sum(len(batches) for _, batches, _ in parts) if known else None
+    with tqdm(total=total, disable=not progress, desc="scanning", unit=" sequences") as bar:
+        for its, batches, _ in parts:
+            pieces = _counted(micro_batches(model, batches, batch_size), bar)
+            of_its, shared_by_its = _recorded(model, pieces, its, queries, batch_size).scored()
+            sums |= of_its
+            shared |= shared_by_its
     kept = tuple(template for template in templates if template.name in sums)
     return HeadScores(
         kept,
@@ -162,11 +169,21 @@ def scored(
 
 
 def _recorded(
-    model: HookedModel, batches: Any, templates: tuple[Template, ...], queries: Sequence[int] | None, batch_size: int | None
+    model: HookedModel,
+    batches: Any,
+    templates: tuple[Template, ...],
+    queries: Sequence[int] | None,
+    batch_size: int | None,
 ) -> Scores:
     masks = Masks(model)
     with model.hooks(fwd_hooks=masks.hooks):
         return record(model, batches, Scores(templates, queries, masks), batch_size=batch_size)
+
+
+def _counted(batches: Iterable[Tensor], bar: Any) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch
+        bar.update(len(batch))
 
 
 def made_parts(

@@ -41,7 +41,9 @@ class Scores(Rows):
         What says which keys each layer shows; by default all of the past.
     """
 
-    def __init__(self, templates: tuple[Template, ...], queries: Sequence[int] | None, masks: Masks | None = None) -> None:
+    def __init__(
+        self, templates: tuple[Template, ...], queries: Sequence[int] | None, masks: Masks | None = None
+    ) -> None:
         super().__init__()
         self.templates = templates
         self._queries = queries
@@ -93,9 +95,13 @@ class Scores(Rows):
         names = [template.name for template in self.templates]
         n_layers = 1 + max(layers)
         none = arrays["sink", layers[0]][:, :0]  # a layer without attention has no heads
-        attention, sink = ([arrays.get((what, layer), none) for layer in range(n_layers)] for what in ("attention", "sink"))
+        attention, sink = (
+            [arrays.get((what, layer), none) for layer in range(n_layers)] for what in ("attention", "sink")
+        )
         rows, chance = (
-            np.stack([arrays.get((what, layer), np.zeros_like(arrays[what, layers[0]])) for layer in range(n_layers)], 1)
+            np.stack(
+                [arrays.get((what, layer), np.zeros_like(arrays[what, layers[0]])) for layer in range(n_layers)], 1
+            )
             for what in ("rows", "chance")
         )  # [sequence, layer, template]
         if all(np.array_equal(rows[:, layer], rows[:, layers[0]]) for layer in layers) and all(
@@ -273,7 +279,10 @@ def compile_targets(
 
 
 def _compile(
-    templates: Sequence[Template], tokens: Int[Tensor, "batch pos"], wanted: Bool[Tensor, " pos"], seen: Bool[Tensor, "batch pos pos"] | None
+    templates: Sequence[Template],
+    tokens: Int[Tensor, "batch pos"],
+    wanted: Bool[Tensor, " pos"],
+    seen: Bool[Tensor, "batch pos pos"] | None,
 ) -> Targets:
     batch, pos = tokens.shape
     masks = torch.stack([template(tokens) for template in templates], -1)  # [batch, query, key, template]

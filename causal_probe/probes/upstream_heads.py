@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import networkx as nx
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -135,13 +136,34 @@ class Upstream(Result):
             f"mean, against {self.settings['controls']} matched heads ({self.measured_with})."
         )
 
+    @property
+    def too_few(self) -> tuple[Arrow, ...]:
+        """The arrows that are not confirmed though the source's drop is large enough, and larger than every control's: more sequences may tell."""
+        return tuple(
+            arrow
+            for arrow in self.arrows
+            if not arrow.confirmed and arrow.drop >= LEAST and arrow.drop > (arrow.largest_control or 0.0)
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per arrow that was tested, the columns those of :class:`Arrow`."""
+        return pd.DataFrame(self.arrows, columns=list(Arrow._fields))
+
     def table(self) -> Table:
-        """One row per arrow that was tested; below, what the heads on the way attend to."""
+        """One row per arrow that was tested; below, what the heads on the way attend to.
+
+        ``confirmed`` says "too few sequences" where the drop is large enough and no test could say so surely (:attr:`too_few`).
+        """
         roles = (f"{head} {role or 'no known template'} {value:.2f}" for head, (role, value) in self.roles.items())
+        few = self.too_few
+        said = [
+            (*arrow[:-1], "too few sequences" if arrow in few else "yes" if arrow.confirmed else "no")
+            for arrow in self.arrows
+        ]
         return Table(
             f"Upstream of {self.head} of {self.provenance['model']} on {self.edges}: {self.settings['n_sequences']} sequences",
             Arrow._fields,
-            self.arrows,
+            said,
             [f"attention: {', '.join(roles)}"],
         )
 

@@ -17,7 +17,7 @@ from causal_probe.hooks.heads import parse_head
 from causal_probe.probes.ablation import Head
 from causal_probe.probes.head_scores import CALLED
 from causal_probe.probes.p_values import Estimate
-from causal_probe.results import Result, Table
+from causal_probe.results import Result, Rows, Table
 
 __all__ = ["HeadVerdict", "JointEffect", "Rule", "Verification"]
 
@@ -190,7 +190,7 @@ class Verification(Result):
         """
         if verdict not in VERDICTS:
             raise CausalProbeError(f"There is no verdict {verdict!r}; there is {', '.join(VERDICTS)}.")
-        return tuple(found for found in self.verdicts if found.verdict == verdict)
+        return Rows(found for found in self.verdicts if found.verdict == verdict)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per verdict; an estimate takes three columns, ``x``, ``x_stderr``, ``x_p_value``. What is undefined is NaN."""

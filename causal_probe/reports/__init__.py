@@ -1,10 +1,11 @@
-"""The pages: one offline HTML report for each kind of result, and the folder in which a result and its page are kept."""
+"""The pages: one offline HTML report for each kind of result, its picture, and the folder in which a result and its page are kept."""
 
 from __future__ import annotations
 
 # Each registers its pages.
 from causal_probe.reports import by_gradient, discovery, evidence, in_context, paper, recovery, scan, sweep  # noqa: F401
 from causal_probe.reports.pages import report
+from causal_probe.reports.pictures import plot as plot
 from causal_probe.reports.saving import load, save, write_page
 
 __all__ = ["load", "report", "save", "write_page"]

@@ -8,6 +8,7 @@ from causal_probe import viz
 from causal_probe.experiments.gradient_recovery import GradientRecovery
 from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.reports.pages import made, plus_minus, report
+from causal_probe.reports.pictures import plot
 from causal_probe.viz import report as page
 
 __all__ = ["gradient_page"]
@@ -21,7 +22,6 @@ def gradient_page(result: GradientRecovery) -> viz.Report:
     """The report that ``causal-probe recover --method gradient`` writes."""
     truth, why = result.truth, result.why_undecided
     compared = "" if truth is None else " The true graph above the line, the found one below it."
-    graphs = [result.recovered] if truth is None else [truth, result.recovered]
     return made(
         result,
         "A causal graph, read from a gradient",
@@ -32,7 +32,7 @@ def gradient_page(result: GradientRecovery) -> viz.Report:
             page.Section(
                 "Result",
                 [
-                    page.Picture(viz.graph(*graphs), f"An arc runs from parent to child.{compared}"),
+                    page.Picture(plot(result), f"An arc runs from parent to child.{compared}"),
                     page.Table(
                         ["what", "value"],
                         result.table().rows,

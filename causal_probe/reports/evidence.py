@@ -7,6 +7,7 @@ import pandas as pd
 from causal_probe import viz
 from causal_probe.experiments.compared_evidence import EvidenceTable
 from causal_probe.reports.pages import made, report
+from causal_probe.reports.pictures import plot
 from causal_probe.viz import report as page
 
 __all__ = ["evidence_page"]
@@ -35,7 +36,7 @@ def evidence_page(result: EvidenceTable) -> viz.Report:
 
 def _picture(result: EvidenceTable) -> page.Picture:
     return page.Picture(
-        viz.table_map(result.by_graph(), value_name="F1 of the skeleton", limit=1.0),
+        plot(result),
         "F1 of the skeleton by evidence and graph. Of discovery, in each row, the options with the best mean.",
     )
 

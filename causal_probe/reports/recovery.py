@@ -9,6 +9,7 @@ from causal_probe.experiments.recovery import Recovery
 from causal_probe.first_gradient.start import GRAPH_OF_GRADIENTS
 from causal_probe.models import DisentangledTransformer
 from causal_probe.reports.pages import made, plus_minus, report
+from causal_probe.reports.pictures import plot
 from causal_probe.tasks import Task, generator
 from causal_probe.viz import report as page
 
@@ -103,7 +104,7 @@ def _found(result: Recovery) -> Iterator[page.Block]:
     )
     left_out = f" Nodes after {asked[-1]} are left out: no row of layer 0 is only about their parents."
     yield page.Picture(
-        viz.graph(*(graph.subgraph(asked) for graph in (result.truth, result.recovered))),
+        plot(result),
         "The true graph above the line, the found one below it. An arc runs from parent to child."
         f"{left_out if len(asked) < len(result.truth) else ''}",
     )
@@ -154,11 +155,10 @@ def _weights(result: Recovery, model: DisentangledTransformer) -> Iterator[page.
 
 
 def _losses(result: Recovery) -> page.Block:
-    steps = result.history
-    if not steps.step:
+    if not result.history.step:
         return page.Paragraph("No step was made.")
     return page.Picture(
-        viz.training({"step": steps.step, "loss": steps.loss, "stage": steps.stage}, result.reference_losses),
+        plot(result, "training"),
         "Loss on each step's fresh batch. The lines are exact predictors, on the sequences on which the trained model's loss is measured."
         f"{FLAT if any(list(stage['moves']) == ['A0.position'] for stage in result.settings['stages']) else ''}",
     )

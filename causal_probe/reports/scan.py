@@ -5,14 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 
-import networkx as nx
-
 from causal_probe import viz
 from causal_probe.experiments.model_scan import HeadGraph, ModelScan
-from causal_probe.probes.evidence import Evidence
+from causal_probe.experiments.show_called import attention_beside_scores
 from causal_probe.probes.sequences import longest_ngram
 from causal_probe.probes.verification import Verification
 from causal_probe.reports.pages import made, plus_minus, report, signed
+from causal_probe.reports.pictures import plot
 from causal_probe.viz import report as page
 from causal_probe.viz.report import Block
 
@@ -165,28 +164,14 @@ def _checks(verification: Verification) -> Iterator[Block]:
             "Undefined: " + "; ".join(f"{what}: {why}" for what, why in verification.undefined.items()) + "."
         )
     yield page.Picture(
-        viz.heads(_effects(verification), score_name="rise of the loss (nats)"),
+        plot(verification),
         "The rise of the loss when each head alone is ablated by its mean.",
     )
     if verification.dependence.number_of_edges():
-        drawn, names = _on_a_line(verification.dependence)
         yield page.Picture(
-            viz.graph(drawn, labels=names),
+            plot(verification, "dependence"),
             "Dependence: an arc runs from a head to one whose score falls when the first is ablated.",
         )
-
-
-def _effects(verification: Verification) -> list[list[float]]:
-    effects = dict(verification.unflagged)
-    effects |= {found[:2]: found.effect.value for found in verification.verdicts}
-    n_layers = 1 + max(layer for layer, _ in effects)
-    return [[effects[head] for head in sorted(effects) if head[0] == layer] for layer in range(n_layers)]
-
-
-def _on_a_line(graph: nx.DiGraph) -> tuple[nx.DiGraph, list[str]]:
-    """The graph over numbers, from the first layer to the last, and what they stand for."""
-    names = sorted(graph, key=lambda name: (graph.nodes[name]["layer"], graph.nodes[name]["head"]))
-    return nx.relabel_nodes(graph, {name: index for index, name in enumerate(names)}), names
 
 
 # ------------------------------------------------------------------------------------------------------------------ pictures
@@ -198,9 +183,8 @@ def _heat_maps(result: ModelScan) -> Iterator[Block]:
         yield page.Paragraph(f"{scores.undefined[name]}: there is nothing to draw.")
     shown = [template for template in scores.templates if template.name not in scores.undefined]
     if shown:
-        maps = {each.name: [layer.tolist() for layer in scores.heatmap(each.name)] for each in shown}
         yield page.Picture(
-            viz.heads(maps, score_name="excess", limit=1),
+            plot(scores),
             "Excess attention of every head on the targets of each template. "
             + "; ".join(f"{each.name}: {each.description}" for each in shown)
             + ".",
@@ -249,10 +233,7 @@ def _circuits(result: ModelScan) -> Iterator[Block]:
         attributed, arrows = found.attributions, found.upstream.arrows
         name = f"L{attributed.layer}H{attributed.head}"
         yield page.Picture(
-            viz.table_map(
-                attributed.heatmap(10), value_name="contribution to the score", row_name="in the query", column_name="in the key",
-                title=f"{name}: {attributed.edges}",
-            ),
+            plot(attributed, 10),
             f"The sources that matter most for {name} on {attributed.edges}; all pairs together give {attributed.total:.2f}, and miss the scores "
             f"that the model uses by {attributed.error:.0e} at most.",
         )  # fmt: skip
@@ -273,27 +254,14 @@ def _patterns(result: ModelScan) -> Iterator[Block]:
     if not result.examples:
         yield page.Paragraph("No head stands out for any template that looks back.")
         return
-    names = [f"L{layer}H{head}" for layer, head in result.leading]
     yield page.Paragraph(
         "Rows are queries, columns keys. Hover over a head to see it large, click to keep it. Beside the picture: each head's excess by "
         "template, and its edges in this sequence (the earlier position with at least half of the attention; attention on position 0 "
         "that exceeds it says that there is none)."
     )
-    excess = {
-        template: [float(result.scores.heatmap(template)[layer][head]) for layer, head in result.leading]
-        for template in result.scores.names
-        if template not in result.scores.undefined
-    }
     for example in result.examples:
-        read = Evidence.from_arrays([example.patterns], sink="root")
         yield page.Attention(
-            viz.attention(
-                example.tokens,
-                example.patterns,
-                head_names=names,
-                graphs=[read.graph(0, place) for place in range(len(names))],
-                scores=excess,
-            ),
+            attention_beside_scores(result.scores, result.leading, example.tokens, example.patterns),
             f"{example.title}: the leading heads of each template.",
         )
 

@@ -27,6 +27,7 @@ from causal_probe.results.provenance import measured_with as measured_with
 from causal_probe.results.provenance import merge_provenance as merge_provenance
 from causal_probe.results.provenance import this_process as this_process
 from causal_probe.results.provenance import versions as versions
+from causal_probe.results.showing import Rows as Rows
 from causal_probe.results.showing import Table
 from causal_probe.results.showing import clean as clean
 from causal_probe.results.showing import escape as escape

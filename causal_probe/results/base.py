@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -135,6 +136,35 @@ class Result:
 
         shown = self.table()
         return pd.DataFrame([list(row) for row in shown.rows], columns=list(shown.columns))
+
+    def plot(self, *what: Any, **options: Any) -> Any:
+        """The picture of this result, where there is one. What each kind takes:
+
+        ================================  ==================================================================================
+        result                            what is drawn
+        ================================  ==================================================================================
+        head scores, scan                 ``plot("induction", value="excess")``: every head, by default against all templates
+        head scores, with the model       ``plot("induction", model=model)``: the called heads on one sequence, in circuitsvis
+        verification                      the rise of the loss without each head; ``plot("dependence")``: which heads need which
+        upstream                          the confirmed arrows, by layer
+        QK attributions                   the sources that matter most
+        evidence                          ``plot("L0H1", truth=dag)``: a head's graph; without a head: every head's values
+        discovery, discovery in a text    ``plot("L5H3")``: a head's mixed graph, by default the first
+        recovery, gradient recovery       the true graph above, the found one below; ``plot("training")``: the loss
+        leaderboard, evidence table       ``plot("excess")``: one figure by model (or evidence) and graph
+        dynamics                          the series with their change-points
+        reproduction                      ``plot(name)``: one of its figures, by default the first
+        ================================  ==================================================================================
+
+        Other options (``title``, say) go to the function of :mod:`causal_probe.viz` that draws it.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no picture of results of this class, or of what is asked for.
+        """
+        # Pictures are drawn in a room above this one; the package stands above all rooms.
+        return sys.modules[__name__.partition(".")[0]].plot(self, *what, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to ``path``, whole or not at all.

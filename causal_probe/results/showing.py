@@ -6,10 +6,11 @@ import dataclasses
 import html
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-__all__ = ["Table", "clean", "escape", "escape_character", "html_table", "is_showable"]
+__all__ = ["Rows", "Table", "clean", "escape", "escape_character", "html_table", "is_showable"]
 
 #: A table shows this many rows at most, and says how many more there are.
 SHOWN = 24
@@ -148,3 +149,55 @@ class Table:
     def _below(self) -> list[str]:
         more = len(self.rows) - self.shown
         return [*([f"and {more:,} more"] if more > 0 else []), *map(clean, self.notes)]
+
+
+class Rows(tuple[Any, ...]):
+    """Named tuples of one kind, as results give them, which print as a table.
+
+    The fields ``layer`` and ``head`` are shown as one name; a field that is an estimate (``value``, ``stderr``, ...), as it is reported.
+
+    Examples
+    --------
+    >>> from typing import NamedTuple
+    >>> class Score(NamedTuple):
+    ...     layer: int
+    ...     head: int
+    ...     excess: float
+    >>> found = Rows([Score(18, 6, 0.89), Score(17, 3, 0.77)])
+    >>> found
+    2 rows
+      head    excess
+      L18H6     0.89
+      L17H3     0.77
+    >>> found[0].excess, len(found.to_pandas())
+    (0.89, 2)
+    """
+
+    def table(self) -> Table:
+        """The rows, all of them up to the 24 that a table shows."""
+        names = list(self[0]._fields) if self else []
+        named = names[:2] == ["layer", "head"]
+        rows = [[f"L{row[0]}H{row[1]}", *row[2:]] if named else [*row] for row in self]
+        count = f"{len(self)} row{'s' * (len(self) != 1)}" if self else "no rows"
+        return Table(count, names[1:] if named else names, [[_reported(cell) for cell in row] for row in rows])
+
+    def to_pandas(self) -> Any:
+        """One row each, the columns the fields."""
+        import pandas as pd  # what only reads or writes does without
+
+        return pd.DataFrame(list(self), columns=list(self[0]._fields) if self else None)
+
+    def __repr__(self) -> str:
+        return self.table().text()
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+
+def _reported(cell: Any) -> Any:
+    """An estimate with its standard error, an interval as it is said; all else as it is."""
+    if hasattr(cell, "stderr") and hasattr(cell, "value"):
+        return f"{cell.value:.3f} ± {cell.stderr:.3f}"
+    if isinstance(cell, tuple) and len(cell) == 2 and all(isinstance(end, float) for end in cell):
+        return f"{cell[0]:.3f} to {cell[1]:.3f}"
+    return cell

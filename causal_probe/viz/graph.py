@@ -7,6 +7,7 @@ told by its colour and its line style as well.
 from __future__ import annotations
 
 import dataclasses
+import re
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def graph(
 ) -> Figure:
     """Draw one causal graph, or the true and the found one in one drawing.
 
-    Nodes stand on a line in ascending order, edges are arcs from parent to child with an arrowhead at the child. Of two
+    Nodes stand on a line in ascending order, components of a model (``"L1H0"``, ``"L1.mlp"``, ``"embed"``) by layer; edges are arcs from parent to child with an arrowhead at the child. Of two
     graphs, ``truth`` is drawn above the line and ``found`` below it: edges of both are solid and blue, missing ones
     (true, not found) dashed and vermillion, extra ones (found, not true) dotted and wine red. A reversed edge is one
     missing and one extra edge. One graph alone is drawn above the line, solid and dark.
@@ -89,9 +90,17 @@ def graph(
     >>> figure = graph(nx.DiGraph([(0, 1), (1, 2)]), nx.DiGraph([(0, 1), (0, 2)]), title="One edge of two is right")
     >>> [text.get_text() for text in figure.legends[0].get_texts()]
     ['right: 1', 'missing, in the truth only: 1', 'extra, found only: 1']
+    >>> figure = graph(nx.DiGraph([("L2H3", "L10H0"), ("embed", "L2H3")]))
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['embed', 'L2H3', 'L10H0']
     """
     graphs = {side: given for side, given in (("truth", truth), ("found", found)) if given is not None}
     nodes = _ordered_nodes(graphs)
+    edges_between = [edge for given in graphs.values() for edge in given.edges] if all(map(_place_of, nodes)) else []
+    if backward := [(u, v) for u, v in edges_between if _place_of(u) > _place_of(v)]:
+        raise CausalProbeError(
+            f"A component reads what earlier ones wrote; these edges run back: {listing(backward, show_edge)}."
+        )
     place = {node: position for position, node in enumerate(nodes)}
     edges = {side: {(place[parent], place[child]) for parent, child in given.edges} for side, given in graphs.items()}
     with drawing_style():
@@ -114,10 +123,27 @@ def _ordered_nodes(graphs: Mapping[str, nx.Graph]) -> list[Hashable]:
     nodes = {node for given in graphs.values() for node in given.nodes}
     if not nodes:
         raise CausalProbeError("A graph was to be drawn and it has no node.")
+    if all(_place_of(node) for node in nodes):
+        return sorted(nodes, key=_place_of)
     try:
         return sorted(nodes)
     except TypeError as error:
         raise CausalProbeError(f"The nodes are drawn in ascending order and these have none: {error}.") from error
+
+
+def _place_of(node: Hashable) -> tuple[int, ...]:
+    """Where a component of a model stands, by its name: embeddings, then by layer its heads, then its MLP; empty for other nodes.
+
+    >>> sorted(["L10H0", "L2.mlp", "L2H11", "L2H3", "embed"], key=_place_of)
+    ['embed', 'L2H3', 'L2H11', 'L2.mlp', 'L10H0']
+    """
+    if node in ("embed", "pos_embed"):
+        return (-1,)
+    found = re.fullmatch(r"L(\d+)(?:H(\d+)|\.(heads|mlp))", node) if isinstance(node, str) else None
+    if found is None:
+        return ()
+    layer, head, whole = found.groups()
+    return (int(layer), 1, 0) if whole == "mlp" else (int(layer), 0, int(head or 0))
 
 
 def _node_labels(nodes: list[Hashable], labels: Mapping[Any, object] | Sequence[object] | None) -> list[str]:

@@ -91,7 +91,7 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
         drawn = list(panels.flat[: len(tables)])
         for axes, (name, table) in zip(drawn, tables.items(), strict=True):
             image = _draw(axes, table, cmap=colours, norm=scale)
-            if name is not None:
+            if not alone:
                 axes.set_title(shorten(str(name), 32), fontsize=9, parse_math=False)
             if written:
                 write_cells(axes, table, largest=largest, decimals=2)
@@ -103,7 +103,7 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
         if lowest < 0:  # the part of the scale that is used
             bar.ax.set_ylim(max(lowest, -largest), largest)
         label_bar(bar, score_name, inches=size[1] * rows - 0.7)
-        set_title(figure, title)
+        set_title(figure, title or (str(next(iter(tables))) if alone and isinstance(scores, Mapping) else None))
     return figure
 
 

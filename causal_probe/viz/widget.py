@@ -138,3 +138,9 @@ class Widget(RenderedHTML):  # type: ignore[misc]  # circuitsvis ships no types
 
     def _repr_html_(self) -> str:
         return self.local_src
+
+    def __repr__(self) -> str:
+        n, pos = len(self.props.get("attentionHeadNames", ())), len(self.tokens)
+        return f"<{self.component}: {n} head{'s' * (n != 1)}, {pos} token{'s' * (pos != 1)}; a notebook shows it, local_src is its HTML>"
+
+    __str__ = __repr__

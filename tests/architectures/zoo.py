@@ -81,7 +81,9 @@ def tokens(batch: int = 4, length: int = 16, *, seed: int = 0) -> torch.Tensor:
     return half.repeat(1, 2)
 
 
-def _(family: str, trait: str, shape: Mapping[str, Any] = GROUPED, *, common: bool = True, **config: Any) -> Architecture:
+def _(
+    family: str, trait: str, shape: Mapping[str, Any] = GROUPED, *, common: bool = True, **config: Any
+) -> Architecture:
     return Architecture(family, trait, {**shape, **config}, common)
 
 

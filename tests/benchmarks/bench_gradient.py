@@ -73,5 +73,8 @@ def test_fifty_graphs_of_two_parents(benchmark: Any) -> None:
 
     right, wrong, swaps = benchmark.pedantic(run, rounds=1)
     total = sum(len(its) for task in tasks for its in task.parents)
+    benchmark.extra_info.update(
+        n=50, n_positions=20, d_vocab=3, n_sequences=2**17, parents=total, right=right, wrong=wrong
+    )
     print(f"\n131,072 sequences each: {right} of {total} parents, {wrong} wrong ones, {swaps} swapped slots")
     assert right >= 0.98 * total

@@ -14,7 +14,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, to_hooked
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes.qk_terms import term_reader
-from causal_probe.probes.upstream_heads import LEAST, Upstream
+from causal_probe.probes.upstream_heads import LEAST, Arrow, Upstream
 from tests import tiny_huggingface
 
 N_STATES = 8
@@ -120,7 +120,7 @@ def test_an_arrow_is_confirmed_only_beyond_its_controls(planted, tokens: torch.T
 
 def test_it_shows_and_saves_itself(planted, tokens: torch.Tensor, tmp_path: Path):
     found = probes.upstream(planted, tokens, "L1H1", edges="induction")
-    assert re.search("L0H2 +L1H1 +key .* True\n", repr(found))
+    assert re.search("L0H2 +L1H1 +key .* yes\n", repr(found))
     assert "attention: L1H1 induction 0." in repr(found)
     assert "<table" in found._repr_html_()
     assert len(found.to_pandas()) == len(found.arrows) == len(found.to_dict()["arrows"])
@@ -140,3 +140,21 @@ def test_bad_input(planted, tokens: torch.Tensor):
     first = probes.upstream(planted, tokens, 0, 2, edges="previous-token")
     assert first.arrows == ()
     assert first.graph.number_of_edges() == 0
+
+
+def test_too_few_sequences_are_said() -> None:
+    def arrow(source: str, drop: float, control: float | None, confirmed: bool) -> Arrow:
+        return Arrow(source, "L1H0", "key", "induction", 1.0, drop, 0.05, control, 4, 0.01, confirmed)
+
+    arrows = (
+        arrow("L0H0", 0.5, 0.1, True),
+        arrow("L0H1", 0.4, 0.1, False),  # large, and larger than any control: only the test fails
+        arrow("L0H2", 0.05, 0.01, False),  # small
+        arrow("L0H3", 0.3, 0.35, False),  # a control does as much
+    )
+    about = {"model": "m", "dtype": "float32", "device": "cpu"}
+    found = Upstream("L1H0", "induction", arrows, {}, settings={"n_sequences": 3, "controls": 4}, provenance=about)
+    assert [each.source for each in found.too_few] == ["L0H1"]
+    assert [row[-1] for row in found.table().rows] == ["yes", "too few sequences", "no", "no"]
+    assert "p_value" in repr(found)
+    assert found.to_pandas()["confirmed"].tolist() == [True, False, False, False]

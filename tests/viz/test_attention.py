@@ -143,7 +143,7 @@ def test_a_notebook_gets_one_whole_piece_of_html(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     html = viz.attention(HOSTILE, causal_pattern(2, len(HOSTILE)))
-    for page in (html._repr_html_(), str(html), html.show_code(), html.__html__()):
+    for page in (html._repr_html_(), html.local_src, html.show_code(), html.__html__()):
         outline = Outline(page)
         tags = [tag for tag, _ in outline.starts]
         assert tags == ["div", "style", "div", "div", "div", "noscript", "p", "script"]
