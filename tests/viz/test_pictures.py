@@ -98,7 +98,8 @@ def test_intervals_and_p_values_of_a_scan() -> None:
     scores = probes.scan(noisy, templates=["previous-token", "induction"], n_sequences=6, period=10)
     for row in scores.to_pandas().itertuples():
         sums = scores.sums[row.template]
-        each, chance = (np.asarray(its, dtype=float) / np.asarray(sums.rows) for its in (sums.attention[row.layer][:, row.head], sums.chance))  # fmt: skip
+        rows, chances = sums.of_layer(row.layer)
+        each, chance = sums.attention[row.layer][:, row.head] / rows, chances / rows
         # With the same chance in every sequence the excess is a mean over sequences, and scipy's own test is the reference.
         assert np.ptp(chance) < 1e-9
         excess = (each - row.chance) / (1 - row.chance)
