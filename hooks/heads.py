@@ -41,6 +41,8 @@ def parse_head(layer: Any, head: Any = None) -> tuple[int, int]:
         else:
             named = ()
     try:
+        if any(isinstance(part, bool) for part in named):
+            raise TypeError
         its_layer, its_head = (
             int(part) if isinstance(part, str) and head is None else operator.index(part) for part in named
         )
@@ -66,6 +68,8 @@ def find_layer(n_layers: int, layer: Any) -> int:
     (3, 11)
     """
     try:
+        if isinstance(layer, bool):
+            raise TypeError
         number = operator.index(layer)
     except TypeError as error:
         raise CausalProbeError(f"A layer is a whole number, counted from 0; found {layer!r}.") from error

@@ -68,7 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # typer's usage errors (an unknown option, say) share no public class; all others go on
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise
-        error.show()
+        if sys.argv[1:] if arguments is None else arguments:
+            path = getattr(getattr(error, "ctx", None), "command_path", "causal-probe")
+            typer.echo(f"Error: {' '.join(str(error.format_message()).split())} See {path} --help.", err=True)
+        else:
+            error.show()  # without arguments: the help
         sys.exit(error.exit_code)
     if status == INTERRUPTED:  # typer turns an interruption into a status of its own
         typer.echo("Interrupted; nothing was written.", err=True)

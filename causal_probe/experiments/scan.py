@@ -23,11 +23,11 @@ from causal_probe.experiments.scan_sequences import (
     corpus_name,
     sequence_length,
 )
-from causal_probe.hooks import attention_hook, preflight
+from causal_probe.hooks import attention_hook
 from causal_probe.hooks import corpus as open_corpus
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.corpus import read_shard
-from causal_probe.hooks.preflight import context_length
+from causal_probe.hooks.preflight import context_length, require_measurable
 from causal_probe.hooks.values import read_values
 from causal_probe.options import takes
 from causal_probe.options.scan import ScanOptions
@@ -101,14 +101,14 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
             options = {"n_sequences": o.n_sequences, "period": o.period, "bos": o.bos, "seed": o.seed}
             parts = made_parts(hooked, templates, options, optional=wanted is None)
             make = MadeSequences(hooked, options, templates, parts)
-            preflight(hooked, parts[0][1][:CHECKED], hooks=checked)
+            require_measurable(hooked, parts[0][1][:CHECKED], checked)
             scores = scored(hooked, templates, parts, batch_size=o.batch_size)
         else:
             reading: dict[str, Any] = {"bos": o.bos, "separator": o.separator, "field": o.field, "shard": (i, n)}
             text = open_corpus(hooked, o.corpus, length=sequence_length(hooked, o.length), **reading)
             make = TextSequences(text)
             if len(first := text.first(CHECKED)):
-                preflight(hooked, first, hooks=checked)
+                require_measurable(hooked, first, checked)
             scores = read_corpus(hooked, templates, text, batch_size=o.batch_size)
         leading = _leading(scores)
         shown = tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL]

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from causal_probe.arguments import Count, checked
 from causal_probe.discovery.marks import Marks
 from causal_probe.discovery.possible_d_sep import possible_d_sep
 from causal_probe.errors import CausalProbeError
@@ -99,6 +100,7 @@ class Explanation(Result):
         )
 
 
+@checked
 def explain(
     discovery: Discovery,
     outputs: Outputs,
@@ -112,7 +114,7 @@ def explain(
     max_tested: int = 2000,
     pattern: Any = None,
     model: Any = None,
-    batch_size: int = 64,
+    batch_size: Count = 64,
 ) -> dict[str, Explanation]:
     """Explain the decision of a model on the input of a :class:`~causal_probe.discovery.Discovery`.
 
@@ -319,6 +321,7 @@ def _gradient_times_input(model: Any, judge: _Judge) -> Float[np.ndarray, " pos"
 # ------------------------------------------------------------------------------------------------------------------- decisions
 
 
+@checked
 def outputs_of(model: Any, decision: str, *, position: int | None = None) -> Outputs:
     """The outputs from which a model's decision is read.
 

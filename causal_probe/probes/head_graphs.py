@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-from causal_probe.errors import CausalProbeError
+from causal_probe.arguments import BatchSize
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.corpus import Corpus, CorpusPass
 from causal_probe.hooks.means import mean_patterns
 from causal_probe.hooks.record import record
 from causal_probe.probes.evidence import ATTENTION, Evidence
-from causal_probe.probes.reading import check_sink
 from causal_probe.probes.sequence_graphs import LargestParents, SequenceGraphs
 
 __all__ = ["head_graphs"]
@@ -38,13 +38,14 @@ def head_graphs(
 ) -> SequenceGraphs: ...
 
 
+@probe
 def head_graphs(
     model: HookedModel,
     tokens: Any,
     *,
     per: Literal["mean", "sequence"] = "mean",
     sink: Literal["exclude", "root", "keep"] | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchSize = None,
 ) -> Evidence | SequenceGraphs:
     """Read a graph out of every attention head of any TransformerLens model.
 
@@ -104,11 +105,8 @@ def head_graphs(
       L1H0      1             0.3611
       edges: attention >= 0.5; largest attention: on an earlier node, mean over nodes
     """
-    if per not in ("mean", "sequence"):
-        raise CausalProbeError(f"per is 'mean' or 'sequence'; it is {per!r}.")
     if sink is None:
         sink = "keep" if per == "mean" else "root"
-    check_sink(sink)
     provenance: dict[str, Any] = {**describe(model)}
     reading = CorpusPass(tokens) if isinstance(tokens, Corpus) else None
     batches = tokens if reading is None else reading

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, keep, require_hooks
 from causal_probe.probes.circuit_weights import circuit_weights
 from causal_probe.results import Result, Table
@@ -102,6 +103,7 @@ class HeadWeights(Result):
         )
 
 
+@probe
 def head_weights(model: HookedModel, *, n_positions: int | None = None) -> HeadWeights:
     """Score what each head does by its weights: copying (OV), and looking one position back (QK).
 
@@ -300,6 +302,7 @@ class Composition(Result):
         )
 
 
+@probe
 def composition(model: HookedModel, *, kinds: Iterable[str] = KINDS) -> Composition:
     """How much each head reads what each head of an earlier layer writes: Q-, K- and V-composition, against a random baseline.
 

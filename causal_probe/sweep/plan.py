@@ -19,8 +19,8 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from causal_probe.arguments import check_value, near
 from causal_probe.errors import CausalProbeError, show_path
-from causal_probe.options.base import check_value, near
 from causal_probe.results import to_jsonable
 
 __all__ = ["Cell", "fingerprint", "plan", "read_spec"]
