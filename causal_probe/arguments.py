@@ -101,6 +101,7 @@ class Help:
 
 Count: TypeAlias = Annotated[int, Help("How many.", least=1)]
 Seed: TypeAlias = Annotated[int, Help("Of the draws.", least=0)]
+Position: TypeAlias = Annotated[int, Help("Counted from 0.", least=0, most=2**20)]
 Level: TypeAlias = Annotated[float, Help("Of a test.", above=0, below=1)]
 BatchSize: TypeAlias = Annotated[int, Help("Sequences in a forward pass.", least=1)] | None
 
@@ -133,14 +134,18 @@ def check_value(name: str, value: Any, hint: Any, about: Help | None = None) -> 
     found = _fitted(value, hint, about)
     if found is _UNFIT:
         guess = near(value, _choices(hint), quote=repr) if isinstance(value, str) else "."
-        raise CausalProbeError(f"`{name}` is {_shown(value)}{guess} It must be {_in_words(hint, about)}.")
+        raise CausalProbeError(f"`{name}` is {shown(value)}{guess} It must be {_in_words(hint, about)}.")
     return found
 
 
-def _shown(value: Any) -> str:
-    """What a message says of a value: never long, whatever it is."""
-    shown = " ".join(_short.repr(value).split())
-    return shown if len(shown) <= 100 else f"{shown[:100]}..."
+def shown(value: Any) -> str:
+    """What a message says of a value: one line, never long, whatever it is.
+
+    >>> shown([1]), len(shown("x" * 5000))
+    ('[1]', 100)
+    """
+    said = " ".join(_short.repr(value).split())
+    return said if len(said) <= 100 else f"{said[:100]}..."
 
 
 def _fitted(value: Any, hint: Any, about: Help) -> Any:

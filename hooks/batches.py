@@ -23,6 +23,7 @@ from causal_probe.hooks.tokens import starts_ends_pads, text_start
 __all__ = [
     "Batches",
     "Cut",
+    "OfText",
     "context_length",
     "is_row",
     "of_tokens",
@@ -90,7 +91,7 @@ def _given(tokens: Any, arguments: Mapping[str, Any]) -> Any:
     return read_tokens(arguments["model"], tokens, own=own)
 
 
-def read_tokens(model: HookedModel, tokens: Any, *, own: bool = False) -> Any:
+def read_tokens(model: HookedModel, tokens: Any, *, own: bool = False, one: bool = False) -> Any:
     """Batches that a probe can run, each looked at when its turn comes; what can be gone through again, can be afterwards.
 
     Parameters
@@ -101,6 +102,8 @@ def read_tokens(model: HookedModel, tokens: Any, *, own: bool = False) -> Any:
         A :func:`~causal_probe.hooks.corpus` is left as it is.
     own
         Whether a loss of the caller's reads the batches: then they may also be other things, which only the loss knows.
+    one
+        Whether it is one input, which nobody pads: what looks like padding is text that spells a padding token out.
 
     Raises
     ------
@@ -121,7 +124,7 @@ def read_tokens(model: HookedModel, tokens: Any, *, own: bool = False) -> Any:
                 "This corpus was cut for another model, of more tokens. Make it with this one: hooks.corpus(model, ...)."
             )
         return tokens
-    batches = Batches(model, tokens, own)
+    batches = Batches(model, tokens, own, one)
     return iter(batches) if isinstance(tokens, Iterator) else batches
 
 
@@ -132,12 +135,21 @@ class Cut:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class OfText(Cut):
+    """Some sequences of a corpus, [sequence, pos]."""
+
+    model: HookedModel
+    tokens: Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Batches:
     """What :func:`read_tokens` gives."""
 
     model: HookedModel
     given: Any
     own: bool
+    one: bool
 
     def __iter__(self) -> Iterator[Any]:
         """The batches, one by one."""
@@ -214,7 +226,7 @@ class Batches:
             raise CausalProbeError(fault)
         read = tokens.to(torch.long)
         for kind, fault in token_faults(self.model, read) if len(read) else ():
-            if padded or kind != "padding":
+            if kind != "padding" or (padded and not self.one):
                 raise CausalProbeError(fault)
         return read
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_probe.arguments import checked
+from causal_probe.arguments import Position, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks
 from causal_probe.hooks.heads import parse_head
@@ -35,7 +35,7 @@ Edit: TypeAlias = tuple[str, Callable[..., Tensor]]
 
 
 @checked
-def uniform_row(query: int) -> Float[Tensor, " key"]:
+def uniform_row(query: Position) -> Float[Tensor, " key"]:
     """Attention spread evenly over a query's past, itself included: 1 / (query + 1) on keys 0..query, [query + 1]; it sums to one.
 
     >>> uniform_row(1)
@@ -45,7 +45,7 @@ def uniform_row(query: int) -> Float[Tensor, " key"]:
 
 
 @checked
-def one_hot_row(key: int) -> Float[Tensor, " key"]:
+def one_hot_row(key: Position) -> Float[Tensor, " key"]:
     """All attention on one key, [key + 1]: 1 there, 0 before it.
 
     >>> one_hot_row(2)
@@ -55,7 +55,7 @@ def one_hot_row(key: int) -> Float[Tensor, " key"]:
 
 
 @checked
-def replace_row(layer: Any, head: Any = None, *, query: int, row: Float[Tensor, " key"]) -> Edit:
+def replace_row(layer: Any, head: Any = None, *, query: Position, row: Float[Tensor, " key"]) -> Edit:
     """Replace one head's attention at one query, in every sequence.
 
     Parameters

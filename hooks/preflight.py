@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import context_length, shape_fault, token_faults
 from causal_probe.hooks.check import (
@@ -52,9 +53,8 @@ class Finding:
         return self.message
 
 
-def preflight(
-    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
-) -> None:
+@checked
+def preflight(model: object, tokens: Any, *, attention_mask: Any = None, hooks: Sequence[str] = ("pattern",)) -> None:
     """Raise unless attention can be measured, and the hooks used, on these tokens.
 
     Arguments are those of :func:`find_faults`.
@@ -91,8 +91,9 @@ def _refuse(model: object, findings: Sequence[Finding]) -> None:
     raise CausalProbeError(f"{name} can't be measured on these tokens, for {len(findings)} reasons: {reasons}")
 
 
+@checked
 def find_faults(
-    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
+    model: object, tokens: Any, *, attention_mask: Any = None, hooks: Sequence[str] = ("pattern",)
 ) -> tuple[Finding, ...]:
     """Everything that would make a measurement wrong; empty if nothing is.
 

@@ -145,6 +145,12 @@ def added_by_itself(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return before, after[::-1]
 
 
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token's own text, with the space that it begins with: SentencePiece's decoders drop that."""
+    text, piece = str(tokenizer.decode([token])), tokenizer.convert_ids_to_tokens(token)
+    return f" {text}" if str(piece).startswith("\u2581") and not text.startswith(" ") else text
+
+
 def unknown_token(tokenizer: Any) -> int | None:
     """The token that stands for text which a tokenizer doesn't know; None where there is none, or it starts, ends or pads a text too."""
     token = getattr(tokenizer, "unk_token_id", None)

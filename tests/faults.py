@@ -33,10 +33,30 @@ from tests.results.interrupted import DONE, EVENTS, KILLED, MAKING, REFUSED, SUR
 #: What each command is told beside --out and --seed; {} is the folder of what it reads.
 TRAINING = ["--n-positions", "5", "--steps", "20", "--batch-size", "64", "--probe-sequences", "512"]
 COMMANDS: dict[str, list[str]] = {
-    "recover": ["recover", "chain", *TRAINING],
-    "recover by gradient": ["recover", "chain", "--method", "gradient", "--n-positions", "5", "--n-sequences", "64"],
+    "recover": ["recover", "--graph", "chain", *TRAINING],
+    "recover by gradient": [
+        "recover",
+        "--graph",
+        "chain",
+        "--method",
+        "gradient",
+        "--n-positions",
+        "5",
+        "--n-sequences",
+        "64",
+    ],
     "recover from tokens": ["recover", "--data", "{}/tokens.npy"],
-    "recover in a model": ["recover", "chain", "--model", "{}/gpt2", "--n-positions", "5", "--n-sequences", "8"],
+    "recover in a model": [
+        "recover",
+        "--graph",
+        "chain",
+        "--model",
+        "{}/gpt2",
+        "--n-positions",
+        "5",
+        "--n-sequences",
+        "8",
+    ],
     "scan": ["scan", "{}/model", "--n-sequences", "2", "--templates", "previous-token"],
     "scan of a corpus": [
         "scan",

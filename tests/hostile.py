@@ -84,7 +84,7 @@ GOOD: dict[str, Callable[[], Call]] = {
     "probes.explain": lambda: (
         probes.explain,
         {"discovery": discovery(), "outputs": probes.outputs_of(model(), "next"), "target": 11, "replacement": 1,
-         "methods": ["leave-one-out"], "head": 0, "fixed": [], "max_size": 1, "max_tested": 10, "pattern": None, "model": None, "batch_size": 8},
+         "methods": ["leave-one-out", "attention"], "head": 0, "fixed": [], "max_size": 1, "max_tested": 10, "pattern": torch.ones(LENGTH, LENGTH), "model": None, "batch_size": 8},
     ),
     "probes.from_graph": lambda: (probes.from_graph, {"graph": graphs.chain(4), "name": "mine", "first": 1}),
     "probes.head_graphs": lambda: (probes.head_graphs, {"model": model(), "tokens": tokens(), "per": "mean", "sink": "keep", "batch_size": 2}),
@@ -144,6 +144,8 @@ GOOD: dict[str, Callable[[], Call]] = {
 
 #: What is no model of these functions, or is read when the model is run.
 ANY_MODEL = {"probes.outputs_of", "probes.explain", "hooks.find_faults", "hooks.to_hooked"}
+#: Functions of the caller's, whose errors are the caller's.
+FUNCTIONS = {"loss", "outputs", "measure", "redraw", "sources", "original"}
 #: Tokens of one input, and tokens that are no model's.
 ONE_INPUT, NO_MODEL = {"probes.discover_from_attention"}, {"probes.score_patterns"}
 
@@ -294,6 +296,11 @@ def good(name: str) -> Call:
     return GOOD[name]()
 
 
+def scalars(argument: str) -> dict[str, Any]:
+    """The hostile values of an argument."""
+    return {what: value for what, value in SCALARS.items() if argument not in FUNCTIONS or not callable(value)}
+
+
 def public() -> Iterator[str]:
     """The functions that the rooms which measure offer."""
     for room in (probes, hooks):
@@ -307,7 +314,7 @@ def takes(name: str, argument: str) -> bool:
     return argument in inspect.signature(good(name)[0]).parameters
 
 
-def call(name: str, **changes: Any) -> Any:
+def call(name: str, /, **changes: Any) -> Any:
     """The good call with some arguments changed."""
     function, arguments = good(name)
     found = function(**{**arguments, **changes})

@@ -121,7 +121,8 @@ def bad_text(option: Option, draw: random.Random, place: Path) -> str | None:
             str(edge + 1) for edge in (about.most,) if edge is not None
         ]
         beyond += [str(edge) for edge in (about.above, about.below) if edge is not None]
-        return draw.choice([*NO_NUMBERS, *beyond])
+        whole = float not in parts
+        return draw.choice([text for text in (*NO_NUMBERS, *beyond) if whole or "9999" not in text])
     if all(get_origin(part) is Literal for part in parts):
         return draw.choice(["maybe", "", "\udcff", "x" * 3000, *(f"{word}s" for word in get_args(parts[0]))])
     if option.name in ("graph", "graphs"):
@@ -284,7 +285,7 @@ def changes(name: str, draw: random.Random) -> dict[str, Any]:
         elif argument == "model" and draw.random() < 0.5:
             found[argument] = draw.choice(list(hostile.BAD_MODELS.values()))()
         else:
-            found[argument] = draw.choice(list(hostile.SCALARS.values()))
+            found[argument] = draw.choice(list(hostile.scalars(argument).values()))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.in_context_graph import InContextGraph, how_it_was_read, in_context_graph
 from causal_probe.experiments.opening import is_named, open_model
 from causal_probe.experiments.saving import kept
+from causal_probe.graphs.choice import choose_graph
 from causal_probe.hooks import to_hooked
 from causal_probe.hooks.check import describe
 from causal_probe.options import takes
@@ -141,12 +143,18 @@ def leaderboard(models: Sequence[Any], o: LeaderboardOptions) -> Leaderboard:
     named = [os.fspath(model) if is_named(model) else None for model in models]
     if twice := next((name for name in named if name and named.count(name) > 1), None):
         raise CausalProbeError(f"The model {twice} was named twice. Name it once.")
+    with (
+        warnings.catch_warnings()
+    ):  # a typo is seen before a model is loaded; what is odd about a graph is said when it is read
+        warnings.simplefilter("ignore")
+        for graph in o.graphs:
+            choose_graph(graph, n_positions=o.n_positions, root_probability=o.root_probability, seed=o.seed)
     settings = o.settings(models=[name or GIVEN for name in named])
     options = o.shared(InContextOptions, verify=False, out=None, progress=False)
     with kept(o, settings, Leaderboard) as saved:
         readings: list[InContextGraph] = []
         labels: list[str] = []
-        with tqdm(total=len(models) * len(o.graphs), disable=not o.progress, desc="reading") as bar:
+        with tqdm(total=len(models) * len(o.graphs), disable=not o.progress, desc="reading", delay=1e-9) as bar:
             for model in models:
                 if is_named(model):
                     hooked, loaded = open_model(model, dtype=o.dtype, device=o.device)

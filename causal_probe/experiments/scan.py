@@ -25,6 +25,7 @@ from causal_probe.experiments.scan_sequences import (
 )
 from causal_probe.hooks import attention_hook
 from causal_probe.hooks import corpus as open_corpus
+from causal_probe.hooks.batches import OfText
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.corpus import read_shard
 from causal_probe.hooks.preflight import context_length, require_measurable
@@ -164,8 +165,8 @@ def _graphs(
         if not its:
             continue
         scanned, short = make.scanned(made["kind"], GRAPH_SEQUENCES), make.shown(made["kind"])
-        graphs = head_graphs(model, scanned, per="sequence", batch_size=batch_size)
-        shown = head_graphs(model, short, per="sequence")
+        graphs = head_graphs(model, OfText(model, scanned), per="sequence", batch_size=batch_size)
+        shown = head_graphs(model, OfText(model, short), per="sequence")
         for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
             comparison = graphs.compare(templates[name], layer, head)
             truth = _truth(templates[name], short)
@@ -187,7 +188,7 @@ def _circuits(
     called = {found[:3] for found in scores.called()}
     circuits = []
     for made in scores.settings["tokens"]:
-        tokens = make.scanned(made["kind"], CIRCUIT_SEQUENCES)
+        tokens = OfText(model, make.scanned(made["kind"], CIRCUIT_SEQUENCES))
         for template in (each for each in scores.templates if each.name in made["templates"]):
             best = next(iter(scores.top(template.name, 1)), None)
             if best is None or best[:3] not in called or not template.looks_back:

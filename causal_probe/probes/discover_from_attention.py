@@ -23,6 +23,7 @@ from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.heads import parse_head
 from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.read import layer_index, read_layer
+from causal_probe.hooks.tokens import token_text
 from causal_probe.probes.attention_correlation import Correlation, attention_correlation, output_correlation
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 
@@ -181,7 +182,7 @@ def learn(
 def _one_input(model: Any, tokens: Any) -> Tensor:
     if isinstance(model, HookedModel):
         one = (isinstance(tokens, (Tensor, np.ndarray)) and tokens.ndim == 1) or is_row(tokens)
-        tokens = torch.cat(list(read_tokens(model, torch.as_tensor(tokens)[None] if one else tokens)))
+        tokens = torch.cat(list(read_tokens(model, torch.as_tensor(tokens)[None] if one else tokens, one=True)))
     try:
         row = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -231,7 +232,7 @@ def _texts(model: Any, row: Tensor, texts: Sequence[str] | None) -> tuple[str, .
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         return tuple(map(str, row[0].tolist()))
-    return tuple(tokenizer.decode([token]) for token in row[0].tolist())
+    return tuple(token_text(tokenizer, token) for token in row[0].tolist())
 
 
 def _describe(model: Any) -> dict[str, Any]:

@@ -309,7 +309,7 @@ def is_whole(content: Mapping[str, Any]) -> bool:
     (True, False)
     """
     try:
-        return seal(content)[SHA256] == content.get(SHA256)
+        return bool(seal(content)[SHA256] == content.get(SHA256))
     except (CausalProbeError, ValueError):  # a number beyond all floats
         return False
 
