@@ -35,7 +35,7 @@ from causal_probe.graphs.check import (
     show_edge,
     show_node,
 )
-from causal_probe.results import seal, write_json
+from causal_probe.results import seal, to_jsonable, write_json
 from causal_probe.results.files import is_whole
 
 __all__ = ["file_form", "read_graph", "write_graph"]
@@ -185,7 +185,7 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
         )
     if Path(path).is_dir():
         raise CausalProbeError(f"Can't write {os.fspath(path)}: it is a folder. Name a file.")
-    write_json(path, seal(_in_order(graph)))
+    write_json(path, seal(to_jsonable(_in_order(graph))))
 
 
 #: What is said of a form that is known and not read.

@@ -268,7 +268,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     {'seed': 0}
     """
     try:
-        _regular(Path(path))
+        regular_size(Path(path))
         return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CausalProbeError(f"Can't read {path}: {reason_of(error)}.") from error
@@ -351,7 +351,7 @@ def _checksum(arrays: Mapping[str, NDArray[Any]], about: Any) -> str:
 
 def _check_header(path: Path) -> None:
     """Compare the sizes that a header states with the file's, before anything is made of them."""
-    size = _regular(path)
+    size = regular_size(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
@@ -362,7 +362,7 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"it has {size} bytes, and its header speaks of {8 + length + max(ends, default=0)}")
 
 
-def _regular(path: Path) -> int:
+def regular_size(path: Path) -> int:
     """The size of a regular file; a pipe would make a reader wait for ever."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
