@@ -6,13 +6,14 @@ JOBS ?= 2
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: help demo reproduce pictures results gallery docs test test-tl4 test-tl3 lint bench setup setup-tl3 clean
+.PHONY: help demo reproduce pictures results gallery docs test test-tl4 test-tl3 faults lint bench setup setup-tl3 clean
 
 help:
 	@echo "make demo    recover a known causal graph and write the report to out/demo"
 	@echo "make test    run the tests on both supported lines of TransformerLens, 4.x and 3.9"
 	@echo "make lint    check style (ruff) and types (mypy)"
 	@echo "make reproduce  recover twenty random forests, staged and jointly: the paper's Figure 9 setting"
+	@echo "make faults  kill every command that writes, or fill its disk, at every file operation: hours"
 	@echo "make bench   run the benchmarks (tests/benchmarks), some of them for minutes"
 	@echo "make pictures  draw README's picture anew, from what make demo wrote, and run the notebooks anew"
 	@echo "make results write the site's page of results; ARGS=\"NAME ... --quick\" measures these anew, ARGS=--list says which there are"
@@ -49,6 +50,9 @@ test-tl4: setup
 
 test-tl3: setup-tl3
 	$(TL3)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+faults: setup
+	place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; OMP_NUM_THREADS=1 $(TL4)/bin/python -m tests.faults "$$place" all $(ARGS)
 
 lint: setup
 	$(TL4)/bin/python -m ruff check

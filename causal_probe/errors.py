@@ -6,13 +6,21 @@ import os
 
 __all__ = ["CausalProbeError", "CausalProbeWarning"]
 
+#: Characters of a message.
+LONGEST = 2000
+
 
 class CausalProbeError(ValueError):
     """Raised for every input that causal-probe can't work with.
 
     The message is one paragraph that says what was asked, what was found and what to do about it. The command
-    line prints it alone, without a traceback, and exits with code 2.
+    line prints it alone, without a traceback, and exits with code 2. It is one line; the middle of a very long one, which says again
+    what was given, is left out.
     """
+
+    def __str__(self) -> str:
+        said = " ".join(super().__str__().splitlines())
+        return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
 
 
 class CausalProbeWarning(UserWarning):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError, CausalProbeWarning
 from causal_probe.hooks.check import DIFFERENCE, HookedModel, undisturbed
 from causal_probe.hooks.tokens import added_by_itself
@@ -33,6 +34,7 @@ ADAPTER = re.compile(
 )
 
 
+@checked
 def to_hooked(
     model: object,
     tokenizer: Any = None,
@@ -79,8 +81,6 @@ def to_hooked(
     >>> model.hooked_difference < 1e-5
     True
     """
-    if check not in ("raise", "warn", "off"):
-        raise CausalProbeError(f"check is 'raise', 'warn' or 'off'; it is {check!r}.")
     if isinstance(model, HookedModel):
         return model
     from transformers import PreTrainedModel

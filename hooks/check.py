@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 
 __all__ = [
@@ -61,6 +62,7 @@ class HookedModel(Protocol):
         """Run."""
 
 
+@checked
 def attention_hook(layer: int, what: str) -> str:
     """The name of a layer's attention hook point; layers are counted from 0. Whether the model has it, :func:`require_hooks` says.
 

@@ -17,11 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, keep, require_hooks
 
 __all__ = ["OnSequences", "on_residual_stream"]
 
 
+@probe
 def on_residual_stream(
     model: HookedModel,
     *,

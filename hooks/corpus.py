@@ -19,8 +19,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError, show_path
+from causal_probe.hooks.batches import Cut, context_length, probe
 from causal_probe.hooks.check import HookedModel, describe
-from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.tokens import text_start
 
 __all__ = [
@@ -83,11 +83,11 @@ class CorpusCounts:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
+class Corpus(Cut):
     """Sequences of tokens of one length, made as they are asked for: what a probe takes as its batches.
 
     No sequence holds text of two documents. A document gives as many sequences as it fills, one after the other, each with the start of
-    a text (a BOS token, where there is one) in front; its end, which fills none, is left out and counted.
+    a text (a BOS token, where there is one) in front, once also where the text spells it out; its end, which fills none, is left out and counted.
 
     Attributes
     ----------
@@ -156,12 +156,14 @@ class Corpus:
             if number % n != i:
                 continue
             tokens = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+            if tokens[: len(start)].equal(start):  # the text spells its start out
+                tokens = tokens[len(start) :]
             full = len(tokens) // room
             pieces = [torch.cat([start, piece]) for piece in tokens[: full * room].view(full, room)]
             yield pieces, CorpusCounts(1, full, len(tokens), len(tokens) - full * room)
 
 
-class CorpusPass:
+class CorpusPass(Cut):
     """One pass over a corpus: its batches, and once they have all been seen, what was read.
 
     Parameters
@@ -172,6 +174,7 @@ class CorpusPass:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
+        self.model = corpus.model
         self.counts = CorpusCounts()
 
     def __iter__(self) -> Iterator[Int[Tensor, "batch pos"]]:
@@ -293,6 +296,7 @@ def read_shard(shard: str | Sequence[int]) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
+@probe
 def corpus(
     model: HookedModel,
     source: Any,

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import Position, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hook, require_hooks
 from causal_probe.hooks.heads import parse_head
@@ -33,7 +34,8 @@ __all__ = [
 Edit: TypeAlias = tuple[str, Callable[..., Tensor]]
 
 
-def uniform_row(query: int) -> Float[Tensor, " key"]:
+@checked
+def uniform_row(query: Position) -> Float[Tensor, " key"]:
     """Attention spread evenly over a query's past, itself included: 1 / (query + 1) on keys 0..query, [query + 1]; it sums to one.
 
     >>> uniform_row(1)
@@ -42,7 +44,8 @@ def uniform_row(query: int) -> Float[Tensor, " key"]:
     return torch.full((query + 1,), 1 / (query + 1), dtype=torch.float64)
 
 
-def one_hot_row(key: int) -> Float[Tensor, " key"]:
+@checked
+def one_hot_row(key: Position) -> Float[Tensor, " key"]:
     """All attention on one key, [key + 1]: 1 there, 0 before it.
 
     >>> one_hot_row(2)
@@ -51,7 +54,8 @@ def one_hot_row(key: int) -> Float[Tensor, " key"]:
     return torch.eye(key + 1, dtype=torch.float64)[key]
 
 
-def replace_row(layer: Any, head: Any = None, *, query: int, row: Float[Tensor, " key"]) -> Edit:
+@checked
+def replace_row(layer: Any, head: Any = None, *, query: Position, row: Float[Tensor, " key"]) -> Edit:
     """Replace one head's attention at one query, in every sequence.
 
     Parameters
@@ -97,6 +101,7 @@ def replace_row(layer: Any, head: Any = None, *, query: int, row: Float[Tensor, 
     return name, edit
 
 
+@checked
 def zero_ablate(layer: Any, head: Any = None) -> Edit:
     """Replace what a head reads out of the stream (its ``hook_z``) by zero, at every position.
 
@@ -113,6 +118,7 @@ def zero_ablate(layer: Any, head: Any = None) -> Edit:
     return _replace_head(layer, head, torch.zeros(1))
 
 
+@checked
 def mean_ablate(
     layer: Any, head: Any = None, *, reference: Float[Tensor, "pos d_head"] | Float[Tensor, " d_head"]
 ) -> Edit:
@@ -143,6 +149,7 @@ def mean_ablate(
     return _replace_head(layer, head, reference)
 
 
+@checked
 def resample_ablate(layer: Any, head: Any = None, *, donors: Float[Tensor, "batch pos d_head"]) -> Edit:
     """Replace what a head reads out of the stream (its ``hook_z``) by what it reads out of other sequences.
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from causal_probe.arguments import shown
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["find_head", "find_layer", "parse_head"]
@@ -41,11 +42,13 @@ def parse_head(layer: Any, head: Any = None) -> tuple[int, int]:
         else:
             named = ()
     try:
+        if any(isinstance(part, bool) for part in named):
+            raise TypeError
         its_layer, its_head = (
             int(part) if isinstance(part, str) and head is None else operator.index(part) for part in named
         )
     except (TypeError, ValueError) as error:
-        found = f"{layer!r}" if head is None else f"layer {layer!r}, head {head!r}"
+        found = shown(layer) if head is None else f"layer {shown(layer)}, head {shown(head)}"
         raise CausalProbeError(
             f"A head is named 'L18H6', (18, 6), or by a layer and a head such as 18, 6; found {found}."
         ) from error
@@ -66,9 +69,11 @@ def find_layer(n_layers: int, layer: Any) -> int:
     (3, 11)
     """
     try:
+        if isinstance(layer, bool):
+            raise TypeError
         number = operator.index(layer)
     except TypeError as error:
-        raise CausalProbeError(f"A layer is a whole number, counted from 0; found {layer!r}.") from error
+        raise CausalProbeError(f"A layer is a whole number, counted from 0; found {shown(layer)}.") from error
     if not -n_layers <= number < n_layers:
         raise CausalProbeError(
             f"Layer {number} was asked for; there are {n_layers} layers, counted from 0 (-1 is the last)."

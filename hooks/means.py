@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from causal_probe.arguments import BatchSize
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, require_hooks
 from causal_probe.hooks.heads import find_head, find_layer, parse_head
 from causal_probe.hooks.moments import Moments, merged
@@ -15,8 +17,9 @@ from causal_probe.hooks.record import record
 __all__ = ["mean_heads", "mean_patterns"]
 
 
+@probe
 def mean_patterns(
-    model: HookedModel, tokens: Any, *, layers: Iterable[int] | None = None, batch_size: int | None = None
+    model: HookedModel, tokens: Any, *, layers: Iterable[int] | None = None, batch_size: BatchSize = None
 ) -> dict[int, Moments]:
     """Average every head's attention pattern over sequences, in one pass.
 
@@ -55,7 +58,8 @@ def mean_patterns(
     return record(model, tokens, _Sums(), layers=layers, batch_size=batch_size).total
 
 
-def mean_heads(model: HookedModel, tokens: Any, *, layer: Any, batch_size: int | None = None) -> Moments:
+@probe
+def mean_heads(model: HookedModel, tokens: Any, *, layer: Any, batch_size: BatchSize = None) -> Moments:
     """Average what each head of a layer reads out of the stream (``hook_z``), shape [pos, head, d_head], over sequences.
 
     The mean is a reference for :func:`~causal_probe.hooks.mean_ablate`. Other arguments and errors are those of :func:`mean_patterns`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def given_patterns(patterns: Any, *, low: float | None = 0.0, high: float | None
             f"One array of the shape {list(patterns.shape)} doesn't say which axis is the layer: give a list, with one array for each."
         )
     else:
-        by_layer = dict(enumerate(patterns))
+        by_layer = dict(enumerate(patterns)) if isinstance(patterns, Iterable) else {}
     if not by_layer:
         raise CausalProbeError(
             "There are no patterns: give a list with one array for each layer, or a mapping from the layer, or with the names "

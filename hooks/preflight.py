@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import context_length, shape_fault, token_faults
 from causal_probe.hooks.check import (
     HookedModel,
     attention_hooks,
@@ -21,7 +23,6 @@ from causal_probe.hooks.check import (
     undisturbed,
 )
 from causal_probe.hooks.record import row_slack
-from causal_probe.hooks.tokens import special_tokens
 from causal_probe.hooks.visible import has_sinks
 
 __all__ = ["Finding", "context_length", "find_faults", "preflight"]
@@ -53,23 +54,8 @@ class Finding:
         return self.message
 
 
-def context_length(model: HookedModel) -> int | None:
-    """The most tokens that a model can be given at once; None where it does not say, as some models with ALiBi.
-
-    Examples
-    --------
-    >>> from causal_probe.models import DisentangledTransformer
-    >>> context_length(DisentangledTransformer(d_vocab=3, n_positions=4))
-    4
-    """
-    # n_ctx of a DisentangledTransformer is one above its longest sequence, as TransformerLens' detect_head wants it.
-    limits = (getattr(model, "n_positions", None), getattr(model.cfg, "n_ctx", None))
-    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
-
-
-def preflight(
-    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
-) -> None:
+@checked
+def preflight(model: object, tokens: Any, *, attention_mask: Any = None, hooks: Sequence[str] = ("pattern",)) -> None:
     """Raise unless attention can be measured, and the hooks used, on these tokens.
 
     Arguments are those of :func:`find_faults`.
@@ -85,7 +71,18 @@ def preflight(
     >>> from causal_probe.models import DisentangledTransformer
     >>> preflight(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]]))  # nothing is wrong
     """
-    findings = find_faults(model, tokens, attention_mask=attention_mask, hooks=hooks)
+    _refuse(model, find_faults(model, tokens, attention_mask=attention_mask, hooks=hooks))
+
+
+def require_measurable(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str] = ("pattern",)
+) -> None:
+    """Raise as :func:`preflight` does, for what is wrong with the model alone: the tokens were read by a probe, or cut from text."""
+    missing, points = _points(model, hooks)
+    _refuse(model, (*missing, *_run_faults(model, tokens[:SEQUENCES], None, points)))
+
+
+def _refuse(model: object, findings: Sequence[Finding]) -> None:
     if not findings:
         return
     name = describe(model)["model"] if isinstance(model, HookedModel) else type(model).__name__
@@ -95,8 +92,9 @@ def preflight(
     raise CausalProbeError(f"{name} can't be measured on these tokens, for {len(findings)} reasons: {reasons}")
 
 
+@checked
 def find_faults(
-    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
+    model: object, tokens: Any, *, attention_mask: Any = None, hooks: Sequence[str] = ("pattern",)
 ) -> tuple[Finding, ...]:
     """Everything that would make a measurement wrong; empty if nothing is.
 
@@ -129,27 +127,39 @@ def find_faults(
     """
     if not isinstance(model, HookedModel):
         return (Finding("no-surface", no_surface(model)),)
-    findings = []
+    findings, by_point = _points(model, hooks)
+    if fault := _shape_fault(tokens, attention_mask):
+        findings.append(fault)
+        tokens, attention_mask = torch.zeros(1, 2, dtype=torch.long), None
+    else:
+        faults = (Finding(kind, fault) for kind, fault in token_faults(model, tokens))
+        findings += [fault for fault in faults if attention_mask is None or fault.kind != "padding"]
+    tokens = _runnable(model, tokens[:SEQUENCES])
+    attention_mask = None if attention_mask is None else attention_mask[:SEQUENCES, : tokens.shape[1]].to(tokens.device)
+
+    return (*findings, *_run_faults(model, tokens, attention_mask, by_point))
+
+
+def _points(model: HookedModel, hooks: Sequence[str]) -> tuple[list[Finding], dict[str, list[str]]]:
+    """What is missing, and the hook points of each kind."""
     by_point: dict[str, list[str]] = {}
     for (_, point), name in attention_hooks(model, hooks).items():
         by_point.setdefault(point, []).append(name)
     try:
         require_hooks(model, [name for names in by_point.values() for name in names])
     except CausalProbeError as error:
-        findings.append(Finding("missing-hooks", str(error)))
+        return [Finding("missing-hooks", str(error))], by_point
+    return [], by_point
 
-    if fault := _shape_fault(tokens, attention_mask):
-        findings.append(fault)
-        tokens, attention_mask = torch.zeros(1, 2, dtype=torch.long), None
-    findings += _token_faults(model, tokens, attention_mask)
-    tokens = _runnable(model, tokens[:SEQUENCES])
-    attention_mask = None if attention_mask is None else attention_mask[:SEQUENCES, : tokens.shape[1]].to(tokens.device)
 
+def _run_faults(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None, by_point: dict[str, list[str]]
+) -> tuple[Finding, ...]:
+    """What is wrong with what passes the hooks on tokens that can be run."""
     with undisturbed(model):
         known = [names for names in by_point.values() if all(name in model.hook_dict for name in names)]
-        looked_at, silent = _run(model, tokens, attention_mask, [name for names in known for name in names])
-        findings += looked_at
-        if "fails" not in {finding.kind for finding in looked_at}:
+        findings, silent = _run(model, tokens, mask, [name for names in known for name in names])
+        if "fails" not in {finding.kind for finding in findings}:
             findings += _dead(model, tokens, [names for names in known if names[0] not in silent])
     return tuple(findings)
 
@@ -158,51 +168,16 @@ def find_faults(
 
 
 def _shape_fault(tokens: Any, mask: Any) -> Finding | None:
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
-        found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
-        return Finding("tokens", f"Tokens must be a tensor of whole numbers [batch, pos]; they are {found}.")
-    if 0 in tokens.shape:
-        return Finding("tokens", f"There are no tokens: their shape is {list(tokens.shape)}.")
+    if fault := shape_fault(tokens) or (
+        None if len(tokens) else f"There are no tokens: their shape is {list(tokens.shape)}."
+    ):
+        return Finding("tokens", fault)
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != tokens.shape):
         found = str(list(mask.shape)) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         return Finding(
             "tokens", f"The attention mask must have the tokens' shape, {list(tokens.shape)}; it is {found}."
         )
     return None
-
-
-def _token_faults(model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None) -> Iterator[Finding]:
-    d_vocab, longest = int(model.cfg.d_vocab), context_length(model)
-    if longest is not None and tokens.shape[1] > longest:
-        yield Finding(
-            "too-long",
-            f"The sequences have {tokens.shape[1]} tokens, and the model's context holds {longest}: shorten them.",
-        )
-    least, most = int(tokens.min()), int(tokens.max())
-    if least < 0 or most >= d_vocab:
-        yield Finding(
-            "vocabulary",
-            f"The token ids run from {least} to {most}, and the model's vocabulary from 0 to {d_vocab - 1}: use its own tokenizer.",
-        )
-    if mask is None and (padded := _padded(model, tokens)):
-        yield Finding(
-            "padding",
-            f"{padded} of {len(tokens)} sequences begin or end with padding (token {special_tokens(model).pad}), and no mask is "
-            "given: attention to padding would count. Give sequences of one length, or an attention_mask.",
-        )
-
-
-def _padded(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> int:
-    """In how many sequences padding begins or ends."""
-    special = special_tokens(model)
-    if special.pad is None:
-        return 0
-    is_pad = tokens == special.pad
-    # Many models pad with a token that also starts or ends a text: one of it is no padding yet.
-    eos = getattr(getattr(model, "tokenizer", None) or model.cfg, "eos_token_id", None)
-    at_start = is_pad[:, : 1 + (special.pad == special.bos)].all(1)
-    at_end = is_pad[:, -1 - (special.pad in (special.bos, eos)) :].all(1)
-    return int((at_start | at_end).sum()) if tokens.shape[1] > 1 else 0
 
 
 def _runnable(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch runnable"]:

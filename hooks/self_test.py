@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, attention_hook, keep, require_hooks, undisturbed
 from causal_probe.hooks.means import mean_patterns
 from causal_probe.hooks.visible import heads_by_layer
@@ -53,9 +54,8 @@ class Answer:
         return self.error is not None and self.error <= self.tolerance
 
 
-def self_test(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], *, original: Callable[..., Any] | None = None
-) -> tuple[Answer, ...]:
+@probe
+def self_test(model: HookedModel, tokens: Any, *, original: Callable[..., Any] | None = None) -> tuple[Answer, ...]:
     """Ask a model what is known beforehand about its hooks.
 
     - *pattern-moves-values*: every head is made to attend to one token alone, 1, 2 or 3 before, by an edit of its pattern. What
@@ -72,7 +72,7 @@ def self_test(
         With live ``hook_v``, ``hook_pattern`` and ``hook_z``; the scores are asked about where there are such hooks. It is left
         as it was.
     tokens
-        What they are doesn't matter. With fewer than four positions, less can show.
+        [batch, pos]. What they are doesn't matter. With fewer than four positions, less can show.
     original
         The Hugging Face model that ``model`` was made of, in evaluation mode, if any.
 
@@ -89,6 +89,7 @@ def self_test(
     >>> all(answer.passed for answer in answers)
     True
     """
+    tokens = torch.cat(list(tokens))
     layers = list(heads_by_layer(model))
     require_hooks(model, [attention_hook(layer, what) for what in ("v", "pattern", "z") for layer in layers])
     has_scores = all(attention_hook(layer, "attn_scores") in model.hook_dict for layer in layers)

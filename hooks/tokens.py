@@ -54,13 +54,20 @@ def special_tokens(model: HookedModel) -> SpecialTokens:
     """
     tokenizer = getattr(model, "tokenizer", None)
     vocabulary = range(int(model.cfg.d_vocab))
-    says = model.cfg if tokenizer is None else tokenizer
-    starts, ends, pads = (_ids(says, f"{which}_token_id", vocabulary) for which in ("bos", "eos", "pad"))
+    starts, ends, pads = starts_ends_pads(model)
     bos, pad = next(iter(starts), None), next(iter(pads), None)
     if tokenizer is None:
         return SpecialTokens(frozenset([*starts, *ends, *pads]), bos, pad, (), ())
     ids = _special_ids(tokenizer) | (set(vocabulary) - set(tokenizer.get_vocab().values()))
     return SpecialTokens(frozenset(ids.intersection(vocabulary)), bos, pad, *added_by_itself(tokenizer))
+
+
+def starts_ends_pads(model: HookedModel) -> tuple[list[int], list[int], list[int]]:
+    """The BOS, EOS and padding tokens within the model's vocabulary: its tokenizer's where it has one, otherwise its configuration's."""
+    says = getattr(model, "tokenizer", None) or model.cfg
+    vocabulary = range(int(getattr(model.cfg, "d_vocab", None) or 2**63 - 1))
+    bos, eos, pad = (_ids(says, f"{which}_token_id", vocabulary) for which in ("bos", "eos", "pad"))
+    return bos, eos, pad
 
 
 def content_tokens(model: HookedModel) -> Int[Tensor, " token"]:
@@ -136,6 +143,12 @@ def added_by_itself(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     before = tuple(takewhile(special.__contains__, tokens))
     after = tuple(takewhile(special.__contains__, reversed(tokens[len(before) :])))
     return before, after[::-1]
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token's own text, with the space that it begins with: SentencePiece's decoders drop that."""
+    text, piece = str(tokenizer.decode([token])), tokenizer.convert_ids_to_tokens(token)
+    return f" {text}" if str(piece).startswith("\u2581") and not text.startswith(" ") else text
 
 
 def unknown_token(tokenizer: Any) -> int | None:

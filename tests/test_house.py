@@ -33,7 +33,7 @@ LOWER = {
 #: These from all that are below them.
 UPPER = ("experiments", "papers", "sweep", "reports", "cli")
 FLOORS = (*LOWER, *UPPER)
-FOR_EVERYONE = {"errors", "results"}
+FOR_EVERYONE = {"arguments", "errors", "results"}
 ARROWS = {floor: LOWER.get(floor, set(FLOORS[:place])) for place, floor in enumerate(FLOORS)} | {
     floor: set() for floor in FOR_EVERYONE
 }

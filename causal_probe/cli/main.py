@@ -78,10 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:  # typer's usage errors (an unknown option, say) share no public class; all others go on
-        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+        usage: Any = error
+        if not hasattr(usage, "exit_code") or not hasattr(usage, "show"):
             raise
-        error.show()
-        sys.exit(error.exit_code)
+        if sys.argv[1:] if arguments is None else arguments:
+            path = getattr(getattr(usage, "ctx", None), "command_path", "causal-probe")
+            said = " ".join(str(usage.format_message()).replace("Value error, ", "").split()).rstrip(".")
+            said = said if len(said) < 1000 else f"{said[:300]} ... {said[-300:]}"  # it says again what was given
+            typer.echo(f"Error: {said}. See {path} --help.", err=True)
+        else:
+            usage.show()  # without arguments: the help
+        sys.exit(usage.exit_code)
     if status == INTERRUPTED:  # typer turns an interruption into a status of its own
         typer.echo("Interrupted; nothing was written.", err=True)
     sys.exit(status if isinstance(status, int) else 0)

@@ -17,7 +17,7 @@ from causal_probe.experiments.opening import is_named
 from causal_probe.experiments.saving import Clock, kept
 from causal_probe.hooks import to_hooked
 from causal_probe.hooks.check import HookedModel
-from causal_probe.hooks.tokens import added_by_itself, unknown_token
+from causal_probe.hooks.tokens import added_by_itself, token_text, unknown_token
 from causal_probe.models import choose_device, load_model
 from causal_probe.options import takes
 from causal_probe.options.discover import DiscoverOptions
@@ -129,7 +129,7 @@ def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
             model,
             tokens,
             groups=nodes,
-            texts=[tokenizer.decode([token]) for token in tokens[0].tolist()],
+            texts=[token_text(tokenizer, token) for token in tokens[0].tolist()],
             **{name: getattr(o, name) for name in ASKED},
         )
         clock.spent_on("discovering")

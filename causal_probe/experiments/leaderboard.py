@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -148,7 +149,8 @@ def leaderboard(models: Sequence[Any], o: LeaderboardOptions) -> Leaderboard:
     with kept(o, settings, Leaderboard) as saved:
         readings: list[InContextGraph] = []
         labels: list[str] = []
-        with tqdm(total=len(models) * len(o.graphs), disable=not o.progress, desc="reading") as bar:
+        with contextlib.ExitStack() as stack:
+            bar: Any = None  # until there is a model to read in: an error stands alone
             for model in models:
                 if is_named(model):
                     hooked, loaded = open_model(model, dtype=o.dtype, device=o.device)
@@ -159,6 +161,9 @@ def leaderboard(models: Sequence[Any], o: LeaderboardOptions) -> Leaderboard:
                     name = str(describe(hooked)["model"])
                 copies = sum(known == name or known.startswith(f"{name} (") for known in dict.fromkeys(labels))
                 name = f"{name} ({copies + 1})" if copies else name
+                if bar is None:
+                    total = len(models) * len(o.graphs)
+                    bar = stack.enter_context(tqdm(total=total, disable=not o.progress, desc="reading"))
                 for graph in o.graphs:
                     labels.append(name)
                     readings.append(in_context_graph(hooked, graph, **options))

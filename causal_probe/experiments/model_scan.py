@@ -131,6 +131,16 @@ class HeadCircuit:
         ]
 
 
+def _said_of(circuit: HeadCircuit) -> str:
+    """A circuit in a line."""
+    its, best = circuit.attributions, circuit.strongest[0]
+    earlier = [f"{arrow.source} ({arrow.side})" for arrow in circuit.upstream.arrows if arrow.confirmed]
+    return (
+        f"L{its.layer}H{its.head} on {its.edges}: most of its score, {best['contribution']:.2f} of {its.total:.2f}, is from {best['query']} in the "
+        f"query and {best['key']} in the key; confirmed before it: {', '.join(earlier) or 'no head'}."
+    )
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelScan(Result):
     """What :func:`~causal_probe.experiments.scan` found.
@@ -328,6 +338,8 @@ class ModelScan(Result):
             [
                 *(f"{name}: {more} more" for name in self.scores.names if (more := self.left_out(name))),
                 *self.notes,
+                *map(_said_of, self.circuits),
+                *([] if self.no_circuits is None else [f"The scores could not be taken apart. {self.no_circuits}"]),
                 "called: an excess above 0.5 by three standard errors. It says where a head attends, not that the model uses it.",
                 *["95% interval: of the excess, by the bootstrap over sequences."] * len(interval),
                 *["effect: rise of the loss in nats when the head's output is replaced by its mean."] * bool(checked),

@@ -25,10 +25,10 @@ from causal_probe.experiments.scan_sequences import (
 )
 from causal_probe.experiments.show_called import patterns_of, words_of
 from causal_probe.hooks import corpus as open_corpus
-from causal_probe.hooks import preflight
+from causal_probe.hooks.batches import OfText
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.corpus import read_shard
-from causal_probe.hooks.preflight import context_length
+from causal_probe.hooks.preflight import context_length, require_measurable
 from causal_probe.options import takes
 from causal_probe.options.scan import ScanOptions
 from causal_probe.probes import Template, head_graphs, verify
@@ -101,14 +101,14 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
             options = {"n_sequences": o.n_sequences, "period": o.period, "bos": o.bos, "seed": o.seed}
             parts = made_parts(hooked, templates, options, optional=wanted is None)
             make = MadeSequences(hooked, options, templates, parts)
-            preflight(hooked, parts[0][1][:CHECKED], hooks=checked)
+            require_measurable(hooked, parts[0][1][:CHECKED], checked)
             scores = scored(hooked, templates, parts, batch_size=o.batch_size, progress=o.progress)
         else:
             reading: dict[str, Any] = {"bos": o.bos, "separator": o.separator, "field": o.field, "shard": (i, n)}
             text = open_corpus(hooked, o.corpus, length=sequence_length(hooked, o.length), **reading)
             make = TextSequences(text)
             if len(first := text.first(CHECKED)):
-                preflight(hooked, first, hooks=checked)
+                require_measurable(hooked, first, checked)
             scores = read_corpus(hooked, templates, text, batch_size=o.batch_size, progress=o.progress)
         leading = _leading(scores)
         shown = tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL]
@@ -164,8 +164,8 @@ def _graphs(
         if not its:
             continue
         scanned, short = make.scanned(made["kind"], GRAPH_SEQUENCES), make.shown(made["kind"])
-        graphs = head_graphs(model, scanned, per="sequence", batch_size=batch_size)
-        shown = head_graphs(model, short, per="sequence")
+        graphs = head_graphs(model, OfText(model, scanned), per="sequence", batch_size=batch_size)
+        shown = head_graphs(model, OfText(model, short), per="sequence")
         for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
             comparison = graphs.compare(templates[name], layer, head)
             truth = _truth(templates[name], short)
@@ -187,7 +187,7 @@ def _circuits(
     called = {found[:3] for found in scores.called()}
     circuits = []
     for made in scores.settings["tokens"]:
-        tokens = make.scanned(made["kind"], CIRCUIT_SEQUENCES)
+        tokens = OfText(model, make.scanned(made["kind"], CIRCUIT_SEQUENCES))
         for template in (each for each in scores.templates if each.name in made["templates"]):
             best = next(iter(scores.top(template.name, 1)), None)
             if best is None or best[:3] not in called or not template.looks_back:

@@ -35,7 +35,8 @@ from causal_probe.graphs.check import (
     show_edge,
     show_node,
 )
-from causal_probe.results import write_json
+from causal_probe.results import seal, to_jsonable, write_json
+from causal_probe.results.files import is_whole
 
 __all__ = ["file_form", "read_graph", "write_graph"]
 
@@ -157,7 +158,8 @@ def file_form(path: str | os.PathLike[str]) -> Literal["JSON", "GraphML", "an ed
 def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     """Write a causal graph as node-link JSON with the key ``edges``, atomically; :func:`read_graph` gives it back.
 
-    Nodes and edges are written in order, so equal graphs make equal files.
+    Nodes and edges are written in order, so equal graphs make equal files. A checksum is written too: who changes the file by hand
+    removes it.
 
     Raises
     ------
@@ -183,7 +185,7 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
         )
     if Path(path).is_dir():
         raise CausalProbeError(f"Can't write {os.fspath(path)}: it is a folder. Name a file.")
-    write_json(path, _in_order(graph))
+    write_json(path, seal(to_jsonable(_in_order(graph))))
 
 
 #: Messages for known formats that are not read.
@@ -244,6 +246,8 @@ def _parse_json(content: bytes) -> _Listed:
     expected = "networkx's node-link form is an object with the keys 'nodes' and 'edges' (or 'links'), both lists"
     if not isinstance(document, dict):
         raise _Unfit(f"{expected}; it holds a {type(document).__name__}.")
+    if "sha256" in document and not is_whole(document):
+        raise _Unfit("its checksum differs: it is damaged, or was changed by hand. If it was, remove its 'sha256'.")
     keys = [key for key in ("edges", "links") if key in document]
     if len(keys) == 2:
         raise _Unfit("it has both 'edges' and 'links'. Keep the one that holds its edges.")

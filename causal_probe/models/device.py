@@ -28,7 +28,7 @@ def choose_device(device: str) -> torch.device:
         place = torch.device(device)
         torch.zeros(1, device=place).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each, by device and build
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0][:200].rstrip(".")
         raise CausalProbeError(
             f"The device {device!r} can't be used here ({reason}). Name another one, or auto."
         ) from error

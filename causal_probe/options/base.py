@@ -25,17 +25,12 @@ An option stands between backticks in an error, so that a command can say it in 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-import math
-import numbers
-import operator
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -43,19 +38,18 @@ from typing import (
     ClassVar,
     Concatenate,
     Generic,
-    Literal,
     ParamSpec,
     TypeVar,
-    Union,
     get_args,
     get_origin,
     get_type_hints,
     overload,
 )
 
+from causal_probe.arguments import Help, check_value, near
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["GIVEN", "Help", "Option", "Options", "Subject", "UnknownOptionError", "check_value", "near", "takes"]
+__all__ = ["GIVEN", "Option", "Options", "Subject", "UnknownOptionError", "takes"]
 
 P = ParamSpec("P")
 O = TypeVar("O", bound="Options")  # noqa: E741 - as in the functions that take options
@@ -64,66 +58,10 @@ R = TypeVar("R")
 
 #: How settings name what was given as an object: a graph, say.
 GIVEN = "given"
-#: Whole numbers beyond these fit into no tensor.
-LARGEST = 2**63 - 1
 
 
 class UnknownOptionError(CausalProbeError, TypeError):
     """A keyword that a study does not have."""
-
-
-@dataclass(frozen=True)
-class Help:
-    """What is said about an option.
-
-    Attributes
-    ----------
-    text
-        One or two sentences.
-    python
-        What a command can't do, and Python can.
-    none
-        What None stands for.
-    least, most
-        The range of a number, ends included; of a sequence, of each number in it.
-    above, below
-        The same, ends excluded.
-    setting
-        Whether the result depends on it: what does not, such as a progress bar, is no part of ``settings``, ``call`` and sweeps.
-    in_call
-        Whether ``call`` says it. A device is where, not what.
-    in_command
-        Whether the command has it.
-    """
-
-    text: str
-    python: str = ""
-    none: str | None = None
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
-    setting: bool = True
-    in_call: bool = True
-    in_command: bool = True
-
-    def holds(self, value: float) -> bool:
-        """Whether a number is in the range."""
-        return (
-            (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-
-    @property
-    def range(self) -> str:
-        """The range in words, such as ``" of at least 2"``."""
-        words = [f"at least {self.least}"] if self.least is not None else []
-        words += [f"at most {self.most}"] if self.most is not None else []
-        words += [f"more than {self.above}"] if self.above is not None else []
-        words += [f"less than {self.below}"] if self.below is not None else []
-        return f" of {' and '.join(words)}" if words else ""
 
 
 @dataclass(frozen=True)
@@ -298,118 +236,6 @@ def _described(cls: Any) -> Mapping[str, Option]:
         # The last word counts: what a class says of a type that others share.
         found[field.name] = Option(field.name, hint, helps[-1], field.default, not field.kw_only)
     return dict(sorted(found.items(), key=lambda item: (not item[1].positional, not item[1].help.setting)))
-
-
-# --------------------------------------------------------------------------------------------------------------- values
-
-_UNFIT = object()
-
-
-def check_value(name: str, value: Any, hint: Any, about: Help | None = None) -> Any:
-    """``value`` as a type has it: numbers of other libraries as Python's, sequences as tuples.
-
-    Numbers, texts, choices and sequences of them are looked at; what else a type allows fits anything.
-
-    Raises
-    ------
-    CausalProbeError
-        If the value is of another type, is not finite, or is out of the range.
-
-    Examples
-    --------
-    >>> check_value("heads", [2, 1], tuple[int, ...]), check_value("rate", 1, float)
-    ((2, 1), 1.0)
-    >>> check_value("bos", "auot", Literal["auto", "yes"])
-    Traceback (most recent call last):
-    causal_probe.errors.CausalProbeError: `bos` is 'auot'; did you mean 'auto'? It must be 'auto' or 'yes'.
-    """
-    about = about or Help("")
-    found = _fitted(value, hint, about)
-    if found is _UNFIT:
-        guess = near(value, _choices(hint), quote=repr) if isinstance(value, str) else "."
-        shown = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}..."
-        raise CausalProbeError(f"`{name}` is {shown}{guess} It must be {_in_words(hint, about)}.")
-    return found
-
-
-def _fitted(value: Any, hint: Any, about: Help) -> Any:
-    origin = get_origin(hint)
-    if origin is Annotated:
-        extra = [each for each in get_args(hint)[1:] if isinstance(each, Help)]
-        return _fitted(value, get_args(hint)[0], (extra or [about])[-1])
-    if origin in (Union, UnionType):
-        return next((found for each in get_args(hint) if (found := _fitted(value, each, about)) is not _UNFIT), _UNFIT)
-    if origin is Literal:
-        return (
-            value
-            if any(value is each or (type(value) is type(each) and value == each) for each in get_args(hint))
-            else _UNFIT
-        )
-    if hint is NoneType:
-        return value if value is None else _UNFIT
-    if hint is bool:
-        return value if isinstance(value, bool) else _UNFIT
-    if hint is str:
-        return value if isinstance(value, str) else _UNFIT
-    if hint in (int, float):
-        return _number(value, hint, about)
-    if origin in (tuple, Sequence, list):
-        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-            return _UNFIT
-        items = tuple(_fitted(each, get_args(hint)[0], about) for each in value)
-        return _UNFIT if any(item is _UNFIT for item in items) else items
-    if origin is os.PathLike:
-        return value if isinstance(value, os.PathLike) else _UNFIT
-    return value
-
-
-def _number(value: Any, hint: type, about: Help) -> Any:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral if hint is int else numbers.Real):
-        return _UNFIT
-    try:
-        found: Any = operator.index(value) if isinstance(value, numbers.Integral) and hint is int else float(value)
-    except OverflowError:
-        return _UNFIT
-    finite = abs(found) <= LARGEST if hint is int else math.isfinite(found)
-    return found if finite and about.holds(found) else _UNFIT
-
-
-def _in_words(hint: Any, about: Help) -> str:
-    origin = get_origin(hint)
-    if origin is Annotated:
-        extra = [each for each in get_args(hint)[1:] if isinstance(each, Help)]
-        return _in_words(get_args(hint)[0], (extra or [about])[-1])
-    if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(_in_words(each, about) for each in get_args(hint)))
-    if origin is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if hint is NoneType:
-        return f"None ({about.none})" if about.none else "None"
-    if origin in (tuple, Sequence, list):
-        return f"a sequence, each of it {_in_words(get_args(hint)[0], about)}"
-    names = {
-        int: f"a whole number{about.range}",
-        float: f"a finite number{about.range}",
-        bool: "True or False",
-        str: "a text",
-    }
-    return names.get(hint, "a path" if origin is os.PathLike else getattr(hint, "__name__", str(hint)))
-
-
-def _choices(hint: Any) -> list[str]:
-    if get_origin(hint) is Literal:
-        return [each for each in get_args(hint) if isinstance(each, str)]
-    return [choice for each in get_args(hint) for choice in _choices(each)]
-
-
-def near(name: str, known: Iterable[str], *, quote: Callable[[str], str] = str) -> str:
-    """The end of a sentence about a name that there is not, with the known one that it resembles.
-
-    >>> near("scna", ["scan", "recover"])
-    '; did you mean scan?'
-    """
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {quote(found[0])}?" if found else "."
 
 
 def _plain(value: Any) -> Any:

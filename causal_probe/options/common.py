@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from causal_probe.arguments import Help
 from causal_probe.errors import CausalProbeError
-from causal_probe.options.base import Help, Options, Subject
+from causal_probe.options.base import Options, Subject
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+from causal_probe.arguments import Help
 from causal_probe.errors import CausalProbeError
-from causal_probe.options.base import Help, Subject
+from causal_probe.options.base import Subject
 from causal_probe.options.common import LoadingOptions, SavingOptions
 
 __all__ = ["DiscoverOptions"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from causal_probe.options.base import Help, Subject
+from causal_probe.arguments import Help
+from causal_probe.options.base import Subject
 from causal_probe.options.common import (
     GRAPH,
     MODEL,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
+from causal_probe.arguments import near
 from causal_probe.errors import CausalProbeError
 from causal_probe.options import takes
-from causal_probe.options.base import near
 from causal_probe.options.studies import ReproduceOptions
 from causal_probe.papers import (  # noqa: F401 - each enters its own
     copying,

@@ -33,7 +33,6 @@ from causal_probe.results import (
     Table,
     list_files,
     read_arrays,
-    read_json,
     read_sealed,
     seal,
     to_jsonable,
@@ -336,7 +335,7 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
                 raise CausalProbeError(
                     f"{folder} is not empty and holds no earlier reproduction. Name a new or empty folder."
                 )
-            if read_json(target / BEGUN) != to_jsonable(settings):
+            if read_sealed(target / BEGUN) != to_jsonable(settings):
                 if not overwrite:
                     raise CausalProbeError(
                         f"{folder} holds a reproduction of other settings. Name another folder, or pass --overwrite."
@@ -347,7 +346,7 @@ def _open(folder: str | os.PathLike[str], settings: Mapping[str, Any], *, overwr
         raise CausalProbeError(
             f"Can't make the folder {folder}: {error.strerror}. Name another one with --out."
         ) from error
-    write_json(target / BEGUN, settings)
+    write_json(target / BEGUN, seal(settings))
     return target
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, mean_ablate, resample_ablate, zero_ablate
 from causal_probe.hooks.check import HookedModel, keep, live_hooks, require_hooks
@@ -49,6 +50,7 @@ class Measured:
 Measure: TypeAlias = Callable[[Tensor, Any], Measured]
 
 
+@checked
 def next_token(queries: Sequence[int] | None = None) -> Measure:
     """The loss, and the logit, of the next token, averaged over some positions.
 

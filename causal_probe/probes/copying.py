@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import describe, keep, require_hooks
 from causal_probe.results import Result, Table
 
@@ -84,6 +85,7 @@ class CopySensitivity(Result):
         )
 
 
+@probe
 def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, layer: int = 0) -> CopySensitivity:
     """The derivative of a layer's attention output at each position in the input at each position.
 

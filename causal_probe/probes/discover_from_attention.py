@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import PurePath
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from causal_probe.arguments import Help, Level, checked
 from causal_probe.discovery.fci import fci
 from causal_probe.discovery.icd import icd, ordered_icd
 from causal_probe.discovery.independence import FisherZ
 from causal_probe.discovery.pc import pc
 from causal_probe.discovery.search import Learned
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import is_row, read_tokens
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.heads import parse_head
 from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.read import layer_index, read_layer
+from causal_probe.hooks.tokens import token_text
 from causal_probe.probes.attention_correlation import Correlation, attention_correlation, output_correlation
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 
@@ -31,16 +34,17 @@ Algorithm = Literal["pc", "fci", "icd", "ordered-icd"]
 LEARNERS: dict[str, Callable[..., Learned]] = {"pc": pc, "icd": icd, "ordered-icd": ordered_icd}
 
 
+@checked
 def discover_from_attention(
     model: Any,
     tokens: Any,
     *,
     layer: int | str = -1,
     head: int | Literal["all", "mean"] = "all",
-    algorithm: str | None = None,
-    level: float = 0.01,
-    samples: int | Literal["auto"] = "auto",
-    source: str = "attention",
+    algorithm: Algorithm | None = None,
+    level: Level = 0.01,
+    samples: Annotated[int, Help("", least=4)] | Literal["auto"] = "auto",
+    source: Literal["attention", "values"] = "attention",
     residual: float = 0.0,
     groups: Sequence[Sequence[int]] | None = None,
     texts: Sequence[str] | None = None,
@@ -111,14 +115,6 @@ def discover_from_attention(
       graph  edges  -->  <->  o->  o-o  tests  undefined
       L0H0       6    3    0    3    0     55          0
     """
-    if not 0 < level < 1:
-        raise CausalProbeError(f"level is {level!r}. It must be above 0 and below 1, such as 0.01.")
-    if algorithm is not None and algorithm not in get_args(Algorithm):
-        raise CausalProbeError(
-            f"The algorithm {algorithm!r} was asked for; there are {', '.join(get_args(Algorithm))}."
-        )
-    if source not in ("attention", "values"):
-        raise CausalProbeError(f"The source {source!r} was asked for; there are attention and values.")
     row = _one_input(model, tokens)
     if isinstance(layer, str):
         layer, head = parse_head(layer, None if head == "all" else head)
@@ -184,6 +180,9 @@ def learn(
 
 
 def _one_input(model: Any, tokens: Any) -> Tensor:
+    if isinstance(model, HookedModel):
+        one = (isinstance(tokens, (Tensor, np.ndarray)) and tokens.ndim == 1) or is_row(tokens)
+        tokens = torch.cat(list(read_tokens(model, torch.as_tensor(tokens)[None] if one else tokens, one=True)))
     try:
         row = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -222,8 +221,6 @@ def _samples(model: Any, samples: Any, width: int | None) -> int:
     if samples == "auto":
         config: Any = getattr(model, "cfg", None) or getattr(model, "config", None)
         return width or int(getattr(config, "d_model", 0)) or int(getattr(config, "hidden_size", 0))
-    if isinstance(samples, bool) or not isinstance(samples, (int, np.integer)) or samples < 4:
-        raise CausalProbeError(f"samples is {samples!r}. It must be a number of at least 4, or 'auto'.")
     return int(samples)
 
 
@@ -235,7 +232,7 @@ def _texts(model: Any, row: Tensor, texts: Sequence[str] | None) -> tuple[str, .
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         return tuple(map(str, row[0].tolist()))
-    return tuple(tokenizer.decode([token]) for token in row[0].tolist())
+    return tuple(token_text(tokenizer, token) for token in row[0].tolist())
 
 
 def _describe(model: Any) -> dict[str, Any]:

@@ -29,8 +29,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import Level
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, edited, one_hot_row, replace_row, uniform_row
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, is_live, require_hooks, undisturbed
 from causal_probe.hooks.edit import Edit
 from causal_probe.hooks.heads import find_layer, parse_head
@@ -46,6 +48,7 @@ __all__ = ["Redraw", "edge_effects"]
 Redraw: TypeAlias = Callable[[Any, int, nx.DiGraph], Any]
 
 
+@probe
 def edge_effects(
     model: HookedModel,
     tokens: Any,
@@ -54,7 +57,7 @@ def edge_effects(
     layer: Any,
     head: Any = None,
     candidates: nx.DiGraph | Iterable[tuple[int, int]],
-    level: float = 1e-3,
+    level: Level = 1e-3,
     redraw: Redraw | None = None,
 ) -> EdgeEffects:
     """Test which edges parent -> child a head needs, and so tell children from roots.
@@ -121,8 +124,6 @@ def edge_effects(
     [(2, 3)]
     """
     parents = _check_candidates(candidates)
-    if not 0 < level < 1:
-        raise CausalProbeError(f"The family-wise level lies between 0 and 1, such as 1e-3; it is {level!r}.")
     if redraw is not None and isinstance(tokens, Iterator):
         raise CausalProbeError(
             "Redrawing goes through the batches several times, and these can be read once. Give a list."

@@ -24,9 +24,11 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from causal_probe.arguments import Count, Position, checked, shown
 from causal_probe.discovery.marks import Marks
 from causal_probe.discovery.possible_d_sep import possible_d_sep
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import token_faults
 from causal_probe.hooks.check import HookedModel, undisturbed
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 from causal_probe.results import Result, Table, merge_provenance
@@ -99,12 +101,13 @@ class Explanation(Result):
         )
 
 
+@checked
 def explain(
     discovery: Discovery,
     outputs: Outputs,
     *,
     target: int,
-    replacement: int,
+    replacement: Position,
     methods: Sequence[str] = ("cleann",),
     head: int | str | None = None,
     fixed: Iterable[int] = (),
@@ -112,7 +115,7 @@ def explain(
     max_tested: int = 2000,
     pattern: Any = None,
     model: Any = None,
-    batch_size: int = 64,
+    batch_size: Count = 64,
 ) -> dict[str, Explanation]:
     """Explain the decision of a model on the input of a :class:`~causal_probe.discovery.Discovery`.
 
@@ -282,7 +285,16 @@ def _scores(
     if method == "attention":
         if pattern is None:
             raise CausalProbeError("The method 'attention' ranks tokens by attention: give pattern [query, key].")
-        rows = np.asarray(torch.as_tensor(pattern).detach().cpu().double())[list(discovery.groups[target])].mean(axis=0)
+        n_positions = judge.tokens.shape[1]
+        try:
+            its = np.asarray(torch.as_tensor(pattern).detach().cpu().double())
+        except (TypeError, ValueError, RuntimeError):
+            its = np.zeros(0)
+        if its.shape != (n_positions, n_positions) or not np.isfinite(its).all():
+            raise CausalProbeError(
+                f"pattern is finite numbers [query, key] over {n_positions} positions; found {shown(pattern)}."
+            )
+        rows = its[list(discovery.groups[target])].mean(axis=0)
         return {node: float(rows[list(discovery.groups[node])].sum()) for node in free}
     if model is None:
         raise CausalProbeError("The method 'gradient' differentiates at the embedding: give the model.")
@@ -319,6 +331,7 @@ def _gradient_times_input(model: Any, judge: _Judge) -> Float[np.ndarray, " pos"
 # ------------------------------------------------------------------------------------------------------------------- decisions
 
 
+@checked
 def outputs_of(model: Any, decision: str, *, position: int | None = None) -> Outputs:
     """The outputs from which a model's decision is read.
 
@@ -354,6 +367,9 @@ def outputs_of(model: Any, decision: str, *, position: int | None = None) -> Out
         raise CausalProbeError("A masked decision is read at a position: give it.")
 
     def outputs(tokens: Int[Tensor, "batch pos"]) -> Tensor:
+        for kind, fault in token_faults(model, tokens) if isinstance(model, HookedModel) else ():
+            if kind != "padding":  # which may be what replaces others
+                raise CausalProbeError(fault)
         found = model(tokens) if isinstance(model, HookedModel) else model(input_ids=tokens.to(model.device))
         logits: Tensor = getattr(found, "logits", found)
         if decision == "class":

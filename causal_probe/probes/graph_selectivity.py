@@ -6,9 +6,10 @@ apart: a head that follows them attends to parents that only graph g has in sequ
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -16,14 +17,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import BatchSize, Help, Position, Seed
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.record import Rows, record
 from causal_probe.results import Result, Table
 
 __all__ = ["GraphSelectivity", "graph_selectivity"]
 
+Permutations: TypeAlias = Annotated[int, Help("Of the labels.", least=19, most=10**6)]
 #: A head's number by layer.
 ByHead = tuple[tuple[float, ...], ...]
 
@@ -80,22 +84,23 @@ class GraphSelectivity(Result):
         return Table(
             f"GraphSelectivity of {self.provenance['model']}: {len(self.names)} graphs ({counted} sequences)",
             ("head", "selectivity", "stderr", "p_value", "own"),
-            sorted(rows, key=lambda row: -float(row[1])),
+            sorted(rows, key=operator.itemgetter(1), reverse=True),
             (f"row i is read for node i + {self.settings['shift']}",),
         )
 
 
+@probe
 def graph_selectivity(
     model: HookedModel,
     tokens: Any,
     labels: Any,
     graphs: Sequence[nx.DiGraph] | Mapping[str, nx.DiGraph],
     *,
-    shift: int = 0,
-    burn_in: int = 0,
-    permutations: int = 999,
-    seed: int = 0,
-    batch_size: int | None = None,
+    shift: Position = 0,
+    burn_in: Position = 0,
+    permutations: Permutations = 999,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
 ) -> GraphSelectivity:
     """How much each head's attention changes with the graph of the sequence.
 
@@ -146,14 +151,8 @@ def graph_selectivity(
     """
     names = tuple(graphs) if isinstance(graphs, Mapping) else tuple(f"graph {i}" for i in range(len(graphs)))
     its = list(graphs.values()) if isinstance(graphs, Mapping) else list(graphs)
-    where, counts = _labelled(labels, tokens, names)
-    if any(
-        isinstance(n, bool) or not isinstance(n, int) or n < least
-        for n, least in ((shift, 0), (burn_in, 0), (permutations, 19))
-    ):
-        raise CausalProbeError(
-            f"shift and burn_in are whole numbers from 0, permutations one from 19; found {shift!r}, {burn_in!r} and {permutations!r}."
-        )
+    tokens = torch.cat([getattr(batch, "tokens", batch) for batch in tokens])
+    where, counts = _labelled(labels, len(tokens), names)
     only = torch.from_numpy(_only_in(its, tokens.shape[1], shift=shift, burn_in=burn_in, names=names))
     arrays = record(model, tokens, _OnParents(only), batch_size=batch_size).arrays()
     layers = tuple(sorted(layer for _, layer in arrays))
@@ -205,17 +204,13 @@ class _OnParents(Rows):
 
 
 def _labelled(
-    labels: Any, tokens: Any, names: Sequence[str]
+    labels: Any, n: int, names: Sequence[str]
 ) -> tuple[Int[np.ndarray, " sequence"], Int[np.ndarray, " graph"]]:
     """The labels, and how many sequences each graph has."""
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2:
-        raise CausalProbeError(
-            f"Sequences are one tensor of tokens [sequence, pos], so that each has its label; found {type(tokens).__name__}."
-        )
     where = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if where.shape != (len(tokens),) or where.dtype.kind not in "iu":
+    if where.shape != (n,) or where.dtype.kind not in "iu":
         raise CausalProbeError(
-            f"Labels are whole numbers, one for each of {len(tokens)} sequences; found {where.dtype} of shape {list(where.shape)}."
+            f"Labels are whole numbers, one for each of {n} sequences; found {where.dtype} of shape {list(where.shape)}."
         )
     if len(names) < 2 or where.min(initial=0) < 0 or where.max(initial=0) >= len(names):
         raise CausalProbeError(

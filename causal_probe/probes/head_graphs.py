@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causal_probe.arguments import BatchSize
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.corpus import Corpus, CorpusPass
 from causal_probe.hooks.means import mean_patterns
 from causal_probe.hooks.record import record
 from causal_probe.probes.evidence import ATTENTION, Evidence
-from causal_probe.probes.reading import check_sink
 from causal_probe.probes.sequence_graphs import LargestParents, SequenceGraphs
 
 __all__ = ["head_graphs"]
@@ -43,6 +44,7 @@ def head_graphs(
 ) -> SequenceGraphs: ...
 
 
+@probe
 def head_graphs(
     model: HookedModel,
     tokens: Any,
@@ -50,7 +52,7 @@ def head_graphs(
     per: Literal["mean", "sequence"] = "mean",
     by: Any = None,
     sink: Literal["exclude", "root", "keep"] | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchSize = None,
 ) -> Evidence | SequenceGraphs:
     """Read a graph out of every attention head of any TransformerLens model.
 
@@ -72,7 +74,7 @@ def head_graphs(
     per
         ``"mean"`` for one graph for each head, from the mean over sequences; ``"sequence"`` for one on each sequence.
     by
-        Labels [sequence] of the sequences in one tensor of tokens, words or whole numbers: each group is averaged by itself
+        Labels [sequence] of the sequences, in their order, words or whole numbers: each group is averaged by itself
         (:attr:`Evidence.labels`; ``found.at("2")`` is one group's evidence). Averages over sequences whose graphs differ show none of them.
     sink
         What attention on position 0 says: ``"root"``, that there is no parent; ``"exclude"``, nothing; ``"keep"``, that it is the
@@ -113,11 +115,8 @@ def head_graphs(
       L1H0      1             0.3611
       edges: attention >= 0.5; largest attention: on an earlier node, mean over nodes
     """
-    if per not in ("mean", "sequence"):
-        raise CausalProbeError(f"per is 'mean' or 'sequence'; it is {per!r}.")
     if sink is None:
         sink = "keep" if per == "mean" else "root"
-    check_sink(sink)
     if by is not None:
         return _by_group(model, tokens, by, per=per, sink=sink, batch_size=batch_size)
     provenance: dict[str, Any] = {**describe(model)}
@@ -140,10 +139,11 @@ def head_graphs(
 
 def _by_group(model: HookedModel, tokens: Any, by: Any, *, per: str, **options: Any) -> Evidence:
     """The evidence of each group of sequences, side by side."""
-    if per != "mean" or not isinstance(tokens, Tensor) or tokens.ndim != 2:
+    if per != "mean" or isinstance(tokens, Corpus):
         raise CausalProbeError(
-            f"by groups the sequences of one tensor of tokens [sequence, pos], for per='mean'; found {type(tokens).__name__} and per={per!r}."
+            f"by groups sequences of tokens, for per='mean'; found per={per!r} and a {type(tokens).__name__}."
         )
+    tokens = torch.cat([getattr(batch, "tokens", batch) for batch in tokens])
     labels = np.asarray(by.cpu() if isinstance(by, Tensor) else by)
     if labels.shape != (len(tokens),) or labels.dtype.kind not in "iuU":
         raise CausalProbeError(

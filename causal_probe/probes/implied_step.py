@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.results import Result, Table
@@ -121,6 +122,7 @@ class ImpliedSteps(Result):
         )
 
 
+@checked
 def implied_step(
     model: Any,
     *,

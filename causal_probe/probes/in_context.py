@@ -17,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from causal_probe.arguments import BatchSize
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, require_hooks, undisturbed
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.record import micro_batches
@@ -140,8 +142,9 @@ class InContextScore(_Losses):
         )
 
 
+@probe
 def in_context_score(
-    model: HookedModel, tokens: Any, *, early: int = 50, late: int = 500, batch_size: int | None = None
+    model: HookedModel, tokens: Any, *, early: int = 50, late: int = 500, batch_size: BatchSize = None
 ) -> InContextScore:
     """How much better a model predicts late in a text than early: its loss at one position minus that at another.
 
@@ -278,8 +281,9 @@ class CopyLosses(_Losses):
         )
 
 
+@probe
 def copy_losses(
-    model: HookedModel, tokens: Any, *, period: int, start: int | None = None, batch_size: int | None = None
+    model: HookedModel, tokens: Any, *, period: int, start: int | None = None, batch_size: BatchSize = None
 ) -> CopyLosses:
     """The loss on the first and on the second copy of a repeated text, token by token.
 

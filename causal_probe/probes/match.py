@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.heads import find_layer
 from causal_probe.probes.evidence import Evidence
@@ -92,6 +93,7 @@ class HeadMatch(Result):
         )
 
 
+@checked
 def match_heads(
     evidence: Evidence, truth: nx.DiGraph, *, layer: int = 0, children: Iterable[int] | None = None
 ) -> HeadMatch:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import networkx as nx
 import numpy as np
@@ -20,8 +20,10 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import BatchSize, Help
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.moments import Moments, merged
 from causal_probe.probes.qk_terms import TermReader, head_of, term_reader
@@ -199,6 +201,7 @@ class QKAttributions(Result):
         )
 
 
+@probe
 def qk_attributions(
     model: HookedModel,
     tokens: Any,
@@ -207,8 +210,8 @@ def qk_attributions(
     *,
     edges: str | Template | nx.DiGraph,
     sources: str | Callable[[str], str] = "split",
-    pairs: int = 3,
-    batch_size: int | None = None,
+    pairs: Annotated[int, Help("", least=0)] = 3,
+    batch_size: BatchSize = None,
 ) -> QKAttributions:
     """Say which sources, in the query and in the key, make a head attend along given edges.
 
@@ -269,8 +272,6 @@ def qk_attributions(
     Not 30, and not 1, for the row whose token is that of position 0: there layer 0 has nothing before it to copy and copies the
     token itself, a second match, which lowers one row in six by 30 / 6.
     """
-    if pairs < 0:
-        raise CausalProbeError(f"The number of pairs to look at alone can't be negative; it is {pairs}.")
     template = from_graph(edges) if isinstance(edges, nx.DiGraph) else find_templates(edges)[0]
     group = GROUPS.get(sources) if isinstance(sources, str) else sources
     if group is None:

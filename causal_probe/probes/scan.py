@@ -7,13 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from causal_probe.arguments import BatchSize, Count, Seed
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, require_hooks
 from causal_probe.hooks.corpus import Corpus, CorpusPass
-from causal_probe.hooks.preflight import preflight
+from causal_probe.hooks.preflight import require_measurable
 from causal_probe.hooks.record import each_batch, micro_batches, record
 from causal_probe.hooks.tokens import content_tokens
 from causal_probe.hooks.visible import Masks
@@ -31,17 +34,18 @@ Part: TypeAlias = tuple[tuple[Template, ...], Any, Mapping[str, Any]]
 CHECKED = 8
 
 
+@probe
 def scan(
     model: HookedModel,
     tokens: Any = None,
     *,
     templates: str | Template | Iterable[str | Template] | None = None,
     queries: Sequence[int] | None = None,
-    n_sequences: int | None = None,
+    n_sequences: Count | None = None,
     period: int | None = None,
     bos: str = "auto",
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
 ) -> HeadScores:
     """Score every attention head of any TransformerLens model against head types, all in one pass.
 
@@ -117,9 +121,9 @@ def scan(
     return scored(model, wanted, [(wanted, batches, {"kind": "given"})], queries, batch_size)
 
 
-def _check(model: HookedModel, first: Any) -> None:
-    """A few tokens tell whether the model uses the patterns that it shows. What is wrong with others is seen where they are run."""
-    preflight(model, first[:1, :CHECKED] if isinstance(first, Tensor) and first.ndim == 2 else first)
+def _check(model: HookedModel, first: Int[Tensor, "batch pos"]) -> None:
+    """A few tokens tell whether the model uses the patterns that it shows."""
+    require_measurable(model, first[:1, :CHECKED].to(describe(model)["device"] or "cpu"))
 
 
 def read_corpus(

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from causal_probe.arguments import BatchSize
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.gradients import record_score_gradients
 from causal_probe.probes.ablation import next_token
@@ -29,13 +31,14 @@ GRADIENT = Quantity(
 )
 
 
+@probe
 def score_gradients(
     model: HookedModel,
     tokens: Any,
     loss: Callable[[Any, Any], Tensor] | None = None,
     *,
     layers: Iterable[int] | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchSize = None,
 ) -> Evidence:
     """Minus the mean gradient of a loss with respect to the attention scores of every head, in one streaming pass.
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import describe
-from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.record import token_batches
 from causal_probe.probes.qk_terms import TermReader, Terms
 from causal_probe.probes.templates import Template
@@ -70,8 +69,7 @@ def micro_batches(reader: TermReader, tokens: Any, batch_size: int | None) -> li
     Raises
     ------
     CausalProbeError
-        If there are none, they are not tokens of one length, or longer than the model's context: one with rotary positions would run
-        on them all the same.
+        If there are none, or they are not tokens of one length.
     """
     device = describe(reader.model)["device"] or "cpu"
     batches = [batch.to(device) for batch in token_batches(tokens, batch_size)]
@@ -80,11 +78,6 @@ def micro_batches(reader: TermReader, tokens: Any, batch_size: int | None) -> li
     if lengths := {batch.shape[1] for batch in batches} - {batches[0].shape[1]}:
         raise CausalProbeError(
             f"Sequences must be of one length; theirs are {sorted({batches[0].shape[1], *lengths})}."
-        )
-    longest = context_length(reader.model)
-    if longest is not None and batches[0].shape[1] > longest:
-        raise CausalProbeError(
-            f"The sequences have {batches[0].shape[1]} tokens, and the model's context holds {longest}: shorten them."
         )
     if batch_size is not None:
         return batches

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import of_tokens
 from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
 from causal_probe.hooks.record import Rows, row_slack
 from causal_probe.hooks.visible import Masks
@@ -127,6 +128,7 @@ def _joined(tensors: Sequence[Tensor]) -> NDArray[Any]:
     return joined
 
 
+@of_tokens
 def score_patterns(
     patterns: Any,
     tokens: Int[Tensor, "batch pos"],

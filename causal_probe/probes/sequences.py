@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from causal_probe.arguments import Count, Seed
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.tokens import content_tokens, text_start
@@ -88,8 +90,14 @@ def longest_ngram(kinds: Iterable[str]) -> int | None:
     return max(found, default=None)
 
 
+@probe
 def repeated_tokens(
-    model: HookedModel, *, n_sequences: int | None = None, period: int | None = None, bos: str = "auto", seed: int = 0
+    model: HookedModel,
+    *,
+    n_sequences: Count | None = None,
+    period: int | None = None,
+    bos: str = "auto",
+    seed: Seed = 0,
 ) -> Sequences:
     """Random tokens, repeated: x_1 ... x_p x_1 ... x_p, with a BOS token first where there is to be one.
 
@@ -141,14 +149,15 @@ def repeated_tokens(
     return _finish(model, torch.stack(periods), start, made)
 
 
+@probe
 def ngram_tokens(
     model: HookedModel,
     *,
     n: int = 3,
-    n_sequences: int | None = None,
+    n_sequences: Count | None = None,
     period: int | None = None,
     bos: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Sequences:
     """Repeated walks in which n tokens determine the next one, and fewer do not.
 

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
 from causal_probe.results import UNSAVED
@@ -128,6 +129,7 @@ class Template:
 # ---------------------------------------------------------------------------------------------------------------- shipped
 
 
+@checked
 def offset(k: int) -> Template:
     """The key ``k`` positions before the query, [batch, query, key]; 0 is the query itself. Chance: the mean of 1 / (query + 1) over its rows.
 
@@ -146,6 +148,7 @@ def offset(k: int) -> Template:
     return Template(f"offset-{k}", lambda tokens: _back(tokens, k), f"{k} positions back")
 
 
+@checked
 def induction(n: int = 1) -> Template:
     """The key after an earlier occurrence of the query's last ``n`` tokens (Olsson et al., 2022, for ``n = 1``).
 
@@ -202,6 +205,7 @@ TEMPLATES: Mapping[str, Template] = {
 }
 
 
+@checked
 def template(name: str) -> Template:
     """A shipped template by its name; ``offset-K`` and ``induction-Ngram`` for any K >= 0 and N >= 1.
 
@@ -256,6 +260,7 @@ def _shipped(name: str) -> Template | None:
 # ----------------------------------------------------------------------------------------------------------------- graphs
 
 
+@checked
 def from_graph(graph: nx.DiGraph, *, name: str = "graph", first: int = 0) -> Template:
     """The parents of each position in a known graph, whatever the tokens.
 
@@ -295,6 +300,7 @@ def from_graph(graph: nx.DiGraph, *, name: str = "graph", first: int = 0) -> Tem
     return Template(name, targets, f"the parents in a graph of {len(graph)} nodes")
 
 
+@checked
 def successor_of_parent(graph: nx.DiGraph, *, name: str = "successor-of-parent", first: int = 0) -> Template:
     """The nodes with a parent that carries the query's token: the generalised induction head of a causal graph.
 

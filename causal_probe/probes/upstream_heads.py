@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import BatchSize, Count
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.values import read_values
@@ -168,6 +170,7 @@ class Upstream(Result):
         )
 
 
+@probe
 def upstream(
     model: HookedModel,
     tokens: Any,
@@ -175,10 +178,10 @@ def upstream(
     head: Any = None,
     *,
     edges: str | Template | nx.DiGraph,
-    depth: int = 2,
-    width: int = 3,
-    controls: int = 20,
-    batch_size: int | None = None,
+    depth: Count = 2,
+    width: Count = 3,
+    controls: Count = 20,
+    batch_size: BatchSize = None,
 ) -> Upstream:
     """Follow a head's attention back to the heads that make it, and confirm each step.
 
@@ -219,9 +222,6 @@ def upstream(
     >>> sorted(found.graph.edges(data="side")), found.roles["L0H1"][0]
     ([('L0H1', 'L1H0', 'key')], 'previous-token')
     """
-    for name, value, least in (("depth", depth, 1), ("width", width, 1), ("controls", controls, 1)):
-        if value < least:
-            raise CausalProbeError(f"{name} must be {least} or more; it is {value}.")
     template = from_graph(edges) if isinstance(edges, nx.DiGraph) else find_templates(edges)[0]
     first = term_reader(model, layer, head)
     start = f"L{first.layer}H{first.head}"

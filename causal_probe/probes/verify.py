@@ -31,7 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causal_probe.arguments import BatchSize, Seed
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, undisturbed
 from causal_probe.hooks.record import each_batch, micro_batches
 from causal_probe.probes.ablation import Head, Laboratory, Measure, next_token
@@ -44,6 +46,7 @@ from causal_probe.probes.verification import HeadVerdict, JointEffect, Rule, Ver
 __all__ = ["verify"]
 
 
+@probe
 def verify(
     scores: HeadScores,
     model: HookedModel,
@@ -57,8 +60,8 @@ def verify(
     period: int | None = None,
     ranked_on: int = 2,
     random_sets: int = 100,
-    seed: int | None = None,
-    batch_size: int | None = None,
+    seed: Seed | None = None,
+    batch_size: BatchSize = None,
     progress: bool = False,
 ) -> Verification:
     """Ask of each head that a scan has flagged whether the model uses it: causal, redundant, or attends only.

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, keep, require_hooks
 from causal_probe.probes.circuit_weights import circuit_weights
 from causal_probe.results import Result, Table
@@ -102,11 +103,12 @@ class HeadWeights(Result):
         )
 
 
+@probe
 def head_weights(model: HookedModel, *, n_positions: int | None = None) -> HeadWeights:
     """Score what each head does by its weights: copying (OV), and looking one position back (QK).
 
     Copying: W_E W_V W_O W_U is a matrix [d_vocab, d_vocab] of rank d_head at most; its eigenvalues other than zero are those of
-    the matrix W_O (W_U W_E) W_V [d_head, d_head]. W_E holds the token embeddings as they are: what the layers below make of
+    the matrix W_O (W_U W_E) W_V [d_head, d_head]. W_U is centred over the vocabulary, since a shift of all logits means nothing. W_E holds the token embeddings as they are: what the layers below make of
     them (in GPT-2 the first MLP makes much) is not in the score.
 
     Previous token: the model is run once with the residual stream before each layer replaced by the position embeddings, so the
@@ -150,7 +152,8 @@ def head_weights(model: HookedModel, *, n_positions: int | None = None) -> HeadW
     {'copying L0H0': 'its W_E W_V W_O W_U is zero'}
     """
     with circuit_weights(model) as (standard, weights):
-        UE = weights.W_U @ weights.W_E  # [d_model, d_model], in place of [d_vocab, d_vocab]
+        # A shift of all logits means nothing: W_U is centred over the vocabulary. [d_model, d_model], in place of [d_vocab, d_vocab].
+        UE = (weights.W_U - weights.W_U.mean(-1, keepdim=True)) @ weights.W_E
         copying = tuple(
             tuple(_copying(W_V, W_O, UE) for W_V, W_O in zip(*layer, strict=True))
             for layer in zip(weights.W_V, weights.W_O, strict=True)
@@ -300,6 +303,7 @@ class Composition(Result):
         )
 
 
+@probe
 def composition(model: HookedModel, *, kinds: Iterable[str] = KINDS) -> Composition:
     """How much each head reads what each head of an earlier layer writes: Q-, K- and V-composition, against a random baseline.
 

@@ -268,7 +268,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     {'seed': 0}
     """
     try:
-        _regular(Path(path))
+        regular_size(Path(path))
         return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CausalProbeError(f"Can't read {path}: {reason_of(error)}.") from error
@@ -296,14 +296,22 @@ def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or SHA256 not in content:
         raise CausalProbeError(f"{path} was expected to be a result of causal-probe, and holds no checksum.")
-    found = content.pop(SHA256)
-    try:
-        expected = hashlib.sha256(_canonical(content)).hexdigest()
-    except ValueError as error:  # a number beyond all floats
-        raise CausalProbeError(f"{path} was expected to be a JSON file and isn't: {error}.") from error
-    if found != expected:
+    if not is_whole(content):
         raise CausalProbeError(f"{path} is damaged, or was changed by something else: its checksum differs.")
+    del content[SHA256]
     return content
+
+
+def is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether content has the checksum that :func:`seal` would give it.
+
+    >>> is_whole(seal({"seed": 0})), is_whole({**seal({"seed": 0}), "seed": 1})
+    (True, False)
+    """
+    try:
+        return bool(seal(content)[SHA256] == content.get(SHA256))
+    except (CausalProbeError, ValueError):  # a number beyond all floats
+        return False
 
 
 def parse_json(text: str) -> Any:
@@ -343,7 +351,7 @@ def _checksum(arrays: Mapping[str, NDArray[Any]], about: Any) -> str:
 
 def _check_header(path: Path) -> None:
     """Compare the sizes that a header states with the file's, before anything is made of them."""
-    size = _regular(path)
+    size = regular_size(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
@@ -354,7 +362,7 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"it has {size} bytes, and its header speaks of {8 + length + max(ends, default=0)}")
 
 
-def _regular(path: Path) -> int:
+def regular_size(path: Path) -> int:
     """The size of a regular file; a pipe would make a reader wait for ever."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):

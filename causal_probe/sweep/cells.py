@@ -13,6 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from causal_probe import probes
+from causal_probe.arguments import Help
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.opening import open_model
 from causal_probe.experiments.recover import recover as recover_graph
@@ -23,7 +24,6 @@ from causal_probe.hooks import corpus as open_corpus
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.corpus import Corpus
 from causal_probe.options import Options, takes
-from causal_probe.options.base import Help
 from causal_probe.options.common import DEVICE, MODEL, LoadingOptions, SeedOption, SequenceOptions, ShardOption
 from causal_probe.options.recover import RecoverOptions, TaskOptions, TrainingOptions
 from causal_probe.options.scan import TemplatesOption

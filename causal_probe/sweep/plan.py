@@ -19,9 +19,10 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from causal_probe.arguments import check_value, near
 from causal_probe.errors import CausalProbeError, show_path
-from causal_probe.options.base import check_value, near
 from causal_probe.results import to_jsonable
+from causal_probe.results.files import regular_size
 
 __all__ = ["Cell", "fingerprint", "plan", "read_spec"]
 
@@ -99,6 +100,7 @@ def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the file can't be read, or is no mapping.
     """
     try:
+        regular_size(Path(path).expanduser())
         with open(Path(path).expanduser(), encoding="utf-8") as file:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:

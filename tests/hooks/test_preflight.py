@@ -184,7 +184,8 @@ def test_a_model_that_fails():
     [
         ([[1, 2]], "a list"),
         (torch.zeros(2, 3), "torch.float32 [2, 3]"),
-        (torch.zeros(3, dtype=torch.long), "torch.int64 [3]"),
+        (torch.zeros(3, dtype=torch.long)[None, :, None], "torch.int64 [1, 3, 1]"),
+        (torch.zeros(2, 3, dtype=torch.bool), "torch.bool [2, 3]"),
     ],
 )
 def test_what_are_no_tokens(tokens, found):
@@ -248,8 +249,8 @@ def test_padding_without_a_mask(where):
     tokens[1, where] = 0
     assert only_fault(model, tokens) == (
         "padding",
-        "1 of 3 sequences begin or end with padding (token 0), and no mask is given: attention to padding would count. Give "
-        "sequences of one length, or an attention_mask.",
+        "1 of 3 sequences begin or end with padding (token 0), and attention to padding would count: no probe takes a mask. Give "
+        "sequences without padding: cut them to one length, or measure those of each length by themselves.",
     )
     mask = (tokens != 0).long()
     assert find_faults(model, tokens, attention_mask=mask) == ()

@@ -128,8 +128,8 @@ def test_patterns_that_are_not_probabilities_are_refused():
     [
         ([], "There are no sequences"),
         ([random_tokens(2), random_tokens(2, n=5)], "lengths 7 and 5"),
-        (torch.rand(2, 7), "whole numbers; this one is \\[2, 7\\]"),
-        (["some text"], "this one is str"),
+        (torch.rand(2, 7), r"whole numbers \[batch, pos\]; they are torch.float32 \[2, 7\]"),
+        (["some text"], "Text was given, and the model has no tokenizer"),
     ],
 )
 def test_batches_that_can_not_be_averaged_are_refused(batches, message):

@@ -13,10 +13,11 @@ import typer
 
 import causal_probe
 from causal_probe import CausalProbeError, experiments
+from causal_probe.arguments import Help
 from causal_probe.cli.commands import commands
 from causal_probe.cli.main import app
 from causal_probe.options import STUDIES, Options, takes
-from causal_probe.options.base import GIVEN, Help
+from causal_probe.options.base import GIVEN
 from causal_probe.options.scan import ScanOptions
 from causal_probe.options.studies import SweepOptions
 from causal_probe.sweep.cells import PROBES

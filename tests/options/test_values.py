@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
+from causal_probe.arguments import Help, check_value
 from causal_probe.errors import CausalProbeError
-from causal_probe.options.base import Help, check_value
 from causal_probe.options.recover import RecoverOptions
 
 Word = Literal["auto", "yes"]

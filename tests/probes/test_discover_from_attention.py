@@ -122,16 +122,16 @@ def test_a_hugging_face_model_without_hooks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"level": 0.0}, "level is 0.0"),
-        ({"level": 1.5}, "level is 1.5"),
-        ({"algorithm": "ges"}, "there are pc, fci, icd, ordered-icd"),
+        ({"level": 0.0}, "`level` is 0.0"),
+        ({"level": 1.5}, "`level` is 1.5"),
+        ({"algorithm": "ges"}, "must be 'pc' or 'fci' or 'icd' or 'ordered-icd'"),
         ({"residual": 1.0}, "residual is 1.0"),
         ({"residual": 0.5, "source": "values"}, "leave residual at 0"),
-        ({"source": "keys"}, "there are attention and values"),
+        ({"source": "keys"}, "'attention' or 'values'"),
         ({"layer": 2}, "there are 2 layers"),
         ({"layer": -3}, "there are 2 layers"),
         ({"head": 5}, "the layer has the heads 0..0"),
-        ({"head": True}, "the layer has the heads 0..0"),
+        ({"head": True}, "`head` is True. It must be a whole number or 'all' or 'mean'"),
         ({"samples": 3}, "at least 4"),
         ({"texts": ["a"]}, "6 tokens and 1 texts"),
         ({"groups": [[9]]}, "groups of the positions"),
@@ -147,10 +147,10 @@ def test_bad_arguments(model: DisentangledTransformer, arguments: dict[str, Any]
     [
         (torch.empty(0, dtype=torch.long), "no tokens"),
         (torch.zeros(2, 6, dtype=torch.long), "One input is tokens"),
-        (torch.zeros(6), "One input is tokens"),
-        (torch.zeros(7, dtype=torch.long), "the model takes 6"),
+        (torch.zeros(6), "whole numbers"),
+        (torch.zeros(7, dtype=torch.long), "the model's context holds 6"),
         (torch.tensor([0, 9]), "from 0 to 4"),
-        ("text", "can't be read as numbers"),
+        ("text", "the model has no tokenizer"),
     ],
 )
 def test_bad_tokens(model: DisentangledTransformer, tokens: Any, message: str) -> None:

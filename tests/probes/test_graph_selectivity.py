@@ -187,9 +187,9 @@ def test_it_is_saved_and_cited(drawn: tuple[torch.Tensor, torch.Tensor], tmp_pat
         ({"graphs": [graphs.chain(9), graphs.chain(9), graphs.lag(9, k=2)]}, "graph 0 has no parent that graph 1 lacks"),
         ({"graphs": [nx.DiGraph([(1, 0)])] * 3}, "1 -> 0"),
         ({"burn_in": T}, "nothing tells them apart there"),
-        ({"shift": -1}, "found -1, 0 and 999"),
-        ({"permutations": 3}, "permutations one from 19"),
-        ({"tokens": [[1, 2]]}, "found list"),
+        ({"shift": -1}, "`shift` is -1. It must be a whole number of at least 0"),
+        ({"permutations": 3}, "`permutations` is 3. It must be a whole number of at least 19"),
+        ({"tokens": [[1, 2]]}, "one for each of 1 sequences"),
     ],
 )  # fmt: skip
 def test_bad_input(drawn: tuple[torch.Tensor, torch.Tensor], change: dict[str, Any], message: str) -> None:

@@ -130,9 +130,9 @@ def test_wrong_copies() -> None:
         copy_losses(model, random_tokens(2), period=4)
     with pytest.raises(CausalProbeError, match="no sequences"):
         copy_losses(model, [], period=4)
-    with pytest.raises(CausalProbeError, match="of whole numbers; this one is"):
+    with pytest.raises(CausalProbeError, match="of whole numbers"):
         copy_losses(model, torch.rand(2, 4), period=2)
-    with pytest.raises(CausalProbeError, match="batch_size must be at least 1"):
+    with pytest.raises(CausalProbeError, match=r"`batch_size` is 0. It must be a whole number of at least 1"):
         copy_losses(model, random_tokens(2), period=2, batch_size=0)
     model.W_U.data.fill_(torch.nan)
     with pytest.raises(CausalProbeError, match="not finite"):

@@ -212,7 +212,7 @@ def test_bad_input():
         probes.qk_attributions(model, tokens, 1, 0, edges="induction", sources="all")
     with pytest.raises(CausalProbeError, match=r"There are no sequences"):
         probes.qk_attributions(model, tokens[:0], 1, 0, edges="induction")
-    with pytest.raises(CausalProbeError, match=r"can't be negative; it is -1"):
+    with pytest.raises(CausalProbeError, match=r"`pairs` is -1. It must be a whole number of at least 0"):
         probes.qk_attributions(model, tokens, 1, 0, edges="induction", pairs=-1)
     with pytest.raises(CausalProbeError, match=r"There is no head L5H0. Heads, counted from 0: layer 0: 2, layer 1: 2"):
         probes.qk_attributions(model, tokens, "L5H0", edges="induction")

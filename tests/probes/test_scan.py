@@ -284,11 +284,10 @@ def test_a_model_that_was_stopped_early_runs_on_as_before(kind):
 
 
 def test_what_is_no_hooked_model_is_told():
-    # The run-time type checker of the tests stands before the message that a user sees.
     with pytest.raises(
         CausalProbeError, match="A Linear can't be probed: it has no cfg, hook_dict, hooks, run_with_hooks"
     ):
-        scan.__wrapped__(torch.nn.Linear(2, 2))
+        scan(torch.nn.Linear(2, 2))
 
 
 def random_gpt2():
@@ -511,16 +510,16 @@ def test_n_gram_templates_are_scored_on_their_own_sequences():
     [
         ({"period": 30}, "Two copies of 30 different tokens are wanted, .* room for 7 tokens, and 5 can be drawn"),
         ({"period": 1}, "Two copies of 1 different"),
-        ({"n_sequences": 0}, "One sequence or more is needed; 0 were asked for"),
+        ({"n_sequences": 0}, "`n_sequences` is 0. It must be a whole number of at least 1"),
         ({"bos": "yes"}, "A BOS token was asked for, and the model names none"),
         ({"bos": "maybe"}, "bos is 'auto', 'yes' or 'no'; it is 'maybe'"),
         ({"tokens": random_tokens(2), "period": 3}, "period=3 is about sequences that are made, and tokens were given"),
         ({"templates": "inductoin"}, "There is no template 'inductoin'"),
         ({"tokens": random_tokens(2), "queries": [7]}, "no query 7 in sequences of 7 tokens"),
-        ({"tokens": random_tokens(2), "batch_size": 0}, "batch_size must be at least 1"),
+        ({"tokens": random_tokens(2), "batch_size": 0}, "`batch_size` is 0. It must be a whole number of at least 1"),
         ({"tokens": random_tokens(2).float()}, "whole numbers"),
         ({"tokens": [random_tokens(2), random_tokens(2).float()]}, "of whole numbers"),
-        ({"tokens": [[1, 2]]}, "Tokens must be a tensor of whole numbers"),
+        ({"tokens": [1, 2]}, "For one sequence, give tokens"),
         ({"tokens": []}, "There are no sequences"),
     ],
 )

@@ -131,7 +131,7 @@ def test_it_shows_and_saves_itself(planted, tokens: torch.Tensor, tmp_path: Path
 
 
 def test_bad_input(planted, tokens: torch.Tensor):
-    with pytest.raises(CausalProbeError, match=r"width must be 1 or more; it is 0"):
+    with pytest.raises(CausalProbeError, match=r"`width` is 0. It must be a whole number of at least 1"):
         probes.upstream(planted, tokens, 1, 1, edges="induction", width=0)
     with pytest.raises(CausalProbeError, match=r"give two or more"):
         probes.upstream(planted, tokens[:1], 1, 1, edges="induction")

@@ -56,8 +56,8 @@ def bridge(model: Any) -> Any:
 
 
 def copying_by_definition(full: np.ndarray) -> float:
-    """From a whole matrix [d_vocab, d_vocab]."""
-    eigenvalues = np.linalg.eigvals(full.astype(np.float64))
+    """From a whole matrix [d_vocab, d_vocab], less what it adds to all logits."""
+    eigenvalues = np.linalg.eigvals((full - full.mean(1, keepdims=True)).astype(np.float64))
     return float(eigenvalues.sum().real / np.abs(eigenvalues).sum())
 
 
@@ -116,8 +116,7 @@ def hugging_face_ov(model: Any, kind: str, layer: int, head: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_folding_the_normalization_changes_nothing(kind: str) -> None:
     raw, folded = bridge(hugging_face(kind)), bridge(hugging_face(kind))
-    # (Centring the unembedding over the vocabulary is no part of the normalization.)
-    folded.enable_compatibility_mode(center_unembed=False, disable_warnings=True)
+    folded.enable_compatibility_mode(disable_warnings=True)  # it also centres the unembedding over the vocabulary
     assert (raw.W_V - folded.W_V).abs().max() > 0.01
     before, after = head_weights(raw), head_weights(folded)
     np.testing.assert_allclose(before.copying, after.copying, atol=1e-4)
@@ -148,10 +147,10 @@ def test_a_planted_copying_head(sign: float) -> None:
 
 
 def test_a_rotation_of_the_vocabulary_is_no_copying() -> None:
-    """A head that always raises the next token's logit: eigenvalues are the roots of unity, whose sum is 0."""
+    """A head that always raises the next token's logit: eigenvalues are the roots of unity but 1, which centring takes, and sum to -1."""
     model = planted(1.0)
     model.output_block("L1H1.token").copy_(torch.roll(torch.eye(4), 1, 1))
-    assert head_weights(model).copying[1][1] == pytest.approx(0, abs=1e-6)
+    assert head_weights(model).copying[1][1] == pytest.approx(-1 / 3, abs=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------- previous token
