@@ -218,7 +218,7 @@ def _cut_heads(hooked: Any) -> None:
     for block in hooked.blocks:
         attention = getattr(block, "attn", None)
         width = getattr(getattr(attention, "original_component", None), "v_head_dim", None)
-        conversion = getattr(getattr(getattr(attention, "o", None), "hook_in", None), "hook_conversion", None)
+        conversion: Any = getattr(getattr(getattr(attention, "o", None), "hook_in", None), "hook_conversion", None)
         if width is not None and hasattr(conversion, "d_head"):
             conversion.n_heads, conversion.d_head = int(hooked.cfg.n_heads), int(width)
 

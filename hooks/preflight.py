@@ -22,6 +22,7 @@ from causal_probe.hooks.check import (
 )
 from causal_probe.hooks.record import row_slack
 from causal_probe.hooks.tokens import special_tokens
+from causal_probe.hooks.values import read_values
 from causal_probe.hooks.visible import has_sinks
 
 __all__ = ["Finding", "context_length", "find_faults", "preflight"]
@@ -31,6 +32,9 @@ SEQUENCES = 2
 
 #: Whether a hook is live does not depend on the tokens: a few of them keep the gradient's graph small.
 LIVENESS_TOKENS = 8
+
+#: By how much what a head reads may miss its pattern times the values, of the largest number.
+READ = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,12 @@ def context_length(model: HookedModel) -> int | None:
 
 
 def preflight(
-    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
+    model: object,
+    tokens: Any,
+    *,
+    attention_mask: Tensor | None = None,
+    hooks: Sequence[str] = ("pattern",),
+    edits: bool = True,
 ) -> None:
     """Raise unless attention can be measured, and the hooks used, on these tokens.
 
@@ -85,7 +94,7 @@ def preflight(
     >>> from causal_probe.models import DisentangledTransformer
     >>> preflight(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]]))  # nothing is wrong
     """
-    findings = find_faults(model, tokens, attention_mask=attention_mask, hooks=hooks)
+    findings = find_faults(model, tokens, attention_mask=attention_mask, hooks=hooks, edits=edits)
     if not findings:
         return
     name = describe(model)["model"] if isinstance(model, HookedModel) else type(model).__name__
@@ -96,7 +105,12 @@ def preflight(
 
 
 def find_faults(
-    model: object, tokens: Any, *, attention_mask: Tensor | None = None, hooks: Sequence[str] = ("pattern",)
+    model: object,
+    tokens: Any,
+    *,
+    attention_mask: Tensor | None = None,
+    hooks: Sequence[str] = ("pattern",),
+    edits: bool = True,
 ) -> tuple[Finding, ...]:
     """Everything that would make a measurement wrong; empty if nothing is.
 
@@ -115,6 +129,9 @@ def find_faults(
     hooks
         Which hook points of the attention of every layer must be there and live: ``"pattern"`` to read and replace patterns,
         ``"z"`` to ablate heads, ``"attn_scores"`` for gradients.
+    edits
+        Whether patterns will be replaced, too. If not, one that is not live will do where it is seen to be the model's: where what
+        each head reads is the pattern times the values.
 
     Returns
     -------
@@ -150,7 +167,7 @@ def find_faults(
         looked_at, silent = _run(model, tokens, attention_mask, [name for names in known for name in names])
         findings += looked_at
         if "fails" not in {finding.kind for finding in looked_at}:
-            findings += _dead(model, tokens, [names for names in known if names[0] not in silent])
+            findings += _dead(model, tokens, [names for names in known if names[0] not in silent], edits=edits)
     return tuple(findings)
 
 
@@ -324,17 +341,37 @@ def _silence(model: HookedModel, silent: Sequence[str]) -> Iterator[Finding]:
         yield Finding("silent-hooks", f"{_names(silent)}: no value passes. The model does not use this attention.")
 
 
-def _dead(model: HookedModel, tokens: Int[Tensor, "batch pos"], points: Sequence[list[str]]) -> Iterator[Finding]:
+def _dead(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], points: Sequence[list[str]], *, edits: bool
+) -> Iterator[Finding]:
     few = tokens[:1, :LIVENESS_TOKENS]
     live: set[str] = set()
     for names in points:  # those of one kind at a time: a replaced z cuts the pattern behind it off
         live |= live_hooks(model, names, lambda: _logits(model(few)))
-    if dead := [name for names in points for name in names if name not in live]:
+    dead = [name for names in points for name in names if name not in live]
+    if not edits:
+        dead = [name for name in dead if not name.endswith("hook_pattern") or not _is_read(model, few, name)]
+    if dead:
         yield Finding(
             "dead-hooks",
             f"{_names(dead)}: decorative, for the model's output does not depend on the values there. What they show may not be "
             "what the model uses, an edit there does nothing, and its effect would be reported as zero.",
         )
+
+
+def _is_read(model: HookedModel, tokens: Int[Tensor, "batch pos"], name: str) -> bool:
+    """Whether what the heads of a layer read is the pattern that is shown, times the values."""
+    names = {what: name.replace("hook_pattern", f"hook_{what}") for what in ("pattern", "v", "z")}
+    found = read_values(model, tokens, names.values(), n_layers=int(model.cfg.n_layers))
+    pattern, values, read = (found.get(each) for each in names.values())
+    if pattern is None or values is None or read is None or values.ndim != 4 or read.ndim != 4:
+        return False
+    n_heads = pattern.shape[1]
+    if n_heads % values.shape[2] or read.shape[2:] != (n_heads, values.shape[3]):
+        return False
+    values = values.repeat_interleave(n_heads // values.shape[2], dim=2)
+    expected = (pattern.to(values) @ values.transpose(1, 2)).transpose(1, 2)
+    return float((expected - read).abs().max()) <= READ.get(read.dtype, max(READ.values())) * float(read.abs().max())
 
 
 def _logits(output: Any) -> Tensor:

@@ -24,8 +24,8 @@ def heads_by_layer(model: HookedModel) -> dict[int, int]:
     >>> heads_by_layer(ReducedTransformer(d_vocab=3, n_positions=4))
     {0: 1, 1: 1}
     """
-    names = attention_hooks(model, ["pattern"])
-    return {layer: int(model.cfg.n_heads) for (layer, _), name in names.items() if name in model.hook_dict}
+    names, there = attention_hooks(model, ["pattern"]), model.hook_dict
+    return {layer: int(model.cfg.n_heads) for (layer, _), name in names.items() if name in there}
 
 
 def seen_in(
@@ -46,24 +46,35 @@ def seen_in(
 class Masks:
     """Which keys each query sees, by layer, as the forward that is running shows it; :attr:`hooks` look at the masked scores.
 
-    A layer's scores pass before its pattern, so that whoever is shown the pattern can ask.
+    A layer's scores pass before its pattern, so that whoever is shown the pattern can ask. Where they pass behind it (in models whose
+    patterns can't be edited), a key is taken for seen where some head attends to it.
     """
 
     def __init__(self, model: HookedModel) -> None:
         self._of: dict[int, Tensor | None] = {}
-        names = {n: attention_hook(n, "attn_scores") for n in heads_by_layer(model)}
-        self.hooks = [(name, self._look(n)) for n, name in names.items() if name in model.hook_dict]
+        names, there = {n: attention_hook(n, "attn_scores") for n in heads_by_layer(model)}, model.hook_dict
+        self._layers = {n for n, name in names.items() if name in there}
+        self.hooks = [(names[n], self._look(n)) for n in sorted(self._layers)]
 
-    def of(self, layer: int) -> Bool[Tensor, "batch query key"] | None:
+    def start(self) -> None:
+        """A forward is about to run."""
+        self._of.clear()
+
+    def of(self, layer: int, pattern: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "batch query key"] | None:
         """What the layer that runs shows; None for all of the past."""
-        return self._of.get(layer)
+        if layer in self._of or layer not in self._layers:
+            return self._of.get(layer)
+        return self._unless_all((pattern > 0).any(1))
+
+    @staticmethod
+    def _unless_all(seen: Bool[Tensor, "batch query key"]) -> Bool[Tensor, "batch query key"] | None:
+        past = torch.ones_like(seen[0]).tril()
+        return None if bool((seen | ~past).all()) else seen & past
 
     def _look(self, layer: int) -> Callable[[Tensor, Any], None]:
         def look(scores: Tensor, hook: Any) -> None:
             if scores.ndim == 4 and scores.shape[2] == scores.shape[3]:
-                seen = scores[:, 0] > MASKED
-                past = torch.ones_like(seen[0]).tril()
-                self._of[layer] = None if bool((seen | ~past).all()) else seen & past
+                self._of[layer] = self._unless_all(scores[:, 0] > MASKED)
 
         return look
 
@@ -71,7 +82,7 @@ class Masks:
 def sink_of(model: Any, layer: int, head: int) -> float | None:
     """The learnt logit by which a head attends to nothing; None where it has none."""
     sinks = _sinks(model, layer)
-    return None if sinks is None else float(sinks[head])
+    return None if sinks is None else float(sinks[head].detach())
 
 
 def has_sinks(model: Any, layer: int) -> bool:

@@ -183,11 +183,7 @@ class Laboratory:
         """Whether the model, with the output of all blocks but the last replayed, gives the same without running them."""
         first = "blocks.0.hook_resid_pre"
         blocks = getattr(self.model, "blocks", None)
-        if (
-            not isinstance(blocks, nn.ModuleList)
-            or len(blocks) != self.n_layers
-            or first not in self.model.hook_dict
-        ):
+        if not isinstance(blocks, nn.ModuleList) or len(blocks) != self.n_layers or first not in self.model.hook_dict:
             return False
         outputs: dict[int, Any] = {}
         fired: list[int] = []

@@ -64,12 +64,16 @@ def bootstrap_intervals(
                 rows += heads
                 continue
             # [sequence, head]: all layers side by side, and behind them their chances
-            by_layer = [(sums.attention[layer][used], *(its[used, None] for its in sums.of_layer(layer))) for layer in layers]
+            by_layer = [
+                (sums.attention[layer][used], *(its[used, None] for its in sums.of_layer(layer))) for layer in layers
+            ]
             chances = [chance / its for _, its, chance in by_layer]
             differ = any(not np.array_equal(chance, chances[0]) for chance in chances)
             each = [attention / its for attention, its, _ in by_layer]
             values = np.concatenate([*each, *(chances if differ else chances[:1])], axis=1)
-            values = values[np.lexsort(values.T)]  # the order of the sequences, or how shards were merged, decides nothing
+            values = values[
+                np.lexsort(values.T)
+            ]  # the order of the sequences, or how shards were merged, decides nothing
             source = np.random.default_rng(seed)
             drawn = []
             for start in range(0, resamples, step := max(1, HELD // n)):
@@ -77,9 +81,13 @@ def bootstrap_intervals(
                 drawn.append(counts @ values / n)
             means = np.concatenate(drawn)
             score = means[:, : len(heads)]
-            of_head = np.repeat(np.arange(len(layers)) if differ else np.zeros(len(layers), int), [one.shape[1] for one in each])
+            of_head = np.repeat(
+                np.arange(len(layers)) if differ else np.zeros(len(layers), int), [one.shape[1] for one in each]
+            )
             chance = means[:, len(heads) :][:, of_head]
-            limits = np.quantile(np.stack([score, (score - chance) / (1 - chance)]), ends, axis=1)  # [end, score or excess, head]
+            limits = np.quantile(
+                np.stack([score, (score - chance) / (1 - chance)]), ends, axis=1
+            )  # [end, score or excess, head]
             for one, low_high in zip(heads, limits.transpose(2, 1, 0).reshape(-1, 4).tolist(), strict=True):
                 rows.append(one | dict(zip(LIMITS, low_high, strict=True)))
     columns = ["layer", "head", "template", "score", *LIMITS[:2], "excess", *LIMITS[2:], "n_sequences"]

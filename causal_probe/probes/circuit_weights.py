@@ -24,15 +24,15 @@ OF_HEADS = ("W_Q", "W_K", "W_V", "W_O")
 class CircuitWeights:
     """The weights of every head, by layer [head, ...], with the linear part of the normalizations folded in.
 
-    ``dimension`` is that of the space that they read: d_model, or d_model - 1 where LayerNorm takes the mean away.
+    Values may be narrower than queries and keys. ``dimension`` is that of the space that they read: d_model, or d_model - 1 where LayerNorm takes the mean away.
     """
 
     W_E: Float[Tensor, "d_vocab d_model"]
     W_U: Float[Tensor, "d_model d_vocab"]
     W_Q: list[Float[Tensor, "_head d_model d_head"]]
     W_K: list[Float[Tensor, "_head d_model d_head"]]
-    W_V: list[Float[Tensor, "_head d_model d_head"]]
-    W_O: list[Float[Tensor, "_head d_head d_model"]]
+    W_V: list[Float[Tensor, "_head d_model d_value"]]
+    W_O: list[Float[Tensor, "_head d_value d_model"]]
     dimension: int
 
     @classmethod
@@ -68,7 +68,6 @@ class CircuitWeights:
             each[:] = [weight if len(weight) or some is None else some[:0] for weight in each]
         W_U = _centred(model, _gain(model, model, "ln_final", like=W_E)[:, None] * W_U)
         return cls(W_E, W_U, **layers, dimension=d_model - _takes_mean_away(model))
-
 
     def gain(self, model: Any, block: Any, norm: str) -> Float[Tensor, " d_model"] | None:
         """The gain of one of a block's norms; None where it has no such norm."""
@@ -123,7 +122,7 @@ def _of_block(model: Any, block: Any, d_model: int) -> dict[str, Tensor]:
     q_proj, d_head = getattr(original, "q_proj", None), of["W_K"].shape[-1]
     n_heads = len(of["W_O"])
     if q_proj is not None and len(q_proj.weight) == 2 * n_heads * d_head:  # queries and output gates, head by head
-        of["W_Q"] = q_proj.weight.detach().unflatten(0, (n_heads, 2, d_head))[:, 0].mT
+        of["W_Q"] = q_proj.weight.detach().reshape(n_heads, 2, d_head, -1)[:, 0].mT
     else:
         of["W_Q"] = _own(attention, "W_Q")
     return of
@@ -139,10 +138,10 @@ def _latent_weights(attention: Any) -> dict[str, Tensor]:
     down = attention.kv_a_proj_with_mqa.weight.mT
     up = attention.kv_b_proj.weight.mT * attention.kv_a_layernorm.weight[:, None]
     n_heads = up.shape[1] // (nope + values)
-    W_KV = (down[:, :-rotated] @ up).unflatten(1, (n_heads, -1)).transpose(0, 1)
+    W_KV = (down[:, :-rotated] @ up).reshape(len(down), n_heads, -1).transpose(0, 1)
     shared = down[:, -rotated:].expand(n_heads, -1, -1)
     found = {
-        "W_Q": W_Q.unflatten(1, (n_heads, -1)).transpose(0, 1),
+        "W_Q": W_Q.reshape(len(W_Q), n_heads, -1).transpose(0, 1),
         "W_K": torch.cat([W_KV[..., :nope], shared], -1),
         "W_V": W_KV[..., nope:],
     }
@@ -180,7 +179,9 @@ def _checked(name: str, weight: Any, ndim: int) -> Tensor:
     if not isinstance(weight, Tensor) or weight.ndim != ndim:
         found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         shape = {"W_E": "d_vocab, d_model", "W_U": "d_model, d_vocab", "W_O": "head, d_head, d_model"}
-        raise CausalProbeError(f"{name} was expected to be [{shape.get(name, 'head, d_model, d_head')}]; it is {found}.")
+        raise CausalProbeError(
+            f"{name} was expected to be [{shape.get(name, 'head, d_model, d_head')}]; it is {found}."
+        )
     if not weight.isfinite().all():
         raise CausalProbeError(f"{name} holds values that are not finite.")
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))

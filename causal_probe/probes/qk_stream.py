@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -128,20 +127,32 @@ class StreamReader:
                 rest = added - mixed
             else:
                 values = found[attention_hook(n, "z")]
-                z[n] = values.flatten(2).unflatten(2, (count, -1))
+                z[n] = values.reshape(*values.shape[:2], count, -1)
                 attention = found.get(f"blocks.{n}.hook_attn_out")
-                raw = next((found[at] for at in (f"blocks.{n}.attn.o.hook_out", f"blocks.{n}.attn.hook_out") if at in found), attention)
+                raw = next(
+                    (found[at] for at in (f"blocks.{n}.attn.o.hook_out", f"blocks.{n}.attn.hook_out") if at in found),
+                    attention,
+                )
                 if attention is None:
                     attention = raw
                 if attention is None or raw is None:
-                    raise CausalProbeError(f"What layer {n}'s attention writes passes no hook point, so the stream can't be taken apart.")
+                    raise CausalProbeError(
+                        f"What layer {n}'s attention writes passes no hook point, so the stream can't be taken apart."
+                    )
                 factor[n] = None if raw.data_ptr() == attention.data_ptr() else self._factor(n, raw, attention)
                 rest = added - attention
                 if (mlp := found.get(f"blocks.{n}.hook_mlp_out")) is not None:
                     error = float((rest - mlp).abs().max())
-                    require_small(error, of=float(streams[n + 1].abs().max()), like=added, what=f"The outputs of layer {n}")
+                    require_small(
+                        error, of=float(streams[n + 1].abs().max()), like=added, what=f"The outputs of layer {n}"
+                    )
                 elif not self.has_mlps:
-                    require_small(float(rest.abs().max()), of=float(added.abs().max()), like=added, what=f"The outputs of layer {n}")
+                    require_small(
+                        float(rest.abs().max()),
+                        of=float(added.abs().max()),
+                        like=added,
+                        what=f"The outputs of layer {n}",
+                    )
             if self.has_mlps:
                 written[f"L{n}.mlp"] = rest
         return StreamParts(written, z, factor)
@@ -165,5 +176,3 @@ def fitted(vectors: Float[Tensor, "*any d"], to: Float[Tensor, "*any d"]) -> Flo
     """
     square = vectors.square().sum(-1, keepdim=True)
     return (vectors * to).sum(-1, keepdim=True) / torch.where(square > 0, square, 1)
-
-

@@ -118,7 +118,7 @@ def scan(
 
 def _check(model: HookedModel, first: Any) -> None:
     """A few tokens tell whether the model uses the patterns that it shows. What is wrong with others is seen where they are run."""
-    preflight(model, first[:1, :CHECKED] if isinstance(first, Tensor) and first.ndim == 2 else first)
+    preflight(model, first[:1, :CHECKED] if isinstance(first, Tensor) and first.ndim == 2 else first, edits=False)
 
 
 def read_corpus(
@@ -162,7 +162,11 @@ def scored(
 
 
 def _recorded(
-    model: HookedModel, batches: Any, templates: tuple[Template, ...], queries: Sequence[int] | None, batch_size: int | None
+    model: HookedModel,
+    batches: Any,
+    templates: tuple[Template, ...],
+    queries: Sequence[int] | None,
+    batch_size: int | None,
 ) -> Scores:
     masks = Masks(model)
     with model.hooks(fwd_hooks=masks.hooks):

@@ -41,7 +41,9 @@ class Scores(Rows):
         What says which keys each layer shows; by default all of the past.
     """
 
-    def __init__(self, templates: tuple[Template, ...], queries: Sequence[int] | None, masks: Masks | None = None) -> None:
+    def __init__(
+        self, templates: tuple[Template, ...], queries: Sequence[int] | None, masks: Masks | None = None
+    ) -> None:
         super().__init__()
         self.templates = templates
         self._queries = queries
@@ -54,12 +56,14 @@ class Scores(Rows):
     def start(self, tokens: Int[Tensor, "batch pos"]) -> None:
         """Find the targets."""
         self._tokens, self._within = tokens, []
+        if self._masks is not None:
+            self._masks.start()
         self._groups = compile_targets(self.templates, tokens, queries=self._queries)
 
     def reduce(self, layer: int, *values: Float[Tensor, "batch head query key"]) -> dict[str, NDArray[Any]]:
         """Each head's attention on the targets, and on position 0, over the scored rows: [sequence, head, template]; those rows, and chance."""
         (pattern,) = values
-        groups = self._seen(layer)
+        groups = self._seen(layer, pattern)
         parts = torch.split(pattern, [len(targets.pairs) for targets in groups])
         pairs = list(zip(groups, parts, strict=True))
         return {
@@ -69,9 +73,9 @@ class Scores(Rows):
             "chance": _joined([targets.chance.double() for targets in groups]),
         }
 
-    def _seen(self, layer: int) -> list[Targets]:
+    def _seen(self, layer: int, pattern: Float[Tensor, "batch head query key"]) -> list[Targets]:
         """The targets that a layer shows."""
-        seen = None if self._masks is None else self._masks.of(layer)
+        seen = None if self._masks is None else self._masks.of(layer, pattern)
         if seen is None:
             return self._groups
         known = next((targets for mask, targets in self._within if torch.equal(mask, seen)), None)
@@ -93,9 +97,13 @@ class Scores(Rows):
         names = [template.name for template in self.templates]
         n_layers = 1 + max(layers)
         none = arrays["sink", layers[0]][:, :0]  # a layer without attention has no heads
-        attention, sink = ([arrays.get((what, layer), none) for layer in range(n_layers)] for what in ("attention", "sink"))
+        attention, sink = (
+            [arrays.get((what, layer), none) for layer in range(n_layers)] for what in ("attention", "sink")
+        )
         rows, chance = (
-            np.stack([arrays.get((what, layer), np.zeros_like(arrays[what, layers[0]])) for layer in range(n_layers)], 1)
+            np.stack(
+                [arrays.get((what, layer), np.zeros_like(arrays[what, layers[0]])) for layer in range(n_layers)], 1
+            )
             for what in ("rows", "chance")
         )  # [sequence, layer, template]
         if all(np.array_equal(rows[:, layer], rows[:, layers[0]]) for layer in layers) and all(
@@ -273,7 +281,10 @@ def compile_targets(
 
 
 def _compile(
-    templates: Sequence[Template], tokens: Int[Tensor, "batch pos"], wanted: Bool[Tensor, " pos"], seen: Bool[Tensor, "batch pos pos"] | None
+    templates: Sequence[Template],
+    tokens: Int[Tensor, "batch pos"],
+    wanted: Bool[Tensor, " pos"],
+    seen: Bool[Tensor, "batch pos pos"] | None,
 ) -> Targets:
     batch, pos = tokens.shape
     masks = torch.stack([template(tokens) for template in templates], -1)  # [batch, query, key, template]

@@ -69,7 +69,9 @@ class TemplateSums:
             n = int(used.sum())
             chances = chance[used] / rows[used]
             off = (chances - chances.mean()) / (n * (n - 1)) if n > 1 else chances
-            both = (float(off @ (chances - chances.mean())), off @ (attention[used] / rows[used, None])) if n > 1 else None
+            both = (
+                (float(off @ (chances - chances.mean())), off @ (attention[used] / rows[used, None])) if n > 1 else None
+            )
             found.append(both)
         return tuple(found)
 

@@ -31,7 +31,13 @@ class Entry:
         return self.error is not None and self.error <= 1
 
     def __str__(self) -> str:
-        return "right" if self.right else f"refused: {self.reason}" if self.error is None else f"wrong by {self.error:.2g} times what rounding makes"
+        return (
+            "right"
+            if self.right
+            else f"refused: {self.reason}"
+            if self.error is None
+            else f"wrong by {self.error:.2g} times what rounding makes"
+        )
 
 
 @dataclass
@@ -70,7 +76,8 @@ def head_graphs(case: Case) -> float:
     if sorted(found.values) != sorted(case.patterns):
         return float("inf")
     return max(
-        float((torch.from_numpy(found.values[layer]) - pattern.double().mean(0)).abs().max()) / 1e-6 for layer, pattern in case.patterns.items()
+        float((torch.from_numpy(found.values[layer]) - pattern.double().mean(0)).abs().max()) / 1e-6
+        for layer, pattern in case.patterns.items()
     )
 
 
@@ -85,7 +92,8 @@ def verify(case: Case) -> float:
     if not verdicts:
         return float("inf")
     head = max(verdicts, key=lambda each: abs(verdicts[each]))
-    loss = float(references.losses(case.original(case.tokens).logits, case.tokens).mean())
+    with torch.no_grad():
+        loss = float(references.losses(case.original(case.tokens).logits, case.tokens).mean())
     return abs(verdicts[head] - references.ablation_effect(case.original, case.tokens, *head)) / (1e-5 * loss)
 
 
@@ -96,7 +104,9 @@ def score_gradients(case: Case) -> float:
     if sorted(found.values) != sorted(expected):
         return float("inf")
     largest = max(float(values.abs().max()) for values in expected.values())
-    return max(float((torch.from_numpy(found.values[layer]) - values).abs().max()) for layer, values in expected.items()) / (1e-5 * largest)
+    return max(
+        float((torch.from_numpy(found.values[layer]) - values).abs().max()) for layer, values in expected.items()
+    ) / (1e-5 * largest)
 
 
 def qk_attributions(case: Case) -> float:
@@ -127,7 +137,11 @@ def upstream(case: Case) -> float:
 def head_weights(case: Case) -> float:
     """Copying scores, by the eigenvalues of the whole matrix, to 1e-4."""
     found = probes.head_weights(case.hooked)
-    return max(abs(found.copying[layer][head] - references.copying(case.original, layer, head)) / 1e-4 for layer in case.patterns for head in (0, 3))
+    return max(
+        abs(found.copying[layer][head] - references.copying(case.original, layer, head)) / 1e-4
+        for layer in case.patterns
+        for head in (0, 3)
+    )
 
 
 def in_context_score(case: Case) -> float:
@@ -139,7 +153,8 @@ def in_context_score(case: Case) -> float:
 
 
 PROBES: Mapping[str, Callable[[Case], float]] = {
-    one.__name__: one for one in (scan, head_graphs, verify, score_gradients, qk_attributions, upstream, head_weights, in_context_score)
+    one.__name__: one
+    for one in (scan, head_graphs, verify, score_gradients, qk_attributions, upstream, head_weights, in_context_score)
 }
 
 

@@ -23,7 +23,9 @@ def attention_modules(model: Any) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if last in ("self_attn", "attn", "attention", "self_attention") and any(hasattr(module, each) for each in OUTPUTS):
+        if last in ("self_attn", "attn", "attention", "self_attention") and any(
+            hasattr(module, each) for each in OUTPUTS
+        ):
             found[int(next(part for part in name.split(".") if part.isdigit()))] = module
     return found
 
@@ -181,7 +183,7 @@ def frozen(norm: Any, at: Tensor) -> Callable[[Tensor], Tensor]:
     weight = getattr(norm, "weight", None)
     gain = torch.ones(at.shape[-1]) if weight is None else weight.detach()
     bias = getattr(norm, "bias", None)
-    eps = next(float(getattr(norm, name)) for name in ("eps", "variance_epsilon") if hasattr(norm, name))
+    eps = next((float(getattr(norm, name)) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5)
     for centred in (False, True):
         for one in (0, 1):
             x = at - at.mean(-1, keepdim=True) if centred else at
@@ -205,7 +207,14 @@ def block_of(model: Any, layer: int) -> Any:
 
 def norm_before(block: Any) -> Any:
     """The norm that a block's attention reads through; None where there is none."""
-    return next((getattr(block, name) for name in ("input_layernorm", "ln_1") if hasattr(block, name)), None)
+    return next(
+        (
+            getattr(block, name)
+            for name in ("input_layernorm", "ln_1", "attention_layernorm", "self_attn_layer_norm", "operator_norm")
+            if hasattr(block, name)
+        ),
+        None,
+    )
 
 
 def norm_behind(block: Any) -> Any:
@@ -242,7 +251,10 @@ def parts(model: Any, tokens: Tensor, layer: int, head: int, side: str, written:
     heads = n_heads(model)
     if hasattr(attention, "kv_a_proj_with_mqa"):
         return _latent_parts(model, tokens, attention, head, side, written)
-    joint = next((getattr(attention, name) for name in ("qkv_proj", "query_key_value", "c_attn") if hasattr(attention, name)), None)
+    joint = next(
+        (getattr(attention, name) for name in ("qkv_proj", "query_key_value", "c_attn") if hasattr(attention, name)),
+        None,
+    )
     if joint is not None:
         part = linear(joint, written)
         d_head = written.shape[-1] // heads
@@ -258,7 +270,9 @@ def parts(model: Any, tokens: Tensor, layer: int, head: int, side: str, written:
         columns = slice(start, start + d_head)
         return [(joint, columns, part[..., columns])]
     projection = attention.q_proj if side == "query" else attention.k_proj
-    names = ("q_norm", "q_layernorm", "query_layernorm") if side == "query" else ("k_norm", "k_layernorm", "key_layernorm")
+    names = (
+        ("q_norm", "q_layernorm", "query_layernorm") if side == "query" else ("k_norm", "k_layernorm", "key_layernorm")
+    )
     norm = next((getattr(attention, name) for name in names if getattr(attention, name, None) is not None), None)
     part = linear(projection, written)
     d_head = int(attention.head_dim)
@@ -280,7 +294,9 @@ def parts(model: Any, tokens: Tensor, layer: int, head: int, side: str, written:
     if side == "query" and part.shape[-1] == 2 * heads * d_head:  # beside its gate
         part = part.unflatten(-1, (heads, -1))[..., :d_head].flatten(-2)
     by_head = part.unflatten(-1, (-1, d_head))  # [batch, pos, head, d_head]
-    if names.index(next(name for name in names if hasattr(attention, name))) == 2:  # behind the rotation, which keeps lengths
+    if (
+        names.index(next(name for name in names if hasattr(attention, name))) == 2
+    ):  # behind the rotation, which keeps lengths
         at = head * by_head.shape[2] // heads
         scale = torch.rsqrt(full[:, at].square().mean(-1, keepdim=True) + norm.variance_epsilon)
         columns = slice(at * d_head, (at + 1) * d_head)
@@ -311,7 +327,9 @@ def _latent_parts(model: Any, tokens: Tensor, attention: Any, head: int, side: s
     return [(attention.kv_b_proj, columns, up), (attention.kv_a_proj_with_mqa, shared, down[..., shared])]
 
 
-def drop(model: Any, tokens: Tensor, source: tuple[int, int], target: tuple[int, int], side: str, template: str) -> float:
+def drop(
+    model: Any, tokens: Tensor, source: tuple[int, int], target: tuple[int, int], side: str, template: str
+) -> float:
     """Fall of the target's attention on the edges when the source's part of one side is its mean over sequences and positions."""
 
     def put(where: Any, part: Any) -> Callable[[Tensor], Tensor]:
@@ -331,7 +349,9 @@ def drop(model: Any, tokens: Tensor, source: tuple[int, int], target: tuple[int,
     edits = parts(model, tokens, *target, side, written)
     clean = patterns(model, tokens)[target[0]]
     hooks = [
-        module.register_forward_hook(lambda module, args, output, held=part: held(args[0])) if where is None else after(module, put(where, part))
+        module.register_forward_hook(lambda module, args, output, held=part: held(args[0]))
+        if where is None
+        else after(module, put(where, part))
         for module, where, part in edits
     ]
     with edited(*hooks):
@@ -351,7 +371,11 @@ def gain_of(norm: Any, width: int) -> Callable[[Tensor], Tensor]:
         return lambda y: y
     at = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
     through = frozen(norm, at)
-    scale = (at - at.mean(-1, keepdim=True)).square().mean().sqrt() if isinstance(norm, torch.nn.LayerNorm) else at.square().mean().sqrt()
+    scale = (
+        (at - at.mean(-1, keepdim=True)).square().mean().sqrt()
+        if isinstance(norm, torch.nn.LayerNorm)
+        else at.square().mean().sqrt()
+    )
     return lambda y: through(y) * scale
 
 
@@ -381,7 +405,10 @@ def copying(model: Any, layer: int, head: int) -> float:
     own = torch.zeros(len(values), heads * d_head)
     own[:, head * d_head : (head + 1) * d_head] = values
     written = gain_of(norm_behind(block), width)(linear(projection, own))
-    final = next(module for name, module in reversed(list(model.named_modules())) if name.split(".")[-1] in ("norm", "ln_f", "final_layer_norm", "final_layernorm"))
+    finals = ("norm", "norm_f", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
+    final = model.get_submodule(
+        min((name for name, _ in model.named_modules() if name.rpartition(".")[2] in finals), key=len)
+    )
     logits = gain_of(final, width)(written) @ model.get_output_embeddings().weight.detach().T
     eigenvalues = torch.linalg.eigvals(logits.double())
     return float(eigenvalues.sum().real / eigenvalues.abs().sum())

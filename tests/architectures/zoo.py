@@ -81,7 +81,9 @@ def tokens(batch: int = 4, length: int = 16, *, seed: int = 0) -> torch.Tensor:
     return half.repeat(1, 2)
 
 
-def _(family: str, trait: str, shape: Mapping[str, Any] = GROUPED, *, common: bool = True, **config: Any) -> Architecture:
+def _(
+    family: str, trait: str, shape: Mapping[str, Any] = GROUPED, *, common: bool = True, **config: Any
+) -> Architecture:
     return Architecture(family, trait, {**shape, **config}, common)
 
 
@@ -128,6 +130,37 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "OLMoE": _("Olmoe", "QK-norm over the whole width, mixture of experts", {**GROUPED, **EXPERTS}, common=False),
     "BLOOM": _("Bloom", "ALiBi", {"n_layer": 2, "n_head": N_HEADS, "hidden_size": D_MODEL, "vocab_size": D_VOCAB, **ENDS},
                common=False),
+    "Falcon-RW": _("Falcon", "ALiBi, rounded", {
+        **SHAPE, "multi_query": False, "parallel_attn": False, "new_decoder_architecture": False, "alibi": True, "bias": True,
+    }, common=False),
+    "GPTBigCode": _("GPTBigCode", "learned positions, one key-value head", {
+        "n_layer": 2, "n_head": N_HEADS, "n_embd": D_MODEL, "vocab_size": D_VOCAB, "n_positions": N_CTX, **ENDS,
+    }, common=False),
+    "DeepSeek-V2": _("DeepseekV2", "latent attention (MLA), complex rotation", MLA, common=False),
+    "GLM-4.5": _("Glm4Moe", "QK-norm, partial rotation, mixture of experts", MLA, head_dim=8, num_key_value_heads=2, use_qk_norm=True, common=False),
+    "EXAONE 4": _("Exaone4", "QK-norm, norms after the block alone", {**GROUPED, **WINDOWS}, head_dim=8, common=False),
+    "Apertus": _("Apertus", "QK-norm", common=False),
+    "FlexOlmo": _("FlexOlmo", "QK-norm over the whole width, norms after the block, mixture of experts", {**GROUPED, **EXPERTS}, common=False),
+    "MiniMax-M2": _("MiniMaxM2", "QK-norm over the whole width, partial rotation, mixture of experts", {**GROUPED, **EXPERTS}, head_dim=8, common=False),
+    "VaultGemma": _("VaultGemma", "soft cap, a window", {**GROUPED, **WINDOWS}, head_dim=8, attn_logit_softcapping=2.0,
+                    query_pre_attn_scalar=4, common=False),
+    "Qwen3-Next": _("Qwen3Next", "layers without attention, output gates, QK-norm, mixture of experts",
+                    {**HYBRID, **EXPERTS, "shared_expert_intermediate_size": 24}, common=False),
+    "Granite 4": _("GraniteMoeHybrid", "Mamba-2 layers, multipliers", {
+        **GROUPED, **EXPERTS, "num_hidden_layers": 4, "layer_types": ["mamba", "attention"] * 2, "position_embedding_type": "rope", "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
+        "mamba_n_groups": 1, "shared_intermediate_size": 24, "residual_multiplier": 0.4, "attention_multiplier": 0.5,
+        "embedding_multiplier": 3.0, "mamba_chunk_size": 16,
+    }, common=False),
+    "LFM2": _("Lfm2", "convolution layers, QK-norm", {**GROUPED, "num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},
+              common=False),
+    "OLMo": _("Olmo", "LayerNorm without weights", common=False),
+    "Cohere2": _("Cohere2", "parallel, a window with rotation, full attention without", {**GROUPED, **WINDOWS}, head_dim=8, common=False),
+    "Nemotron": _("Nemotron", "LayerNorm with an offset, partial rotation", head_dim=8, common=False),
+    "BitNet": _("BitNet", "a norm within the attention, before its output", common=False),
+    "GPT-J": _("GPTJ", "interleaved partial rotation, parallel", {
+        "n_layer": 2, "n_head": N_HEADS, "n_embd": D_MODEL, "vocab_size": D_VOCAB, "n_positions": N_CTX, "rotary_dim": 4, **ENDS,
+    }, common=False),
+    "OPT": _("OPT", "learned positions", {**SHAPE, "ffn_dim": 48, "word_embed_proj_dim": D_MODEL}, common=False),
 }  # fmt: skip
 
 
