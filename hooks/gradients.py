@@ -12,10 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.check import HookedModel, attention_hook, keep, live_hooks, require_hooks, undisturbed
+from causal_probe.hooks.check import (
+    HookedModel,
+    attention_hook,
+    attention_hooks,
+    keep,
+    live_hooks,
+    require_hooks,
+    undisturbed,
+)
 from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import each_batch
-from causal_probe.hooks.visible import MASKED, heads_by_layer
+from causal_probe.hooks.visible import MASKED
 
 __all__ = ["Route", "ScoreGradientMoments", "record_score_gradients"]
 
@@ -44,7 +52,7 @@ def record_score_gradients(
 
     Arguments and errors are those of :func:`causal_probe.probes.score_gradients`.
     """
-    layers = tuple(heads_by_layer(model) or range(int(model.cfg.n_layers)) if layers is None else layers)
+    layers = tuple(layer for layer, _ in attention_hooks(model, ["pattern"], layers))
     require_hooks(model, [attention_hook(layer, "pattern") for layer in layers])
     total: dict[int, Moments] = {}
     routes: dict[int, Route] = {}
@@ -168,6 +176,8 @@ def _mask_is_live(model: Any, layer: int, run: Callable[[], Tensor]) -> bool:
     try:
         with undisturbed(model), torch.enable_grad():
             output = run().sum()
+    except (RuntimeError, ValueError):  # one that takes no mask for each head
+        return False
     finally:
         handle.remove()
     if not leaves or not output.requires_grad:

@@ -221,7 +221,8 @@ def norm_behind(block: Any) -> Any:
     """The norm of what a block's attention writes; None where there is none."""
     if hasattr(block, "post_self_attn_layernorm"):
         return block.post_self_attn_layernorm
-    return block.post_attention_layernorm if hasattr(block, "post_feedforward_layernorm") else None
+    behind_both = any(hasattr(block, name) for name in ("post_feedforward_layernorm", "post_mlp_layernorm"))
+    return block.post_attention_layernorm if behind_both else None
 
 
 def written_by(model: Any, tokens: Tensor, layer: int, head: int) -> Tensor:
@@ -405,7 +406,7 @@ def copying(model: Any, layer: int, head: int) -> float:
     own = torch.zeros(len(values), heads * d_head)
     own[:, head * d_head : (head + 1) * d_head] = values
     written = gain_of(norm_behind(block), width)(linear(projection, own))
-    finals = ("norm", "norm_f", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
+    finals = ("norm", "norm_f", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm", "layer_norm")
     final = model.get_submodule(
         min((name for name, _ in model.named_modules() if name.rpartition(".")[2] in finals), key=len)
     )
