@@ -6,7 +6,7 @@ JOBS ?= 2
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: help demo reproduce pictures results gallery docs test test-tl4 test-tl3 faults lint bench setup setup-tl3 clean
+.PHONY: help demo reproduce pictures results gallery docs architectures test test-tl4 test-tl3 faults lint bench setup setup-tl3 clean
 
 help:
 	@echo "make demo    recover a known causal graph and write the report to out/demo"
@@ -19,6 +19,7 @@ help:
 	@echo "make results write the site's page of results; ARGS=\"NAME ... --quick\" measures these anew, ARGS=--list says which there are"
 	@echo "make gallery draw the pictures of the site's gallery anew"
 	@echo "make docs    build the documentation site into build/docs; strict, offline"
+	@echo "make architectures  every probe beside a reference on every architecture, and the page about it: minutes"
 	@echo "make setup   only set up .venv"
 	@echo "make clean   remove what the other targets have made: environments, caches, out/demo"
 
@@ -42,6 +43,12 @@ gallery: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(TL4)/bin/python -m mkdocs build --quiet --config-file docs/mkdocs.yml
 	@echo "Open build/docs/index.html"
+
+architectures: setup setup-tl3
+	mkdir -p build
+	HF_HUB_OFFLINE=1 $(TL4)/bin/python -m tests.architectures measure build/architectures-4.json
+	HF_HUB_OFFLINE=1 $(TL3)/bin/python -m tests.architectures measure build/architectures-3.json
+	$(TL4)/bin/python -m tests.architectures page build/architectures-4.json build/architectures-3.json
 
 test: test-tl4 test-tl3
 

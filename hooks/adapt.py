@@ -105,7 +105,7 @@ def to_hooked(
         with _attention_functions_kept():
             hooked = build_bridge_from_module(
                 twin,
-                architecture=architecture,
+                architecture=_known_name(architecture),
                 hf_config=copy.deepcopy(model.config),
                 model_name=name or model.config.name_or_path or architecture,
             )
@@ -120,6 +120,13 @@ def to_hooked(
     if tokenizer is not None:
         _give_tokenizer(hooked, tokenizer)
     return cast(HookedModel, hooked)
+
+
+def _known_name(architecture: str) -> str:
+    """The name under which TransformerLens knows an architecture: some differ from transformers' in their capitals."""
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    return next((known for known in SUPPORTED_ARCHITECTURES if known.lower() == architecture.lower()), architecture)
 
 
 def _adapters(model: object) -> list[str]:
@@ -218,7 +225,7 @@ def _cut_heads(hooked: Any) -> None:
     for block in hooked.blocks:
         attention = getattr(block, "attn", None)
         width = getattr(getattr(attention, "original_component", None), "v_head_dim", None)
-        conversion = getattr(getattr(getattr(attention, "o", None), "hook_in", None), "hook_conversion", None)
+        conversion: Any = getattr(getattr(getattr(attention, "o", None), "hook_in", None), "hook_conversion", None)
         if width is not None and hasattr(conversion, "d_head"):
             conversion.n_heads, conversion.d_head = int(hooked.cfg.n_heads), int(width)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,15 +12,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.check import HookedModel, attention_hook, keep, live_hooks, require_hooks, undisturbed
+from causal_probe.hooks.check import (
+    HookedModel,
+    attention_hook,
+    attention_hooks,
+    keep,
+    live_hooks,
+    require_hooks,
+    undisturbed,
+)
 from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import each_batch
-from causal_probe.hooks.visible import MASKED, heads_by_layer
+from causal_probe.hooks.visible import MASKED
 
 __all__ = ["Route", "ScoreGradientMoments", "record_score_gradients"]
 
-#: Where a layer's gradient is taken: at its scores, or at its pattern and carried through the softmax.
-Route = Literal["scores", "pattern"]
+#: Where a layer's gradient is taken: at its scores; at its pattern and carried through the softmax; or, where neither is live, at zeros
+#: that are added to the mask that the layer's attention is given.
+Route = Literal["scores", "pattern", "mask"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +52,7 @@ def record_score_gradients(
 
     Arguments and errors are those of :func:`causal_probe.probes.score_gradients`.
     """
-    layers = tuple(heads_by_layer(model) or range(int(model.cfg.n_layers)) if layers is None else layers)
+    layers = tuple(layer for layer, _ in attention_hooks(model, ["pattern"], layers))
     require_hooks(model, [attention_hook(layer, "pattern") for layer in layers])
     total: dict[int, Moments] = {}
     routes: dict[int, Route] = {}
@@ -76,8 +86,10 @@ def _one_batch(
         return record
 
     at = {"scores": "attn_scores", "pattern": "pattern"}
-    fwd_hooks = [(attention_hook(layer, at[route]), as_leaf(layer)) for layer, route in routes.items()]
-    with undisturbed(model), torch.enable_grad():
+    fwd_hooks = [(attention_hook(layer, at[route]), as_leaf(layer)) for layer, route in routes.items() if route in at]
+    with undisturbed(model), torch.enable_grad(), ExitStack() as stack:
+        for layer in (layer for layer, route in routes.items() if route == "mask"):
+            stack.callback(_at_mask(model, layer, as_leaf(layer)).remove)
         for parameter in getattr(model, "parameters", tuple)():  # ``undisturbed`` puts their flags back
             parameter.requires_grad_(False)
         with model.hooks(fwd_hooks=fwd_hooks):
@@ -122,12 +134,55 @@ def _choose_routes(
     }
     rest = [layer for layer in layers if layer not in real]
     live |= live_hooks(model, [patterns[layer] for layer in rest], run) if rest else set()
-    if dead := [patterns[layer] for layer in rest if patterns[layer] not in live]:
+    dead = [layer for layer in rest if patterns[layer] not in live]
+    if dead and all(_mask_is_live(model, layer, run) for layer in dead):
+        return {layer: "scores" if layer in real else "mask" if layer in dead else "pattern" for layer in layers}
+    if dead:
         raise CausalProbeError(
-            f"The loss does not depend on {', '.join(dead)}: neither the scores nor the pattern of that layer are live, so a "
+            f"The loss does not depend on {', '.join(patterns[layer] for layer in dead)}: neither the scores nor the pattern of that layer are live, so a "
             "gradient would be reported as zero. Give a causal model with eager attention, and a loss that runs it."
         )
     return {layer: "scores" if layer in real else "pattern" for layer in layers}
+
+
+def _at_mask(model: Any, layer: int, edit: Callable[[Tensor, Any], Tensor]) -> Any:
+    """Edit the mask [batch, head, query, key] that a layer's attention is given to add to its scores, wherever it is among the arguments."""
+    module = model.blocks[layer].attn
+    heads = int(model.cfg.n_heads)
+
+    def change(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def edited(value: Any) -> Any:
+            is_mask = isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+            if not is_mask or value.shape[-1] != value.shape[-2] or value.shape[1] not in (1, heads):
+                return value
+            return edit(value.expand(-1, heads, -1, -1), None)
+
+        return tuple(map(edited, args)), {name: edited(value) for name, value in kwargs.items()}
+
+    return module.register_forward_pre_hook(change, with_kwargs=True)
+
+
+def _mask_is_live(model: Any, layer: int, run: Callable[[], Tensor]) -> bool:
+    """Whether the loss depends on what is added to a layer's scores with its mask."""
+    if not isinstance(getattr(getattr(model, "blocks", [None] * (layer + 1))[layer], "attn", None), torch.nn.Module):
+        return False
+    leaves: list[Tensor] = []
+
+    def to_leaf(mask: Tensor, hook: Any) -> Tensor:
+        leaves.append(mask.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    handle = _at_mask(model, layer, to_leaf)
+    try:
+        with undisturbed(model), torch.enable_grad():
+            output = run().sum()
+    except (RuntimeError, ValueError):  # one that takes no mask for each head
+        return False
+    finally:
+        handle.remove()
+    if not leaves or not output.requires_grad:
+        return False
+    return torch.autograd.grad(output, leaves, allow_unused=True)[0] is not None
 
 
 def _is_softmax_of(model: HookedModel, scores: str, pattern: str, run: Callable[[], Tensor]) -> bool:

@@ -23,6 +23,7 @@ from causal_probe.hooks.check import (
     undisturbed,
 )
 from causal_probe.hooks.record import row_slack
+from causal_probe.hooks.values import read_values
 from causal_probe.hooks.visible import has_sinks
 
 __all__ = ["Finding", "context_length", "find_faults", "preflight"]
@@ -32,6 +33,9 @@ SEQUENCES = 2
 
 #: Whether a hook is live does not depend on the tokens: a few of them keep the gradient's graph small.
 LIVENESS_TOKENS = 8
+
+#: By how much what a head reads may miss its pattern times the values, of the largest number.
+READ = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,14 @@ class Finding:
 
 
 @checked
-def preflight(model: object, tokens: Any, *, attention_mask: Any = None, hooks: Sequence[str] = ("pattern",)) -> None:
+def preflight(
+    model: object,
+    tokens: Any,
+    *,
+    attention_mask: Any = None,
+    hooks: Sequence[str] = ("pattern",),
+    edits: bool = True,
+) -> None:
     """Raise unless attention can be measured, and the hooks used, on these tokens.
 
     Arguments are those of :func:`find_faults`.
@@ -71,15 +82,15 @@ def preflight(model: object, tokens: Any, *, attention_mask: Any = None, hooks: 
     >>> from causal_probe.models import DisentangledTransformer
     >>> preflight(DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]]))  # nothing is wrong
     """
-    _refuse(model, find_faults(model, tokens, attention_mask=attention_mask, hooks=hooks))
+    _refuse(model, find_faults(model, tokens, attention_mask=attention_mask, hooks=hooks, edits=edits))
 
 
 def require_measurable(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str] = ("pattern",)
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str] = ("pattern",), *, edits: bool = True
 ) -> None:
     """Raise as :func:`preflight` does, for what is wrong with the model alone: the tokens were read by a probe, or cut from text."""
     missing, points = _points(model, hooks)
-    _refuse(model, (*missing, *_run_faults(model, tokens[:SEQUENCES], None, points)))
+    _refuse(model, (*missing, *_run_faults(model, tokens[:SEQUENCES], None, points, edits=edits)))
 
 
 def _refuse(model: object, findings: Sequence[Finding]) -> None:
@@ -94,7 +105,12 @@ def _refuse(model: object, findings: Sequence[Finding]) -> None:
 
 @checked
 def find_faults(
-    model: object, tokens: Any, *, attention_mask: Any = None, hooks: Sequence[str] = ("pattern",)
+    model: object,
+    tokens: Any,
+    *,
+    attention_mask: Any = None,
+    hooks: Sequence[str] = ("pattern",),
+    edits: bool = True,
 ) -> tuple[Finding, ...]:
     """Everything that would make a measurement wrong; empty if nothing is.
 
@@ -113,6 +129,9 @@ def find_faults(
     hooks
         Which hook points of the attention of every layer must be there and live: ``"pattern"`` to read and replace patterns,
         ``"z"`` to ablate heads, ``"attn_scores"`` for gradients.
+    edits
+        Whether patterns will be replaced, too. If not, one that is not live will do where it is seen to be the model's: where what
+        each head reads is the pattern times the values.
 
     Returns
     -------
@@ -137,7 +156,7 @@ def find_faults(
     tokens = _runnable(model, tokens[:SEQUENCES])
     attention_mask = None if attention_mask is None else attention_mask[:SEQUENCES, : tokens.shape[1]].to(tokens.device)
 
-    return (*findings, *_run_faults(model, tokens, attention_mask, by_point))
+    return (*findings, *_run_faults(model, tokens, attention_mask, by_point, edits=edits))
 
 
 def _points(model: HookedModel, hooks: Sequence[str]) -> tuple[list[Finding], dict[str, list[str]]]:
@@ -153,14 +172,14 @@ def _points(model: HookedModel, hooks: Sequence[str]) -> tuple[list[Finding], di
 
 
 def _run_faults(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None, by_point: dict[str, list[str]]
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None, by_point: dict[str, list[str]], *, edits: bool
 ) -> tuple[Finding, ...]:
     """What is wrong with what passes the hooks on tokens that can be run."""
     with undisturbed(model):
         known = [names for names in by_point.values() if all(name in model.hook_dict for name in names)]
         findings, silent = _run(model, tokens, mask, [name for names in known for name in names])
         if "fails" not in {finding.kind for finding in findings}:
-            findings += _dead(model, tokens, [names for names in known if names[0] not in silent])
+            findings += _dead(model, tokens, [names for names in known if names[0] not in silent], edits=edits)
     return tuple(findings)
 
 
@@ -299,17 +318,37 @@ def _silence(model: HookedModel, silent: Sequence[str]) -> Iterator[Finding]:
         yield Finding("silent-hooks", f"{_names(silent)}: no value passes. The model does not use this attention.")
 
 
-def _dead(model: HookedModel, tokens: Int[Tensor, "batch pos"], points: Sequence[list[str]]) -> Iterator[Finding]:
+def _dead(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], points: Sequence[list[str]], *, edits: bool
+) -> Iterator[Finding]:
     few = tokens[:1, :LIVENESS_TOKENS]
     live: set[str] = set()
     for names in points:  # those of one kind at a time: a replaced z cuts the pattern behind it off
         live |= live_hooks(model, names, lambda: _logits(model(few)))
-    if dead := [name for names in points for name in names if name not in live]:
+    dead = [name for names in points for name in names if name not in live]
+    if not edits:
+        dead = [name for name in dead if not name.endswith("hook_pattern") or not _is_read(model, few, name)]
+    if dead:
         yield Finding(
             "dead-hooks",
             f"{_names(dead)}: decorative, for the model's output does not depend on the values there. What they show may not be "
             "what the model uses, an edit there does nothing, and its effect would be reported as zero.",
         )
+
+
+def _is_read(model: HookedModel, tokens: Int[Tensor, "batch pos"], name: str) -> bool:
+    """Whether what the heads of a layer read is the pattern that is shown, times the values."""
+    names = {what: name.replace("hook_pattern", f"hook_{what}") for what in ("pattern", "v", "z")}
+    found = read_values(model, tokens, names.values(), n_layers=int(model.cfg.n_layers))
+    pattern, values, read = (found.get(each) for each in names.values())
+    if pattern is None or values is None or read is None or values.ndim != 4 or read.ndim != 4:
+        return False
+    n_heads = pattern.shape[1]
+    if n_heads % values.shape[2] or read.shape[2:] != (n_heads, values.shape[3]):
+        return False
+    values = values.repeat_interleave(n_heads // values.shape[2], dim=2)
+    expected = (pattern.to(values) @ values.transpose(1, 2)).transpose(1, 2)
+    return float((expected - read).abs().max()) <= READ.get(read.dtype, max(READ.values())) * float(read.abs().max())
 
 
 def _logits(output: Any) -> Tensor:

@@ -13,9 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.hooks.batches import probe
-from causal_probe.hooks.check import HookedModel, attention_hook, keep, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, attention_hook, attention_hooks, keep, require_hooks, undisturbed
 from causal_probe.hooks.means import mean_patterns
-from causal_probe.hooks.visible import heads_by_layer
 
 __all__ = ["Answer", "self_test"]
 
@@ -90,7 +89,7 @@ def self_test(model: HookedModel, tokens: Any, *, original: Callable[..., Any] |
     True
     """
     tokens = torch.cat(list(tokens))
-    layers = list(heads_by_layer(model))
+    layers = [layer for layer, _ in attention_hooks(model, ["z"])]
     require_hooks(model, [attention_hook(layer, what) for what in ("v", "pattern", "z") for layer in layers])
     has_scores = all(attention_hook(layer, "attn_scores") in model.hook_dict for layer in layers)
     with undisturbed(model):
@@ -117,7 +116,7 @@ def self_test(model: HookedModel, tokens: Any, *, original: Callable[..., Any] |
 
 def _plant(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> tuple[float, float]:
     """The errors of what the heads read, and of what is recorded, with a pattern of its own planted in every head."""
-    layers = list(heads_by_layer(model))
+    layers = [layer for layer, _ in attention_hooks(model, ["z"])]
     values: dict[int, Tensor] = {}
     errors = []
 
@@ -167,7 +166,7 @@ def _softmax_error(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> floa
 
         return record
 
-    layers = list(heads_by_layer(model))
+    layers = [layer for layer, _ in attention_hooks(model, ["z"])]
     looks = [(attention_hook(layer, "attn_scores"), keep(scores, layer)) for layer in layers]
     with model.hooks(fwd_hooks=looks + [(attention_hook(layer, "pattern"), compare(layer)) for layer in layers]):
         model(tokens)

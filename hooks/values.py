@@ -49,7 +49,8 @@ def read_values(
         return lambda value, hook: edit(value)
 
     hooks: list[tuple[str, Callable[..., Any]]] = [(name, change(edit)) for name, edit in (edits or {}).items()]
-    hooks += [(name, keep(found, name)) for name in names if name in model.hook_dict]
+    there = model.hook_dict  # a bridge makes it anew each time
+    hooks += [(name, keep(found, name)) for name in names if name in there]
     with undisturbed(model), model.hooks(fwd_hooks=hooks):
         run_layers(model, tokens, n_layers)
     return {name: value.detach() for name, value in found.items()}

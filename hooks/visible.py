@@ -11,7 +11,7 @@ from torch import Tensor
 
 from causal_probe.hooks.check import HookedModel, attention_hook, attention_hooks
 
-__all__ = ["MASKED", "Masks", "heads_by_layer", "has_sinks", "seen_in", "sink_of"]
+__all__ = ["MASKED", "Masks", "has_sinks", "heads_by_layer", "seen_in", "sink_of", "window_of"]
 
 #: What TransformerLens and Hugging Face put in the place of a masked score is below this; -inf is too.
 MASKED = -1e30
@@ -24,14 +24,14 @@ def heads_by_layer(model: HookedModel) -> dict[int, int]:
     >>> heads_by_layer(ReducedTransformer(d_vocab=3, n_positions=4))
     {0: 1, 1: 1}
     """
-    names = attention_hooks(model, ["pattern"])
-    return {layer: int(model.cfg.n_heads) for (layer, _), name in names.items() if name in model.hook_dict}
+    names, there = attention_hooks(model, ["pattern"]), model.hook_dict
+    return {layer: int(model.cfg.n_heads) for (layer, _), name in names.items() if name in there}
 
 
 def seen_in(
     scores: Float[Tensor, "batch head query key"] | None, pattern: Float[Tensor, "batch head query key"]
 ) -> Bool[Tensor, "batch query key"]:
-    """Which keys each query sees, by the masked scores of a layer; where it shows none, all of the past.
+    """Which keys each query sees, by the masked scores of a layer; where these don't pass as scores, by the window of its pattern.
 
     A window and a sparse index leave keys out. Heads of a layer share their mask.
 
@@ -39,31 +39,58 @@ def seen_in(
     >>> seen_in(scores, scores.softmax(-1))[0].int().tolist()
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
-    past = torch.ones_like(pattern[:, 0], dtype=torch.bool).tril()
-    return past if scores is None or scores.shape != pattern.shape else past & (scores[:, 0] > MASKED)
+    if scores is None or scores.shape != pattern.shape or torch.equal(scores, pattern):
+        return window_of(pattern).expand(len(pattern), -1, -1)
+    return torch.ones_like(scores[:, 0], dtype=torch.bool).tril() & (scores[:, 0] > MASKED)
+
+
+def window_of(pattern: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "query key"]:
+    """The keys that get any attention in some sequence and head, if they are a window of two or more; all of the past if not.
+
+    Attention that is 0 says little by itself: that of very small scores is, too, and leaves no window.
+
+    >>> window_of(torch.eye(3).expand(1, 2, 3, 3) / 2 + torch.eye(3).roll(1, 0).tril() / 2).int().tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+    some = (pattern > 0).flatten(0, 1).any(0)
+    past = torch.ones_like(some).tril()
+    width = int(some[-1].sum())
+    window = past & ~torch.ones_like(some).tril(-width)
+    return window if width > 1 and torch.equal(some, window) else past
 
 
 class Masks:
     """Which keys each query sees, by layer, as the forward that is running shows it; :attr:`hooks` look at the masked scores.
 
-    A layer's scores pass before its pattern, so that whoever is shown the pattern can ask.
+    A layer's scores pass before its pattern, so that whoever is shown the pattern can ask. Where they pass behind it (in models whose
+    patterns can't be edited), the pattern's own window is taken.
     """
 
     def __init__(self, model: HookedModel) -> None:
         self._of: dict[int, Tensor | None] = {}
-        names = {n: attention_hook(n, "attn_scores") for n in heads_by_layer(model)}
-        self.hooks = [(name, self._look(n)) for n, name in names.items() if name in model.hook_dict]
+        names, there = {n: attention_hook(n, "attn_scores") for n in heads_by_layer(model)}, model.hook_dict
+        self._layers = {n for n, name in names.items() if name in there}
+        self.hooks = [(names[n], self._look(n)) for n in sorted(self._layers)]
 
-    def of(self, layer: int) -> Bool[Tensor, "batch query key"] | None:
+    def start(self) -> None:
+        """A forward is about to run."""
+        self._of.clear()
+
+    def of(self, layer: int, pattern: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "batch query key"] | None:
         """What the layer that runs shows; None for all of the past."""
-        return self._of.get(layer)
+        if layer in self._of or layer not in self._layers:
+            return self._of.get(layer)
+        return self._unless_all(window_of(pattern).expand(len(pattern), -1, -1))
+
+    @staticmethod
+    def _unless_all(seen: Bool[Tensor, "batch query key"]) -> Bool[Tensor, "batch query key"] | None:
+        past = torch.ones_like(seen[0]).tril()
+        return None if bool((seen | ~past).all()) else seen & past
 
     def _look(self, layer: int) -> Callable[[Tensor, Any], None]:
         def look(scores: Tensor, hook: Any) -> None:
             if scores.ndim == 4 and scores.shape[2] == scores.shape[3]:
-                seen = scores[:, 0] > MASKED
-                past = torch.ones_like(seen[0]).tril()
-                self._of[layer] = None if bool((seen | ~past).all()) else seen & past
+                self._of[layer] = self._unless_all(scores[:, 0] > MASKED)
 
         return look
 
@@ -71,7 +98,7 @@ class Masks:
 def sink_of(model: Any, layer: int, head: int) -> float | None:
     """The learnt logit by which a head attends to nothing; None where it has none."""
     sinks = _sinks(model, layer)
-    return None if sinks is None else float(sinks[head])
+    return None if sinks is None else float(sinks[head].detach())
 
 
 def has_sinks(model: Any, layer: int) -> bool:

@@ -22,9 +22,11 @@ from causal_probe.results import Result, Table
 
 __all__ = ["ModelCheck", "check_model"]
 
+#: Patterns that are read and not edited.
+READING = "reading"
 #: By capability: the live hook points that it needs, and the questions that must be answered rightly.
 ABILITIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "read attention (scan, head graphs)": (("pattern",), ("pattern-is-read-back", "same-as-original", "nothing-stays")),
+    "read attention (scan, head graphs)": ((READING,), ("pattern-is-read-back", "same-as-original", "nothing-stays")),
     "edit attention (edge effects)": (("pattern",), ("pattern-moves-values", "same-as-original", "nothing-stays")),
     "ablate heads (verify)": (("z",), ("same-as-original", "nothing-stays")),
     "gradients by score": (("attn_scores",), ("softmax-of-scores", "same-as-original", "nothing-stays")),
@@ -121,6 +123,7 @@ def check_model(model: Any, o: CheckOptions) -> ModelCheck:
         hooked = to_hooked(model)
     tokens = _tokens(hooked)
     findings = {what: find_faults(hooked, tokens, hooks=(what,)) for what in ("pattern", "z", "attn_scores")}
+    findings[READING] = find_faults(hooked, tokens, edits=False)
     answers: tuple[Answer, ...] = ()
     if not {"missing-hooks", "silent-hooks", "not-eager", "fails", "shape"} & {f.kind for f in findings["pattern"]}:
         try:

@@ -101,14 +101,14 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
             options = {"n_sequences": o.n_sequences, "period": o.period, "bos": o.bos, "seed": o.seed}
             parts = made_parts(hooked, templates, options, optional=wanted is None)
             make = MadeSequences(hooked, options, templates, parts)
-            require_measurable(hooked, parts[0][1][:CHECKED], checked)
+            require_measurable(hooked, parts[0][1][:CHECKED], checked, edits=False)
             scores = scored(hooked, templates, parts, batch_size=o.batch_size, progress=o.progress)
         else:
             reading: dict[str, Any] = {"bos": o.bos, "separator": o.separator, "field": o.field, "shard": (i, n)}
             text = open_corpus(hooked, o.corpus, length=sequence_length(hooked, o.length), **reading)
             make = TextSequences(text)
             if len(first := text.first(CHECKED)):
-                require_measurable(hooked, first, checked)
+                require_measurable(hooked, first, checked, edits=False)
             scores = read_corpus(hooked, templates, text, batch_size=o.batch_size, progress=o.progress)
         leading = _leading(scores)
         shown = tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL]

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, mean_ablate, resample_ablate, zero_ablate
-from causal_probe.hooks.check import HookedModel, keep, live_hooks, require_hooks
-from causal_probe.hooks.visible import heads_by_layer
+from causal_probe.hooks.check import HookedModel, attention_hooks, keep, live_hooks, require_hooks
 
 __all__ = ["Experiment", "Head", "Laboratory", "Measure", "Measured", "next_token"]
 
@@ -120,7 +119,7 @@ class Laboratory:
         self.measure = measure
         self.n_layers = int(model.cfg.n_layers)
         #: Those that have attention.
-        self.layers = list(heads_by_layer(model)) or list(range(self.n_layers))
+        self.layers = [layer for layer, _ in attention_hooks(model, ["z"])]
         self.forwards = 0
         self._require_live(example)
         self.means = self._mean_heads(reference)

@@ -24,15 +24,15 @@ OF_HEADS = ("W_Q", "W_K", "W_V", "W_O")
 class CircuitWeights:
     """The weights of every head, by layer [head, ...], with the linear part of the normalizations folded in.
 
-    ``dimension`` is that of the space that they read: d_model, or d_model - 1 where LayerNorm takes the mean away.
+    Values may be narrower than queries and keys. ``dimension`` is that of the space that they read: d_model, or d_model - 1 where LayerNorm takes the mean away.
     """
 
     W_E: Float[Tensor, "d_vocab d_model"]
     W_U: Float[Tensor, "d_model d_vocab"]
     W_Q: list[Float[Tensor, "_head d_model d_head"]]
     W_K: list[Float[Tensor, "_head d_model d_head"]]
-    W_V: list[Float[Tensor, "_head d_model d_head"]]
-    W_O: list[Float[Tensor, "_head d_head d_model"]]
+    W_V: list[Float[Tensor, "_head d_model d_value"]]
+    W_O: list[Float[Tensor, "_head d_value d_model"]]
     dimension: int
 
     @classmethod
@@ -122,7 +122,7 @@ def _of_block(model: Any, block: Any, d_model: int) -> dict[str, Tensor]:
     q_proj, d_head = getattr(original, "q_proj", None), of["W_K"].shape[-1]
     n_heads = len(of["W_O"])
     if q_proj is not None and len(q_proj.weight) == 2 * n_heads * d_head:  # queries and output gates, head by head
-        of["W_Q"] = q_proj.weight.detach().unflatten(0, (n_heads, 2, d_head))[:, 0].mT
+        of["W_Q"] = q_proj.weight.detach().reshape(n_heads, 2, d_head, -1)[:, 0].mT
     else:
         of["W_Q"] = _own(attention, "W_Q")
     return of
@@ -138,10 +138,10 @@ def _latent_weights(attention: Any) -> dict[str, Tensor]:
     down = attention.kv_a_proj_with_mqa.weight.mT
     up = attention.kv_b_proj.weight.mT * attention.kv_a_layernorm.weight[:, None]
     n_heads = up.shape[1] // (nope + values)
-    W_KV = (down[:, :-rotated] @ up).unflatten(1, (n_heads, -1)).transpose(0, 1)
+    W_KV = (down[:, :-rotated] @ up).reshape(len(down), n_heads, -1).transpose(0, 1)
     shared = down[:, -rotated:].expand(n_heads, -1, -1)
     found = {
-        "W_Q": W_Q.unflatten(1, (n_heads, -1)).transpose(0, 1),
+        "W_Q": W_Q.reshape(len(W_Q), n_heads, -1).transpose(0, 1),
         "W_K": torch.cat([W_KV[..., :nope], shared], -1),
         "W_V": W_KV[..., nope:],
     }

@@ -126,10 +126,13 @@ class Evidence(Averages):
         """The evidence whose sums over sequences these are, by layer."""
         errors = {layer: its.stderr for layer, its in moments.items()}
         known = {layer: error.cpu().numpy() for layer, error in errors.items() if error is not None}
+        means = {layer: its.mean for layer, its in moments.items()}
+        rest = attention_on_nothing(means) if quantity.name == ATTENTION.name else None
         return cls(
-            values={layer: its.mean.cpu().numpy() for layer, its in moments.items()},
+            values=_arrays(means),
             stderr=known or None,
             n_sequences=next(iter(moments.values())).count,
+            nothing=None if rest is None else _arrays(rest),
             quantity=quantity,
             settings=settings,
             provenance=provenance,

@@ -224,7 +224,7 @@ def qk_attributions(
         A TransformerLens model of causal attention (GPT-2, Llama, Gemma, Qwen, DeepSeek, GPT-OSS and the like); or a
         :class:`~causal_probe.models.DisentangledTransformer`, whose sources are the parts of its stream. Norms of queries and keys and
         of what a layer writes are held at their scale of the forward pass; contributions are to the score before a soft cap; a layer
-        without attention is one source.
+        without attention is one source, and so is what ALiBi adds.
     tokens
         Tokens [batch, pos], or several such batches of one length.
     layer, head
@@ -244,7 +244,7 @@ def qk_attributions(
     ------
     CausalProbeError
         If there is no such head, no row has an edge and another visible key, the scores of the model are no sum over pairs of sources
-        (ALiBi, bidirectional attention), or an argument is out of range.
+        (bidirectional attention, say), or an argument is out of range.
 
     Notes
     -----

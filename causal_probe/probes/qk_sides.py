@@ -104,7 +104,7 @@ class Side(ABC):
             return None
         value = found[name]
         if value.ndim == 3:
-            value = value.unflatten(2, (-1, self.raw(found, head).shape[-1]))
+            value = value.reshape(*value.shape[:2], -1, self.raw(found, head).shape[-1])
         elif not name.startswith(self.hook("hook_rot")):  # only what is rotated is shown with the positions first
             value = value.transpose(1, 2)
         return value[:, :, head * value.shape[2] // self.n_heads]
@@ -149,31 +149,30 @@ class _Latent(Side):
     def __init__(self, what: str, layer: int, n_heads: int, attention: Any) -> None:
         super().__init__(what, layer, n_heads)
         self.nope, self.rotated = int(attention.qk_nope_head_dim), int(attention.qk_rope_head_dim)
-        if what == "q":
-            self.ways = ("q_b_proj.hook_out",) if hasattr(attention, "q_a_proj") else ("q_proj.hook_out",)
-            self.norms = ("q_a_layernorm.hook_scale",) if hasattr(attention, "q_a_proj") else ()
-        else:
-            self.ways, self.norms = (
-                ("kv_b_proj.hook_out", "kv_a_proj_with_mqa.hook_out"),
-                ("kv_a_layernorm.hook_scale",),
-            )
+        #: The norm between the two steps, and where what goes in and comes out passes; None where there is one step.
+        self.norm = getattr(attention, "q_a_layernorm" if what == "q" else "kv_a_layernorm", None)
+        first, latent = ("q_a_proj", "hook_q_latent") if what == "q" else ("kv_a_proj_with_mqa", "hook_kv_latent")
+        self.steps: tuple[str, ...] = () if self.norm is None else (self.hook(f"{first}.hook_out"), self.hook(latent))
+        last = "kv_b_proj" if what == "k" else "q_proj" if self.norm is None else "q_b_proj"
+        self.last = self.hook(f"{last}.hook_out")
 
     @property
     def carried(self) -> tuple[str, ...]:
-        return tuple(self.hook(name) for name in (*self.ways, *self.norms))
+        return (self.last, *self.steps)
 
     def raw(self, found: Mapping[str, Tensor], head: int) -> Float[Tensor, "batch pos d_head"]:
-        own = found[self.carried[0]].unflatten(2, (self.n_heads, -1))[:, :, head]
+        own = found[self.last].reshape(*found[self.last].shape[:2], self.n_heads, -1)[:, :, head]
         return (
             own
             if self.what == "q"
-            else torch.cat([own[..., : self.nope], found[self.carried[1]][..., -self.rotated :]], -1)
+            else torch.cat([own[..., : self.nope], found[self.steps[0]][..., -self.rotated :]], -1)
         )
 
     def scales(self, found: Mapping[str, Tensor], inverse: Tensor, d_head: int) -> list[tuple[slice, Tensor]]:
         within = inverse
-        for name in self.norms:
-            within = within / found[self.hook(name)].to(inverse)
+        if self.norm is not None:
+            before, latent = (found[name].to(inverse) for name in self.steps)
+            within = inverse * fitted(before[..., : latent.shape[-1]] * self.norm.weight.detach().to(inverse), latent)
         if self.what == "q":
             return [(slice(d_head), within)]
         return [(slice(self.nope), within), (slice(self.nope, d_head), inverse)]
@@ -182,7 +181,7 @@ class _Latent(Side):
         def edit(value: Float[Tensor, "row pos width"]) -> Float[Tensor, "row pos width"]:
             return rows.flatten(1)[:, None].to(value).expand_as(value).clone()
 
-        return {self.carried[0]: edit}
+        return {self.last: edit}
 
     @property
     def behind(self) -> tuple[str, ...]:
@@ -210,7 +209,8 @@ def turns(
     if normed:
         rows = torch.cat([eye, -eye[:1]])[:, None].expand(-1, n_heads, -1)
     else:
-        rows = eye.repeat(2, 1)[: math.ceil(d_head / n_heads) * n_heads].unflatten(0, (-1, n_heads))
+        n_rows = math.ceil(d_head / n_heads)
+        rows = eye.repeat(1 + n_rows * n_heads // d_head, 1)[: n_rows * n_heads].reshape(n_rows, n_heads, d_head)
     edits = {name: edit for side in (both if normed else (query,)) for name, edit in side.units(rows).items()}
     angles = [attention_hook(layer, name) for name in ("cos", "sin")]
     names = [name for side in both for name in (*side.behind, *side.carried)]

@@ -127,7 +127,7 @@ class StreamReader:
                 rest = added - mixed
             else:
                 values = found[attention_hook(n, "z")]
-                z[n] = values.flatten(2).unflatten(2, (count, -1))
+                z[n] = values.reshape(*values.shape[:2], count, -1)
                 attention = found.get(f"blocks.{n}.hook_attn_out")
                 raw = next(
                     (found[at] for at in (f"blocks.{n}.attn.o.hook_out", f"blocks.{n}.attn.hook_out") if at in found),

@@ -41,6 +41,8 @@ from causal_probe.probes.qk_stream import BIAS, StreamParts, StreamReader, head_
 
 __all__ = ["BIAS", "TermReader", "Terms", "head_of", "term_reader"]
 
+#: The source of what a model adds to its scores by the distance alone; it meets itself in a number of its own.
+ALIBI = "alibi"
 #: Entries of a capped score this near to the cap are not turned back into the score before the cap.
 SATURATED = 0.95
 
@@ -52,7 +54,8 @@ class Terms:
     Attributes
     ----------
     query, key
-        By source, its part of the queries and of the keys, as they meet in the scores: rotated, and the factor c in the query.
+        By source, its part of the queries and of the keys, as they meet in the scores: rotated, and the factor c in the query; with one
+        number more where the model adds to its scores (ALiBi), the source of which meets itself there.
         ``scores[i, j]`` is the sum over all pairs of sources of ``query[s, i] . key[t, j]``.
     unrotated_query, unrotated_key
         The same before what depends on the position alone, and without c.
@@ -73,8 +76,8 @@ class Terms:
         (what is added to all scores of a row does not change its attention); behind the cap, if there is one.
     """
 
-    query: Float[Tensor, "source batch pos d_head"]
-    key: Float[Tensor, "source batch pos d_head"]
+    query: Float[Tensor, "source batch pos _d_head"]
+    key: Float[Tensor, "source batch pos _d_head"]
     unrotated_query: Float[Tensor, "source batch pos d_head"]
     unrotated_key: Float[Tensor, "source batch pos d_head"]
     factor: float
@@ -172,9 +175,9 @@ class _Summed(TermReader):
         if getattr(model.cfg, "attention_dir", "causal") != "causal":
             raise CausalProbeError("Attention is bidirectional; only scores of causal attention are taken apart.")
         positions = getattr(model.cfg, "positional_embedding_type", None)
-        if positions in ("alibi", "shortformer"):
+        if positions == "shortformer":
             raise CausalProbeError(
-                f"The model's positions ({positions}) enter the scores from outside the stream: no source has written them, and the "
+                f"The model's positions ({positions}) enter queries and keys from outside the stream: no source has written them, and the "
                 "scores are no sum over pairs of sources."
             )
         super().__init__(model, layer, head)
@@ -191,7 +194,8 @@ class _Summed(TermReader):
             what: {f"L{n}H{h}": W_O @ W for n in range(layer) for h, W_O in enumerate(weights.W_O[n])}
             for what, W in self.W.items()
         }
-        self.sources = (*self.stream.names, BIAS)
+        self.added = positions == "alibi"
+        self.sources = (*self.stream.names, *([ALIBI] if self.added else []), BIAS)
         self.d_head = int(self.W["q"].shape[1])
         has_norm = getattr(model.cfg, "normalization_type", None) is not None
         self.scale = (
@@ -199,6 +203,7 @@ class _Summed(TermReader):
         )
         self.cap = _soft_cap(model, layer)
         self._turns: dict[int, tuple[Turn, Turn]] = {}
+        self._rows: dict[int, Tensor] = {}
 
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         """The terms on one batch."""
@@ -220,18 +225,33 @@ class _Summed(TermReader):
         terms = [self._terms(what, found, parts, inverse, turn) for what, turn in zip("qk", both, strict=True)]
         pattern = found[here["pattern"]][:, self.head].to(W)
         seen = seen_in(found.get(here["attn_scores"]), found[here["pattern"]])
-        return _checked(
+        whole = Terms(
             terms[0],
             terms[1],
+            terms[0],
+            terms[1],
+            1.0,
             both,
-            found,
-            here,
-            self.head,
             pattern,
             seen,
             self.cap,
             sink_of(self.model, self.layer, self.head),
+            0.0,
         )
+        added = self._added(tokens) if self.added else None
+        return _checked(whole, found.get(here["attn_scores"]), found[here["pattern"]], self.head, added)
+
+    def _added(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, " pos"]:
+        """What the model adds to the scores of each key (ALiBi): what is left of them where the queries are zero."""
+        length = tokens.shape[1]
+        if length not in self._rows:
+            scores = attention_hook(self.layer, "attn_scores")
+            zero = dict.fromkeys(self.sides["q"].carried, torch.zeros_like)
+            found = read_values(self.model, tokens[:1], [scores], n_layers=self.layer + 1, edits=zero)
+            if scores not in found:
+                raise CausalProbeError(f"{scores} does not fire, so what the model adds to its scores can't be read.")
+            self._rows[length] = found[scores][0, self.head, -1].to(self.W["q"])  # the last query sees every key
+        return self._rows[length]
 
     def _terms(
         self, what: str, found: Mapping[str, Tensor], parts: StreamParts, inverse: Tensor, turn: Turn
@@ -251,7 +271,9 @@ class _Summed(TermReader):
         hooked = raw * norm
         terms = torch.empty(len(self.sources), *hooked.shape, dtype=W.dtype, device=W.device)
         for number, source in enumerate(self.sources[:-1]):
-            if place := head_of(source):
+            if source == ALIBI:
+                terms[number] = 0
+            elif place := head_of(source):
                 factor = parts.factor[place[0]]
                 by = scale if factor is None else scale * factor.to(W)
                 terms[number] = parts.z[place[0]][:, :, place[1]].to(W) @ self.through[what][source] * by
@@ -329,54 +351,51 @@ class _Concatenated(TermReader):
             key[number, ..., part] = stream[..., part]
         pattern = found[here["pattern"]][:, self.head].to(query)
         seen = seen_in(found.get(here["attn_scores"]), found[here["pattern"]])
-        still = (Turn(None), Turn(None))
-        return _checked(query, key, still, found, here, self.head, pattern, seen, None, None)
+        terms = Terms(query, key, query, key, 1.0, (Turn(None), Turn(None)), pattern, seen, None, None, 0.0)
+        return _checked(terms, found.get(here["attn_scores"]), found[here["pattern"]], self.head, None)
 
 
 # -------------------------------------------------------------------------------------------------------------------- checks
 
 
 def _checked(
-    query: Float[Tensor, "source batch pos d_head"],
-    key: Float[Tensor, "source batch pos d_head"],
-    both: tuple[Turn, Turn],
-    found: Mapping[str, Tensor],
-    hooks: Mapping[str, str],
+    terms: Terms,
+    scores: Float[Tensor, "batch head pos pos"] | None,
+    like: Float[Tensor, "batch head pos pos"],
     head: int,
-    pattern: Float[Tensor, "batch pos pos"],
-    seen: Bool[Tensor, "batch pos pos"],
-    cap: float | None,
-    sink: float | None,
+    added: Float[Tensor, " pos"] | None,
 ) -> Terms:
-    """The terms with the factor c, once their sum has been seen to be the score that the model uses, and to give its attention."""
-    like = found[hooks["pattern"]]
-    turned = [turn(part) for turn, part in zip(both, (query, key), strict=True)]
-    for part, turn in zip(turned, both, strict=True):
+    """Terms that are not turned yet, turned, with the factor c, once their sum has been seen to be the score that the model uses, and to give its attention."""
+    pattern, seen, cap = terms.pattern, terms.seen, terms.cap
+    query, key = (turn(part) for turn, part in zip(terms.turns, (terms.query, terms.key), strict=True))
+    for part, turn in zip((query, key), terms.turns, strict=True):
         if turn.shift is not None:  # a norm's own bias
             part[-1] += turn.shift
-    terms = Terms(turned[0], turned[1], query, key, 1.0, both, pattern, seen, cap, sink, 0.0)
-    sums = terms.scores
+    sums = query.sum(0) @ key.sum(0).mT
+    rest = 0 if added is None else added
     # Some bridges show the pattern in the scores' place. Its logarithm is the score, but for a number for each row.
-    scores = found.get(hooks["attn_scores"])
     shown = None if scores is None else scores[:, head].to(pattern)
     used = pattern.log() if shown is None or bool((shown == pattern).all()) else shown
-    fitting = seen & (pattern > torch.finfo(pattern.dtype).tiny)
-    target = used
+    compared = seen & (pattern > torch.finfo(pattern.dtype).tiny)
+    fitting, target = compared, used
     if cap is not None:
-        fitting = fitting & (used.abs() < SATURATED * cap)
+        fitting = compared & (used.abs() < SATURATED * cap)
         target = cap * (used / cap).clamp(-SATURATED, SATURATED).atanh()
-    ours, theirs = (_less_row_mean(values, fitting) for values in (sums, target))
+    ours, theirs = (_less_row_mean(values, fitting) for values in (sums, target - rest))
     power = float((ours * ours).sum())
     c = float((ours * theirs).sum()) / power if power > 0 else 1.0
-    compared = seen & (pattern > torch.finfo(pattern.dtype).tiny)
-    ours, theirs = (_less_row_mean(values, compared) for values in (terms.capped(c * sums), used))
+    query = c * query
+    if added is not None:  # it meets itself in one more number
+        query, key = (torch.nn.functional.pad(part, (0, 1)) for part in (query, key))
+        query[-2, ..., -1], key[-2, ..., -1] = 1, added
+    terms = replace(terms, query=query, key=key, factor=c)
+    ours, theirs = (_less_row_mean(values, compared) for values in (terms.capped(terms.scores), used))
     error = float((theirs - ours).abs().max())
     require_small(error, of=1 + float(theirs.abs().max()), like=like, what="The head's scores")
-    terms = replace(terms, query=c * turned[0], factor=c, error=error)
     require_small(
-        float((terms.attention(c * sums) - pattern).abs().max()), of=1.0, like=like, what="The head's attention"
+        float((terms.attention(terms.scores) - pattern).abs().max()), of=1.0, like=like, what="The head's attention"
     )
-    return terms
+    return replace(terms, error=error)
 
 
 def _less_row_mean(values: Float[Tensor, "batch pos pos"], seen: Tensor) -> Float[Tensor, "batch pos pos"]:

@@ -123,7 +123,7 @@ def scan(
 
 def _check(model: HookedModel, first: Int[Tensor, "batch pos"]) -> None:
     """A few tokens tell whether the model uses the patterns that it shows."""
-    require_measurable(model, first[:1, :CHECKED].to(describe(model)["device"] or "cpu"))
+    require_measurable(model, first[:1, :CHECKED].to(describe(model)["device"] or "cpu"), edits=False)
 
 
 def read_corpus(

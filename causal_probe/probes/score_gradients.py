@@ -62,8 +62,8 @@ def score_gradients(
     Evidence
         By layer, minus the mean over sequences of d loss / d score, in units of the loss per unit of score: positive where more
         attention lowers the loss, 0 by chance. Rows sum to zero; masked entries are exactly 0. ``settings["routes"]`` says by layer where it was taken:
-        ``"scores"``, at a live score hook; or ``"pattern"``: there is none, and it is (diag p - p p^T) dL/dp from the gradient at the
-        pattern. An edge is claimed where it is above zero (:class:`~causal_probe.probes.evidence.AboveZero`).
+        ``"scores"``, at a live score hook; ``"pattern"``: there is none, and it is (diag p - p p^T) dL/dp from the gradient at the
+        pattern; or ``"mask"``: that is not live either, and it is taken at the mask that is added to the scores. An edge is claimed where it is above zero (:class:`~causal_probe.probes.evidence.AboveZero`).
 
     Raises
     ------

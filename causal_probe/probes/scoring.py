@@ -57,12 +57,14 @@ class Scores(Rows):
     def start(self, tokens: Int[Tensor, "batch pos"]) -> None:
         """Find the targets."""
         self._tokens, self._within = tokens, []
+        if self._masks is not None:
+            self._masks.start()
         self._groups = compile_targets(self.templates, tokens, queries=self._queries)
 
     def reduce(self, layer: int, *values: Float[Tensor, "batch head query key"]) -> dict[str, NDArray[Any]]:
         """Each head's attention on the targets, and on position 0, over the scored rows: [sequence, head, template]; those rows, and chance."""
         (pattern,) = values
-        groups = self._seen(layer)
+        groups = self._seen(layer, pattern)
         parts = torch.split(pattern, [len(targets.pairs) for targets in groups])
         pairs = list(zip(groups, parts, strict=True))
         return {
@@ -72,9 +74,9 @@ class Scores(Rows):
             "chance": _joined([targets.chance.double() for targets in groups]),
         }
 
-    def _seen(self, layer: int) -> list[Targets]:
+    def _seen(self, layer: int, pattern: Float[Tensor, "batch head query key"]) -> list[Targets]:
         """The targets that a layer shows."""
-        seen = None if self._masks is None else self._masks.of(layer)
+        seen = None if self._masks is None else self._masks.of(layer, pattern)
         if seen is None:
             return self._groups
         known = next((targets for mask, targets in self._within if torch.equal(mask, seen)), None)

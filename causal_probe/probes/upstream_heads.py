@@ -358,9 +358,9 @@ def _without(terms: Terms, side: str, source: int, mean: Float[Tensor, " d_head"
     """The scores with one source's part of one side replaced by its mean."""
     if side == "key":
         change = terms.turns[1](mean.to(terms.key) - terms.unrotated_key[source])
-        return terms.scores + terms.query.sum(0) @ change.mT
+        return terms.scores + terms.query.sum(0)[..., : change.shape[-1]] @ change.mT
     change = terms.factor * terms.turns[0](mean.to(terms.query) - terms.unrotated_query[source])
-    return terms.scores + change @ terms.key.sum(0).mT
+    return terms.scores + change @ terms.key.sum(0)[..., : change.shape[-1]].mT
 
 
 def _on_edges(

@@ -92,7 +92,8 @@ def verify(case: Case) -> float:
     if not verdicts:
         return float("inf")
     head = max(verdicts, key=lambda each: abs(verdicts[each]))
-    loss = float(references.losses(case.original(case.tokens).logits, case.tokens).mean())
+    with torch.no_grad():
+        loss = float(references.losses(case.original(case.tokens).logits, case.tokens).mean())
     return abs(verdicts[head] - references.ablation_effect(case.original, case.tokens, *head)) / (1e-5 * loss)
 
 

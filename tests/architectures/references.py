@@ -183,7 +183,7 @@ def frozen(norm: Any, at: Tensor) -> Callable[[Tensor], Tensor]:
     weight = getattr(norm, "weight", None)
     gain = torch.ones(at.shape[-1]) if weight is None else weight.detach()
     bias = getattr(norm, "bias", None)
-    eps = next(float(getattr(norm, name)) for name in ("eps", "variance_epsilon") if hasattr(norm, name))
+    eps = next((float(getattr(norm, name)) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5)
     for centred in (False, True):
         for one in (0, 1):
             x = at - at.mean(-1, keepdim=True) if centred else at
@@ -207,14 +207,22 @@ def block_of(model: Any, layer: int) -> Any:
 
 def norm_before(block: Any) -> Any:
     """The norm that a block's attention reads through; None where there is none."""
-    return next((getattr(block, name) for name in ("input_layernorm", "ln_1") if hasattr(block, name)), None)
+    return next(
+        (
+            getattr(block, name)
+            for name in ("input_layernorm", "ln_1", "attention_layernorm", "self_attn_layer_norm", "operator_norm")
+            if hasattr(block, name)
+        ),
+        None,
+    )
 
 
 def norm_behind(block: Any) -> Any:
     """The norm of what a block's attention writes; None where there is none."""
     if hasattr(block, "post_self_attn_layernorm"):
         return block.post_self_attn_layernorm
-    return block.post_attention_layernorm if hasattr(block, "post_feedforward_layernorm") else None
+    behind_both = any(hasattr(block, name) for name in ("post_feedforward_layernorm", "post_mlp_layernorm"))
+    return block.post_attention_layernorm if behind_both else None
 
 
 def written_by(model: Any, tokens: Tensor, layer: int, head: int) -> Tensor:
@@ -398,10 +406,9 @@ def copying(model: Any, layer: int, head: int) -> float:
     own = torch.zeros(len(values), heads * d_head)
     own[:, head * d_head : (head + 1) * d_head] = values
     written = gain_of(norm_behind(block), width)(linear(projection, own))
-    final = next(
-        module
-        for name, module in reversed(list(model.named_modules()))
-        if name.split(".")[-1] in ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+    finals = ("norm", "norm_f", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm", "layer_norm")
+    final = model.get_submodule(
+        min((name for name, _ in model.named_modules() if name.rpartition(".")[2] in finals), key=len)
     )
     logits = gain_of(final, width)(written) @ model.get_output_embeddings().weight.detach().T
     eigenvalues = torch.linalg.eigvals(logits.double())

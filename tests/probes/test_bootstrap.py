@@ -22,9 +22,10 @@ def test_it_is_scipys_percentile_bootstrap(scores):
     assert list(zip(table["layer"], table["head"], table["template"], strict=True)) == [one[:3] for one in scores]
     for row in table.to_dict("records"):
         evidence = scores.sums[row["template"]]
-        used = evidence.rows > 0
-        each = evidence.attention[row["layer"]][used, row["head"]] / evidence.rows[used]
-        chance = evidence.chance[used] / evidence.rows[used]
+        rows, chances = evidence.of_layer(row["layer"])
+        used = rows > 0
+        each = evidence.attention[row["layer"]][used, row["head"]] / rows[used]
+        chance = chances[used] / rows[used]
 
         def excess(scored, chances, axis=-1):
             return (scored.mean(axis) - chances.mean(axis)) / (1 - chances.mean(axis))

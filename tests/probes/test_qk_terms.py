@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import to_hooked
 from causal_probe.probes.qk_terms import term_reader
 from tests import tiny_huggingface, tiny_models
+from tests.architectures.zoo import ARCHITECTURES
+from tests.architectures.zoo import tokens as zoo_tokens
 
 ROTARY = {"neox", "llama"}
 
@@ -106,23 +110,45 @@ def test_the_parts_of_a_concatenated_stream_are_the_blocks_of_A():
 
 
 def test_scores_that_are_no_sum_are_refused():
-    with pytest.raises(CausalProbeError, match=r"alibi.*no source has written them"):
-        term_reader(to_hooked(tiny_huggingface.bloom()), 1, 0)
+    with pytest.raises(CausalProbeError, match=r"bidirectional"):
+        term_reader(to_hooked(tiny_huggingface.bert()), 1, 0)
     with pytest.raises(CausalProbeError, match=r"There is no head L2H0. Heads, counted from 0: layer 0: 2, layer 1: 2"):
         term_reader(to_hooked(tiny_huggingface.gpt2()), 2, 0)
     with pytest.raises(CausalProbeError, match=r"There is no head L1H2. Heads, counted from 0"):
         term_reader(to_hooked(tiny_huggingface.gpt2()), 1, 2)
 
 
-def test_normalized_queries_are_refused_with_the_reason():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.Qwen3Config(
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, hidden_size=16, intermediate_size=32, head_dim=8,
-        vocab_size=50, max_position_embeddings=32, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    model = to_hooked(tiny_huggingface._random(transformers.Qwen3ForCausalLM, config))
-    with pytest.raises(CausalProbeError, match=r"normalize queries and keys"):
+def test_norms_of_the_stream_itself_are_refused_with_the_reason():
+    """OpenAI GPT normalizes the stream behind each block: what sources below have written there is written no more."""
+    config = transformers.OpenAIGPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=32)
+    model = to_hooked(tiny_huggingface._random(transformers.OpenAIGPTLMHeadModel, config))
+    with pytest.raises(CausalProbeError, match=r"layer 0 are not the sum of what the sources below have written"):
         term_reader(model, 1, 0)(tiny_huggingface.tokens())
+
+
+def test_what_alibi_adds_is_a_source_of_its_own():
+    model = to_hooked(tiny_huggingface.bloom())
+    tokens = tiny_huggingface.tokens()
+    reader = term_reader(model, 1, 1)
+    terms = reader(tokens)
+    place = reader.sources.index("alibi")
+    slope = 2.0**-8  # of the second of two heads
+    assert torch.allclose(
+        terms.query[place] @ terms.key[place].mT, slope * torch.arange(12.0).expand(3, 12, 12), atol=1e-6
+    )
+    assert not (terms.query[place] @ terms.key[:place].sum(0).mT).any()
+
+
+def test_a_cap_bends_the_sum_and_a_sink_shares_the_row():
+    """Gemma 2 and GPT-OSS: the attention that Hugging Face returns, from the sums; without the cap or the sink it is another."""
+    for name, field in (("Gemma 2", "cap"), ("GPT-OSS", "sink")):
+        original = ARCHITECTURES[name].build()
+        tokens = zoo_tokens(2)
+        with torch.no_grad():
+            pattern = original(tokens, output_attentions=True).attentions[1][:, 0]
+        terms = term_reader(to_hooked(original), 1, 0)(tokens)
+        assert (terms.attention(terms.scores) - pattern).abs().max() < 1e-5
+        assert (replace(terms, **{field: None}).attention(terms.scores) - pattern).abs().max() > 1e-3
 
 
 def test_the_model_is_left_as_it_was():

@@ -14,7 +14,7 @@ import torch
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import from_parents
-from causal_probe.hooks import to_hooked
+from causal_probe.hooks import preflight, to_hooked
 from causal_probe.hooks.means import mean_patterns
 from causal_probe.hooks.record import micro_batch_size
 from causal_probe.models import DisentangledTransformer
@@ -261,8 +261,12 @@ def test_a_model_that_does_not_use_its_patterns_is_refused():
     from tests import tiny_huggingface
 
     model = to_hooked(tiny_huggingface.bert(), tiny_huggingface.tokenizer())
-    with pytest.raises(CausalProbeError, match=r"decorative, for the model's output does not depend"):
+    with pytest.raises(
+        CausalProbeError, match="attend to later positions"
+    ):  # what they show is right, but an encoder's
         scan(model, tiny_huggingface.tokens())
+    with pytest.raises(CausalProbeError, match=r"decorative, for the model's output does not depend"):
+        preflight(model, tiny_huggingface.tokens())
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
