@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from causal_probe.options.base import Help, Subject
 from causal_probe.options.common import (
     MODEL,
+    DeltaOption,
     LoadingOptions,
     ProgressOption,
     SavingOptions,
@@ -43,7 +44,7 @@ class TemplatesOption(SequenceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanOptions(TemplatesOption, ShardOption, SeedOption, LoadingOptions, TopOption, ProgressOption):
+class ScanOptions(TemplatesOption, ShardOption, SeedOption, LoadingOptions, DeltaOption, TopOption, ProgressOption):
     """Options of :func:`causal_probe.experiments.scan`."""
 
     subject: ClassVar[Subject | None] = MODEL

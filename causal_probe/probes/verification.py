@@ -122,6 +122,11 @@ class HeadVerdict(NamedTuple):
         """Such as ``"L18H6"``."""
         return f"L{self.layer}H{self.head}"
 
+    @property
+    def shown(self) -> Effect:
+        """Of both baselines' effects the larger in size."""
+        return max(self.effect, self.pooled_effect, key=lambda effect: abs(effect.value))
+
 
 @dataclass(frozen=True, eq=False)
 class JointEffect:
@@ -246,6 +251,19 @@ class Verification(Result):
             f"and joint ablation of these hurt more than {rule.joint_rank:.0%} of random sets of as many heads; of no effect above delta if both "
             "effects lay within +-delta; and undecided otherwise "
             f"(paired one-sided t-tests over {len(self.loss)} sequences, Holm-corrected, level {rule.level:g}; {self.measured_with})."
+        )
+
+    @property
+    def unflagged_are(self) -> str:
+        """What is said of a head without a verdict."""
+        return "no verdict" if "verdicts" in self.undefined else "not flagged"
+
+    @property
+    def legend(self) -> str:
+        """What verdicts and effects mean, in a sentence or two."""
+        return (
+            f"verdict: on these data and this loss; effects are told from delta = {self.rule.delta:g} nats. effect: rise of the loss in nats when the "
+            "head's output is replaced by its mean at each position, or over all positions, whichever is larger in size."
         )
 
     @property

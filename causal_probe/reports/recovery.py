@@ -92,9 +92,7 @@ def _found(result: Recovery) -> Iterator[page.Block]:
     shown = {str(name): value for name, value in result.table().rows}
     *_, (name, best) = result.reference_losses.items()
     right_roots = "undefined" if found.root_accuracy is None else shown["roots without a confirmed parent"]
-    of_best = (
-        f"nats; {best:.4f} {'of who knows the graph, which is no bound' if name == 'known-graph' else f'of {name}'}"
-    )
+    of_best = f"nats; {best:.4f} {'if the graph is known (no bound)' if name == 'known-graph' else f'of {name}'}"
     yield page.Headline(
         [
             ("edges right", shown["edges right"], "true edges that were found"),
@@ -161,7 +159,7 @@ def _losses(result: Recovery) -> page.Block:
         return page.Paragraph("No step was made.")
     return page.Picture(
         viz.training({"step": steps.step, "loss": steps.loss, "stage": steps.stage}, result.reference_losses),
-        "Loss on each step's fresh batch. The lines are exact predictors, on the sequences on which the trained model's loss is measured.",
+        "Loss on each step's fresh batch. The lines are reference predictors; none is a bound. They are the sequences on which the trained model's loss is measured.",
     )
 
 
