@@ -29,6 +29,7 @@ __all__ = [
     "keep",
     "live_hooks",
     "require_hooks",
+    "row_shift",
     "undisturbed",
 ]
 
@@ -36,6 +37,21 @@ __all__ = [
 ATTENTION = re.compile(r"blocks\.\d+\.attn\.")
 #: The parts of the surface below.
 SURFACE = ("cfg", "hook_dict", "hooks", "run_with_hooks", "__call__")
+#: Beginnings of the names of Hugging Face configurations of encoders.
+ENCODERS = (
+    "Bert",
+    "Roberta",
+    "Distil",
+    "Albert",
+    "Electra",
+    "Deberta",
+    "MPNet",
+    "Hubert",
+    "Wav2Vec2",
+    "ModernBert",
+    "Esm",
+    "T5Encoder",
+)
 #: The attribute in which a hooked model keeps how far its log-probabilities are from those of the model that it was made of.
 DIFFERENCE = "hooked_difference"
 
@@ -244,7 +260,7 @@ def undisturbed(model: HookedModel) -> Iterator[None]:
 def describe(model: object) -> dict[str, Any]:
     """A model's name, dtype and device, for the provenance of a result; None where the model doesn't say.
 
-    Of what :func:`~causal_probe.hooks.to_hooked` made, also ``hooked_difference``: by how many nats the hooks changed log-probabilities.
+    ``shift`` is :func:`row_shift`. Of what :func:`~causal_probe.hooks.to_hooked` made, also ``hooked_difference``: by how many nats the hooks changed log-probabilities.
 
     Raises
     ------
@@ -266,8 +282,28 @@ def describe(model: object) -> dict[str, Any]:
         "model": getattr(cfg, "model_name", None) or type(model).__name__,
         "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
         "device": None if parameter is None else str(parameter.device),
+        "shift": row_shift(model),
         **({} if difference is None else {DIFFERENCE: difference}),
     }
+
+
+def row_shift(model: object) -> int:
+    """Of which position a row of attention speaks: 1, the next one, in a model that predicts the next token at each position; else 0, its own.
+
+    A model may say so itself by an attribute ``row_shift``, as those of this package do, whose task asks at the last position alone. Of
+    others, those with attention in one direction predict next tokens, and encoders don't.
+
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> row_shift(DisentangledTransformer(d_vocab=3, n_positions=4))
+    0
+    """
+    said = getattr(model, "row_shift", None)
+    if said is not None:
+        return int(said)
+    cfg = getattr(model, "cfg", None)
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    both_ways = getattr(cfg, "attention_dir", "causal") != "causal" or type(config).__name__.startswith(ENCODERS)
+    return 0 if both_ways else 1
 
 
 def _modules(model: HookedModel) -> list[torch.nn.Module]:

@@ -49,6 +49,8 @@ LEVEL = 0.001
 FLAGGED = CALLED / 2
 #: Sequences (one batch) on which unflagged heads and random sets are ablated.
 RANKED_ON = 4
+#: Sequences over which the heads' means are taken, for each that is measured.
+REFERENCES = 4
 #: Tokens in a forward pass.
 TOKENS = 4096
 
@@ -88,7 +90,7 @@ class InContextGraph(Result):
         The causal graph over the context.
     losses
         Mean over sequences and standard error: ``model`` (its distribution over the states' words, renormalized), ``model, all words``
-        (over its whole vocabulary), and the exact predictors ``uniform``, ``in-context unigram`` and ``known-graph``.
+        (over its whole vocabulary), and the predictors ``uniform``, ``in-context unigram`` and ``known-graph`` (none is a bound).
     gain
         Loss of the in-context unigram less that of ``model``, paired by sequence. Above 0: the answer uses more than frequencies.
     skill
@@ -170,7 +172,7 @@ class InContextGraph(Result):
             effect = (
                 ""
                 if found is None
-                else f"{found.verdict} (effect {found.effect.value:.3f} ± {found.effect.stderr:.3f} nats)"
+                else f"{found.verdict} (effect {found.shown.value:.3f} ± {found.shown.stderr:.3f} nats)"
             )
             rows.append((f"L{head.layer}H{head.head}", head.score, head.stderr, head.chance, head.excess, effect))
         more = len(self.carriers) - 8
@@ -184,6 +186,12 @@ class InContextGraph(Result):
                 *[f"and {more} heads more"] * (more > 0),
                 *(f"loss {each.value:.3f} ± {each.stderr:.3f}  {name}" for name, each in self.losses.items()),
                 f"gain over the in-context unigram {self.gain.value:.3f} ± {self.gain.stderr:.3f}{skill}",
+                *([] if self.verification is None else self.verification.notes),
+                *(
+                    [f"no verdicts: {self.verification.undefined['verdicts']}"]
+                    if self.verification is not None and "verdicts" in self.verification.undefined
+                    else []
+                ),
             ],
         )
 
@@ -252,7 +260,8 @@ def in_context_graph(model: Any, o: InContextOptions) -> InContextGraph:
         verification = None
         if o.verify and scores.called():
             fresh = written(n_sequences=min(o.n_sequences, 16), stream="verify", batch_size=RANKED_ON)
-            verification = _verify(scores, hooked, fresh, o.progress)
+            others = written(n_sequences=REFERENCES * sum(map(len, fresh)), stream="references")
+            verification = _verify(scores, hooked, task, fresh, others, o)
         clock.spent_on("verifying")
         return saved(
             InContextGraph(
@@ -330,15 +339,39 @@ def _losses(
     )
 
 
-def _verify(scores: HeadScores, model: HookedModel, batches: Sequence[WordBatch], progress: bool) -> Verification:
+def _verify(
+    scores: HeadScores,
+    model: HookedModel,
+    task: InContextMarkov,
+    batches: Sequence[WordBatch],
+    others: Sequence[WordBatch],
+    o: InContextOptions,
+) -> Verification:
+    predictors = {name: task.references()[name] for name in ("uniform", "in-context unigram")}
+
     def measure(logits: Tensor, batch: Any) -> Measured:
         own, _ = answer(logits, batch)
+        target = batch.target.double()
+        without = {
+            f"the {name} predictor": cross_entropy(predict(Batch(batch.states, target, {})).double(), target)
+            for name, predict in predictors.items()
+        }
         chosen = logits[:, -1].gather(1, batch.words).float()
         logit = (batch.target.float() * chosen).sum(-1) - chosen.mean(-1)
-        return Measured(own, logit)
+        return Measured(own, logit, without)
 
-    rule = Rule(minimum_excess=FLAGGED)
-    return verify(scores, model, batches, templates=scores.names, measure=measure, rule=rule, progress=progress)
+    rule = Rule(minimum_excess=FLAGGED, delta=o.delta)
+    return verify(
+        scores,
+        model,
+        batches,
+        templates=scores.names,
+        measure=measure,
+        reference=others,
+        rule=rule,
+        seed=o.seed,
+        progress=o.progress,
+    )
 
 
 def _estimate(values: Float[Tensor, " sequence"]) -> Estimate:

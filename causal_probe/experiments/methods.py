@@ -195,7 +195,7 @@ def ablation(model: DisentangledTransformer, task: InContextMarkov, batches: Seq
     """Effects of edges on the loss, of the position that each row attends to most (``probes.edge_effects``)."""
     layer, n_nodes = asked.layer, len(task.children)
     seen = probes.head_graphs(model, [batch.tokens for batch in batches])
-    redraw = task.redraw_as_root
+    redraw = task.redraw
     if redraw is not None:
         redraw = partial(redraw, generator=generator(asked.seed, "redrawing"))
     each = []

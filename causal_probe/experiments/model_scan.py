@@ -255,6 +255,9 @@ class ModelScan(Result):
                     f"{joint.template}: ablating the {len(joint.heads)} flagged heads together raises the loss by "
                     f"{joint.effect.value:.2f} ± {joint.effect.stderr:.2f} nats{beyond}."
                 )
+            notes += [f"{note}." for note in self.verification.notes]
+            if "verdicts" in self.verification.undefined:
+                notes.append(f"No verdicts: {self.verification.undefined['verdicts']}.")
         return tuple(notes)
 
     @property
@@ -274,8 +277,8 @@ class ModelScan(Result):
         if self.verification is not None:
             verdicts = [self._verdict(found) for found in self.scores]
             table["verdict"] = [None if found is None else found.verdict for found in verdicts]
-            table["effect"] = [np.nan if found is None else found.effect.value for found in verdicts]
-            table["effect_stderr"] = [np.nan if found is None else found.effect.stderr for found in verdicts]
+            table["effect"] = [np.nan if found is None else found.shown.value for found in verdicts]
+            table["effect_stderr"] = [np.nan if found is None else found.shown.stderr for found in verdicts]
         if self.intervals is not None:
             table[list(LIMITS)] = self.intervals[list(LIMITS)]
         provenance = self.scores.provenance
@@ -321,9 +324,9 @@ class ModelScan(Result):
             for row in rows:
                 s, verdict = row.score, row.verdict
                 error = "" if s.excess_stderr is None else f" ± {s.excess_stderr:.3f}"
-                told: list[object] = [] if self.verification is None else ["not flagged", None]
+                told: list[object] = [] if self.verification is None else [self.verification.unflagged_are, None]
                 if verdict is not None:
-                    told = [verdict.verdict, f"{verdict.effect.value:.3f} ± {verdict.effect.stderr:.3f}"]
+                    told = [verdict.verdict, f"{verdict.shown.value:.3f} ± {verdict.shown.stderr:.3f}"]
                 cells.append(
                     [name, row.name, f"{s.score:.3f}", f"{s.chance:.3f}", f"{s.excess:.3f}{error}", *[self.interval(s)] * len(interval),
                      f"{s.sink:.3f}", *told, "yes" if row.called else "no"]
@@ -342,7 +345,7 @@ class ModelScan(Result):
                 *([] if self.no_circuits is None else [f"The scores could not be taken apart. {self.no_circuits}"]),
                 "called: an excess above 0.5 by three standard errors. It says where a head attends, not that the model uses it.",
                 *["95% interval: of the excess, by the bootstrap over sequences."] * len(interval),
-                *["effect: rise of the loss in nats when the head's output is replaced by its mean."] * bool(checked),
+                *([] if self.verification is None else [self.verification.legend]),
             ],
             shown=len(cells),
         )

@@ -41,6 +41,8 @@ __all__ = ["recover", "tested_edges"]
 ATTENTION_SEQUENCES = 4096
 PROBE_SEQUENCES = 2**15
 EVALUATION_SEQUENCES = 2**15
+#: Without a law to redraw from, every rival costs a run, and they are tested on so many sequences.
+RIVAL_SEQUENCES = 4096
 #: While training, the mean attention of so many sequences is looked at every so many steps, and after so many looks at ever wider
 #: intervals: a look costs several steps, and where some parent never leads all of a long run would be looked at.
 WATCHING_SEQUENCES = 1024
@@ -88,7 +90,7 @@ def recover(o: RecoverOptions) -> Recovery:
     settings = o.settings(
         task=task.description,
         own_task=None if isinstance(task, InContextMarkov) else repr(task),
-        redraws=task.redraw_as_root is not None,
+        redraws=task.redraw is not None,
         n_positions=task.n_positions,
         d_vocab=task.d_vocab,
         concentration=getattr(task, "concentration", None),
@@ -165,7 +167,7 @@ def tested_edges(
     model: DisentangledTransformer, task: Task, batches: Sequence[Batch], attention: Evidence, *, seed: int
 ) -> tuple[EdgeEffects, ...]:
     """Test, for each head of layer 0, the edges of the earlier nodes that its mean attention prefers, on fresh batches of the task."""
-    redraw = task.redraw_as_root
+    redraw = task.redraw
     device = batches[0].tokens.device
     return tuple(
         edge_effects(
@@ -177,6 +179,7 @@ def tested_edges(
             candidates=attention.graph(0, head, claim=0, nodes=len(task.children)),
             level=LEVEL / model.heads[0],
             redraw=None if redraw is None else partial(redraw, generator=generator(seed, "redrawing", device=device)),
+            rival_sequences=RIVAL_SEQUENCES,
         )
         for head in range(model.heads[0])
     )

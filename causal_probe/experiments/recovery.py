@@ -26,6 +26,11 @@ __all__ = ["CHECKPOINT_FILE", "Recovery", "call_of_graph", "edges_right", "write
 
 #: What an interrupted run leaves in its folder.
 CHECKPOINT_FILE = "training.checkpoint.safetensors"
+#: What an edge is tested against besides, where sequences can be redrawn and where they can't.
+RIVALS = {
+    True: ", and with that routing the loss is lower for the child's token than for one drawn as a root's or along any other candidate edge",
+    False: ", and routing it to any other earlier node does not lower it as much",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,7 +73,7 @@ class Recovery(Result):
 
     KIND = "recovery"
     WORKS = ("nichani2024",)
-    DERIVED = ("exact",)
+    DERIVED = ("exact", "undecided")
     RESULT: ClassVar[str] = "result.json"
     UNFINISHED: ClassVar[str] = CHECKPOINT_FILE
 
@@ -94,6 +99,12 @@ class Recovery(Result):
     def exact(self) -> bool:
         """Whether every edge and every root is right."""
         return self.comparison.exact
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """The nodes for which no parent was confirmed, though some candidate gains at the level: not shown to be roots."""
+        gaining = {child for effects in self.effects for _, child in effects.gaining}
+        return tuple(sorted(child for child in gaining if not self.recovered.in_degree(child)))
 
     @property
     def undefined(self) -> dict[str, str]:
@@ -122,13 +133,14 @@ class Recovery(Result):
             f"({s['training']}, {self.history.n_sequences} sequences) on the {s['task']}; "
             f"{begun}candidate parents are the largest mean attention weights of layer 0, and an edge is confirmed when routing the "
             "child's attention wholly to the candidate lowers the loss below that of uniform attention over its past"
-            f"{', by more than with the child redrawn as a root' if s['redraws'] else ''} (paired one-sided tests over "
+            f"{RIVALS[bool(s['redraws'])]} (paired one-sided tests over "
             f"{s['probe_sequences']} sequences, family-wise level {s['level']:g}; seed {s['seed']}; {self.measured_with})."
         )
 
     def table(self) -> Table:
         """The comparison with the true graph, and the losses."""
         found = self.comparison
+        redundant = sum(int(effects.redundant.sum()) for effects in self.effects)
         roots = sum(not self.truth.in_degree(node) for node in found.children)
         steps = self.steps_to_all_parents
         return Table(
@@ -136,7 +148,12 @@ class Recovery(Result):
             ("what", "value"),
             [
                 *edges_right(found),
-                ("roots right", f"{round((found.root_accuracy or 0) * roots)} of {roots}"),
+                ("roots without a confirmed parent", f"{round((found.root_accuracy or 0) * roots)} of {roots}"),
+                (
+                    "undecided nodes (a candidate gains, none is confirmed)",
+                    ", ".join(map(str, self.undecided)) or "none",
+                ),
+                *[("edges confirmed that are redundant alone", str(redundant))] * (redundant > 0),
                 ("mean attention on true parent", _show(self.mean_parent_attention)),
                 ("true parents that lead", _show(self.argmax_parent_accuracy)),
                 ("steps until all of them led", "never" if steps is None else str(steps)),

@@ -31,7 +31,7 @@ from causal_probe.hooks.corpus import read_shard
 from causal_probe.hooks.preflight import context_length, require_measurable
 from causal_probe.options import takes
 from causal_probe.options.scan import ScanOptions
-from causal_probe.probes import Template, head_graphs, verify
+from causal_probe.probes import Rule, Template, head_graphs, verify
 from causal_probe.probes.bootstrap import bootstrap_intervals
 from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.scan import made_parts, read_corpus, scored
@@ -124,7 +124,9 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
         if o.verify:
             # A head's output is also replaced by that in another sequence of its batch: there must be one.
             size = None if o.batch_size is None else max(2, o.batch_size)
-            found["verification"] = verify(scores, hooked, batch_size=size, progress=o.progress)
+            found["verification"] = verify(
+                scores, hooked, rule=Rule(delta=o.delta), batch_size=size, progress=o.progress
+            )
         clock.spent_on("verifying")
         return saved(ModelScan(scores, **found, timings=clock.timings, settings=settings, provenance=scores.provenance))
 

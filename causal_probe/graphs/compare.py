@@ -68,6 +68,10 @@ class GraphComparison(Result):
         Share of true edges among the pairs. Undefined without weights or without a pair.
     undefined
         For each of these numbers that is None, why.
+    shift
+        Where a head's graph was compared: the edges into node i were read in row i - shift. None for other graphs.
+    otherwise
+        There, SHD, precision and recall by the other reading, for information: the default reading follows from the model's task.
     """
 
     KIND = "graph comparison"
@@ -90,6 +94,8 @@ class GraphComparison(Result):
     average_precision: float | None
     average_precision_chance: float | None
     undefined: Mapping[str, str]
+    shift: int | None = None
+    otherwise: Mapping[str, Any] | None = None
 
     @property
     def exact(self) -> bool:
@@ -106,6 +112,7 @@ class GraphComparison(Result):
             "precision, recall and F1 of directed edges, the structural Hamming distance (missing + extra + "
             f"{self.reversal_cost} x reversed edges; after Tsamardinos et al., 2006, here on directed graphs), the share of "
             "non-root nodes whose set of parents is exact, and the share of roots left without a parent"
+            f"{'' if self.shift is None else f'; the edges into node i were read in row i - {self.shift}'}"
             f"{weighed if self.auroc is not None or self.average_precision is not None else ''} "
             f"({self.measured_with}, networkx {number_of['networkx']}, scikit-learn {number_of['scikit-learn']})."
         )
@@ -132,8 +139,27 @@ class GraphComparison(Result):
             for name in ("missing", "extra", "reversed")
         ]
         return Table(
-            f"GraphComparison over {len(self.children)} nodes: SHD {self.shd}", ("metric", "value", "note"), rows
+            f"GraphComparison over {len(self.children)} nodes: SHD {self.shd}",
+            ("metric", "value", "note"),
+            rows,
+            [] if self.shift is None else [told_shift(self.shift, self.otherwise)],
         )
+
+
+def told_shift(shift: int, otherwise: Mapping[str, Any] | None) -> str:
+    """In which row the edges into a node were read, and what the other reading says.
+
+    >>> told_shift(1, {"shift": 0, "shd": 10, "precision": None, "recall": 0.25})
+    'shift 1: the edges into node i are read in row i - 1, which predicts it; with shift 0: shd 10, precision undefined, recall 0.25'
+    """
+    row = "row i - 1, which predicts it" if shift else "row i, its own"
+    numbers = ", ".join(
+        f"{name} {'undefined' if value is None else f'{value:.3g}'}"
+        for name, value in (otherwise or {}).items()
+        if name != "shift"
+    )
+    told = f"; with shift {otherwise['shift']}: {numbers}" if otherwise else ""
+    return f"shift {shift}: the edges into node i are read in {row}{told}"
 
 
 def compare(

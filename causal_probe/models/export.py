@@ -105,6 +105,7 @@ def to_transformer_lens(model: Any) -> Any:
             warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
             standard = HookedTransformer({**shape, "use_attn_scale": False})
         _fill(standard, _weights(model, attn_scale=1.0))
+    standard.row_shift = 0  # the task is the same
     return standard.eval()
 
 

@@ -44,6 +44,9 @@ class HookedBlock(nn.Module):
 class HookedModel(HookedRootModule):
     """A ``HookedRootModule`` whose cache is asked as that of any TransformerLens model (``cache["pattern", 0]``), and whose ``cfg`` is kept true."""
 
+    #: A row of attention speaks of its own position: what is predicted is asked at the last one alone.
+    row_shift = 0
+
     def make_ready(
         self,
         name: str,

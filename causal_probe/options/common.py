@@ -19,6 +19,7 @@ __all__ = [
     "Concentration",
     "CorpusOptions",
     "DVocab",
+    "DeltaOption",
     "GraphName",
     "LoadingOptions",
     "MODEL",
@@ -61,6 +62,19 @@ Concentration: TypeAlias = Annotated[float, Help("Dirichlet concentration of the
 RootProbability: TypeAlias = Annotated[
     float, Help("Probability that a node of a random forest is a root.", least=0, most=1)
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaOption(Options):
+    """What counts as an effect."""
+
+    delta: Annotated[
+        float,
+        Help(
+            "The smallest effect of a head that counts, in nats: verdicts tell effects from this, and 0.05 is a change of the perplexity by 5%.",
+            above=0,
+        ),
+    ] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from causal_probe.options.common import (
     MODEL,
     Bos,
     Concentration,
+    DeltaOption,
     DeviceOption,
     DVocab,
     GraphName,
@@ -144,7 +145,7 @@ class ReadingOptions(SeedOption, LoadingOptions):
 
 
 @dataclass(frozen=True)
-class InContextOptions(ReadingOptions, SavingOptions, ProgressOption):
+class InContextOptions(ReadingOptions, DeltaOption, SavingOptions, ProgressOption):
     """Options of :func:`causal_probe.experiments.in_context_graph`."""
 
     subject: ClassVar[Subject | None] = MODEL

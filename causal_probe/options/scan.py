@@ -10,6 +10,7 @@ from causal_probe.arguments import Help
 from causal_probe.options.base import Subject
 from causal_probe.options.common import (
     MODEL,
+    DeltaOption,
     LoadingOptions,
     ProgressOption,
     SavingOptions,
@@ -44,7 +45,7 @@ class TemplatesOption(SequenceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanOptions(TemplatesOption, ShardOption, SeedOption, LoadingOptions, TopOption, ProgressOption):
+class ScanOptions(TemplatesOption, ShardOption, SeedOption, LoadingOptions, DeltaOption, TopOption, ProgressOption):
     """Options of :func:`causal_probe.experiments.scan`."""
 
     subject: ClassVar[Subject | None] = MODEL

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import BatchSize
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import mean_ablate, zero_ablate
+from causal_probe.hooks import zero_ablate
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, undisturbed
 from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.record import each_batch, micro_batches
 from causal_probe.probes.ablation import Head, Laboratory, Measure, next_token
+from causal_probe.probes.baselines import reference_tokens, split_off_references
 from causal_probe.probes.p_values import Estimate, estimates, t_interval
 from causal_probe.results import Result, Table
 
@@ -78,15 +82,16 @@ class HeadAblation(Result):
         )
 
 
+@probe
 def ablate_heads(
     model: HookedModel,
     tokens: Any,
     heads: Any,
     *,
-    by: str = "mean",
+    by: Literal["mean", "zero"] = "mean",
     measure: Measure | None = None,
     reference: Any = None,
-    batch_size: int | None = None,
+    batch_size: BatchSize = None,
 ) -> HeadAblation:
     """Replace what heads read out of the stream (``hook_z``), all at once, and take the paired difference of the losses.
 
@@ -98,16 +103,17 @@ def ablate_heads(
     model
         Any model with hook points ``blocks.{layer}.attn.hook_z``. It is left as it was.
     tokens
-        Tokens [batch, pos], or an iterable of such tensors, all of one length; two sequences or more.
+        Tokens [batch, pos], or an iterable of such tensors, all of one length; two sequences or more are to be measured.
     heads
         A head, ``"L1H0"`` or ``(1, 0)``, or several in a list.
     by
-        What a head's output becomes: its ``"mean"`` over ``reference`` at each position, or ``"zero"``.
+        What a head's output becomes: its ``"mean"`` over other sequences at each position, or ``"zero"``.
     measure
         What is asked of the model, ``measure(logits, batch) -> Measured``; by default the loss of the next token at all positions
         (:func:`~causal_probe.probes.next_token`).
     reference
-        Sequences over which the means are taken, of the same length; by default ``tokens``.
+        Sequences over which the means are taken, of the same length, as many or several times as many as ``tokens``: each measured sequence has its
+        own, so that the standard error holds their noise, too. By default one in four of ``tokens`` is measured, and the others are the references.
     batch_size
         Sequences in a forward pass; by default as many as keep patterns and logits within 256 MiB.
 
@@ -124,36 +130,36 @@ def ablate_heads(
     >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)     # each token looks one back,
     >>> _ = model.block(1, 0, query="token", key="L0H0.token").diagonal().fill_(30)        # then for itself before a token,
     >>> _ = model.output_block("L1H0.token").diagonal().fill_(9)                           # and says that token
-    >>> tokens = repeated_tokens(model, n_sequences=8, period=10).tokens
+    >>> tokens = repeated_tokens(model, n_sequences=32, period=10).tokens
     >>> found = ablate_heads(model, tokens, "L1H0", measure=next_token(range(10, 19)))       # in the second copy
     >>> found.effect.value > 1, found.effect.p_value < 0.001
     (True, True)
     """
-    if by not in ("mean", "zero"):
-        raise CausalProbeError(f"A head's output becomes its 'mean' or 'zero'; `by` is {by!r}.")
+    if by == "mean" and reference is None:
+        tokens, reference = split_off_references(tokens)
     batches = [part for batch in each_batch(tokens) for part in (micro_batches(model, batch, batch_size) if isinstance(batch, Tensor) else [batch])]  # fmt: skip
-    n = sum(len(getattr(batch, "tokens", batch)) for batch in batches)
-    if n < 2:
+    sizes = [len(getattr(batch, "tokens", batch)) for batch in batches]
+    if (n := sum(sizes)) < 2:
         raise CausalProbeError(f"A standard error needs two sequences or more; there {'is one' if n else 'are none'}.")
+    references = reference_tokens(batches if reference is None else reference, batches)
     with undisturbed(model):
         laboratory = Laboratory(
             model,
             next_token() if measure is None else measure,
-            reference=batches if reference is None else micro_batches(model, reference, batch_size),
+            reference=references,
+            n_sequences=n,
             example=batches[0][:2] if isinstance(batches[0], Tensor) else batches[0],
         )
-        means = laboratory.means
-        known = {layer: mean.shape[1] for layer, mean in means.items()}
-        chosen = tuple(find_head(known, *each) for each in _named(heads))
+        chosen = tuple(find_head(laboratory.baselines.heads, *each) for each in _named(heads))
         if len(set(chosen)) != len(chosen) or not chosen:
             raise CausalProbeError(f"Name one head or more, and none twice; found {heads!r}.")
-        edits = [
-            mean_ablate(*each, reference=means[each[0]][:, each[1]]) if by == "mean" else zero_ablate(*each)
-            for each in chosen
-        ]
-        losses = [(laboratory.run(batch).loss, laboratory.run(batch, edits).loss) for batch in batches]
+        losses = []
+        for batch, end, size in zip(batches, itertools.accumulate(sizes), sizes, strict=True):
+            its = slice(end - size, end)
+            edits = [zero_ablate(*each) if by == "zero" else laboratory.baselines.edit("mean", *each, its) for each in chosen]
+            losses.append((laboratory.run(batch).loss, laboratory.run(batch, edits).loss))
     clean, ablated = (torch.cat(each).double().cpu().numpy() for each in zip(*losses, strict=True))
-    settings = {"by": by, "heads": [list(each) for each in chosen], "n_sequences": n}
+    settings = {"by": by, "heads": [list(each) for each in chosen], "n_sequences": n, "references": len(references) * (by == "mean")}
     return HeadAblation(chosen, clean, ablated, settings=settings, provenance=describe(model))
 
 

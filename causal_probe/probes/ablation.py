@@ -7,21 +7,23 @@ run again: their output is that of the model as it is, and is *replayed*, which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks import attention_hook, mean_ablate, resample_ablate, zero_ablate
+from causal_probe.hooks import attention_hook, zero_ablate
 from causal_probe.hooks.check import HookedModel, attention_hooks, keep, live_hooks, require_hooks
+from causal_probe.probes.baselines import Baseline, take_baselines
 
-__all__ = ["Experiment", "Head", "Laboratory", "Measure", "Measured", "next_token"]
+__all__ = ["Experiment", "Head", "Laboratory", "Measure", "Measured", "next_token", "repeated_token"]
 
 #: (layer, head), counted from 0.
 Head: TypeAlias = tuple[int, int]
@@ -39,10 +41,14 @@ class Measured:
         The loss, in nats.
     logit
         The target's logit, less the mean logit of the vocabulary; None where there is no one target.
+    without
+        By name, the loss of a predictor that does not do the task, such as an even guess. A model whose loss is not below each of these
+        does not do the task. Empty where none is known.
     """
 
     loss: Float[Tensor, " batch"]
     logit: Float[Tensor, " batch"] | None
+    without: Mapping[str, Float[Tensor, " batch"]] = field(default_factory=dict)
 
 
 #: What is asked of the model: ``measure(logits [batch, pos, d_vocab], batch) -> Measured``.
@@ -62,7 +68,7 @@ def next_token(queries: Sequence[int] | None = None) -> Measure:
     -------
     callable
         ``measure(logits [batch, pos, d_vocab], batch) -> Measured``: the loss in nats (log d_vocab for an even guess) and the target's logit
-        less the mean logit, each [batch], means over the positions.
+        less the mean logit, each [batch], means over the positions. A model that does the task has a loss below an even guess.
 
     Raises
     ------
@@ -86,12 +92,46 @@ def next_token(queries: Sequence[int] | None = None) -> Measure:
                 f"The next token was to be predicted at the positions {queries}; sequences of {pos} tokens have a next token at 0 to "
                 f"{pos - 2}."
             )
-        chosen = logits[:, rows].to(torch.promote_types(logits.dtype, torch.float32))
-        target = tokens[:, [row + 1 for row in rows], None].to(chosen.device)
-        logit = chosen.gather(-1, target)[..., 0]
-        return Measured((chosen.logsumexp(-1) - logit).mean(1), (logit - chosen.mean(-1)).mean(1))
+        chosen = torch.zeros(tokens.shape, dtype=torch.bool)
+        chosen[:, rows] = True
+        return _next_token(logits, tokens, chosen)
 
     return measure
+
+
+def repeated_token(logits: Float[Tensor, "batch pos d_vocab"], batch: Any) -> Measured:
+    """The loss, and the logit, of the next token where the current one has occurred before, in sequences that repeat themselves.
+
+    A model that does the task has a loss below an even guess, and below its own loss on the tokens that are not repeated.
+
+    >>> repeated_token(torch.zeros(1, 5, 4), torch.tensor([[0, 1, 2, 0, 1]])).without["its own loss on what is not repeated"]
+    tensor([1.3863])
+    """
+    tokens: Int[Tensor, "batch pos"] = getattr(batch, "tokens", batch)
+    before = (tokens[:, :, None] == tokens[:, None, :]).tril(-1).any(-1).cpu()
+    before[:, -1] = False
+    fresh = ~before & ~torch.cat([before[:, 1:], before[:, :1]], 1)
+    fresh[:, -1] = False
+    found = _next_token(logits, tokens, before)
+    own = _next_token(logits, tokens, fresh).loss
+    return Measured(found.loss, found.logit, {**found.without, "its own loss on what is not repeated": own})
+
+
+def _next_token(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], chosen: Bool[Tensor, "batch pos"]
+) -> Measured:
+    """Means over the chosen positions of each sequence."""
+    sequence, row = chosen.nonzero(as_tuple=True)
+    its = logits[sequence, row].to(torch.promote_types(logits.dtype, torch.float32))
+    target = tokens.to(its.device)[sequence, row + 1][:, None]
+    logit = its.gather(-1, target)[:, 0]
+    count = chosen.sum(1).to(its)
+
+    def mean(values: Float[Tensor, " row"]) -> Float[Tensor, " batch"]:
+        return torch.zeros_like(count).index_add_(0, sequence.to(its.device), values) / count
+
+    even = torch.full_like(count, math.log(logits.shape[-1]))
+    return Measured(mean(its.logsumexp(-1) - logit), mean(logit - its.mean(-1)), {"an even guess": even})
 
 
 class Laboratory:
@@ -104,7 +144,9 @@ class Laboratory:
     measure
         What is measured.
     reference
-        Batches over which the heads' means are taken, position by position.
+        Sequences, other than those that are measured, an equal number for each of these: what replaces a head is taken from them.
+    n_sequences
+        Number of sequences that will be measured.
     example
         A small batch, to see what the model can do.
 
@@ -114,7 +156,15 @@ class Laboratory:
         If heads can't be ablated: a hook point is missing, never fires or is not live.
     """
 
-    def __init__(self, model: HookedModel, measure: Measure, *, reference: Iterable[Any], example: Any) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        measure: Measure,
+        *,
+        reference: Int[Tensor, "reference pos"],
+        n_sequences: int,
+        example: Any,
+    ) -> None:
         self.model = model
         self.measure = measure
         self.n_layers = int(model.cfg.n_layers)
@@ -122,7 +172,7 @@ class Laboratory:
         self.layers = [layer for layer, _ in attention_hooks(model, ["z"])]
         self.forwards = 0
         self._require_live(example)
-        self.means = self._mean_heads(reference)
+        self.baselines = take_baselines(model, reference, n_sequences)
         #: Hook points of what each layer adds to the stream: attention, then the MLP, where the model has any.
         parts = ["attn_out"] if getattr(model.cfg, "attn_only", False) else ["attn_out", "mlp_out"]
         self.outputs = [[f"blocks.{layer}.hook_{part}" for part in parts] for layer in range(self.n_layers)]
@@ -136,13 +186,13 @@ class Laboratory:
     @property
     def heads(self) -> list[Head]:
         """All heads of the model."""
-        return [(layer, head) for layer in self.layers for head in range(self.means[layer].shape[1])]
+        return [(layer, head) for layer in self.layers for head in range(self.baselines.heads[layer])]
 
     def run(self, batch: Any, hooks: Sequence[Hook] = (), *, replay: Mapping[int, Any] | None = None) -> Measured:
         """Measure one batch; ``replay`` holds, by layer, the outputs of blocks that need not run."""
         found = self._measured(batch, hooks, replay or {})
         tokens = getattr(batch, "tokens", batch)
-        for what, values in (("loss", found.loss), ("logit", found.logit)):
+        for what, values in {"loss": found.loss, "logit": found.logit, **found.without}.items():
             if values is not None and (values.shape != (len(tokens),) or not values.isfinite().all()):
                 raise CausalProbeError(
                     f"The measured {what} must be one finite number for each of {len(tokens)} sequences; it is "
@@ -197,36 +247,6 @@ class Laboratory:
             return False
         return (not fired or self.n_layers == 1) and torch.equal(whole.loss, last.loss)
 
-    def _mean_heads(self, batches: Iterable[Any]) -> dict[int, Float[Tensor, "pos _head _d_head"]]:
-        sums: dict[int, Tensor] = {}
-        passed: dict[int, Tensor] = {}
-        count = 0
-
-        def recorder(layer: int) -> Callable[..., None]:
-            def record(z: Tensor, hook: Any) -> None:
-                if z.ndim != 4:
-                    raise CausalProbeError(
-                        f"{attention_hook(layer, 'z')} was expected to carry [batch, pos, head, d_head] and carries {list(z.shape)}."
-                    )
-                exact = torch.float32 if z.device.type == "mps" else torch.float64
-                passed[layer] = z.sum(0, dtype=exact)  # a hook may fire twice in a forward: the last value counts
-
-            return record
-
-        hooks: list[Hook] = [(attention_hook(layer, "z"), recorder(layer)) for layer in self.layers]
-        for batch in batches:
-            self.run(batch, hooks)
-            count += len(getattr(batch, "tokens", batch))
-            first = self.layers[0]
-            if sums and sums[first].shape != passed[first].shape:
-                raise CausalProbeError(
-                    "Heads are replaced by their mean at each position: all sequences must be of one length."
-                )
-            sums = {layer: sums[layer] + z if sums else z for layer, z in passed.items()}
-        if not sums:
-            raise CausalProbeError("There are no sequences to take the heads' means over.")
-        return {layer: z / count for layer, z in sums.items()}
-
 
 @dataclass(eq=False)
 class Experiment:
@@ -238,15 +258,18 @@ class Experiment:
         The model and what is measured.
     batch
         The batch.
-    donors
-        Layers of heads that will be resample-ablated.
+    first
+        Number of its first sequence among all that are measured.
+    watched
+        Heads whose distances from their baselines will be asked for.
     direct
         Whether direct effects will be asked for.
     """
 
     laboratory: Laboratory
     batch: Any
-    donors: frozenset[int] = frozenset()
+    first: int = 0
+    watched: Sequence[Head] = ()
     direct: bool = False
     clean: Measured = field(init=False)
     _blocks: dict[int, Any] = field(init=False, default_factory=dict)
@@ -256,36 +279,40 @@ class Experiment:
     def observe(self, hooks: Sequence[Hook] = ()) -> Measured:
         """Run the model as it is, and remember what later runs need."""
         lab = self.laboratory
-        recorders: list[Hook] = [(attention_hook(layer, "z"), keep(self._heads, layer)) for layer in self.donors]
+        layers = {layer for layer, _ in self.watched}
+        recorders: list[Hook] = [(attention_hook(layer, "z"), keep(self._heads, layer)) for layer in layers]
         if self.direct and lab.no_direct is None:
             recorders += [(name, keep(self._outputs, name)) for names in lab.outputs for name in names]
         with recorded(lab.model, self._blocks) if lab.replays else nullcontext():
             self.clean = lab.run(self.batch, [*recorders, *hooks])
         return self.clean
 
-    def mean(self, heads: Iterable[Head], hooks: Sequence[Hook] = ()) -> Measured:
-        """With all of these heads replaced by their means. ``hooks`` may record, above the first of them."""
+    @property
+    def sequences(self) -> slice:
+        """The place of the batch among all sequences."""
+        return slice(self.first, self.first + len(getattr(self.batch, "tokens", self.batch)))
+
+    def distance(self, head: Head) -> dict[Baseline, Float[Tensor, " batch"]]:
+        """How far each baseline is from what a watched head puts out in the model as it is, as a share of that."""
+        layer, index = head
+        return self.laboratory.baselines.distance(layer, index, self.sequences, self._heads[layer])
+
+    def ablate(self, heads: Iterable[Head], baseline: Baseline, hooks: Sequence[Hook] = ()) -> Measured:
+        """With all of these heads replaced by a baseline. ``hooks`` may record, above the first of them."""
         heads = sorted(heads)
         if not heads:
             return self.clean
-        means = self.laboratory.means
-        return self._run(
-            [mean_ablate(layer, head, reference=means[layer][:, head]) for layer, head in heads], heads[0][0], hooks
-        )
+        edits = [self.laboratory.baselines.edit(baseline, *head, self.sequences) for head in heads]
+        return self._run(edits, heads[0][0], hooks)
 
     def zero(self, head: Head) -> Measured:
         """With this head's output zero."""
         return self._run([zero_ablate(*head)], head[0])
 
-    def resample(self, head: Head) -> Measured:
-        """With what this head read out of another sequence, the one before it in the batch."""
-        layer, index = head
-        return self._run([resample_ablate(layer, index, donors=self._heads[layer].roll(1, 0)[:, :, index])], layer)
-
     def direct_effect(self, head: Head) -> Float[Tensor, " batch"] | None:
-        """By how much the head's output raises the target's logit by itself, over its mean output.
+        """By how much the head's output raises the target's logit by itself, over its mean at each position.
 
-        The head is replaced by its mean, and everything that could pass that on, its own layer's MLP and all later layers, is held
+        The head is replaced by that mean, and everything that could pass that on, its own layer's MLP and all later layers, is held
         at what it adds to the stream in the model as it is.
         """
         if self.laboratory.no_direct is not None or self.clean.logit is None:
@@ -295,7 +322,7 @@ class Experiment:
             *self.laboratory.outputs[layer][1:],
             *(n for names in self.laboratory.outputs[layer + 1 :] for n in names),
         ]
-        edits: list[Hook] = [mean_ablate(layer, index, reference=self.laboratory.means[layer][:, index])]
+        edits: list[Hook] = [self.laboratory.baselines.edit("mean", layer, index, self.sequences)]
         edits += [(name, lambda now, hook, name=name: self._outputs[name]) for name in still]
         logit = self._run(edits, layer).logit
         return None if logit is None else self.clean.logit - logit

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from causal_probe.hooks import attention_hook
 from causal_probe.probes.ablation import Experiment, Head, Laboratory
+from causal_probe.probes.baselines import BASELINES, Baseline
 from causal_probe.probes.scoring import compile_targets
 from causal_probe.probes.templates import Template
 
@@ -57,10 +58,9 @@ class Plan:
         return [each for each in dict.fromkeys(sets) if each]
 
     @property
-    def to_rank(self) -> list[frozenset[Head]]:
-        """The sets that the others are compared with, on some sequences: each unflagged head, and random sets of them."""
-        sets = [frozenset([head]) for head in self.unflagged]
-        return list(dict.fromkeys([*sets, *(each for its in self.random.values() for each in its)]))
+    def alone(self) -> list[frozenset[Head]]:
+        """The sets that a head alone is compared with: each unflagged head."""
+        return [frozenset([head]) for head in self.unflagged]
 
 
 def _random_sets(heads: Sequence[Head], size: int, count: int, generator: np.random.Generator) -> list[frozenset[Head]]:
@@ -73,40 +73,56 @@ def _random_sets(heads: Sequence[Head], size: int, count: int, generator: np.ran
     return list(sets)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class AblationRuns:
     """The raw numbers, sequence by sequence.
 
     Attributes
     ----------
-    mean
-        By set of heads that are ablated by their means; sets that only serve to rank are measured on the first sequences.
-    zero, resample, direct
-        By flagged head: losses, losses, and direct effects.
+    clean
+        Losses of the model as it is.
+    ablated
+        By baseline and set of heads that are replaced by it: losses; of sets that only serve to rank on the first sequences.
+    zero, direct
+        By flagged head: losses, and direct effects.
     falls
-        By flagged head that is ablated, flagged head further up, and template of that: by how much its score falls.
+        By baseline, flagged head that is replaced by it, flagged head further up, and template of that: by how much its score falls.
+    distance
+        By baseline and flagged head: how far it is from what the head puts out, as a share of that.
     n_sequences, ranked
         Number of sequences, and how many of them serve to rank.
     """
 
-    mean: Mapping[frozenset[Head], Float[np.ndarray, " sequence"]]
+    clean: Float[np.ndarray, " sequence"]
+    ablated: dict[tuple[Baseline, frozenset[Head]], Float[np.ndarray, " sequence"]]
     zero: Mapping[Head, Float[np.ndarray, " sequence"]]
-    resample: Mapping[Head, Float[np.ndarray, " sequence"]]
     direct: Mapping[Head, Float[np.ndarray, " sequence"]]
-    falls: Mapping[tuple[Head, Head, str], Float[np.ndarray, " sequence"]]
+    falls: Mapping[tuple[Baseline, Head, Head, str], Float[np.ndarray, " sequence"]]
+    distance: Mapping[tuple[Baseline, Head], Float[np.ndarray, " sequence"]]
     n_sequences: int
     ranked: int
+    ranking: Sequence[Experiment] = field(repr=False)
 
-    def rise(self, heads: Iterable[Head], *, ranked: bool = False) -> Float[np.ndarray, " sequence"]:
-        """Rise of the loss when these heads are ablated by their means; ``ranked``: on the sequences that serve to rank."""
-        losses = self.mean[frozenset(heads)]
-        rise = losses - self.mean[frozenset()][: len(losses)]
+    def rise(
+        self, baseline: Baseline, heads: Iterable[Head], *, ranked: bool = False
+    ) -> Float[np.ndarray, " sequence"]:
+        """Rise of the loss when these heads are replaced; ``ranked``: on the sequences that serve to rank."""
+        heads = frozenset(heads)
+        losses = self.ablated[baseline, heads] if heads else self.clean
+        rise = losses - self.clean[: len(losses)]
         return np.asarray(rise[: self.ranked] if ranked else rise)
 
-    def exceeds(self, heads: Iterable[Head], others: Iterable[Iterable[Head]]) -> float | None:
+    def rank(self, baseline: Baseline, sets: Iterable[frozenset[Head]], *, progress: bool = False) -> None:
+        """Replace the heads of these sets as well, on the sequences that serve to rank."""
+        new = [heads for heads in dict.fromkeys(sets) if (baseline, heads) not in self.ablated]
+        for heads in tqdm(new, desc="heads to compare with", disable=not progress):
+            losses = [experiment.ablate(heads, baseline).loss for experiment in self.ranking]
+            self.ablated[baseline, heads] = _joined(losses)
+
+    def exceeds(self, baseline: Baseline, heads: Iterable[Head], others: Iterable[Iterable[Head]]) -> float | None:
         """Share of other sets of heads whose ablation hurts less, on the same sequences; None without others."""
-        theirs = [self.rise(other, ranked=True).mean() for other in others]
-        return float(np.mean(self.rise(heads, ranked=True).mean() > np.array(theirs))) if theirs else None
+        theirs = [self.rise(baseline, other, ranked=True).mean() for other in others]
+        return float(np.mean(self.rise(baseline, heads, ranked=True).mean() > np.array(theirs))) if theirs else None
 
 
 def run_ablations(
@@ -118,42 +134,44 @@ def run_ablations(
     ranked_on: int,
     progress: bool,
 ) -> AblationRuns:
-    """Ablate every set of a plan on the batches, those that only serve to rank on so many sequences at least."""
-    found: dict[tuple[str, Any], list[Tensor]] = defaultdict(list)
+    """Ablate the sets of a plan that are ablated on all batches; those that serve to rank are left to :meth:`AblationRuns.rank`."""
+    found: dict[str, dict[Any, list[Tensor]]] = {
+        kind: defaultdict(list) for kind in ("clean", "ablated", "zero", "direct", "falls", "distance")
+    }
     n_sequences = ranked = 0
-    on_all, to_rank = plan.on_all, plan.to_rank
-    n_ranking = int(np.searchsorted(np.cumsum([size(batch) for batch in batches]), ranked_on)) + 1
-    total = len(batches) * (len(on_all) + 3 * len(plan.heads)) + min(n_ranking, len(batches)) * len(to_rank)
+    ranking: list[Experiment] = []
+    total = len(batches) * (len(BASELINES) * len(plan.on_all) + 2 * len(plan.heads))
     with tqdm(total=total, desc="ablations", disable=not progress) as bar:
-        for index, batch in enumerate(batches):
+        for batch in batches:
             reading = _Reading(templates, plan, getattr(batch, "tokens", batch))
-            experiment = Experiment(laboratory, batch, frozenset(layer for layer, _ in plan.heads), direct=True)
-            found["mean", frozenset()].append(experiment.observe(reading.hooks()).loss)
+            experiment = Experiment(laboratory, batch, n_sequences, watched=plan.heads, direct=True)
+            found["clean"][()].append(experiment.observe(reading.hooks()).loss)
             before = reading.take()
-            for heads in on_all:
+            for baseline, heads in product(BASELINES, plan.on_all):
                 source = next(iter(heads)) if len(heads) == 1 else None
                 hooks = [] if source is None else reading.hooks(above=source[0])
-                found["mean", heads].append(experiment.mean(heads, hooks).loss)
+                found["ablated"][baseline, heads].append(experiment.ablate(heads, baseline, hooks).loss)
                 for (target, template), after in reading.take().items():
-                    found["falls", (source, target, template)].append(before[target, template] - after)
+                    fall = before[target, template] - after
+                    found["falls"][baseline, source, target, template].append(fall)
                 bar.update()
             for head in plan.heads:
-                found["zero", head].append(experiment.zero(head).loss)
-                found["resample", head].append(experiment.resample(head).loss)
+                found["zero"][head].append(experiment.zero(head).loss)
                 if (direct := experiment.direct_effect(head)) is not None:
-                    found["direct", head].append(direct)
-                bar.update(3)
+                    found["direct"][head].append(direct)
+                for baseline, distance in experiment.distance(head).items():
+                    found["distance"][baseline, head].append(distance)
+                bar.update(2)
             n_sequences += size(batch)
-            if index < n_ranking:
+            if not ranking or ranked < ranked_on:
+                ranking.append(experiment)
                 ranked = n_sequences
-                for heads in to_rank:
-                    found["mean", heads].append(experiment.mean(heads).loss)
-                    bar.update()
-    joined: dict[str, dict[Any, Float[np.ndarray, " sequence"]]] = defaultdict(dict)
-    for (kind, what), values in found.items():
-        joined[kind][what] = torch.cat(values).detach().cpu().double().numpy()
-    kinds = ("mean", "zero", "resample", "direct", "falls")
-    return AblationRuns(**{kind: joined[kind] for kind in kinds}, n_sequences=n_sequences, ranked=ranked)
+    joined = {kind: {what: _joined(its) for what, its in each.items()} for kind, each in found.items()}
+    return AblationRuns(joined.pop("clean")[()], **joined, n_sequences=n_sequences, ranked=ranked, ranking=ranking)
+
+
+def _joined(values: Sequence[Tensor]) -> Float[np.ndarray, " sequence"]:
+    return torch.cat(list(values)).detach().cpu().double().numpy()
 
 
 class _Reading:

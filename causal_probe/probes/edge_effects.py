@@ -5,23 +5,28 @@ attention nor cutting the row tells a root from a child. (Cutting a saturated ro
 true edge.) Two questions do, and an edge is confirmed where both are answered yes:
 
 1. *Does it help to put the whole row on this one parent, rather than evenly on the past?* (the **gain**) For an edge it does,
-   because a later layer reads the parent's token at the child. For a root it hardly ever does, whichever node is tried: none is
-   its parent, and the later layer is made to count a pair that the data never drew.
-2. *Does it help more than it would if the child were a root?* (the **margin**) Zero is not exactly what a root gains. The even
-   row holds the child itself, which may harm; training has put the row where it harmed least; a model may be too sure of
-   itself. So the same gain is measured again on the same sequences with the child redrawn as a root, and all that descends
-   from it redrawn accordingly. If the child *is* a root, both are equal in law, for any model whatever, and their mean
-   difference is zero. It needs data that can be redrawn, as of a known task; without it the first question is asked alone.
+   because a later layer reads the parent's token at the child.
+2. *Is it this parent, and not another or none?* (the **margin**) With the row on the parent: is the loss lower for the token that the child
+   has than for a token that it would have as a root, or as the child of any other earlier node? Each of these is a null hypothesis of its own,
+   under which the child's token is one draw from a known law; so the loss with that token, and its mean over the tokens that the law draws, are
+   equal in the mean, for any model whatever. Only sequences count that ask for what follows the parent's token, and not the rival's: in the
+   others the pair says nothing, and a token that the rival's law draws can be worth more to the prediction than the child's own. All later nodes are drawn anew in either case, so nothing has to be known of what descends
+   from the child. Exactly one of the hypotheses is true; an edge that rejects all but its own names the right parent, up to the level.
 
-The children are redrawn from the last to the first, so that what descends from a child is known when its turn comes.
+Where data can't be redrawn, as of an unknown law, the second question is asked of the model alone: is the loss higher with the row on any other
+earlier node? Roots can't be told so: for none is there a parent.
+
+Children of one parent can stand in for each other: the later layer learns the same from each of their pairs. An edge that is not confirmed
+is therefore asked again while the rows of the other candidate children of its parent are spread evenly. What is confirmed only so is
+**redundant**: it names the right parent, and alone it is not needed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, TypeAlias
 
 import networkx as nx
@@ -38,13 +43,14 @@ from causal_probe.hooks.edit import Edit
 from causal_probe.hooks.heads import find_layer, parse_head
 from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import each_batch
-from causal_probe.probes.edge_tests import EdgeEffects
+from causal_probe.probes.edge_tests import Again, EdgeEffects
 
 __all__ = ["Redraw", "edge_effects"]
 
-#: Draws a child as a root: ``redraw(batch, child, edges)`` is the batch of the same sequences in which the child's token is
-#: drawn from what a root's would be, independently of all earlier ones, and every descendant of the child along ``edges`` (a graph
-#: of the edges found so far, which holds those into later children) is drawn anew, parents before children.
+#: Draws sequences anew from a child on: ``redraw(batch, child, edges)`` has ``batches``, one for each state, in which the child has that
+#: state and every later node is drawn anew along ``edges`` (with the same random numbers); ``states`` [batch], the state that it has; ``laws``
+#: [batch, 1 + child, state], the probability of each, given the earlier nodes, if the child is a root, or a child of node 0, 1, ...; and ``asked``
+#: [batch, child], whether the loss asks for what follows the state of that node.
 Redraw: TypeAlias = Callable[[Any, int, nx.DiGraph], Any]
 
 
@@ -59,23 +65,27 @@ def edge_effects(
     candidates: nx.DiGraph | Iterable[tuple[int, int]],
     level: Level = 1e-3,
     redraw: Redraw | None = None,
+    rival_sequences: int | None = None,
 ) -> EdgeEffects:
     """Test which edges parent -> child a head needs, and so tell children from roots.
 
     Definition. For a candidate edge, on one sequence, in nats::
 
         gain   = loss(the child's pattern row spread evenly over keys 0..child) - loss(the row wholly on the parent)
-        margin = gain - gain on the same sequence with the child redrawn as a root
+        margin = mean loss over the tokens that the child would have as a root, or as a child of a rival - loss, the row wholly on the parent;
+                 0 unless the sequence asks for what follows the parent's token and not the rival's
+        margin = loss(the row wholly on a rival) - loss(the row wholly on the parent)                   where data can't be redrawn
         cut    = loss(the child's pattern row spread evenly over keys 0..child) - loss(the model as it is)
 
-    An edge is confirmed when the mean gain over sequences is positive and, if ``redraw`` is given, the mean margin as well: by
-    paired one-sided tests over all tested pairs at the family-wise ``level``. Chance is close to 0 for the gain, and exactly 0
-    for the margin if the child is a root. Why attention and the cut don't tell a root from a child, and these two do, is said at
-    the head of this module. Row 0 can't be tested: with one key there is nothing to spread.
+    An edge is confirmed when the mean gain over sequences is positive and its mean margin over every rival as well, rivals being all other
+    earlier nodes and, with ``redraw``, having no parent: by paired one-sided tests at the family-wise ``level``. The null hypotheses are "the gain
+    is at most 0" (Holm's correction over all tested pairs) and, for each rival, "the rival is the parent" (all must be rejected, so
+    there is no correction for their number; Bonferroni's over all tested pairs). The unit of replication is a sequence. Where several
+    candidates share a parent, an edge that is not confirmed is tested again with the others' rows spread evenly, at half the level each.
 
-    All candidates are measured in one pass, in which a batch costs one run of the model as it is, one for each child and one for
-    each candidate. With ``redraw`` it costs one more for each child with a positive gain, and one for each such candidate; the
-    gains of all sequences are then kept, [sequence, edge].
+    Row 0 can't be tested: with one key there is nothing to spread. A batch costs one run of the model as it is, one for each child and one for
+    each candidate; for each candidate with a positive gain one for each state with ``redraw``, else one for each rival; and as many again, and
+    two, for those that are tested again.
 
     Parameters
     ----------
@@ -83,8 +93,8 @@ def edge_effects(
         A TransformerLens model, or any HookedRootModule with hook points ``blocks.{layer}.attn.hook_pattern``. It is run in
         evaluation mode without gradients, with the caller's own hooks, and is left as it was.
     tokens
-        Tokens [batch, pos], or an iterable of batches that ``loss`` understands. (A tensor, or one object with ``.tokens``, is one batch.) With ``redraw`` they are gone
-        through several times: give a list, or anything that can be iterated over again.
+        Tokens [batch, pos], or an iterable of batches that ``loss`` understands. (A tensor, or one object with ``.tokens``, is one batch.) They are
+        kept, for they are gone through several times.
     loss
         ``loss(model, batch)`` runs the model and returns one loss per sequence, [batch], in nats.
     layer, head
@@ -95,15 +105,17 @@ def edge_effects(
     level
         Family-wise level in (0, 1), one-sided.
     redraw
-        ``redraw(batch, child, edges)`` is the batch with the child redrawn as a root, see :data:`Redraw`. Use it where the data
-        come from a known process: without it a root whose row harms least on its candidate may be confirmed.
+        ``redraw(batch, child, edges)`` draws sequences anew from a child on, see :data:`Redraw`. Use it where the data come from a known
+        process: without it the level says nothing of roots, and of the truth only what the model's losses do.
+    rival_sequences
+        Without ``redraw``: on how many sequences, at least, rivals are tested; by default on all.
 
     Raises
     ------
     CausalProbeError
         If a candidate can't be tested (row 0, a parent that does not come before its child, a pair given twice), the head or a
         row does not exist, the loss does not depend on the head's pattern (a dead hook), a loss is not one finite number per
-        sequence, there are no batches, or ``redraw`` is given with batches that can be gone through only once.
+        sequence, there are no batches, or ``redraw`` makes something else.
 
     References
     ----------
@@ -124,23 +136,19 @@ def edge_effects(
     [(2, 3)]
     """
     parents = _check_candidates(candidates)
-    if redraw is not None and isinstance(tokens, Iterator):
-        raise CausalProbeError(
-            "Redrawing goes through the batches several times, and these can be read once. Give a list."
-        )
     require_hooks(model, ())
     layer, head = parse_head(layer, head)
     layer = find_layer(int(model.cfg.n_layers), layer)
     name = attention_hook(layer, "pattern")
     require_hooks(model, [name])
-    editing = _Editing(model, loss, layer, head)
+    editing = Editing(model, loss, layer, head)
 
     parameters: Iterable[Tensor] = getattr(model, "parameters", tuple)()
     epsilon = max((torch.finfo(p.dtype).eps for p in parameters if p.is_floating_point()), default=0.0)
     total: dict[str, Any] = {}
-    measured: list[Tensor] = []  # [sequence, edge] by batch: what the gains of redrawn batches are paired with
     with undisturbed(model):
-        for batch in each_batch(tokens):
+        batches = list(each_batch(tokens))
+        for batch in batches:
             if not total and not is_live(model, name, partial(loss, model, batch)):
                 raise CausalProbeError(
                     f"The loss does not depend on the pattern at {name}: nothing reads that hook's value, or the loss does not run "
@@ -154,8 +162,6 @@ def edge_effects(
                 even, gain = editing.even_and_gain(batch, child, its)
                 gains.append(gain)
                 cuts.append((even - clean)[:, None].expand_as(gain))
-            if redraw is not None:
-                measured.append(torch.cat(gains, 1))
             new = {"gains": torch.cat(gains, 1), "cuts": torch.cat(cuts, 1), "losses": clean}
             total = merged(total, {name: Moments.of(values) for name, values in new.items()})
         if not total:
@@ -166,17 +172,26 @@ def edge_effects(
             head=head,
             level=level,
             **total,
-            margins=None,
+            margins={},
+            redrawn=redraw is not None,
+            again={},
             epsilon=epsilon,
             provenance=describe(model),
         )
-        if redraw is None:
-            return effects
-        return replace(effects, margins=_margins(editing, tokens, measured, effects, redraw))
+        rivals = Rivals(editing, batches, redraw, _mechanism(parents), rival_sequences)
+        margins = {edge: rivals.margins(edge) for edge in effects.gaining}
+        effects = replace(effects, margins={edge: its for edge, its in margins.items() if its is not None})
+        again = {}
+        for edge, confirmed in zip(effects.edges, effects.confirmed, strict=True):
+            if (siblings := effects.siblings(edge)) and not confirmed:
+                others = [replace_row(layer, head, query=child, row=uniform_row(child)) for child in siblings]
+                if (its := rivals.margins(edge, others)) is not None:
+                    again[edge] = Again(rivals.gain(edge, others), its)
+        return replace(effects, again=again)
 
 
 @dataclass(frozen=True)
-class _Editing:
+class Editing:
     """Losses per sequence under edits of one head's pattern."""
 
     model: HookedModel
@@ -185,15 +200,15 @@ class _Editing:
     head: int
 
     def even_and_gain(
-        self, batch: Any, child: int, parents: list[int]
+        self, batch: Any, child: int, parents: Sequence[int], others: Sequence[Edit] = ()
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch parent"]]:
         """The loss with the child's row spread evenly, and what each parent gains over it."""
-        even = self.losses(batch, replace_row(self.layer, self.head, query=child, row=uniform_row(child)))
-        routed = [
-            self.losses(batch, replace_row(self.layer, self.head, query=child, row=one_hot_row(parent)))
-            for parent in parents
-        ]
-        return even, torch.stack([even - loss for loss in routed], dim=1)
+        even = self.losses(batch, replace_row(self.layer, self.head, query=child, row=uniform_row(child)), *others)
+        return even, torch.stack([even - self.routed(batch, child, parent, others) for parent in parents], dim=1)
+
+    def routed(self, batch: Any, child: int, parent: int, others: Sequence[Edit] = ()) -> Float[Tensor, " batch"]:
+        """The loss with the child's row wholly on one node."""
+        return self.losses(batch, replace_row(self.layer, self.head, query=child, row=one_hot_row(parent)), *others)
 
     def losses(self, batch: Any, *edits: Edit) -> Float[Tensor, " batch"]:
         with edited(self.model, *edits):
@@ -211,40 +226,65 @@ class _Editing:
         return values.detach()
 
 
-def _margins(
-    editing: _Editing, tokens: Any, gains: list[Tensor], effects: EdgeEffects, redraw: Redraw
-) -> dict[tuple[int, int], Moments]:
-    """The second question, for the edges that have passed the first; children are decided from the last to the first."""
-    gaining = effects.graph(1 + max(child for _, child in effects.edges), max_parents=None)
-    found = nx.empty_graph(gaining, create_using=nx.DiGraph)
-    margins: dict[tuple[int, int], Moments] = {}
-    for child in sorted(gaining, reverse=True):
-        parents = sorted(gaining.predecessors(child), key=lambda parent: -gaining.edges[parent, child]["gain"])
-        if not parents:
-            continue
-        columns = [effects.edges.index((parent, child)) for parent in parents]
+@dataclass(frozen=True)
+class Rivals:
+    """The second question, edge by edge."""
+
+    editing: Editing
+    batches: Sequence[Any]
+    redraw: Redraw | None
+    mechanism: nx.DiGraph
+    n_sequences: int | None = None
+
+    def margins(self, edge: tuple[int, int], others: Sequence[Edit] = ()) -> Moments | None:
+        """Moments of the margin over each rival: no parent first, where data can be redrawn, then the other earlier nodes; None without any."""
+        parent, child = edge
         total: Moments | None = None
-        for batch, measured in zip(each_batch(tokens), gains, strict=False):
-            gain = measured[:, columns]
-            _, as_root = editing.even_and_gain(redraw(batch, child, nx.freeze(found.copy())), child, parents)
-            if gain.shape != as_root.shape:
-                raise CausalProbeError(
-                    f"redraw must return a batch of the same sequences; of {len(gain)} it made {len(as_root)}."
-                )
-            new = Moments.of(gain - as_root)
+        for batch in self.batches:
+            if self.redraw is not None:
+                values = self._redrawn(batch, parent, child, others)
+            elif child > 1:
+                rows = [self.editing.routed(batch, child, node, others) for node in range(child)]
+                values = torch.stack([row - rows[parent] for row in rows], 1)
+                values = torch.cat([values[:, :parent], values[:, parent + 1 :]], 1)
+            else:
+                return None
+            new = Moments.of(values)
             total = new if total is None else total.merge(new)
-        if total is None:
+            if self.redraw is None and self.n_sequences is not None and total.count >= self.n_sequences:
+                break
+        return total
+
+    def gain(self, edge: tuple[int, int], others: Sequence[Edit]) -> Moments:
+        """Moments of the gain with other rows edited as well."""
+        parent, child = edge
+        each = (self.editing.even_and_gain(batch, child, [parent], others)[1][:, 0] for batch in self.batches)
+        return reduce(Moments.merge, map(Moments.of, each))
+
+    def _redrawn(self, batch: Any, parent: int, child: int, others: Sequence[Edit]) -> Float[Tensor, "batch rival"]:
+        if self.redraw is None:
+            raise CausalProbeError("Nothing can be redrawn.")
+        drawn = self.redraw(batch, child, self.mechanism)
+        losses = torch.stack([self.editing.routed(each, child, parent, others) for each in drawn.batches], 1)
+        laws = drawn.laws
+        if laws.shape != (len(drawn.states), 1 + child, losses.shape[1]) or len(losses) != len(drawn.states):
             raise CausalProbeError(
-                "Redrawing goes through the batches several times, and these were gone after the first."
+                f"redraw must return batches of the same sequences, one for each state, and laws [batch, {1 + child}, state]; of "
+                f"{len(drawn.states)} sequences it made {len(losses)}, and laws {list(laws.shape)}."
             )
-        for index, parent in enumerate(parents):
-            moments = Moments(total.count, total.sums[index], total.squares[index])
-            margins[parent, child] = moments
-            p = effects.p_value_of(moments)
-            # One head copies one parent: of several, the child is redrawn along the one that gains most.
-            if p is not None and p * len(effects.edges) <= effects.level and not any(found.predecessors(child)):
-                found.add_edge(parent, child)
-    return margins
+        laws = laws.double() / laws.double().sum(-1, keepdim=True)
+        mean = (laws * losses[:, None].double()).sum(-1)
+        rivals_asked = torch.nn.functional.pad(drawn.asked, (1, 0))  # a root has no rival that could be asked for
+        counts = drawn.asked[:, parent, None] & ~rivals_asked
+        margins = (mean - losses.gather(1, drawn.states[:, None])) * counts
+        return torch.cat([margins[:, : 1 + parent], margins[:, 2 + parent :]], 1)
+
+
+def _mechanism(parents: dict[int, list[int]]) -> nx.DiGraph:
+    """What later nodes are drawn along: the nearest candidate of each. The test is exact whatever it is; it has more power on likely sequences."""
+    graph = nx.empty_graph(1 + max(parents), create_using=nx.DiGraph)
+    graph.add_edges_from((its[-1], child) for child, its in parents.items())
+    return nx.freeze(graph)
 
 
 def _check_candidates(candidates: nx.DiGraph | Iterable[tuple[int, int]]) -> dict[int, list[int]]:

@@ -1,15 +1,16 @@
-"""From measured effects of edges to the edges that are confirmed: two tests over all tested pairs, at one family-wise level."""
+"""From measured effects of edges to the edges that are confirmed: tests of every pair against rivals, at one family-wise level."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
@@ -23,10 +24,24 @@ __all__ = ["EdgeEffects"]
 
 #: What is told of every tested pair.
 COLUMNS = (
-    "gain", "stderr", "p_value", "margin", "margin_stderr", "margin_p_value", "adjusted_p_value", "confirmed", "cut", "cut_stderr",
+    "gain", "stderr", "p_value", "margin", "margin_stderr", "margin_p_value", "rival", "adjusted_p_value", "confirmed", "redundant",
+    "cut", "cut_stderr",
 )  # fmt: skip
 #: Of these, what is shown.
-SHOWN = ("gain", "stderr", "margin", "adjusted_p_value", "confirmed", "cut")
+SHOWN = ("gain", "stderr", "margin", "rival", "adjusted_p_value", "confirmed", "redundant", "cut")
+
+
+class Again(NamedTuple):
+    """An edge tested again, with the rows of the other candidate children of its parent spread evenly.
+
+    Attributes
+    ----------
+    gain, margins
+        As the edge's own.
+    """
+
+    gain: Moments
+    margins: Moments
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,13 +55,18 @@ class EdgeEffects(Result):
     layer, head
         Whose pattern was edited.
     level
-        Family-wise level of ``confirmed``: the probability, at most, of confirming any edge into a root.
+        Family-wise level of ``confirmed``: the probability, at most, of confirming any edge into a root or from another node than the parent,
+        where sequences were redrawn; else, that of confirming any edge for which the model's loss is no lower in the mean.
     gains, cuts, losses
         The raw evidence, :class:`~causal_probe.hooks.moments.Moments` over sequences. Gains and cuts [edge] are paired differences of
         losses, on the same sequence; losses [] are those of the model as it is.
     margins
-        By edge, the moments of its gain minus the gain with the child redrawn as a root. Only edges whose gain is positive at
-        ``level`` were redrawn, for no other can be confirmed. None if nothing was redrawn.
+        By edge whose gain is positive at ``level`` (no other can be confirmed alone), the moments of its margin over each rival [rival],
+        in the order of :meth:`rivals`. An edge into node 1 has none where nothing was redrawn.
+    redrawn
+        Whether sequences were redrawn.
+    again
+        By edge that was not confirmed, and whose parent is a candidate of other nodes too: the same, with these nodes' rows spread evenly.
     epsilon
         Machine epsilon of the coarser of the model's and the loss's dtype.
     """
@@ -62,7 +82,9 @@ class EdgeEffects(Result):
     gains: Moments = field(metadata=BINARY)
     cuts: Moments = field(metadata=BINARY)
     losses: Moments = field(metadata=BINARY)
-    margins: Mapping[tuple[int, int], Moments] | None = field(metadata=BINARY)
+    margins: Mapping[tuple[int, int], Moments] = field(metadata=BINARY)
+    redrawn: bool
+    again: Mapping[tuple[int, int], Again] = field(metadata=BINARY)
     epsilon: float
 
     # ------------------------------------------------------------------------------------------------------------ evidence
@@ -85,7 +107,23 @@ class EdgeEffects(Result):
     @property
     def correction(self) -> str:
         """How p-values are corrected for the number of pairs."""
-        return "holm" if self.margins is None else "holm (gain), bonferroni (margin)"
+        return "holm (gain), bonferroni (margin)"
+
+    def rivals(self, edge: tuple[int, int]) -> tuple[int | None, ...]:
+        """What an edge's margins are over: None, which is no parent, where sequences were redrawn, and all other earlier nodes."""
+        parent, child = edge
+        return (*([None] * self.redrawn), *(node for node in range(child) if node != parent))
+
+    def siblings(self, edge: tuple[int, int]) -> tuple[int, ...]:
+        """The other nodes of which the parent is a candidate too."""
+        return tuple(child for parent, child in self.edges if parent == edge[0] and child != edge[1])
+
+    @property
+    def gaining(self) -> tuple[tuple[int, int], ...]:
+        """The edges whose gain is positive at the level."""
+        if self.p_value is None:
+            return ()
+        return tuple(edge for edge, p in zip(self.edges, holm(self.p_value), strict=True) if p <= self.level)
 
     @property
     def gain(self) -> Float[np.ndarray, " edge"]:
@@ -128,52 +166,95 @@ class EdgeEffects(Result):
 
     @property
     def margin(self) -> tuple[float | None, ...]:
-        """``gain`` minus the mean gain on the same sequences with the child redrawn as a root, in nats.
+        """By edge, the margin over the rival that is told from the parent least surely, in nats.
 
-        Chance is exactly 0: for a root both are equal in law. None where the child was not redrawn.
+        Its chance level is exactly 0 if that rival is the parent and sequences were redrawn. None where no margin was measured.
         """
-        return self._of_margins(lambda moments: float(moments.mean))
+        return self._of_margins(lambda moments, worst: float(moments.mean[worst]))
 
     @property
     def margin_stderr(self) -> tuple[float | None, ...]:
         """Standard error of ``margin`` over sequences, paired."""
-        return self._of_margins(lambda moments: None if moments.stderr is None else float(moments.stderr))
+        return self._of_margins(lambda moments, worst: None if moments.stderr is None else float(moments.stderr[worst]))
 
     @property
     def margin_p_value(self) -> tuple[float | None, ...]:
-        """One-sided p-value of margin > ``resolution``, as ``p_value``."""
-        return self._of_margins(self.p_value_of)
+        """One-sided p-value of margin > ``resolution`` for that rival, as ``p_value``: the largest over all rivals."""
+        return self._of_margins(lambda moments, worst: self.rival_p_values(moments)[worst])
 
-    def p_value_of(self, margin: Moments) -> float | None:
-        """The p-value of one margin."""
-        if margin.stderr is None:
-            return None
-        return t_p_value(float(margin.mean) - self.resolution, float(margin.stderr), margin.count)
+    @property
+    def rival(self) -> tuple[int | str | None, ...]:
+        """That rival: a node, or ``"none"``, which is no parent."""
+        found = (
+            None if edge not in self.margins else self.rivals(edge)[self._worst(self.margins[edge])]
+            for edge in self.edges
+        )
+        return tuple(
+            "none" if its is None and edge in self.margins else its for its, edge in zip(found, self.edges, strict=True)
+        )
+
+    def rival_p_values(self, margins: Moments) -> list[float]:
+        """The p-values of one edge's margins, 1 for one sequence."""
+        if margins.stderr is None:
+            return [1.0] * len(margins.sums)
+        pairs = zip(margins.mean.tolist(), margins.stderr.tolist(), strict=True)
+        return [t_p_value(mean, stderr, margins.count, above=self.resolution) for mean, stderr in pairs]
 
     @property
     def adjusted_p_value(self) -> Float[np.ndarray, " edge"] | None:
         """The smallest family-wise level at which the edge is confirmed, over all tested pairs. None for one sequence.
 
-        ``p_value`` after Holm's correction; where children were redrawn, the larger of that and of ``margin_p_value`` after
-        Bonferroni's (they are decided one after the other). Neither assumes anything on how the pairs depend.
+        The larger of ``p_value`` after Holm's correction and of ``margin_p_value`` after Bonferroni's, which is twice as large where there
+        are siblings, with which the edge may be tested again: then the smaller of both tests. Nothing is assumed on how the pairs depend.
         """
-        if self.p_value is None:
-            return None
-        adjusted = holm(self.p_value)
-        if self.margins is not None:
-            # An edge that was not redrawn has failed the first test, and keeps the p-value that it failed with.
-            second = [0 if p is None else min(1, len(self.edges) * p) for p in self.margin_p_value]
-            adjusted = np.maximum(adjusted, second)
-        return adjusted
+        return None if self.p_value is None else np.minimum(self._alone, self._again)
 
     @property
     def confirmed(self) -> Bool[np.ndarray, " edge"]:
-        """Which edges gain, and by more than a root would where that was measured, at the family-wise ``level``.
+        """Which edges gain, and tell their parent from every rival, at the family-wise ``level``; ``redundant`` ones included.
 
         One sequence confirms none.
         """
         adjusted = self.adjusted_p_value
         return np.zeros(len(self.edges), dtype=bool) if adjusted is None else np.asarray(adjusted <= self.level)
+
+    @property
+    def redundant(self) -> Bool[np.ndarray, " edge"]:
+        """Which of these are confirmed only with the rows of their siblings spread evenly."""
+        return self.confirmed & (self._alone > self.level) if self.p_value is not None else self.confirmed
+
+    @property
+    def _alone(self) -> Float[np.ndarray, " edge"]:
+        gain = holm(np.ones(len(self.edges)) if self.p_value is None else self.p_value)
+        for index, edge in enumerate(self.edges):
+            if edge in self.margins:
+                gain[index] = max(gain[index], self._corrected(edge, max(self.rival_p_values(self.margins[edge]))))
+            elif gain[index] <= self.level and self.rivals(edge):
+                gain[index] = 1.0  # merged results: what did not gain in the parts was not tested against rivals
+        return gain
+
+    @property
+    def _again(self) -> Float[np.ndarray, " edge"]:
+        found = np.ones(len(self.edges))
+        for index, edge in enumerate(self.edges):
+            if edge in self.again:
+                gain, margins = self.again[edge]
+                p_values = [self._gain_p_value(gain), *self.rival_p_values(margins)]
+                found[index] = self._corrected(edge, max(p_values))
+        return found
+
+    def _gain_p_value(self, gain: Moments) -> float:
+        if gain.stderr is None:
+            return 1.0
+        return t_p_value(float(gain.mean) - self.resolution, float(gain.stderr), gain.count)
+
+    def _corrected(self, edge: tuple[int, int], p_value: float) -> float:
+        return min(1.0, len(self.edges) * (2 if self.siblings(edge) else 1) * p_value)
+
+    def _worst(self, margins: Moments) -> int:
+        """The rival with the largest p-value; of equals that with the smallest margin over its error."""
+        error = torch.ones_like(margins.sums) if margins.stderr is None else margins.stderr
+        return int((margins.mean / error.clamp(min=torch.finfo(error.dtype).tiny)).argmin())
 
     @property
     def each(self) -> tuple[dict[str, Any], ...]:
@@ -193,11 +274,9 @@ class EdgeEffects(Result):
         if self.stderr is None:
             reason = "a standard error needs two sequences or more"
             reasons |= dict.fromkeys(("stderr", "p_value", "adjusted_p_value", "cut_stderr"), reason)
-        if self.margins is None or len(self.margins) < len(self.edges):
-            reason = "the child was not redrawn as a root: " + (
-                "no way to redraw was given" if self.margins is None else "the gain is not positive at the level"
-            )
-            reasons |= dict.fromkeys(("margin", "margin_stderr", "margin_p_value"), reason)
+        if len(self.margins) < len(self.edges):
+            reason = "the gain is not positive at the level, or there is no rival"
+            reasons |= dict.fromkeys(("margin", "margin_stderr", "margin_p_value", "rival"), reason)
         return reasons
 
     # ------------------------------------------------------------------------------------------------------------- results
@@ -237,8 +316,8 @@ class EdgeEffects(Result):
     def weights(self, nodes: int) -> Float[np.ndarray, "child parent"]:
         """The evidence that decides, as an array [child, parent] for AUROC and average precision.
 
-        It is the smaller of the t statistics of gain and margin (of the gain alone where the child was not redrawn), and 0, its
-        chance level, where nothing was tested.
+        It is the smaller of the t statistics of the gain and of the margin over the nearest rival (of the gain alone where no margin was
+        measured; where the edge was tested again, the larger of both tests'), and 0, its chance level, where nothing was tested.
 
         Raises
         ------
@@ -254,6 +333,12 @@ class EdgeEffects(Result):
             for column in (self.margin, self.margin_stderr)
         )
         decisive = np.where(np.isnan(margin), t, np.minimum(t, _t(margin - self.resolution, error)))
+        for index, edge in enumerate(self.edges):
+            if edge in self.again:
+                gain, margins = self.again[edge]
+                both = _numpy(torch.cat([gain.mean[None], margins.mean]) - self.resolution)
+                errors = _numpy(torch.cat([gain.stderr[None], margins.stderr]))  # type: ignore[index, list-item]
+                decisive[index] = max(decisive[index], _t(both, errors).min())
         weights = np.zeros((nodes, nodes))
         parents, children = np.array(self.edges).T
         # Without any spread t is infinite: the largest float, or, where there is no gain, chance.
@@ -268,21 +353,24 @@ class EdgeEffects(Result):
         CausalProbeError
             If the two tested other edges, another head, or at another level, or redrew other children.
         """
-        same = ("edges", "layer", "head", "level", "epsilon")
+        same = ("edges", "layer", "head", "level", "epsilon", "redrawn")
         if differing := [name for name in same if getattr(self, name) != getattr(other, name)]:
             raise CausalProbeError(f"Edge effects that differ in {', '.join(differing)} can't be merged.")
-        mine, theirs = self.margins, other.margins
-        if (mine is None) != (theirs is None) or (mine and theirs and mine.keys() != theirs.keys()):
+        if self.margins.keys() != other.margins.keys() or self.again.keys() != other.again.keys():
             raise CausalProbeError(
-                "Edge effects can't be merged if other children were redrawn in one than in the other: measure over all batches "
-                "at once, or merge effects without redrawing."
+                "Edge effects can't be merged if other edges were tested against rivals in one than in the other: measure over all "
+                "batches at once."
             )
         return replace(
             self,
             gains=self.gains.merge(other.gains),
             cuts=self.cuts.merge(other.cuts),
             losses=self.losses.merge(other.losses),
-            margins=mine and theirs and {edge: moments.merge(theirs[edge]) for edge, moments in mine.items()},
+            margins={edge: moments.merge(other.margins[edge]) for edge, moments in self.margins.items()},
+            again={
+                edge: Again(gain.merge(other.again[edge].gain), margins.merge(other.again[edge].margins))
+                for edge, (gain, margins) in self.again.items()
+            },
             provenance=merge_provenance(self.provenance, other.provenance),
         )
 
@@ -293,15 +381,18 @@ class EdgeEffects(Result):
     @property
     def methods(self) -> str:
         """One sentence for a methods section."""
-        exceeded = (
-            ", and exceeded what it was with the child redrawn as a root and its descendants redrawn along the confirmed edges "
-            "(Bonferroni-corrected)"
+        rivals = (
+            "the loss with the attention on the parent was lower than its mean over the tokens that the child would have as a root or as a child "
+            "of any other earlier node, all later nodes being redrawn, on sequences whose query is the parent's token and not that node's"
+            if self.redrawn
+            else "the loss with the attention wholly on any other earlier node was higher"
         )
         return (
             f"An edge parent -> child of head L{self.layer}H{self.head} of {self.provenance['model']} was confirmed if its "
             "gain, the loss with the child's attention spread evenly over its past minus the loss with that attention wholly "
             f"on the parent, was positive in the mean over {self.n_sequences} sequences (paired one-sided t-test, "
-            f"Holm-corrected over {len(self.edges)} tested pairs){'' if self.margins is None else exceeded}, at the "
+            f"Holm-corrected over {len(self.edges)} tested pairs), and {rivals} (each rival tested, Bonferroni-corrected over the pairs; where "
+            "several candidates share a parent, also with the others' attention spread evenly), at the "
             f"family-wise level {self.level:g} ({self.measured_with})."
         )
 
@@ -313,11 +404,12 @@ class EdgeEffects(Result):
             f"{len(self.edges)} tested edges confirmed at the family-wise level {self.level:g}, on {self.n_sequences:,} sequences",
             columns,
             [[row[name] for name in columns] for row in self.each],
+            ["margin: over the nearest rival; an edge that is not confirmed is not shown to be none"],
         )
 
-    def _of_margins(self, number: Callable[[Moments], float | None]) -> tuple[float | None, ...]:
-        measured = self.margins or {}
-        return tuple(number(measured[edge]) if edge in measured else None for edge in self.edges)
+    def _of_margins(self, number: Callable[[Moments, int], float | None]) -> tuple[float | None, ...]:
+        found = (self.margins.get(edge) for edge in self.edges)
+        return tuple(None if its is None else number(its, self._worst(its)) for its in found)
 
     def _check_nodes(self, nodes: int) -> None:
         if (last := max(child for _, child in self.edges)) >= nodes:

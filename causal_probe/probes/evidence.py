@@ -28,10 +28,12 @@ from causal_probe.probes.p_values import t_interval
 from causal_probe.probes.reading import (
     Candidate,
     candidates,
+    check_shift,
     check_sink,
     chosen_nodes,
     compared_children,
     mean_by_offset,
+    seen,
     without_sink,
 )
 from causal_probe.results import Table
@@ -345,6 +347,7 @@ class Evidence(Averages):
         claim: Claim | None = None,
         children: Iterable[int] | None = None,
         reversal_cost: int = 1,
+        shift: int | None = None,
     ) -> GraphComparison:
         """Compare :meth:`graph` with the truth by :func:`causal_probe.graphs.compare`, ranked by :meth:`decisive`.
 
@@ -357,7 +360,12 @@ class Evidence(Averages):
         children
             Compare only the edges into these nodes. By default every node of ``truth`` that has a row of its own: all of
             them, or, where ``truth`` has nodes beyond the last position, those before the last position (whose row is the
-            query for what comes next, not the row of its own node).
+            query for what comes next, not the row of its own node). With a shift of 1 node 1 is left out: its row sees one key.
+        shift
+            In which row the edges into node i are read: i - shift. Row i of a language model is about to predict token i + 1, so a head that
+            attends from there to a token's parent has its edges one row up. The default follows from the model's task, and not from
+            the result: 1 for a model that predicts the next token at each position, else 0 (:func:`~causal_probe.hooks.check.row_shift`). It is stated
+            in the result, beside what the other reading says.
 
         Raises
         ------
@@ -365,9 +373,42 @@ class Evidence(Averages):
             If an argument does not fit, here or in :func:`~causal_probe.graphs.compare`.
         """
         layer, head = self._find(layer, head)
-        rows = compared_children(truth, self.n_positions, children)
+        shift = check_shift(self.shift if shift is None else shift)
+        its = list(compared_children(truth, self.n_positions, children))
+        found, other = (
+            self.shifted(way)._compared(truth, layer, head, claim, its if children else seen(its, way), reversal_cost)
+            for way in (shift, 1 - shift)
+        )
+        numbers = {name: getattr(other, name) for name in ("shd", "precision", "recall")}
+        return replace(found, shift=shift, otherwise={"shift": 1 - shift, **numbers})
+
+    @property
+    def shift(self) -> int:
+        """Of which position row i speaks: i + shift. 1 for a model that predicts the next token; 0 for others, and given arrays."""
+        return int(self.provenance.get("shift", 0))
+
+    def shifted(self, shift: int) -> Evidence:
+        """The same with row i - shift in the place of row i."""
+        if not check_shift(shift):
+            return self
+        arrays = {
+            what: its
+            and {layer: np.concatenate([0 * array[..., :1, :], array[..., :-1, :]], -2) for layer, array in its.items()}
+            for what, its in (("values", self.values), ("stderr", self.stderr))
+        }
+        return replace(self, **arrays, nothing=None)  # type: ignore[arg-type]
+
+    def _compared(
+        self,
+        truth: nx.DiGraph,
+        layer: int,
+        head: int,
+        claim: Claim | None,
+        children: Sequence[int],
+        reversal_cost: int,
+    ) -> GraphComparison:
         found = self.graph(layer, head, claim=claim, nodes=[node for node in truth if node < self.n_positions])
-        return compare(found, truth, weights=self.decisive(layer, head), children=rows, reversal_cost=reversal_cost)
+        return compare(found, truth, weights=self.decisive(layer, head), children=children, reversal_cost=reversal_cost)
 
     def by_offset(self, layer: Any, head: Any = None) -> Float[np.ndarray, " offset"]:
         """The evidence by relative offset: for k = 0 ... T - 1, its mean over the rows that have a key k positions back.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 import numpy as np
@@ -12,9 +12,10 @@ from scipy.optimize import linear_sum_assignment
 
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.graphs.compare import told_shift
 from causal_probe.hooks.heads import find_layer
 from causal_probe.probes.evidence import Evidence
-from causal_probe.probes.reading import compared_children
+from causal_probe.probes.reading import check_shift, compared_children, seen
 from causal_probe.results import Result, Table
 
 __all__ = ["HeadMatch", "match_heads"]
@@ -42,6 +43,10 @@ class HeadMatch(Result):
     mean_parent_attention
         Attention on the true parent: mean, over all edges whose slot has a head, of the mean attention from child to parent
         in that head, in [0, 1]. Edges of a slot without a head are left out.
+    shift
+        The edges into node i were read in row i - shift.
+    otherwise
+        ``mean_parent_attention`` by the other reading, of the heads that it would match, for information; None if it has nothing to match.
     """
 
     KIND = "head match"
@@ -54,6 +59,8 @@ class HeadMatch(Result):
     attention: tuple[float | None, ...]
     swapped: tuple[tuple[int, ...], ...]
     mean_parent_attention: float
+    shift: int = 0
+    otherwise: float | None = None
 
     @property
     def unmatched_slots(self) -> tuple[int, ...]:
@@ -75,7 +82,7 @@ class HeadMatch(Result):
         """One sentence for a methods section."""
         return (
             f"The heads of layer {self.layer} were assigned to parent slots (a node's k-th smallest parent) one to one, so that the "
-            "summed mean attention on the true parents is largest (the Hungarian method, scipy "
+            f"summed mean attention on the true parents is largest, that of node i in row i - {self.shift} (the Hungarian method, scipy "
             f"{self.provenance['versions']['scipy']}; {self.measured_with})."
         )
 
@@ -89,13 +96,19 @@ class HeadMatch(Result):
             ("slot", "head", "attention", "swapped children"),
             list(rows),
             [f"slot {slot}: no head is left for it" for slot in self.unmatched_slots]
-            + [f"heads without a slot: {spare}"] * bool(spare),
+            + [f"heads without a slot: {spare}"] * bool(spare)
+            + [told_shift(self.shift, {"shift": 1 - self.shift, "attention on the true parent": self.otherwise})],
         )
 
 
 @checked
 def match_heads(
-    evidence: Evidence, truth: nx.DiGraph, *, layer: int = 0, children: Iterable[int] | None = None
+    evidence: Evidence,
+    truth: nx.DiGraph,
+    *,
+    layer: int = 0,
+    children: Iterable[int] | None = None,
+    shift: int | None = None,
 ) -> HeadMatch:
     """Assign the heads of a layer to parent slots so that the summed mean attention on the true parents is largest.
 
@@ -113,6 +126,8 @@ def match_heads(
         Whose heads, counted from 0.
     children
         Only these children; by default those of :meth:`Evidence.compare <causal_probe.probes.Evidence.compare>`.
+    shift
+        In which row the edges into node i are read, i - shift; the default follows from the model's task, as there.
 
     Raises
     ------
@@ -144,12 +159,23 @@ def match_heads(
         raise CausalProbeError(
             f"There is no evidence of layer {layer}; there is of {', '.join(map(str, evidence.values))}."
         )
+    shift = check_shift(evidence.shift if shift is None else shift)
+    its = list(compared_children(truth, evidence.n_positions, children))
+    found, other = (
+        _matched(evidence.shifted(way), truth, layer, its if children else seen(its, way)) for way in (shift, 1 - shift)
+    )
+    if found is None:
+        raise CausalProbeError("No head can be matched: none of the compared nodes has a parent in the truth.")
+    return replace(found, shift=shift, otherwise=None if other is None else other.mean_parent_attention)
+
+
+def _matched(evidence: Evidence, truth: nx.DiGraph, layer: int, rows: list[int]) -> HeadMatch | None:
+    """The match in the rows that bear the nodes' names; None if no node has a parent."""
     weights = evidence.values[layer]
-    rows = compared_children(truth, evidence.n_positions, children)
     parents = {child: sorted(truth.predecessors(child)) for child in rows}
     n_slots = max(map(len, parents.values()), default=0)
     if n_slots == 0:
-        raise CausalProbeError("No head can be matched: none of the compared nodes has a parent in the truth.")
+        return None
 
     scores = np.zeros((len(weights), n_slots))
     for slot in range(n_slots):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-__all__ = ["Estimate", "corrected", "estimates", "holm", "t_interval", "t_p_value"]
+__all__ = ["Effect", "Estimate", "corrected", "effects", "estimates", "holm", "t_interval", "t_p_value"]
 
 K = TypeVar("K")
 
@@ -21,6 +21,28 @@ class Estimate(NamedTuple):
     value: float
     stderr: float
     p_value: float
+
+
+class Effect(NamedTuple):
+    """A mean effect over sequences, tested against a smallest effect of interest, delta; p-values are corrected where many are tested.
+
+    Attributes
+    ----------
+    value, stderr
+        The mean and its standard error.
+    p_value
+        Of the null hypothesis "the effect is at most delta".
+    p_negative
+        Of "the effect is at least -delta".
+    p_within
+        Of "the effect is delta or more, or -delta or less" (equivalence, by two one-sided tests).
+    """
+
+    value: float
+    stderr: float
+    p_value: float
+    p_negative: float
+    p_within: float
 
 
 def t_p_value(mean: float, stderr: float, n: int, *, above: float = 0.0) -> float:
@@ -81,3 +103,22 @@ def estimates(values: Mapping[K, Float[np.ndarray, " sequence"]], *, above: floa
         for key, each in values.items()
     }
     return corrected(means, above=above)
+
+
+def effects(values: Mapping[K, Float[np.ndarray, " sequence"]], *, delta: float) -> dict[K, Effect]:
+    """Effects tested against a smallest effect of interest, each of the three questions corrected over all of them.
+
+    >>> effects({"a": np.array([0.01, -0.01, 0.02, 0.0])}, delta=0.05)["a"].p_within < 0.01
+    True
+    """
+    above = estimates(values, above=delta)
+    below = estimates({key: -each for key, each in values.items()}, above=delta)
+    n = {key: len(each) for key, each in values.items()}
+    both = [
+        max(t_p_value(sign * value, stderr, n[key], above=-delta) for sign in (1, -1))
+        for key, (value, stderr, _) in above.items()
+    ]
+    within = holm(np.array(both, dtype=float))
+    return {
+        key: Effect(*its, below[key].p_value, float(p)) for (key, its), p in zip(above.items(), within, strict=True)
+    }

@@ -17,10 +17,12 @@ __all__ = [
     "SINKS",
     "Candidate",
     "candidates",
+    "check_shift",
     "check_sink",
     "chosen_nodes",
     "compared_children",
     "mean_by_offset",
+    "seen",
     "without_sink",
 ]
 
@@ -88,6 +90,24 @@ def without_sink(values: Float[np.ndarray, "child parent"], sink: str) -> Float[
     if sink == "root":
         return np.where(others > at_sink, others, 0.0)
     return np.where(1 - at_sink >= REST, others / np.maximum(1 - at_sink, REST), 0.0)
+
+
+def check_shift(shift: int) -> int:
+    """The shift, if it is 0 or 1."""
+    if shift not in (0, 1):
+        raise CausalProbeError(
+            f"shift says in which row the edges into node i are read: 0, its own, or 1, the one before; it is {shift!r}."
+        )
+    return shift
+
+
+def seen(children: Sequence[int], shift: int) -> list[int]:
+    """The children whose row says something: with a shift of 1, row 0 stands for node 1, and sees one key.
+
+    >>> seen([0, 1, 2], 1), seen([0, 1, 2], 0), seen([0, 1], 1)
+    ([0, 2], [0, 1, 2], [0])
+    """
+    return [child for child in children if child != 1 or not shift]
 
 
 def check_sink(sink: str) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
+from causal_probe.graphs.compare import told_shift
 from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.record import Rows
-from causal_probe.probes.reading import REST
+from causal_probe.probes.reading import REST, check_shift
 from causal_probe.probes.templates import Template, from_graph
 from causal_probe.results import Result, Table
 
@@ -31,12 +32,15 @@ class SequenceComparison(Result):
     ----------
     each
         The comparison of each sequence, by :func:`causal_probe.graphs.compare`.
+    shift
+        Of a DAG, the edges into node i were read in row i - shift. None for templates, which say of a row itself where it attends.
     """
 
     KIND = "comparison by sequence"
     DERIVED = ("true_positives", "precision", "recall", "f1", "shd")
 
     each: tuple[GraphComparison, ...]
+    shift: int | None = None
 
     @property
     def true_positives(self) -> int:
@@ -91,7 +95,7 @@ class SequenceComparison(Result):
             f"SequenceComparison over {len(self.each)} sequences",
             ("precision", "recall", "F1", "mean SHD"),
             [numbers],
-            notes,
+            [*notes, *([] if self.shift is None else [told_shift(self.shift, None)])],
         )
 
 
@@ -184,6 +188,7 @@ class SequenceGraphs(Result):
         *,
         threshold: float = 0.5,
         rows: str = "with-target",
+        shift: int | None = None,
     ) -> SequenceComparison:
         """Compare each sequence's graph with a template's, or a DAG's, by :func:`causal_probe.graphs.compare`.
 
@@ -195,6 +200,10 @@ class SequenceGraphs(Result):
         rows
             ``"with-target"``: only the rows that have a true parent, so that the score is of whether the parent is right;
             ``"all"``: all, so that edges into rows without one count as wrong.
+        shift
+            Of a DAG: the edges into node i are read in row i - shift. The default follows from the model's task, as in
+            :meth:`Evidence.compare <causal_probe.probes.evidence.Evidence.compare>`. With 1 an edge from node i - 1 is left out: a row's own position is no
+            candidate. Of a template: None.
 
         Raises
         ------
@@ -203,11 +212,16 @@ class SequenceGraphs(Result):
         """
         if rows not in ("with-target", "all"):
             raise CausalProbeError(f"rows is 'with-target' or 'all'; it is {rows!r}.")
-        template = truth if isinstance(truth, Template) else from_graph(truth)
+        dag = not isinstance(truth, Template)
+        if shift is not None and not dag:
+            raise CausalProbeError("A template says of each row where it attends: `shift` is for a DAG over positions.")
+        shift = check_shift(int(self.provenance.get("shift", 0)) if shift is None else shift) if dag else None
+        template = from_graph(truth) if isinstance(truth, nx.DiGraph) else truth
         found = self.parents(layer, head, threshold=threshold)
         results = []
         for tokens, parents in zip(self.tokens, found, strict=True):
-            true = template(torch.from_numpy(tokens)[None])[0].tril(-1).numpy()
+            true = template(torch.from_numpy(tokens)[None])[0].numpy()
+            true = np.tril(np.roll(true, -1, 0) if shift else true, -1)
             children = np.flatnonzero(true.any(1)) if rows == "with-target" else np.arange(len(true))
             results.append(
                 compare(
@@ -216,7 +230,7 @@ class SequenceGraphs(Result):
                     children=children.tolist(),
                 )
             )
-        return SequenceComparison(tuple(results))
+        return SequenceComparison(tuple(results), shift)
 
     def by_offset(self, layer: Any, head: Any = None, *, threshold: float = 0.5) -> Float[np.ndarray, " offset"]:
         """The share of rows whose parent is k positions back, for k = 0 ... positions - 1, in [0, 1].

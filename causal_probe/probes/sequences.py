@@ -20,7 +20,7 @@ from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.tokens import content_tokens, text_start
 
-__all__ = ["Sequences", "longest_ngram", "make_sequences", "ngram_tokens", "repeated_tokens"]
+__all__ = ["Sequences", "longest_ngram", "make_sequences", "ngram_tokens", "repeated_tokens", "varied_repeats"]
 
 #: Tokens in a period, and sequences, where nothing stands in the way.
 PERIOD = 50
@@ -147,6 +147,36 @@ def repeated_tokens(
     periods = [allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(n_sequences)]
     made = {"kind": "repeated", "copies": copies, "bos": bos, "drawn_from": len(allowed), "seed": seed}
     return _finish(model, torch.stack(periods), start, made)
+
+
+def varied_repeats(
+    model: HookedModel, *, n_sequences: int | None = None, period: int | None = None, bos: str = "auto", seed: int = 0
+) -> Sequences:
+    """:func:`repeated_tokens` of one length, each with a period and an offset of its own, so that nothing repeats at a fixed distance.
+
+    A sequence's period is from three quarters of ``period`` to that; before it stand some of the tokens that it leaves out, which
+    don't occur again. Parameters are those of :func:`repeated_tokens`; in the settings ``period`` is the longest.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> varied_repeats(DisentangledTransformer(d_vocab=12, n_positions=16), n_sequences=2, period=8).tokens
+    tensor([[11,  1,  8,  0,  5,  9,  4, 10, 11,  1,  8,  0,  5,  9,  4, 10],
+            [ 5, 11,  1,  3,  4,  8,  9, 11,  1,  3,  4,  8,  9, 11,  1,  3]])
+    """
+    made = repeated_tokens(model, n_sequences=n_sequences, period=period, bos=bos, seed=seed)
+    longest, start = made.settings["period"], len(made.settings["start"])
+    generator = torch.Generator().manual_seed(seed)
+    tokens = made.tokens.clone()
+    place = torch.arange(tokens.shape[1] - start, device=tokens.device)
+    for row in tokens:
+        its = int(torch.randint(longest - longest // 4, longest + 1, (), generator=generator))
+        offset = int(torch.randint(0, longest - its + 1, (), generator=generator))
+        once = row[start : start + longest].clone()
+        row[start:] = torch.where(
+            place < offset, once[(its + place).clamp(max=longest - 1)], once[(place - offset) % its]
+        )
+    return Sequences(tokens, {**made.settings, "varied": True})
 
 
 @probe

@@ -16,13 +16,17 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.heads import parse_head
 from causal_probe.probes.ablation import Head
 from causal_probe.probes.head_scores import CALLED
-from causal_probe.probes.p_values import Estimate
+from causal_probe.probes.p_values import Effect, Estimate
 from causal_probe.results import Result, Rows, Table
 
 __all__ = ["HeadVerdict", "JointEffect", "Rule", "Verification"]
 
-VERDICTS = ("causal", "redundant", "attends only")
-ESTIMATES = ("excess", "effect", "zero_effect", "resample_effect", "direct_effect", "restored")
+VERDICTS = ("causal", "redundant", "negative", "no effect above delta", "undecided")
+ESTIMATES = (
+    "excess", "effect", "pooled_effect", "zero_effect", "direct_effect", "restored", "pooled_restored",
+)  # fmt: skip
+#: A baseline that differs from a head's output by less than this share of it is close to the output itself.
+HARDLY = 0.01
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,15 @@ class Rule:
     level
         All tests are one-sided t-tests over sequences, paired where two runs are compared. A p-value counts if it is at most
         this after Holm's correction over everything that the same question was asked of: (a) all heads and verified templates;
-        (b), (c) the flagged heads; (d) the templates for the joint effect, the flagged heads and their templates for putting
-        one back; for dependence all pairs of flagged heads.
+        (b) the flagged heads and both baselines, for each of the three null hypotheses; (c) the flagged heads; (d) the templates and both
+        baselines for the joint effect, the flagged heads, their templates and both baselines for putting one back; for dependence all
+        pairs of flagged heads and both baselines.
     minimum_excess
         (a): the excess is above this. (The same that a scan calls a head by.)
-    minimum_effect
-        (b), (c), (d): the rise of the loss in nats, or the target's logit, is above this: what is smaller is of no consequence,
-        however sure.
+    delta
+        The smallest effect of interest, in nats (of the target's logit in (c)). The null hypothesis of every claim of an effect is "the
+        effect is at most delta", and "no effect above delta" is claimed where the effect surely lies within +-delta. The default,
+        0.05 nats, is a change of the perplexity on the targets by 5%; a default run resolves little less on a real model.
     rank
         (b): the effect is larger than that of this share of all unflagged heads of all layers, on the same sequences. Where
         there are none, this is not asked.
@@ -52,7 +58,7 @@ class Rule:
 
     level: float = 0.01
     minimum_excess: float = CALLED
-    minimum_effect: float = 0.01
+    delta: float = 0.05
     rank: float = 0.95
     joint_rank: float = 0.99
     minimum_fall: float = 0.05
@@ -68,66 +74,83 @@ class HeadVerdict(NamedTuple):
     template
         What the head was flagged for.
     verdict
-        ``"causal"``, ``"redundant"`` or ``"attends only"``.
+        ``"causal"``, ``"redundant"``, ``"negative"``, ``"no effect above delta"`` or ``"undecided"``.
+    reason
+        Why, in a few words.
     excess
         (a) Attention on the targets above chance, from the scan.
     interval
         Its 95% confidence interval.
-    effect
-        (b) Rise of the loss when the head's output is replaced by its mean at each position.
-    exceeds
+    effect, pooled_effect
+        (b) Rise of the loss when the head's output is replaced by its mean at each position, and by its mean over all
+        positions, but 0 and outliers.
+    exceeds, pooled_exceeds
         Share of the unflagged heads of all layers whose effect is smaller, on the sequences on which these were ablated. None
-        without unflagged heads.
-    zero_effect, resample_effect
-        The same rise when the output is replaced by zero, and by that in another sequence. The mean decides: a zero may lie far from
-        anything the model has seen, and another sequence's output adds its own content.
+        without unflagged heads, and where the verdict doesn't ask for it.
+    zero_effect
+        The same rise when the output is replaced by zero, which may lie far from anything the model has seen: it decides nothing.
     direct_effect
         (c) By how much the head's output itself, over its mean, raises the target's logit (less the vocabulary's mean logit),
-        everything after it held as it was. None where that can't be measured; see :attr:`Verification.undefined`.
-    restored
+        everything after it held as it was; it decides nothing. None where that can't be measured; see :attr:`Verification.undefined`.
+    restored, pooled_restored
         (d) Fall of the loss when, of all heads flagged for the template, only this one is left in.
+    distance, pooled_distance
+        How far each baseline is from the head's output: mean square of the difference over that of the output. A baseline that is the output
+        itself can't show an effect.
     """
 
     layer: int
     head: int
     template: str
     verdict: str
+    reason: str
     excess: Estimate
     interval: tuple[float, float]
-    effect: Estimate
+    effect: Effect
+    pooled_effect: Effect
     exceeds: float | None
+    pooled_exceeds: float | None
     zero_effect: Estimate
-    resample_effect: Estimate
     direct_effect: Estimate | None
     restored: Estimate
+    pooled_restored: Estimate
+    distance: float
+    pooled_distance: float
 
     @property
     def name(self) -> str:
         """Such as ``"L18H6"``."""
         return f"L{self.layer}H{self.head}"
 
+    @property
+    def shown(self) -> Effect:
+        """Of both baselines' effects the larger in size."""
+        return max(self.effect, self.pooled_effect, key=lambda effect: abs(effect.value))
+
 
 @dataclass(frozen=True, eq=False)
 class JointEffect:
-    """(d) All heads flagged for a template ablated together, by their means.
+    """(d) All heads flagged for a template ablated together.
 
     Attributes
     ----------
     template, heads
         The template and its flagged heads.
-    effect
-        Rise of the loss in nats.
+    effect, pooled_effect
+        Rise of the loss in nats, with either baseline.
     random
         Mean rise for each random set of as many unflagged heads of all layers, on the sequences on which these were ablated.
-    exceeds
-        Share of the random sets whose effect is smaller, on the same sequences; None without any.
+    exceeds, pooled_exceeds
+        Share of the random sets whose effect is smaller, on the same sequences; None without any, and where no verdict asks for it.
     """
 
     template: str
     heads: tuple[Head, ...]
     effect: Estimate
+    pooled_effect: Estimate
     random: Float[np.ndarray, " set"]
     exceeds: float | None
+    pooled_exceeds: float | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -137,7 +160,8 @@ class Verification(Result):
     Attributes
     ----------
     verdicts
-        One for each flagged head and template, by template in the order of the scan, largest excess first.
+        One for each flagged head and template, by template in the order of the scan, largest excess first. None if the model does not
+        do the task: see ``undefined["verdicts"]``.
     joint
         By template, the joint effect of its flagged heads.
     unflagged
@@ -148,6 +172,8 @@ class Verification(Result):
         minimum; of several templates that with the largest fall.
     loss
         The loss of the model as it is, sequence by sequence, in nats.
+    without
+        By name, the mean loss on the same sequences of predictors that don't do the task.
     rule
         The constants of the verdicts.
     undefined
@@ -164,6 +190,7 @@ class Verification(Result):
     unflagged: Mapping[Head, float]
     dependence: nx.DiGraph
     loss: Float[np.ndarray, " sequence"]
+    without: Mapping[str, float]
     rule: Rule
     undefined: Mapping[str, str]
 
@@ -194,13 +221,22 @@ class Verification(Result):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per verdict; an estimate takes three columns, ``x``, ``x_stderr``, ``x_p_value``. What is undefined is NaN."""
-        columns = ["layer", "head", "template", "verdict", "exceeds", "low", "high"]
+        numbers = ("exceeds", "pooled_exceeds", "distance", "pooled_distance")
+        columns = ["layer", "head", "template", "verdict", "reason", *numbers, "low", "high"]
         columns += [name + suffix for name in ESTIMATES for suffix in ("", "_stderr", "_p_value")]
+        columns += [f"{name}{suffix}" for name in ESTIMATES[1:3] for suffix in ("_p_negative", "_p_within")]
         rows = [
-            (*v[:4], v.exceeds, *v.interval, *chain(*(getattr(v, name) or (None,) * 3 for name in ESTIMATES)))
+            (
+                *v[:5],
+                *(getattr(v, name) for name in numbers),
+                *v.interval,
+                *chain(*((getattr(v, name) or (None,) * 3)[:3] for name in ESTIMATES)),
+                *v.effect[3:],
+                *v.pooled_effect[3:],
+            )
             for v in self.verdicts
         ]
-        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[4:], float))
+        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[5:], float))
 
     @property
     def methods(self) -> str:
@@ -208,22 +244,55 @@ class Verification(Result):
         rule = self.rule
         return (
             f"A head of {self.provenance['model']} was flagged if its excess attention on a template's targets was above "
-            f"{rule.minimum_excess:g}, and called causal if mean ablation raised the loss by more than {rule.minimum_effect:g} "
-            f"nats and more than for {rule.rank:.0%} of the unflagged heads of all layers; redundant if instead its own output "
-            "raised the target's logit, leaving it alone in lowered the loss, and joint ablation of the flagged heads hurt more "
-            f"than {rule.joint_rank:.0%} of random sets of as many heads (paired one-sided t-tests over {len(self.loss)} "
-            f"sequences, Holm-corrected, level {rule.level:g}; {self.measured_with})."
+            f"{rule.minimum_excess:g}, and its output was replaced by its mean at each position and by its mean over "
+            f"positions, in other sequences. On these data and this loss it was called causal if either raised the loss by more than delta = {rule.delta:g} "
+            f"nats and more than for {rule.rank:.0%} of the unflagged heads of all layers; negative if either lowered it by more than delta; "
+            "redundant if alone it had no effect above delta, but leaving it alone in of all flagged heads lowered the loss by more than delta, "
+            f"and joint ablation of these hurt more than {rule.joint_rank:.0%} of random sets of as many heads; of no effect above delta if both "
+            "effects lay within +-delta; and undecided otherwise "
+            f"(paired one-sided t-tests over {len(self.loss)} sequences, Holm-corrected, level {rule.level:g}; {self.measured_with})."
         )
+
+    @property
+    def unflagged_are(self) -> str:
+        """What is said of a head without a verdict."""
+        return "no verdict" if "verdicts" in self.undefined else "not flagged"
+
+    @property
+    def legend(self) -> str:
+        """What verdicts and effects mean, in a sentence or two."""
+        return (
+            f"verdict: on these data and this loss; effects are told from delta = {self.rule.delta:g} nats. effect: rise of the loss in nats when the "
+            "head's output is replaced by its mean at each position, or over all positions, whichever is larger in size."
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """Where a baseline could not show an effect, because it hardly differs from the head's output."""
+        seen = {
+            v[:2]: (v.name, what, distance)
+            for v in self.verdicts
+            for what, distance in (
+                ("its mean at each position", v.distance),
+                ("its mean over all positions", v.pooled_distance),
+            )
+            if distance < HARDLY
+        }
+        return [
+            f"{name}: what it writes hardly differs from {what} ({distance:.1%} of its size), which can't show what it does"
+            for name, what, distance in seen.values()
+        ]
 
     def table(self) -> Table:
         """One row per verdict, and the joint effects below."""
         title = f"Verification of {self.provenance['model']}: {len(self.verdicts)} flagged"
         if self.verdicts:
             title += (
-                f", loss {self.loss.mean():.3f} on {len(self.loss)} sequences, {len(self.unflagged)} heads not flagged"
+                f", loss {self.loss.mean():.3f} on {len(self.loss)} sequences, {len(self.unflagged)} heads not flagged, "
+                f"delta {self.rule.delta:g} nats"
             )
         else:
-            title += ", nothing to verify"
+            title += ", no verdicts" if "verdicts" in self.undefined else ", nothing to verify"
         notes = []
         for joint in self.joint.values():
             beyond = (
@@ -232,9 +301,22 @@ class Verification(Result):
             plural = "s" * (len(joint.heads) > 1)
             effect = f"{joint.effect.value:.3f} ± {joint.effect.stderr:.3f}"
             notes.append(f"{joint.template}: {len(joint.heads)} head{plural} together {effect}{beyond}")
+        if self.verdicts:
+            notes.append("effect: mean at each position replaces the output; pooled: its mean over all positions")
         return Table(
             title,
-            ("head", "template", "verdict", "excess", "effect", "stderr", "exceeds", "direct", "restored"),
+            (
+                "head",
+                "template",
+                "verdict",
+                "excess",
+                "effect",
+                "stderr",
+                "exceeds",
+                "pooled",
+                "pooled stderr",
+                "restored",
+            ),
             [
                 (
                     v.name,
@@ -243,10 +325,10 @@ class Verification(Result):
                     v.excess.value,
                     *v.effect[:2],
                     v.exceeds,
-                    v.direct_effect and v.direct_effect.value,
+                    *v.pooled_effect[:2],
                     v.restored.value,
                 )
                 for v in self.verdicts
             ],
-            [*notes, *(f"{what}: {why}" for what, why in self.undefined.items())],
+            [*notes, *self.notes, *(f"{what}: {why}" for what, why in self.undefined.items())],
         )

@@ -4,24 +4,33 @@ Attention is no evidence of use, and one ablation is none either: later layers r
 each flagged head is asked four questions, and what it is called follows from the answers (:class:`Rule`):
 
 (a) Does it attend where the template says, surely, by more than chance?
-(b) Does ablating it alone hurt, and more than ablating nearly all heads that were not flagged, in all layers?
-(c) Does its own output raise the target's logit, when nothing after it may react?
-(d) Does ablating all flagged heads together hurt, more than ablating random sets of as many unflagged heads; and does putting
-    this one head back, while the others stay ablated, help?
+(b) Does ablating it alone hurt by more than delta, and more than ablating nearly all heads that were not flagged, in all layers?
+(c) Does its own output raise the target's logit, when nothing after it may react? (This decides nothing: a head may act through others.)
+(d) Does ablating all flagged heads together hurt by more than delta, and more than ablating random sets of as many unflagged heads; and does
+    putting this one head back, while the others stay ablated, help by more than delta?
 
-=================  ==============================
-verdict            answers
-=================  ==============================
-**causal**         a and b
-**redundant**      a, c and d, not b
-**attends only**   a, and neither of the above
-=================  ==============================
+=========================  ===========================================================================================
+verdict                    what was shown, on these sequences and this loss
+=========================  ===========================================================================================
+**causal**                 (b): null hypothesis "the loss rises by at most delta" rejected, and the rank holds
+**negative**               "the loss falls by at most delta" rejected: ablating the head helps
+**redundant**              alone the effect lies within +-delta, and (d): with the other flagged heads ablated it does not
+**no effect above delta**  alone the effect lies within +-delta (equivalence: two one-sided tests), with either baseline
+**undecided**              none of these
+=========================  ===========================================================================================
 
-The effects are measured on sequences of their own, not on those on which the heads were flagged.
+The *estimand* is the mean rise of the loss over sequences, in nats, against one of two *baselines* (:mod:`causal_probe.probes.baselines`):
+the head's mean at each position, and its mean over positions, in other sequences. The first can't see what is the same in all sequences
+at a position. An effect counts with either of them; none counts as shown only if both show none. The *unit of replication* is a sequence with
+references of its own, so the references' noise is part of the standard error. The *family* of each question is in :class:`Rule`.
+
+The effects are measured on sequences of their own, not on those on which the heads were flagged; and a model whose loss on them is not surely
+below that of predictors that don't do the task gets no verdicts: what a head does for a task that the model doesn't do can't be told.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,6 +38,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from causal_probe.arguments import BatchSize, Seed
@@ -36,14 +46,19 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, undisturbed
 from causal_probe.hooks.record import each_batch, micro_batches
-from causal_probe.probes.ablation import Head, Laboratory, Measure, next_token
+from causal_probe.probes.ablation import Head, Laboratory, Measure, next_token, repeated_token
 from causal_probe.probes.ablation_runs import AblationRuns, Plan, run_ablations, size
+from causal_probe.probes.baselines import reference_tokens, split_off_references
 from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.p_values import Estimate, corrected, estimates, t_interval
-from causal_probe.probes.sequences import repeated_tokens
-from causal_probe.probes.verification import HeadVerdict, JointEffect, Rule, Verification
+from causal_probe.probes.sequences import varied_repeats
+from causal_probe.probes.verdicts import Answers
+from causal_probe.probes.verification import HeadVerdict, Rule, Verification
 
 __all__ = ["verify"]
+
+#: Other sequences for each measured one, over which the heads' means are taken: where they are made, and at least.
+REFERENCES = 8
 
 
 @probe
@@ -64,21 +79,18 @@ def verify(
     batch_size: BatchSize = None,
     progress: bool = False,
 ) -> Verification:
-    """Ask of each head that a scan has flagged whether the model uses it: causal, redundant, or attends only.
+    """Ask of each head that a scan has flagged whether the model uses it: causal, redundant, negative, no effect, or undecided.
 
     The questions, and how the verdict follows from them, are at the head of this module; the constants are those of
     :class:`Rule`.
 
     *Mean ablation* replaces what a head reads out of the stream (``hook_z``) at each position by its mean over other sequences *at that
-    position*. So what is taken away is what depends on the tokens; what the head writes there anyway, in the second copy for instance,
-    stays. One mean over sequences and positions takes that away as well and gives larger effects: on SmolLM2-135M (4-bit Instruct file,
-    8 sequences) 0.91 nats where this gives 0.19 for L17H3, 1.88 and 1.54 for L18H6, 0.14 and 0.01 for L17H4.
+    position*. So what is taken away is what depends on the tokens; what the head writes there anyway stays. The second baseline, its
+    mean over positions as well, takes that away.
 
-    The cost: each unflagged head and each random set is run once on ``ranked_on`` sequences; each flagged head four times on all of
-    them, and once more for each template. Layers below the first ablated head are not run again. On SmolLM2-135M (270 heads; 11 flagged
-    for two templates) with six sequences that was 650 forward passes of 2 sequences of 101 tokens, most of them halved: six minutes
-    of one CPU core. Shorter periods cost less and say less: with few tokens to go by, that model hardly copies.
-    If nothing is flagged, the model is not run.
+    The cost: each flagged head is run four times on all sequences, twice more for each template. Each unflagged head and each random set
+    is run once on ``ranked_on`` sequences; once more with the second baseline, where a verdict hangs on that. Layers below the first ablated head
+    are not run again. If nothing is flagged, or the model does not do the task, no head is ablated.
 
     Parameters
     ----------
@@ -94,17 +106,17 @@ def verify(
         Names of the templates whose heads are verified, of those that were scanned; by default all but ``current-token``,
         ``first-token`` and those of n-grams.
     measure
-        What is asked of the model, ``measure(logits, batch) -> Measured``, with the loss of each sequence and the logit of its target.
-        By default the loss of the next token: on the tokens made here, that of the second copy (and of those after it) but its
-        first token, otherwise at all positions; :func:`next_token` makes others.
+        What is asked of the model, ``measure(logits, batch) -> Measured``, with the loss of each sequence, the logit of its target, and the
+        losses of predictors that don't do the task (without any, that is not tested). By default the loss of the next token: on the tokens
+        made here where the current token has occurred before, otherwise at all positions; :func:`next_token` makes others.
     reference
-        Sequences over which the heads' means are taken, of the same length; by default ``tokens``, or as many again, at least 16,
-        where they are made here.
+        Tokens of other sequences, of the same length: each measured sequence gets as many of them for its own, over which the heads' means are
+        taken. By default three quarters of ``tokens``, of which the rest is then measured; 8 a sequence where they are made here.
     rule
         The constants of the verdicts.
     n_sequences, period, seed
-        Of the tokens that are made; see :func:`~causal_probe.probes.repeated_tokens`. By default the period is 50, or what the
-        model holds, and the seed one more than the scan's.
+        Of the tokens that are made: repeated random tokens, of periods from three quarters of ``period`` to that, after offsets of a few tokens.
+        By default the period is 50, or what the model holds, and the seed one more than the scan's.
     ranked_on
         On how many sequences, at least, unflagged heads and random sets are ablated.
     random_sets
@@ -139,31 +151,46 @@ def verify(
     """
     names = _check(scores, model, templates, n_sequences, ranked_on, random_sets, batch_size)
     excesses, intervals, flagged = _flag(scores, names, rule)
-    settings: dict[str, Any] = {"templates": names}
+    settings: dict[str, Any] = {"templates": names, "forwards": 0}
+    nothing = Verification(
+        (), {}, {}, nx.DiGraph(), np.zeros(0), {}, rule, {}, settings=settings, provenance=describe(model)
+    )
     if not flagged:
-        settings["forwards"] = 0
-        return Verification(
-            (), {}, {}, nx.DiGraph(), np.zeros(0), rule, {}, settings=settings, provenance=describe(model)
-        )
+        return nothing
     if tokens is None:
-        tokens, spare, begin, settings["tokens"] = _make(scores, model, n_sequences, period, seed)
+        made = varied_repeats(model, n_sequences=n_sequences * (1 + REFERENCES), period=period, **_like(scores, seed))
+        tokens, spare = made.tokens[:n_sequences], made.tokens[n_sequences:]
+        settings["tokens"] = {**made.settings, "n_sequences": n_sequences, "references": len(spare)}
         reference = spare if reference is None else reference
-        measure = next_token(range(begin, tokens.shape[1] - 1)) if measure is None else measure
+        measure = repeated_token if measure is None else measure
+    elif reference is None:
+        tokens, reference = split_off_references(tokens)
     batches = _batches(model, tokens, batch_size, ranked_on)
+    references = reference_tokens(reference, batches)
+    seed = settings.get("tokens", {}).get("seed", seed or 0)
     with undisturbed(model):
         laboratory = Laboratory(
             model,
             next_token() if measure is None else measure,
-            reference=batches if reference is None else _batches(model, reference, batch_size, 0),
+            reference=references,
+            n_sequences=sum(map(size, batches)),
             example=batches[0][:2] if isinstance(batches[0], Tensor) else batches[0],
         )
-        if [laboratory.means[layer].shape[1] for layer in laboratory.layers] != [n for n in scores.heads if n]:
+        if [*laboratory.baselines.heads.values()] != [n for n in scores.heads if n]:
             raise CausalProbeError("The scores are of a model with other heads than this one's.")
-        plan = Plan.make(laboratory.heads, flagged, random_sets, seed=settings.get("tokens", {}).get("seed", seed or 0))
+        loss, without, missed = _task(laboratory, batches, rule)
+        settings |= {"n_sequences": len(loss), "references": len(references), "forwards": laboratory.forwards}
+        if missed:
+            called = sorted({"L{}H{}".format(*head) for heads in flagged.values() for head in heads})
+            reason = f"{missed}; not ablated: {', '.join(called)}"
+            return dataclasses.replace(
+                nothing, loss=loss, without=without, undefined={"verdicts": reason}, settings=settings
+            )
+        plan = Plan.make(laboratory.heads, flagged, random_sets, seed=seed)
         verified = [template for template in scores.templates if template.name in names]
         runs = run_ablations(laboratory, batches, plan, verified, ranked_on=ranked_on, progress=progress)
+        answers = Answers.of(runs, plan, rule, progress=progress)
     settings |= {
-        "n_sequences": runs.n_sequences,
         "ranked_on": runs.ranked,
         "random_sets": random_sets,
         "forwards": laboratory.forwards,
@@ -177,14 +204,18 @@ def verify(
     for template, heads in flagged.items():
         if not plan.random[len(heads)]:
             undefined[f"{template}: random sets"] = f"there are only {len(plan.unflagged)} unflagged heads"
-    joint = _joint(runs, plan, rule)
-    verdicts = _verdicts(runs, plan, excesses, intervals, joint, rule)
+    if not without:
+        undefined["task"] = (
+            "what is measured names no predictor that does not do the task, so that the model does it was not tested"
+        )
+    verdicts = tuple(answers.verdicts(excesses, intervals))
     return Verification(
         verdicts=verdicts,
-        joint=joint,
-        unflagged={head: float(runs.rise([head]).mean()) for head in plan.unflagged},
+        joint=answers.joint(),
+        unflagged={head: float(runs.rise("mean", [head]).mean()) for head in plan.unflagged},
         dependence=_dependence(runs, verdicts, rule),
-        loss=runs.mean[frozenset()],
+        loss=runs.clean,
+        without=without,
         rule=rule,
         undefined=undefined,
         settings=settings,
@@ -213,59 +244,23 @@ def _flag(
     return excesses, intervals, {name: flagged[name] for name in names if name in flagged}
 
 
-def _joint(runs: AblationRuns, plan: Plan, rule: Rule) -> dict[str, JointEffect]:
-    effects = estimates({name: runs.rise(heads) for name, heads in plan.flagged.items()}, above=rule.minimum_effect)
-    found = {}
-    for name, heads in plan.flagged.items():
-        sets = plan.random[len(heads)]
-        random = np.array([runs.rise(each).mean() for each in sets])
-        found[name] = JointEffect(name, tuple(heads), effects[name], random, runs.exceeds(heads, sets))
-    return found
-
-
-def _verdicts(
-    runs: AblationRuns,
-    plan: Plan,
-    excesses: Mapping[tuple[Head, str], Estimate],
-    intervals: Mapping[tuple[Head, str], tuple[float, float]],
-    joint: Mapping[str, JointEffect],
-    rule: Rule,
-) -> tuple[HeadVerdict, ...]:
-    clean, above = runs.mean[frozenset()], rule.minimum_effect
-    effect = estimates({head: runs.rise([head]) for head in plan.heads}, above=above)
-    zero = estimates({head: losses - clean for head, losses in runs.zero.items()}, above=above)
-    resample = estimates({head: losses - clean for head, losses in runs.resample.items()}, above=above)
-    direct = estimates(runs.direct, above=above)
-    alone = {
-        (head, name): runs.rise(heads) - runs.rise(set(heads) - {head})
-        for name, heads in plan.flagged.items()
-        for head in heads
+def _task(
+    laboratory: Laboratory, batches: Sequence[Any], rule: Rule
+) -> tuple[Float[np.ndarray, " sequence"], dict[str, float], str | None]:
+    """The loss by sequence, the mean losses of predictors that don't do the task, and why the model does not do it either."""
+    found = [laboratory.run(batch) for batch in batches]
+    loss = torch.cat([each.loss for each in found]).cpu().double().numpy()
+    without = {
+        name: torch.cat([each.without[name] for each in found]).cpu().double().numpy() for name in found[0].without
     }
-    restored = estimates(alone, above=above)
-    exceeds = {head: runs.exceeds([head], [[other] for other in plan.unflagged]) for head in plan.heads}
-
-    def answers(estimate: Estimate | None, share: float | None = None, least: float = 0.0) -> bool:
-        return estimate is not None and estimate.p_value <= rule.level and (share is None or share >= least)
-
-    found = []
-    for name, heads in plan.flagged.items():
-        together = answers(joint[name].effect, joint[name].exceeds, rule.joint_rank)
-        for head in sorted(heads, key=lambda head: -excesses[head, name].value):
-            b = answers(effect[head], exceeds[head], rule.rank)
-            c = answers(direct.get(head))
-            d = together and answers(restored[head, name])
-            verdict = "causal" if b else "redundant" if c and d else "attends only"
-            attention: tuple[Any, ...] = (excesses[head, name], intervals[head, name])
-            ablated: tuple[Any, ...] = (
-                effect[head],
-                exceeds[head],
-                zero[head],
-                resample[head],
-                direct.get(head),
-                restored[head, name],
-            )
-            found.append(HeadVerdict(*head, name, verdict, *attention, *ablated))
-    return tuple(found)
+    # The model must beat each of them, so each is tested at the level itself.
+    missed = [
+        f"that of {name} is {its.mean():.2f}"
+        for name, its in without.items()
+        if estimates({name: its - loss}, above=rule.delta)[name].p_value > rule.level
+    ]
+    reason = f"the model does not surely do the task: its loss on the targets is {loss.mean():.2f} nats, {' and '.join(missed)}"
+    return loss, {name: float(its.mean()) for name, its in without.items()}, reason if missed else None
 
 
 def _dependence(runs: AblationRuns, verdicts: Sequence[HeadVerdict], rule: Rule) -> nx.DiGraph:
@@ -275,8 +270,8 @@ def _dependence(runs: AblationRuns, verdicts: Sequence[HeadVerdict], rule: Rule)
             graph.add_node(found.name, layer=found.layer, head=found.head, verdicts={})
         graph.nodes[found.name]["verdicts"][found.template] = found.verdict
     falls = estimates(runs.falls, above=rule.minimum_fall)
-    for (source, target, template), fall in sorted(falls.items(), key=lambda item: item[1].value):
-        if fall.p_value <= rule.level:  # of several templates the largest fall comes last, and stays
+    for (_, source, target, template), fall in sorted(falls.items(), key=lambda item: item[1].value):
+        if fall.p_value <= rule.level:  # of several templates and baselines the largest fall comes last, and stays
             ends = ("L{}H{}".format(*head) for head in (source, target))
             graph.add_edge(*ends, template=template, fall=fall.value, stderr=fall.stderr, p_value=fall.p_value)
     return graph
@@ -285,19 +280,12 @@ def _dependence(runs: AblationRuns, verdicts: Sequence[HeadVerdict], rule: Rule)
 # ---------------------------------------------------------------------------------------------------------------- the data
 
 
-def _make(
-    scores: HeadScores, model: HookedModel, n_sequences: int, period: int | None, seed: int | None
-) -> tuple[Tensor, Tensor, int, dict[str, Any]]:
-    """Tokens, spare tokens for the heads' means, the first query whose next token is known, and what made them."""
+def _like(scores: HeadScores, seed: int | None) -> dict[str, Any]:
+    """What sequences are made with after a scan: its BOS, and another seed."""
     scanned: Mapping[str, Any] = next(
         (made for made in scores.settings.get("tokens", []) if made.get("kind") in ("repeated", "corpus")), {}
     )
-    bos, seed = scanned.get("bos", "auto"), int(scanned.get("seed", 0)) + 1 if seed is None else seed
-    count = n_sequences + max(16, n_sequences)
-    made = repeated_tokens(model, n_sequences=count, period=period, bos=bos, seed=seed)
-    begin = len(made.settings["start"]) + int(made.settings["period"])
-    settings = {**made.settings, "n_sequences": n_sequences, "for_the_means": count - n_sequences}
-    return made.tokens[:n_sequences], made.tokens[n_sequences:], begin, settings
+    return {"bos": scanned.get("bos", "auto"), "seed": int(scanned.get("seed", 0)) + 1 if seed is None else seed}
 
 
 def _batches(model: HookedModel, tokens: Any, batch_size: int | None, ranked_on: int) -> list[Any]:

@@ -85,15 +85,20 @@ def _heads(result: InContextGraph) -> Iterator[Block]:
     rows = []
     for head in result.scores.top(name, 10):
         found = None if result.verification is None else result.verification.of(head.layer, head.head)
-        verdict = ("", "") if found is None else (found.verdict, plus_minus(found.effect.value, found.effect.stderr))
+        verdict = ("", "") if found is None else (found.verdict, plus_minus(found.shown.value, found.shown.stderr))
         place = f"L{head.layer}H{head.head}"
         rows.append((place, head.score, head.stderr, head.chance, head.excess, head.sink, *verdict))
     yield page.Table(
         ["head", "score", "standard error", "chance", "excess", "sink", "verdict", "effect (nats)"],
         rows,
-        "The ten heads with the largest score. Verdicts are given, where they were asked for, to those whose excess is surely above 0.25.",
+        "The ten heads with the largest score. Verdicts are given, where they were asked for, to those whose excess is surely above 0.25, if the "
+        "answer is surely better than that of the words' frequencies.",
     )
     if result.verification is not None:
+        if "verdicts" in result.verification.undefined:
+            yield page.Paragraph(f"No verdicts: {result.verification.undefined['verdicts']}.")
+        elif result.verification.verdicts:
+            yield page.Paragraph(result.verification.legend)
         for joint in result.verification.joint.values():
             yield page.Paragraph(
                 f"Ablating the {len(joint.heads)} heads that see the graph together raises the loss by {joint.effect.value:.3f} ± "

@@ -44,9 +44,13 @@ METRICS = (
 EVIDENCE = (
     "Attention alone does not tell a root from a child: the row of a trained root may saturate on some node. So each node's candidate "
     "parent, the earlier node it attends to most, is tested by what it does to the loss: the gain is the loss with the node's attention "
-    "spread evenly over its past, minus the loss with all of it on the candidate. It is positive for an edge that the model uses, and "
-    "for a root no candidate gains, or no more than with the node redrawn as a root: the margin is the gain minus that. An edge needs "
-    "both to be positive. The plain cut (evenly spread minus unedited) is shown beside them and decides nothing."
+    "spread evenly over its past, minus the loss with all of it on the candidate. It is positive for an edge that the model uses. Whether the "
+    "candidate is the parent is asked against every rival, which is any other earlier node, or none: with all attention on the candidate, the margin is "
+    "the mean loss over the tokens that the node would have from that rival, minus the loss with the token that it has. Where data can't be redrawn, it "
+    "is the loss with all attention on the rival minus that with it on the candidate. An edge needs the gain and every margin to be positive; shown is "
+    "the rival that is told apart least surely. Where siblings can stand in for a node, the edge is tested again with their attention spread evenly: "
+    "what is confirmed only so is redundant alone. A node without a confirmed edge is not shown to be a root. "
+    "The plain cut (evenly spread minus unedited) is shown beside them and decides nothing."
 )
 FLAT = (
     " In the first stage the loss hardly falls, though the graph is learnt then: only the position block of layer 0 moves, and the comparison "
@@ -92,12 +96,12 @@ def _found(result: Recovery) -> Iterator[page.Block]:
     asked = range(found.children[-1] + 1)
     shown = {str(name): value for name, value in result.table().rows}
     *_, (name, best) = result.reference_losses.items()
-    right_roots = "undefined" if found.root_accuracy is None else shown["roots right"]
-    of_best = f"nats; {best:.4f} {'if the graph is known' if name == 'known-graph' else f'of {name}'}"
+    right_roots = "undefined" if found.root_accuracy is None else shown["roots without a confirmed parent"]
+    of_best = f"nats; {best:.4f} {'if the graph is known (no bound)' if name == 'known-graph' else f'of {name}'}"
     yield page.Headline(
         [
             ("edges right", shown["edges right"], "true edges that were found"),
-            ("roots right", right_roots, "nodes without a parent, found to have none"),
+            ("roots", right_roots, "true roots for which no parent was confirmed"),
             ("attention", result.mean_parent_attention, "mean attention of layer 0 on the true parent"),
             ("loss", result.loss, of_best),
         ]
@@ -159,7 +163,7 @@ def _losses(result: Recovery) -> page.Block:
         return page.Paragraph("No step was made.")
     return page.Picture(
         plot(result, "training"),
-        "Loss on each step's fresh batch. The lines are exact predictors, on the sequences on which the trained model's loss is measured."
+        "Loss on each step's fresh batch. The lines are reference predictors, on the sequences on which the trained model's loss is measured; none is a bound."
         f"{FLAT if any(list(stage['moves']) == ['A0.position'] for stage in result.settings['stages']) else ''}",
     )
 
@@ -202,21 +206,22 @@ def _evidence_table(result: Recovery, head: int) -> page.Table:
             float(weights[row.child, row.parent]),
             plus_minus(row.gain, row.stderr, digits=2, times=1e3),
             "" if stderr is None else plus_minus(margin, stderr, digits=2, times=1e3) or "",
+            "" if rival is None else str(rival),
             row.adjusted_p_value,
-            "edge" if row.confirmed else "no edge",
+            "not confirmed" if not row.confirmed else "edge, redundant alone" if row.redundant else "edge",
             _truth_of(result, row.parent, row.child),
             plus_minus(row.cut, row.cut_stderr, digits=2, times=1e3),
         )
-        for row, margin, stderr in zip(
-            effects.to_pandas().itertuples(), effects.margin, effects.margin_stderr, strict=True
+        for row, margin, stderr, rival in zip(
+            effects.to_pandas().itertuples(), effects.margin, effects.margin_stderr, effects.rival, strict=True
         )
     ]
     return page.Table(
-        ["child", "candidate", "attention", "gain", "margin", "p", "decision", "truth", "cut"],
+        ["child", "candidate", "attention", "gain", "margin", "rival", "p", "decision", "truth", "cut"],
         rows,
         f"L0H{head}: {effects.n_sequences:,} sequences, paired one-sided tests, family-wise level {effects.level:g} "
         "(p is corrected for the number of pairs). Gain, margin and cut are in thousandths of a nat, ± one standard error; the "
-        "margin is measured where the gain is positive at the level.",
+        "margin, over the nearest rival, is measured where the gain is positive at the level.",
     )
 
 

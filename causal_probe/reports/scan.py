@@ -29,10 +29,12 @@ HOW_TO_READ = (
 )
 
 VERDICTS = (
-    "Each flagged head was ablated: its output replaced by its mean at each position. It is causal if that raises the loss, and by "
-    "more than for nearly all heads that were not flagged; redundant if it does not, but the head's own output raises the target's "
-    "logit, leaving it in alone helps, and ablating all flagged heads together hurts more than random sets of as many; otherwise "
-    "it attends only. One ablation is no proof of absence: later layers repair, and heads stand in for one another."
+    "Each flagged head was ablated: its output replaced by its mean at each position, and by its mean over all positions, in other sequences. The "
+    "null hypothesis of every effect is that it is at most delta. A head is causal if ablating it raises the loss by more than delta, and by "
+    "more than for nearly all heads that were not flagged; negative if that lowers the loss by more than delta; redundant if alone it has no effect "
+    "above delta, but one where all other flagged heads are ablated, which together hurt more than random sets of as many; of no effect above delta "
+    "if both effects surely lie within delta; undecided otherwise. All this is said of these sequences and this loss; later layers may repair "
+    "what one ablation takes away."
 )
 
 CIRCUITS = (
@@ -75,6 +77,8 @@ def scan_page(result: ModelScan) -> viz.Report:
 def _count_causal(verification: Verification) -> str:
     flagged = {found[:2] for found in verification.verdicts}
     if not flagged:
+        if "verdicts" in verification.undefined:
+            return "It does not surely do the task on which heads are verified, so there are no verdicts."
         return "None stood out enough to be verified."
     causal = {found[:2] for found in verification.called("causal")}
     return f"Of {len(flagged)} that were verified, {len(causal)} {'is' if len(causal) == 1 else 'are'} causal."
@@ -126,23 +130,28 @@ def _tables(result: ModelScan) -> Iterator[Block]:
 def _checks(verification: Verification) -> Iterator[Block]:
     yield page.Paragraph(VERDICTS)
     if not verification.verdicts:
-        yield page.Paragraph("No head was flagged: there is nothing to verify.")
+        yield page.Paragraph(
+            f"No verdicts: {verification.undefined['verdicts']}."
+            if "verdicts" in verification.undefined
+            else "No head was flagged: there is nothing to verify."
+        )
         return
-    others = operator.attrgetter("zero_effect", "resample_effect", "direct_effect", "restored")
+    others = operator.attrgetter("zero_effect", "direct_effect", "restored")
     yield page.Table(
-        ["head", "template", "verdict", "effect", "exceeds", "zero", "resample", "direct", "restored"],
+        ["head", "template", "verdict", "why", "effect", "pooled", "exceeds", "zero", "direct", "restored"],
         [
             (
-                *(found.name, found.template, signed(found.verdict)),
-                *(plus_minus(*found.effect[:2]), None if found.exceeds is None else f"{found.exceeds:.1%}"),
+                *(found.name, found.template, signed(found.verdict), signed(found.reason)),
+                *(plus_minus(*found.effect[:2]), plus_minus(*found.pooled_effect[:2])),
+                *(None if found.exceeds is None else f"{found.exceeds:.1%}",),
                 *(each and plus_minus(each.value, None) for each in others(found)),
             )
             for found in verification.verdicts
         ],
         f"Rise of the loss ({verification.loss.mean():.3f} nats on {len(verification.loss)} sequences) when the head's output is "
-        "replaced by its mean (effect), by zero, and by that in another sequence; exceeds: share of the heads that were not "
+        f"replaced by its mean at each position (effect), by its mean over all positions (pooled), and by zero; delta is {verification.rule.delta:g}; exceeds: share of the heads that were not "
         "flagged whose effect is smaller; direct: by how much its output raises the target's logit, everything after it held; "
-        "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. The effect is given ± one "
+        "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. Effects are given ± one "
         "standard error; scan.json holds the others' too, and the p-values.",
     )
     yield page.Table(
@@ -159,13 +168,15 @@ def _checks(verification: Verification) -> Iterator[Block]:
         ],
         "All heads flagged for a template ablated together, against random sets of as many heads that were not flagged.",
     )
+    if verification.notes:
+        yield page.Paragraph(". ".join(verification.notes) + ".")
     if verification.undefined:
         yield page.Paragraph(
             "Undefined: " + "; ".join(f"{what}: {why}" for what, why in verification.undefined.items()) + "."
         )
     yield page.Picture(
         plot(verification),
-        "The rise of the loss when each head alone is ablated by its mean.",
+        "The rise of the loss when each head alone is replaced by its mean at each position.",
     )
     if verification.dependence.number_of_edges():
         yield page.Picture(

@@ -35,7 +35,7 @@ from causal_probe.tasks.dirichlet import CONCENTRATIONS, dirichlet
 from causal_probe.tasks.predictors import best_one_parent, in_context_unigram, known_graph, uniform
 from causal_probe.tasks.randomness import check_batch_size
 from causal_probe.tasks.stationary import stationary_distribution
-from causal_probe.tasks.task import Batch, Predictor, Redraw, Task
+from causal_probe.tasks.task import Batch, Predictor, Redraw, Redrawn, Task
 
 __all__ = ["InContextMarkov", "Targets"]
 
@@ -221,44 +221,50 @@ class InContextMarkov(Task):
         return tokens.T.contiguous()
 
     @property
-    def redraw_as_root(self) -> Redraw | None:
-        """(batch, node, edges, generator) -> the same sequences with one node drawn as if it were a root, and its descendants from it.
+    def redraw(self) -> Redraw | None:
+        """(batch, node, edges, generator) -> the same sequences with each state that one node might have had (:class:`Redrawn`).
 
-        If the node is a root and ``edges`` holds the true edges into all later nodes, the result has the law of ``batch``,
-        jointly with everything that is not redrawn: what a probe measures on both is then equal in law, whatever the model.
+        All later nodes are drawn anew along ``edges``, parent -> child, as roots where they have no parent there. So whatever ``edges`` holds:
+        if the node is the child of k, then given all earlier nodes its state has the law that stands for k, and the sequence
+        with its own state is one draw from that law. What a probe measures on it has the mean of what it measures on all states, weighted by that law.
 
-        The batch holds sequences of this task with their tables; the node's token is drawn from the stationary distribution of each sequence,
-        and its descendants anew along the edges parent -> child, one parent per child. None in a k-parent task: what a partly known set of
-        parents implies has no simple law.
+        The batch holds sequences of this task with their tables. None in a k-parent task: what a partly known set of parents implies
+        has no simple law.
 
         Raises
         ------
         CausalProbeError
-            When it is called: if there is no such node, a descendant has several parents, or its parent does not come before it.
+            When it is called: if there is no such node, a later node has several parents, or its parent does not come before it.
         """
-        return self._redraw_as_root if self.is_tree else None
+        return self._redraw if self.is_tree else None
 
-    def _redraw_as_root(self, batch: Batch, node: int, edges: nx.DiGraph, generator: torch.Generator) -> Batch:
-        if not 0 <= node < self.n_positions - 1:
-            raise CausalProbeError(f"There is no node {node}; the nodes are 0 to {self.n_positions - 2}.")
+    def _redraw(self, batch: Batch, node: int, edges: nx.DiGraph, generator: torch.Generator) -> Redrawn:
+        n_nodes = self.n_positions - 1
+        if not 0 <= node < n_nodes:
+            raise CausalProbeError(f"There is no node {node}; the nodes are 0 to {n_nodes - 1}.")
         pi = batch.tables[1]
         row = torch.arange(len(batch), device=generator.device)
-        tokens = batch.tokens.clone()
-        tokens[:, node] = _draw(_cumulative(stationary_distribution(pi)), generator)
-        cumulative = _cumulative(pi)
-        for child in sorted(nx.descendants(edges, node)) if node in edges else ():
-            parents = list(edges.predecessors(child))
-            if len(parents) > 1:
-                raise CausalProbeError(
-                    f"Node {child} is to be drawn along one edge, but has the parents {sorted(parents)}."
-                )
-            if not parents[0] < child < self.n_positions - 1:
-                raise CausalProbeError(
-                    f"The edge {parents[0]} -> {child} can't be in this task: a parent comes before its child, and the nodes "
-                    f"are 0 to {self.n_positions - 2}."
-                )
-            tokens[:, child] = _draw(cumulative[row, tokens[:, parents[0]]], generator)
-        return Batch(tokens, batch.target, batch.tables)
+        mu = stationary_distribution(pi).to(pi.dtype)
+        root, cumulative = _cumulative(mu), _cumulative(pi)
+        chance = torch.rand((n_nodes, len(batch)), generator=generator, dtype=pi.dtype, device=generator.device)
+        parents = {child: list(edges.predecessors(child)) for child in range(node + 1, n_nodes) if child in edges}
+        if wrong := {child: its for child, its in parents.items() if its and (len(its) > 1 or its[0] >= child)}:
+            child, its = next(iter(wrong.items()))
+            raise CausalProbeError(
+                f"Node {child} can't be drawn along the edges from {sorted(its)}: a node has one parent at most, which comes before it."
+            )
+        batches = []
+        for state in range(self.d_vocab):
+            tokens = batch.tokens.clone()
+            tokens[:, node] = state
+            for child in range(node + 1, n_nodes):
+                its = parents.get(child)
+                law = cumulative[row, tokens[:, its[0]]] if its else root
+                tokens[:, child] = (chance[child][:, None] >= law[:, :-1]).sum(-1)
+            batches.append(Batch(tokens, batch.target, batch.tables))
+        laws = torch.stack([mu, *(pi[row, batch.tokens[:, k]] for k in range(node))], 1)
+        asked = batch.tokens[:, :node] == batch.tokens[:, -1:]
+        return Redrawn(tuple(batches), laws, batch.tokens[:, node], asked)
 
     def _context(self, parents: list[Tensor]) -> Tensor:
         """The row of a table that the parents' tokens name: the first parent is the most significant digit."""

@@ -69,9 +69,9 @@ class RingWalk(Task):
         return f"ring-walk task over a known graph ({self.d_vocab} states, {self.n_positions} positions)"
 
     @property
-    def redraw_as_root(self) -> Redraw | None:
-        """See :attr:`InContextMarkov.redraw_as_root <causal_probe.tasks.InContextMarkov.redraw_as_root>`."""
-        return self._walk.redraw_as_root
+    def redraw(self) -> Redraw | None:
+        """See :attr:`InContextMarkov.redraw <causal_probe.tasks.InContextMarkov.redraw>`."""
+        return self._walk.redraw
 
     def sample(self, batch_size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Batch:
         """Draw ``batch_size`` sequences on the generator's device, each with a p of its own.

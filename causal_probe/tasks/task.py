@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import networkx as nx
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
@@ -22,6 +22,7 @@ __all__ = [
     "Batch",
     "Predictor",
     "Redraw",
+    "Redrawn",
     "Task",
     "sample_batches",
     "check_task",
@@ -62,12 +63,33 @@ class Batch:
 Predictor = Callable[[Batch], Float[Tensor, "batch d_vocab"]]
 
 
+class Redrawn(NamedTuple):
+    """The same sequences with each state that a node might have had.
+
+    Attributes
+    ----------
+    batches
+        By state: the node has it in every sequence, and all later nodes are drawn anew, with the same random numbers for each state.
+    laws
+        The probability of each state, given everything earlier, if the node is a root (first), or the child of node 0, 1, ....
+    states
+        The state that the node has.
+    asked
+        Whether what is predicted is the law after the state of node 0, 1, ..., before this one.
+    """
+
+    batches: tuple[Batch, ...]
+    laws: Float[Tensor, "batch hypothesis state"]
+    states: Int[Tensor, " batch"]
+    asked: Bool[Tensor, "batch node"]
+
+
 @runtime_checkable
 class Redraw(Protocol):
-    """How sequences are drawn anew with one node as a root."""
+    """How sequences are drawn anew from a node on."""
 
-    def __call__(self, batch: Batch, node: int, edges: nx.DiGraph, generator: torch.Generator) -> Batch:
-        """The same sequences with the node drawn as a root, and its descendants along the edges."""
+    def __call__(self, batch: Batch, node: int, edges: nx.DiGraph, generator: torch.Generator) -> Redrawn:
+        """The same sequences with each state of the node, and all later nodes drawn anew along the edges."""
 
 
 @runtime_checkable
@@ -92,9 +114,9 @@ class Task(Protocol):
     description
         The law in one phrase, with every number that it depends on besides the graph: it stands in methods sentences, and identifies the task
         in the settings of a result.
-    redraw_as_root
-        Draws sequences of the task anew with one node as a root, so that a claimed edge can be tested against that; None where that law is
-        not known.
+    redraw
+        Draws sequences of the task anew from a node on, so that a claimed edge can be tested against every other parent that the node
+        could have, and against none; None where that law is not known.
     """
 
     graph: nx.DiGraph
@@ -109,8 +131,8 @@ class Task(Protocol):
 
     @property
     @abstractmethod
-    def redraw_as_root(self) -> Redraw | None:
-        """What draws sequences with a node as a root, or None."""
+    def redraw(self) -> Redraw | None:
+        """What draws sequences anew from a node on, or None."""
         ...
 
     @abstractmethod

@@ -59,8 +59,8 @@ def test_what_a_task_fixes_is_not_asked_for_again() -> None:
 
 def test_a_task_without_a_law_of_redrawn_roots_is_tested_without() -> None:
     class NoRedraw(tasks.RingWalk):
-        redraw_as_root = None
+        redraw = None
 
     found = recover(NoRedraw(nx.DiGraph(GRAPH), 4), steps=5, batch_size=8, probe_sequences=64, device="cpu")
-    assert set(found.effects[0].margin) == {None}
-    assert "redrawn as a root" not in found.cite().methods
+    assert not found.effects[0].redrawn
+    assert "redrawn" not in found.cite().methods

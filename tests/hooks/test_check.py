@@ -131,7 +131,12 @@ def test_an_edit_ends_with_its_block_also_after_an_exception():
 
 
 def test_a_model_is_described_by_its_name_dtype_and_device():
-    assert describe(disentangled()) == {"model": "disentangled-transformer", "dtype": "float64", "device": "cpu"}
+    assert describe(disentangled()) == {
+        "model": "disentangled-transformer",
+        "dtype": "float64",
+        "device": "cpu",
+        "shift": 0,
+    }
 
 
 def test_dropout_of_a_hugging_face_model_is_off_inside_a_bridge_and_back_afterwards():

@@ -189,7 +189,7 @@ def test_edge_effects_confirm_every_edge_and_no_other(graph: nx.DiGraph) -> None
         layer=0,
         head=0,
         candidates=candidates,
-        redraw=lambda batch, child, edges: task.redraw_as_root(batch, child, edges, redrawing),
+        redraw=lambda batch, child, edges: task.redraw(batch, child, edges, redrawing),
     )
     assert set(effects.graph(nodes).edges) == set(graph.edges)
     gains = dict(zip(effects.edges, effects.gain, strict=True))

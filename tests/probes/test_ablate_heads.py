@@ -25,7 +25,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def tokens() -> torch.Tensor:
-    return torch.randint(8, (6, 12), generator=torch.Generator().manual_seed(1))
+    return torch.randint(8, (24, 12), generator=torch.Generator().manual_seed(1))
 
 
 def losses(model: Any, tokens: torch.Tensor, hooks: list[Any]) -> np.ndarray[Any, Any]:
@@ -39,19 +39,22 @@ def losses(model: Any, tokens: torch.Tensor, hooks: list[Any]) -> np.ndarray[Any
 @pytest.mark.parametrize("by", ["mean", "zero"])
 @pytest.mark.parametrize("heads", ["L1H0", [(0, 1), "L1H0"]])
 def test_against_hooks_of_ones_own(by: Any, heads: Any, model: Any, tokens: torch.Tensor) -> None:
-    _, cache = model.run_with_cache(tokens)
+    tokens, others = (tokens[:6], tokens[6:]) if by == "mean" else (tokens[:6], tokens[:0])
+    _, cache = model.run_with_cache(others if by == "mean" else tokens)
     named = [(1, 0)] if heads == "L1H0" else [(0, 1), (1, 0)]
 
     def edit(layer: int, head: int) -> Any:
         def replace(z: torch.Tensor, hook: Any) -> torch.Tensor:
             z = z.clone()
-            mean = cache[f"blocks.{layer}.attn.hook_z"][:, :, head].mean(0)
-            z[:, :, head] = mean if by == "mean" else 0
+            if by == "mean":  # each measured sequence has three references of its own
+                z[:, :, head] = cache[f"blocks.{layer}.attn.hook_z"][:, :, head].unflatten(0, (6, 3)).mean(1)
+            else:
+                z[:, :, head] = 0
             return z
 
         return f"blocks.{layer}.attn.hook_z", replace
 
-    found = probes.ablate_heads(model, tokens, heads, by=by, batch_size=4)
+    found = probes.ablate_heads(model, torch.cat([tokens, others]), heads, by=by, batch_size=4)
     assert found.heads == tuple(named)
     clean, ablated = losses(model, tokens, []), losses(model, tokens, [edit(*each) for each in named])
     np.testing.assert_allclose(found.loss, clean, rtol=1e-5)
@@ -79,8 +82,10 @@ def test_it_is_shown_and_kept(model: Any, tokens: torch.Tensor, tmp_path: Any) -
         ({"heads": "L2H0"}, "no head L2H0"),
         ({"heads": ["L1H0", (1, 0)]}, "none twice"),
         ({"heads": []}, "one head or more"),
-        ({"by": "noise"}, "'mean' or 'zero'"),
-        ({"tokens": torch.zeros(1, 5, dtype=torch.long)}, "two sequences or more; there is one"),
+        ({"by": "noise"}, "`by` is 'noise'"),
+        ({"reference": torch.zeros(3, 12, dtype=torch.long)}, "The reference holds 3 sequences"),
+        ({"tokens": torch.zeros(1, 5, dtype=torch.long)}, "1 sequences were given, of which one in 4"),
+        ({"tokens": torch.zeros(1, 5, dtype=torch.long), "by": "zero"}, "two sequences or more; there is one"),
     ],
 )
 def test_what_can_t_be_done_is_said(change: dict[str, Any], said: str, model: Any, tokens: torch.Tensor) -> None:

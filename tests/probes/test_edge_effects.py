@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import networkx as nx
 import numpy as np
@@ -14,6 +15,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import edge_effects, head_graphs
+from causal_probe.probes.edge_effects import Editing, Rivals
 from causal_probe.probes.edge_tests import EdgeEffects
 from causal_probe.probes.p_values import holm
 from causal_probe.tasks import InContextMarkov, cross_entropy
@@ -45,7 +47,8 @@ def loss_by_hand(model, tokens, layer, head, child, row):
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_number_is_that_of_a_loop_by_hand(kind):
     model, tokens = MODELS[kind](), random_tokens(40)
-    found = edge_effects(model, tokens.split(15), next_token_loss, layer=0, head=1, candidates=PAIRS)
+    # At so high a level that the rivals of each edge that gains at all are measured.
+    found = edge_effects(model, tokens.split(15), next_token_loss, layer=0, head=1, candidates=PAIRS, level=0.999)
     with torch.no_grad():
         clean = next_token_loss(model, tokens).double().numpy()
     assert found.loss == pytest.approx(clean.mean())
@@ -61,9 +64,28 @@ def test_every_number_is_that_of_a_loop_by_hand(kind):
         p_values.append(stats.ttest_rel(even, routed, alternative="greater").pvalue)
     np.testing.assert_allclose(found.p_value, p_values, atol=1e-4)
     for level in (0.01, 0.1, 0.3, 0.6, 0.99):
-        np.testing.assert_array_equal(
-            replace(found, level=level).confirmed, rejected_by_holm(np.array(p_values), level)
-        )
+        np.testing.assert_array_equal(holm(found.p_value) <= level, rejected_by_holm(np.array(p_values), level))
+    gaining = rejected_by_holm(np.array(p_values), 0.999)
+    for index, (parent, child) in enumerate(PAIRS):
+        if not gaining[index] or child == 1:
+            assert found.margin[index] is None
+            continue
+        losses = [
+            loss_by_hand(model, tokens, 0, 1, child, [float(key == node) for key in range(child + 1)])
+            for node in range(child)
+        ]
+        rivals = [node for node in range(child) if node != parent]
+        assert found.rivals((parent, child)) == tuple(rivals)
+        margins = [losses[node] - losses[parent] for node in rivals]
+        worst = int(np.argmin([each.mean() / each.std() for each in margins]))
+        assert found.rival[index] == rivals[worst]
+        assert found.margin[index] == pytest.approx(margins[worst].mean(), abs=1e-6)
+        assert found.margin_stderr[index] == pytest.approx(margins[worst].std(ddof=1) / 40**0.5, abs=1e-6)
+        margin_p = max(stats.ttest_1samp(each, 0, alternative="greater").pvalue for each in margins)
+        assert found.margin_p_value[index] == pytest.approx(margin_p, abs=1e-3)
+        twice = 2 if parent == 0 else 1  # 0 is a candidate of two nodes
+        expected = max(holm(np.array(p_values))[index], min(1, 4 * twice * margin_p))
+        assert found._alone[index] == pytest.approx(expected, abs=5e-3)
 
 
 def rejected_by_holm(p_values, level):
@@ -98,7 +120,7 @@ def test_a_merge_equals_one_run_over_all():
         whole.merge(replace(whole, level=0.5))
 
 
-def test_a_batch_costs_one_run_one_per_child_and_one_per_candidate():
+def test_a_batch_costs_one_run_one_per_child_one_per_candidate_and_what_is_tested_again():
     runs = []
 
     def counting(model, tokens):
@@ -106,20 +128,11 @@ def test_a_batch_costs_one_run_one_per_child_and_one_per_candidate():
         return next_token_loss(model, tokens)
 
     edge_effects(disentangled(), random_tokens(6).split(3), counting, layer=0, head=0, candidates=PAIRS)
-    assert len(runs) == 2 * (1 + 3 + 4) + 1  # and one to see that the hook is live
+    # One to see that the hook is live; 0 -> 4 is tested again, with the row of 0's other candidate child spread: 4 nodes, an even row and 0.
+    assert len(runs) == 2 * (1 + 3 + 4) + 1 + 2 * (4 + 2)
 
 
 # ------------------------------------------------------------------------------------------------------- roots and children
-
-
-def redraw(batch, child, edges, generator):
-    """The batch with a child redrawn as a root of the tree task, and its descendants along ``edges``."""
-    tokens, pi = batch.tokens.clone(), batch.tables[1]
-    tokens[:, child] = stationary_distribution(pi).multinomial(1, generator=generator)[:, 0]
-    for node in sorted(nx.descendants(edges, child)):
-        (parent,) = edges.predecessors(node)
-        tokens[:, node] = pi[torch.arange(len(pi)), tokens[:, parent]].multinomial(1, generator=generator)[:, 0]
-    return replace(batch, tokens=tokens)
 
 
 def task_loss(model, batch):
@@ -140,20 +153,17 @@ def solving(truth, *, roots_attend_to=lambda node: node):
 def sampled(truth, batches, *, seed=0):
     generator = torch.Generator().manual_seed(seed)
     task = InContextMarkov(truth, 3, 0.1)
-    return [task.sample(1024, generator) for _ in range(batches)], generator
+    return [task.sample(1024, generator) for _ in range(batches)], partial(task.redraw, generator=generator)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_solving_model_has_exactly_its_edges_confirmed_though_its_root_rows_are_saturated(seed):
     truth = graphs.random_forest(9, seed=seed)
     model = solving(truth, roots_attend_to=lambda node: max(0, node - 1))
-    batches, generator = sampled(truth, 6, seed=seed)
+    batches, redraw = sampled(truth, 6, seed=seed)
     candidates = head_graphs(model, batches).graph(0, 0, claim=0, nodes=9)
     assert head_graphs(model, batches).compare(truth, 0, 0).shd > 0  # attention takes saturated roots for children
-    found = edge_effects(
-        model, batches, task_loss, layer=0, head=0, candidates=candidates,
-        redraw=lambda *arguments: redraw(*arguments, generator),
-    )  # fmt: skip
+    found = edge_effects(model, batches, task_loss, layer=0, head=0, candidates=candidates, redraw=redraw)
     result = graphs.compare(found.graph(9), truth, weights=found.weights(9))
     assert (result.shd, result.auroc, result.average_precision) == (0, 1, 1)
 
@@ -161,61 +171,76 @@ def test_a_solving_model_has_exactly_its_edges_confirmed_though_its_root_rows_ar
 def test_a_root_may_gain_and_is_told_by_redrawing_it():
     # Node 1 is a root. Half of its even row is on itself, which says that its state follows itself: worse than any parent.
     truth = graphs.from_parents([None, None, 0, 1])
-    batches, generator = sampled(truth, 8)
+    batches, redraw = sampled(truth, 8, seed=1)
     options = {"layer": 0, "head": 0, "candidates": [(0, 1), (0, 2), (1, 3)]}
     plain = edge_effects(solving(truth), batches, task_loss, **options)
     assert plain.confirmed.tolist() == [True, True, True]
-    found = edge_effects(
-        solving(truth), batches, task_loss, **options, redraw=lambda *arguments: redraw(*arguments, generator)
-    )
+    found = edge_effects(solving(truth), batches, task_loss, **options, redraw=redraw)
     assert found.confirmed.tolist() == [False, True, True]
+    assert found.rival[0] == "none"
     assert abs(found.margin[0]) < 3 * found.margin_stderr[0]
     np.testing.assert_allclose(found.gain, plain.gain)
 
 
-def test_children_are_redrawn_from_the_last_to_the_first_along_what_was_found():
-    truth = graphs.chain(5)
-    batches, generator = sampled(truth, 4)
-    asked = []
+def test_a_wrong_parent_may_gain_and_is_told_by_redrawing_from_the_right_one():
+    """In a chain a grandparent says something too. The level holds against it, and the parent itself is confirmed."""
+    truth = graphs.chain(6)
+    batches, redraw = sampled(truth, 8)
+    candidates = [(parent, child) for child in range(2, 6) for parent in (child - 2, child - 1)]
+    found = edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=candidates, redraw=redraw)
+    assert {edge for edge, yes in zip(found.edges, found.confirmed, strict=True) if yes} == {*truth.edges} - {(0, 1)}
+
+
+def test_margins_over_every_rival_by_hand():
+    truth = graphs.from_parents([None, 0, None, 2, 1])
+    batches, redraw = sampled(truth, 3)
+    model, drawn = solving(truth), []
 
     def watched(batch, child, edges):
-        asked.append((child, frozenset(edges.edges)))
-        return redraw(batch, child, edges, generator)
+        assert sorted(edges.edges) == [(1, 4), (2, 3)]
+        drawn.append(redraw(batch, child, edges))
+        return drawn[-1]
 
-    found = edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=truth, redraw=watched)
-    assert found.confirmed.all()
-    expected = [(child, frozenset((node - 1, node) for node in range(child + 1, 5))) for child in (4, 3, 2, 1)]
-    assert list(dict.fromkeys(asked)) == expected
-    assert len(asked) == 4 * len(batches)
-    # The margin is a paired mean: repeat it by hand for the last child, whose redrawing comes first.
-    generator.manual_seed(9)
-    again = edge_effects(
-        solving(truth), batches, task_loss, layer=0, head=0, candidates=[(3, 4)],
-        redraw=lambda *arguments: redraw(*arguments, generator),
-    )  # fmt: skip
-    generator.manual_seed(9)
-    differences = []
-    for batch in batches:
-        tokens = redraw(batch, 4, graphs.from_parents([None] * 5), generator).tokens
-        gains = []
-        for its in (batch.tokens, tokens):
-            routed, even = (by_hand(solving(truth), its, batch.target, row) for row in ([0, 0, 0, 1, 0], [0.2] * 5))
-            gains.append(even - routed)
-        differences.append(gains[0] - gains[1])
-    difference = np.concatenate(differences)
-    assert again.margin[0] == pytest.approx(difference.mean(), abs=1e-7)
-    assert again.margin_stderr[0] == pytest.approx(difference.std(ddof=1) / len(difference) ** 0.5, rel=1e-4)
-    assert again.margin_p_value[0] == pytest.approx(
-        stats.ttest_1samp(difference, 0, alternative="greater").pvalue, rel=0.1
+    found = edge_effects(
+        model, batches, task_loss, layer=0, head=0, candidates=[(2, 3), (1, 4)], redraw=watched, level=0.9
     )
+    margins = []
+    for batch, its in zip(batches, drawn[:3], strict=True):
+        pi, mu = batch.tables[1].double(), stationary_distribution(batch.tables[1])
+        losses = []
+        for state, each in enumerate(its.batches):
+            assert (each.tokens[:, 3] == state).all()
+            assert torch.equal(
+                each.tokens[:, [0, 1, 2, 5]], batch.tokens[:, [0, 1, 2, 5]]
+            )  # what comes before, and the query
+            losses.append(by_hand(model, each.tokens, each.target, 3, [0, 0, 1, 0]))
+        own = np.choose(batch.tokens[:, 3].numpy(), losses)
+        query, rows = batch.tokens[:, 5], range(len(batch))
+        of_batch = []
+        for rival in (None, 0, 1):
+            laws = mu if rival is None else pi[rows, batch.tokens[:, rival]]
+            mean = sum(laws[:, state].numpy() * losses[state] for state in range(3))
+            counts = batch.tokens[:, 2] == query
+            if rival is not None:
+                counts &= batch.tokens[:, rival] != query
+            of_batch.append((mean - own) * counts.numpy())
+        margins.append(of_batch)
+    expected = np.concatenate(margins, 1)
+    assert found.rivals((2, 3)) == (None, 0, 1)
+    moments = found.margins[2, 3]
+    np.testing.assert_allclose(moments.mean, expected.mean(1), atol=1e-7)
+    np.testing.assert_allclose(moments.stderr, expected.std(1, ddof=1) / expected.shape[1] ** 0.5, rtol=1e-4)
+    p_values = [stats.ttest_1samp(each, 0, alternative="greater").pvalue for each in expected]
+    np.testing.assert_allclose(found.rival_p_values(moments), p_values, rtol=1e-3)
+    assert found.margin_p_value[0] == pytest.approx(max(p_values), rel=1e-3)
 
 
-def by_hand(model, tokens, target, row):
-    """The loss of the full forward, with node 4's row replaced."""
+def by_hand(model, tokens, target, node, row):
+    """The loss of the full forward, with a node's row replaced."""
 
     def edit(pattern, hook):
         pattern = pattern.clone()
-        pattern[:, 0, 4, :5] = torch.tensor(row)
+        pattern[:, 0, node, : len(row)] = torch.tensor(row, dtype=pattern.dtype)
         return pattern
 
     with torch.no_grad():
@@ -223,13 +248,69 @@ def by_hand(model, tokens, target, row):
     return -(target * logits.log_softmax(-1)).sum(-1).double().numpy()
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_right_parent_is_a_rival_that_is_given_up_at_the_level(trained):
+    """Wrong candidates, for models right and wrong: the p-value of the true hypothesis is uniform, whatever descends from the child."""
+    p_values, decided = [], []
+    for seed in range(10):
+        truth = graphs.random_forest(7, root_probability=0.3, seed=seed)
+        batches, redraw = sampled(truth, 1, seed=seed)
+        model = solving(truth if trained else graphs.random_forest(7, root_probability=0.3, seed=seed + 100))
+        rivals = Rivals(Editing(model, task_loss, 0, 0), batches, redraw, nx.freeze(nx.empty_graph(7, nx.DiGraph)))
+        for child in range(1, 7):
+            true = next(iter(truth.predecessors(child)), None)
+            for parent in range(child):
+                if parent == true:
+                    continue
+                margins = rivals.margins((parent, child))
+                t = margins.mean / margins.stderr.clamp(min=1e-12)
+                p = stats.t.sf(t.numpy(), margins.count - 1)
+                names = (None, *(node for node in range(child) if node != parent))
+                p_values.append(p[names.index(true)])
+                decided.append(p.max())
+    p_values = np.array(p_values)
+    assert len(p_values) > 150
+    for level in (0.05, 0.2, 0.5):  # three standard errors of a share, doubled, since pairs share a child
+        slack = 3 * (2 * level * (1 - level) / len(p_values)) ** 0.5
+        assert abs(np.mean(p_values <= level) - level) < slack
+    assert np.mean(np.array(decided) <= 0.05) < 0.05
+    assert stats.kstest(p_values, "uniform").statistic < 0.12
+
+
+@pytest.mark.parametrize("n", [7, 13])
+def test_a_star_is_confirmed_and_named(n):
+    """Its children share a parent and a state's row: each can stand in for the others, and is told from a rival all the same."""
+    truth = nx.DiGraph([(0, child) for child in range(1, n)])
+    batches, redraw = sampled(truth, 4)
+    found = edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=truth, redraw=redraw)
+    assert set(found.graph(n).edges) == set(truth.edges)
+
+
+def test_what_is_redundant_alone_is_confirmed_with_its_siblings_spread_and_said_so():
+    """Two heads' worth of copies: the loss needs one of two children's rows on their parent, whichever."""
+    model = disentangled()
+    tokens = random_tokens(400)
+
+    def loss(model, tokens):
+        seen = []
+        model.run_with_hooks(tokens, fwd_hooks=[(attention_hook(0, "pattern"), lambda value, hook: seen.append(value))])
+        pattern = seen[-1][:, 0]
+        noise = 0.01 * (tokens[:, 0] % 3)
+        return 1 - torch.maximum(pattern[:, 3, 1], pattern[:, 4, 1]) + noise + 0 * pattern.sum((1, 2))
+
+    found = edge_effects(model, tokens, loss, layer=0, head=0, candidates=[(1, 3), (1, 4), (2, 5)])
+    # Alone neither has more than the other gives: the maximum is with the sibling's own row, so the gain is what is above it.
+    assert found.siblings((1, 3)) == (4,)
+    assert found.siblings((2, 5)) == ()
+    assert found.confirmed.tolist() == [True, True, False]
+
+
 def test_a_model_without_weights_has_no_edge():
     truth = graphs.chain(4)
-    batches, generator = sampled(truth, 2)
+    batches, redraw = sampled(truth, 2)
     found = edge_effects(
-        DisentangledTransformer(3, 5), batches, task_loss, layer=0, head=0, candidates=truth,
-        redraw=lambda *arguments: redraw(*arguments, generator),
-    )  # fmt: skip
+        DisentangledTransformer(3, 5), batches, task_loss, layer=0, head=0, candidates=truth, redraw=redraw
+    )
     assert found.gain.tolist() == found.stderr.tolist() == found.cut.tolist() == [0, 0, 0]
     assert found.p_value.tolist() == [1, 1, 1]
     assert found.graph(4).number_of_edges() == 0
@@ -258,21 +339,22 @@ def test_a_gain_within_rounding_is_no_gain():
 # ----------------------------------------------------------------------------------------------------------------- results
 
 
-def test_of_several_confirmed_parents_a_child_keeps_the_one_that_gains_most():
+def test_a_grandparent_gains_and_is_not_confirmed_since_the_row_is_better_on_the_parent():
     truth = graphs.chain(6)
-    batches, _ = sampled(truth, 6)
+    batches, _ = sampled(truth, 5)
     candidates = [(parent, child) for child in range(1, 6) for parent in range(child)]
     found = edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=candidates)
-    assert set(found.graph(6).edges) == set(truth.edges)
-    every = found.graph(6, max_parents=None)
-    assert set(every.edges) > set(truth.edges)  # a grandparent gains too
+    assert {*found.gaining} > set(truth.edges)
+    assert set(found.graph(6, max_parents=None).edges) == set(truth.edges)
     table = found.to_pandas()
-    assert {(row.parent, row.child) for row in table.itertuples() if row.confirmed} == set(every.edges)
     row = table[(table.parent == 1) & (table.child == 2)].iloc[0]
-    assert every.edges[1, 2]["gain"] == row["gain"]
-    assert every.edges[1, 2]["margin"] is None
+    assert found.graph(6).edges[1, 2]["gain"] == row["gain"]
+    assert (row["rival"], row["redundant"]) == (0, False)
     weights = found.weights(6)
-    assert weights[2, 1] == pytest.approx(row["gain"] / row["stderr"], rel=1e-3)
+    assert weights[2, 1] == pytest.approx(
+        min(row["gain"] / row["stderr"], row["margin"] / row["margin_stderr"]), rel=1e-3
+    )
+    assert weights[2, 0] < 0 < weights[2, 1]
     assert weights[1, 2] == 0
     with pytest.raises(CausalProbeError, match="node 5 were tested; a graph over 5 nodes"):
         found.graph(5)
@@ -289,7 +371,7 @@ def test_a_result_is_strict_json_and_says_why_what_is_undefined():
     assert content["each"][1]["gain"] == pytest.approx(found.gain[1])
     assert content["each"][1]["p_value"] is None
     assert content["undefined"]["p_value"] == "a standard error needs two sequences or more"
-    assert content["undefined"]["margin"] == "the child was not redrawn as a root: no way to redraw was given"
+    assert content["undefined"]["margin"] == "the gain is not positive at the level, or there is no rival"
     with pytest.raises(CausalProbeError, match="no standard error"):
         found.weights(7)
 
@@ -299,7 +381,7 @@ def test_a_result_shows_cites_and_keeps_itself(tmp_path):
     model.cfg.model_name = "<b>"
     found = edge_effects(model, random_tokens(30), next_token_loss, layer=0, head=1, candidates=PAIRS, level=0.01)
     assert f"{found.confirmed.sum()} of 4 tested edges confirmed at the family-wise level 0.01" in repr(found)
-    assert repr(found).count("\n") == 5
+    assert repr(found).count("\n") == 6
     found.save(tmp_path / "effects.safetensors")
     back = EdgeEffects.load(tmp_path / "effects.safetensors")
     assert back.to_dict() == found.to_dict()
@@ -345,7 +427,6 @@ def test_everything_that_is_wrong_with_the_candidates_is_said_at_once():
             {"loss": lambda model, tokens: torch.zeros(2)},
             "does not depend on the pattern at blocks.0.attn.hook_pattern",
         ),
-        ({"batches": iter([]), "redraw": redraw}, "can be read once"),
     ],
 )
 def test_what_can_not_be_measured_is_refused_and_the_model_is_left_as_it_was(options, message):
@@ -367,12 +448,15 @@ def test_what_can_not_be_measured_is_refused_and_the_model_is_left_as_it_was(opt
 
 def test_redrawing_must_keep_the_sequences():
     truth = graphs.chain(4)
-    batches, _ = sampled(truth, 4)
+    batches, redraw = sampled(truth, 4)
 
     def drop(batch, child, edges):
-        return replace(batch, tokens=batch.tokens[1:], target=batch.target[1:], tables={1: batch.tables[1][1:]})
+        drawn = redraw(batch, child, edges)
+        return drawn._replace(laws=drawn.laws[:, :1])
 
-    with pytest.raises(CausalProbeError, match="of 1024 it made 1023"):
+    with pytest.raises(
+        CausalProbeError, match=r"laws \[batch, 2, state\]; of 1024 sequences it made 1024, and laws \[1024, 1, 3\]"
+    ):
         edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=truth, redraw=drop)
 
 

@@ -12,7 +12,7 @@ from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.models import DisentangledTransformer
-from causal_probe.probes import head_graphs
+from causal_probe.probes import head_graphs, match_heads, template
 from causal_probe.probes.evidence import Evidence
 from tests.tiny_models import MODELS, disentangled, random_tokens
 
@@ -161,3 +161,66 @@ def test_a_hostile_model_name_is_escaped():
     found = head_graphs(disentangled(), random_tokens(2))
     found.provenance["model"] = "<script>"
     assert "<script>" not in found._repr_html_()
+
+
+# ---------------------------------------------------------------------------------------------------- of what a row speaks
+
+
+def test_a_row_of_a_language_model_speaks_of_the_next_token_and_says_so():
+    """Three kinds of models; the default follows from the task, whatever the comparison gives."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    from causal_probe.hooks.check import row_shift
+    from tests import tiny_huggingface
+
+    model = tiny_huggingface.gpt2(bos_token_id=0, eos_token_id=0, attn_implementation="eager")
+    gpt2 = build_bridge_from_module(model, architecture="GPT2LMHeadModel", hf_config=model.config)
+    encoder = tiny_huggingface.bert(attn_implementation="eager")
+    bert = build_bridge_from_module(encoder, architecture="BertForMaskedLM", hf_config=encoder.config)
+    own = DisentangledTransformer(5, 12)
+    assert [row_shift(each) for each in (gpt2, bert, own, own.to_transformer_lens())] == [1, 0, 0, 0]
+    tokens = tiny_huggingface.tokens(6)
+    found = head_graphs(gpt2, tokens)
+    assert (found.shift, head_graphs(own, tokens % 5).shift) == (1, 0)
+    truth = graphs.random_forest(tokens.shape[1], seed=1)
+    result = found.compare(truth, 1, 0, claim=0)
+    assert (result.shift, 1 in result.children) == (1, False)
+    # By hand: the child's candidate is where the row before it attends most, its own position included.
+    pattern = found.values[1][0]
+    right = sum(truth.has_edge(int(pattern[child - 1, :child].argmax()), child) for child in result.children if child)
+    assert result.true_positives == right
+    other = found.compare(truth, 1, 0, claim=0, shift=0)
+    assert (other.shift, other.children) == (0, tuple(range(len(truth))))
+    assert result.otherwise == {"shift": 0, "shd": other.shd, "precision": other.precision, "recall": other.recall}
+    assert other.otherwise["shd"] == result.shd
+    assert (
+        f"shift 1: the edges into node i are read in row i - 1, which predicts it; with shift 0: shd {other.shd}"
+        in repr(result)
+    )
+    assert "read in row i - 1" in result.cite().methods
+    with pytest.raises(CausalProbeError, match=r"0, its own, or 1, the one before; it is 2\."):
+        found.compare(truth, 1, 0, shift=2)
+    one = head_graphs(gpt2, tokens, per="sequence")
+    assert one.compare(truth, 1, 0).shift == 1
+    assert one.compare(template("induction"), 1, 0).shift is None
+    with pytest.raises(CausalProbeError, match="A template says of each row where it attends"):
+        one.compare(template("induction"), 1, 0, shift=1)
+
+
+def test_a_planted_prediction_head_is_found_one_row_up():
+    """A head that attends from where a token is predicted to the token's parent, as in-context predictors do."""
+    truth = graphs.from_parents([None, 0, 0, 2, 1, 2, 5])
+    weights = np.zeros((1, 7, 7))
+    weights[0, 0, 0] = weights[0, 6, 6] = 1
+    for parent, child in truth.edges:
+        weights[0, child - 1, parent] = 1
+    for rows in range(1, 6):
+        weights[0, rows, 0] += 1 - weights[0, rows].sum()
+    found = Evidence.from_arrays([weights])
+    assert found.compare(truth, 0, 0, shift=1).exact
+    assert not found.compare(truth, 0, 0).exact
+    assert found.compare(truth, 0, 0).otherwise == {"shift": 1, "shd": 0, "precision": 1.0, "recall": 1.0}
+    match = match_heads(found, truth, shift=1)
+    assert (match.shift, match.mean_parent_attention) == (1, 1.0)
+    assert match.otherwise == match_heads(found, truth).mean_parent_attention < 0.6
+    assert "shift 1: the edges into node i are read in row i - 1" in repr(match)

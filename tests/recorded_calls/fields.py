@@ -205,7 +205,7 @@ def of_gradient_recovery(found: Any) -> Numbers:
 
 def of_verification(found: Any) -> Numbers:
     """Verdicts, joint effects, and who depends on whom."""
-    kinds = ("causal", "redundant", "attends only")
+    kinds = ("causal", "redundant", "negative", "no effect above delta", "undecided")
     yield found.loss
     for verdict in found.verdicts:
         yield verdict.layer, verdict.head, kinds.index(verdict.verdict), verdict.exceeds
@@ -214,8 +214,9 @@ def of_verification(found: Any) -> Numbers:
             verdict.excess,
             verdict.effect,
             verdict.zero_effect,
-            verdict.resample_effect,
+            verdict.pooled_effect,
             verdict.restored,
+            verdict.pooled_restored,
         ):
             yield from of_estimate(estimate)
         if verdict.direct_effect is not None:

@@ -92,8 +92,10 @@ def markov_samples() -> Numbers:
             yield [batch.tables[order] for order in sorted(batch.tables)]
     task = forest_task()
     batch = task.sample(40, generator(1, "sample"), dtype=torch.float64)
-    yield task.redraw_as_root(batch, 4, graphs.from_parents([None, 0, 0, None, 2]), generator(2, "redraw")).tokens
-    yield task.redraw_as_root(batch, 2, FOREST, generator(2, "redraw")).target
+    for node, edges in ((4, graphs.from_parents([None, 0, 0, None, 2])), (2, FOREST)):
+        drawn = task.redraw(batch, node, edges, generator(2, "redraw"))
+        yield [each.tokens for each in drawn.batches]
+        yield drawn.laws
 
 
 @call

@@ -152,7 +152,7 @@ def verify() -> Numbers:
 def verify_hugging_face() -> Numbers:
     model = hugging_face("gpt2")
     scores = probes.scan(model, n_sequences=6)
-    rule = probes.Rule(level=0.5, minimum_excess=-1.0, minimum_effect=-1.0)
+    rule = probes.Rule(level=0.5, minimum_excess=-1.0, delta=0.001)
     yield from of_verification(
         probes.verify(scores, model, templates=["previous-token"], rule=rule, n_sequences=4, random_sets=4)
     )
@@ -233,7 +233,7 @@ def edge_effects() -> Numbers:
         layer=0,
         head=0,
         candidates=FOREST,
-        redraw=lambda batch, child, edges: task.redraw_as_root(batch, child, edges, source),
+        redraw=lambda batch, child, edges: task.redraw(batch, child, edges, source),
     )
     yield from of_edge_effects(found)
     yield from of_graph(found.graph(7))

@@ -210,58 +210,59 @@ def test_repr() -> None:
 # -------------------------------------------------------------------------------------------------------------- redraw
 
 
-def redrawn(parents: list[tuple[int, ...]], node: int, edges: nx.DiGraph) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """The tables, the sequences and the redrawn sequences."""
+def redrawn(parents: list[tuple[int, ...]], node: int, edges: nx.DiGraph) -> tuple[Any, torch.Tensor, Any]:
+    """The tables, the sequences and what they are redrawn to."""
     task = make(parents)
     tables = random_tables(task, seed=2)
     tokens = task.sample_tokens(repeated(tables, N), seeded())
     batch = Batch(tokens, torch.zeros(N, 3), repeated(tables, N))
-    return tables, tokens, task.redraw_as_root(batch, node, edges, seeded(1)).tokens
+    return tables, tokens, task.redraw(batch, node, edges, seeded(1))
 
 
-@pytest.mark.parametrize(
-    ("name", "root"), [("two roots with children", 0), ("two roots with children", 2), ("a late root", 3)]
-)
-def test_a_true_root_redrawn_has_the_same_law(name: str, root: int) -> None:
-    parents = TREES[name]
-    tables, tokens, again = redrawn(parents, root, graphs.from_parents(parents))
-    expected = law(parents, tables, 3, tree=True)
-    assert total_variation(frequencies(again, 3), expected) < tolerance(expected, N)
-    assert float((tokens[:, root] != again[:, root]).double().mean()) > 0.3  # it was drawn anew
-
-
-@pytest.mark.parametrize("node", [1, 2, 4])
-def test_a_child_redrawn_has_the_law_without_its_edge(node: int) -> None:
+@pytest.mark.parametrize("hypothesis", [None, 0, 1, 2])
+def test_a_state_drawn_from_a_hypothesis_has_its_law(hypothesis: int | None) -> None:
+    """Of a node before others: take the batch of a state drawn from the law that stands for a parent; all later nodes follow the edges."""
     parents = TREES["a late root"]
-    tables, _, again = redrawn(parents, node, graphs.from_parents(parents))
-    cut = [() if i == node else its for i, its in enumerate(parents)]
-    expected = law(cut, tables, 3, tree=True)
-    assert total_variation(frequencies(again, 3), expected) < tolerance(expected, N)
-    uncut = law(parents, tables, 3, tree=True)
-    assert total_variation(uncut, expected) > 2 * tolerance(expected, N)
+    node = 3
+    edges = graphs.from_parents(parents)
+    tables, _, again = redrawn(parents, node, edges)
+    states = again.laws[:, 0 if hypothesis is None else 1 + hypothesis].multinomial(1, generator=seeded(3))[:, 0]
+    tokens = torch.stack([each.tokens for each in again.batches])[states, torch.arange(N)]
+    assumed = [(() if hypothesis is None else (hypothesis,)) if i == node else its for i, its in enumerate(parents)]
+    expected = law(assumed, tables, 3, tree=True)
+    assert total_variation(frequencies(tokens, 3), expected) < tolerance(expected, N)
 
 
-def test_the_node_and_its_descendants_alone_are_redrawn() -> None:
+def test_a_node_that_keeps_its_state_keeps_the_law_along_the_true_edges() -> None:
+    parents = TREES["two roots with children"]
+    tables, tokens, again = redrawn(parents, 1, graphs.from_parents(parents))
+    assert torch.equal(again.states, tokens[:, 1])
+    own = torch.stack([each.tokens for each in again.batches])[again.states, torch.arange(N)]
+    expected = law(parents, tables, 3, tree=True)
+    assert total_variation(frequencies(own, 3), expected) < tolerance(expected, N)
+
+
+def test_what_comes_before_stays_and_states_share_random_numbers() -> None:
     parents = [(), (0,), (1,), (0,), (1,), ()]
-    for edges, moved in (
-        (graphs.from_parents(parents), {1, 2, 4}),
-        (nx.DiGraph([(1, 4)]), {1, 4}),
-        (nx.DiGraph(), {1}),
-    ):
-        _, tokens, again = redrawn(parents, 1, edges)
-        changed = (tokens != again).any(0).nonzero()[:, 0].tolist()
-        assert set(changed) == moved
+    _, tokens, again = redrawn(parents, 2, nx.DiGraph([(2, 4)]))
+    for state, each in enumerate(again.batches):
+        assert torch.equal(each.tokens[:, [0, 1, 6]], tokens[:, [0, 1, 6]])
+        assert (each.tokens[:, 2] == state).all()
+    one, other = (each.tokens for each in again.batches[:2])
+    assert torch.equal(one[:, [3, 5]], other[:, [3, 5]])  # no descendants of node 2
+    assert (one[:, 4] != other[:, 4]).any()
+    assert torch.equal(again.asked, tokens[:, :2] == tokens[:, -1:])
 
 
 def test_redrawing_keeps_transitions_and_target_and_the_batch() -> None:
     task = make(TREES["a late root"])
     batch = task.sample(20, seeded())
     tokens = batch.tokens.clone()
-    again = task.redraw_as_root(batch, 0, task.graph, seeded(1))
+    again = task.redraw(batch, 0, task.graph, seeded(1)).batches
     assert torch.equal(batch.tokens, tokens)
-    assert again.target is batch.target
-    assert again.tables is batch.tables
-    assert torch.equal(task.redraw_as_root(batch, 0, task.graph, seeded(1)).tokens, again.tokens)
+    assert all(each.target is batch.target and each.tables is batch.tables for each in again)
+    same = task.redraw(batch, 0, task.graph, seeded(1)).batches
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(again, same, strict=True))
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -313,11 +314,11 @@ def test_a_redraw_that_can_not_be() -> None:
     batch = task.sample(4, seeded())
     for node in (-1, 5):
         with pytest.raises(CausalProbeError, match=f"There is no node {node}; the nodes are 0 to 4"):
-            task.redraw_as_root(batch, node, task.graph, seeded())
-    with pytest.raises(CausalProbeError, match=r"Node 3 is to be drawn along one edge, but has the parents \[0, 1\]"):
-        task.redraw_as_root(batch, 0, nx.DiGraph([(0, 1), (0, 3), (1, 3)]), seeded())
-    for edges in ([(2, 1)], [(2, 5)]):
-        with pytest.raises(CausalProbeError, match=r"The edge 2 -> \d can't be in this task: a parent comes before"):
-            task.redraw_as_root(batch, 2, nx.DiGraph(edges), seeded())
+            task.redraw(batch, node, task.graph, seeded())
+    for edges, node in (([(0, 1), (0, 3), (1, 3)], 0), ([(4, 3)], 2)):
+        with pytest.raises(
+            CausalProbeError, match=r"Node 3 can't be drawn along the edges from .*: a node has one parent at most"
+        ):
+            task.redraw(batch, node, nx.DiGraph(edges), seeded())
     several = make(DAGS["two parents"])
-    assert several.redraw_as_root is None
+    assert several.redraw is None
