@@ -38,7 +38,8 @@ class Codes:
     d_vocab
         Number of distinct tokens.
     base
-        [n_sequences, n_columns]; the smoothed frequency of each entry's token in its own sequence.
+        [n_sequences, n_columns]; the smoothed frequency of each entry's token among the *other* entries of its sequence. With the entry itself
+        counted, a token that is seen twice would look like half of what an edge has to explain.
     """
 
     local: NDArray[np.intp]
@@ -159,7 +160,7 @@ def _table(tokens: Any) -> NDArray[np.int64]:
 
 
 def _rank(table: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Each entry's rank by frequency in its row, and the smoothed frequency of its token there."""
+    """Each entry's rank by frequency in its row, and the smoothed frequency of its token in the rest of the row."""
     columns = table.shape[1]
     same = table[:, :, None] == table[:, None, :]
     often = same.sum(2)
@@ -168,5 +169,5 @@ def _rank(table: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.float3
     # One number for each token of a row, larger for the more frequent, then for the earlier.
     key = often * columns + (columns - 1 - first)
     ahead = ((key[:, None, :] > key[:, :, None]) & opens[:, None, :]).sum(2)
-    base = (often + 0.5) / (columns + 0.5 * opens.sum(1, keepdims=True))
+    base = (often - 0.5) / (columns - 1 + 0.5 * opens.sum(1, keepdims=True))
     return ahead.astype(np.intp), base.astype(np.float32)

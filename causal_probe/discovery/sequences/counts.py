@@ -89,6 +89,32 @@ class Counts:
             count /= total
             yield np.log(count, out=count)
 
+    def others(self, child: int) -> tuple[Gains, Gains]:
+        """In each sequence, how many other edges go from the parent's token to the child's, and how many from the parent's token at all."""
+        parent = self.parents[child]
+        return self._counts[self._pair[parent] + self._token[child]] - 1, self._rows[self._from[parent]] - 1
+
+    def over_root(self, child: int, concentration: float) -> NDArray[np.float64]:
+        """Gain of the child's parent over "root" in each sequence, less its mean had the token been drawn from the rest of the sequence.
+
+        If the child is a root, its token is such a draw, up to the error of the frequencies.
+        """
+        parent, rows = self.parents[child], np.arange(self.n_sequences)
+        often = np.zeros((self.n_sequences, self.distinct))
+        for column in (*range(child), *range(child + 1, self.n_columns)):
+            often[rows, self._token[column]] += 1
+        occurs = often > 0
+        occurs[rows, self._token[child]] = True
+        law = np.where(occurs, often + 0.5, 0)
+        law /= law.sum(1, keepdims=True)
+        counts = self._counts.reshape(self.n_sequences, self.distinct, self.distinct)[rows, self._token[parent]].astype(
+            np.float64
+        )
+        counts[rows, self._token[child]] -= 1
+        expected = np.where(occurs, law, 1)
+        gains = np.log((counts / expected + concentration) / (counts.sum(1, keepdims=True) + concentration))
+        return np.asarray(gains[rows, self._token[child]] - (law * gains).sum(1))
+
     def mean_gains(self, child: int, candidates: Sequence[int] | None, concentration: float) -> NDArray[np.float64]:
         """:meth:`gains`, averaged over sequences."""
         blocks = self.gains(child, candidates, concentration)
@@ -101,9 +127,8 @@ class Counts:
             return None
         totals = np.zeros(len(CONCENTRATIONS))
         for child in children:
-            parent = self.parents[child]
-            count = (self._counts[self._pair[parent] + self._token[child]] - 1) * self._inverse_base[child]
-            total = self._rows[self._from[parent]] - 1
+            count, total = self.others(child)
+            count *= self._inverse_base[child]
             # The two integers and the base take few values together: evaluate each once.
             for index, A in enumerate(CONCENTRATIONS.astype(np.float32)):
                 totals[index] += np.log((count + A) / (total + A)).sum(dtype=np.float64)

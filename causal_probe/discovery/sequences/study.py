@@ -12,7 +12,7 @@ from scipy import stats
 
 from causal_probe.discovery.sequences.codes import Codes, code, stated_memory
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
-from causal_probe.discovery.sequences.models import Gain, chow_liu, compare_models, fixed_ratio, ratio_gains
+from causal_probe.discovery.sequences.models import Gain, chow_liu, compare_models, one_matrix
 from causal_probe.discovery.sequences.result import SequenceGraph
 from causal_probe.discovery.sequences.search import Found, ascend, search
 from causal_probe.discovery.sequences.swaps import SwapTest, swap_test
@@ -116,23 +116,27 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
     found = search(first)
     tree, _ = chow_liu(first.shared)
     concentration = found.concentration or float(CONCENTRATIONS[-1])
-    ratio = None if codes.ranked else fixed_ratio(first, tree)
+    fixed = None if codes.ranked else one_matrix(first, tree)
     in_context_test, fixed_test = swap_test(
         second,
         [
             lambda some: polya(some.local, some.base, found.parents, concentration),
-            lambda some: np.zeros(len(some.local)) if ratio is None else ratio_gains(some, tree, ratio),
+            lambda some: np.zeros(len(some.local)) if fixed is None else fixed.log_q(some, tree).sum(1),
         ],
         seed=seed + 1,
     )
-    gains = compare_models(first, second, found.parents, tree)
     counts = Counts(codes)
     best = _polish(codes, counts, found)
+    p_values = rejections(counts, best.concentration)
+    hubs = hub_rivals(codes, best.parents, best.concentration)
+    nodes = judge(best.parents, p_values, hubs, n_sequences=len(codes.local), level=LEVEL)
+    sure = [best.parents[node.column] if node.verdict == "edge" else ROOT for node in nodes]
+    gains = compare_models(first, second, found.parents, tree, sure, seed=seed + 2)
     return Measured(
         codes=codes,
         best=best,
-        p_values=rejections(counts, best.concentration),
-        hubs=hub_rivals(codes, best.parents, best.concentration),
+        p_values=p_values,
+        hubs=hubs,
         tests=(in_context_test, fixed_test),
         gains=gains,
         assumptions=check_assumptions(codes, counts, best.concentration),
@@ -162,7 +166,7 @@ def decide(measured: Measured, *, level: float) -> SequenceGraph:
     tree: list[int] = chow_liu(codes.shared)[0] if structure in ("fixed", "both") else []
     return SequenceGraph(
         structure=structure,
-        nodes=tuple(nodes),
+        nodes={node.column: node for node in nodes},
         candidates=tuple(best.parents),
         fixed_tree=tuple((parent, child) for child, parent in enumerate(tree) if parent != ROOT),
         in_context_test=measured.tests[0],
@@ -216,9 +220,9 @@ def _structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest], leve
     besides = gains["fixed_besides"].z > limit and gains["fixed_besides"].mean > least
     if new:
         return ("both" if besides else "in-context"), True
-    if fixed_p <= level / 2 and gains["one_matrix"].z > limit:
+    if fixed_p <= level / 2 and gains["fixed_alone"].z > limit:
         return "fixed", True
-    return ("in-context" if gains["new_in_each"].z > gains["one_matrix"].z else "fixed"), False
+    return ("in-context" if gains["new_in_each"].z > gains["fixed_alone"].z else "fixed"), False
 
 
 def _withheld(structure: str, kind_decided: bool, rejected: list[str]) -> str:

@@ -200,7 +200,7 @@ def _rejections(counts: Counts, child: int, concentration: float) -> dict[int, f
         chosen = z[1]  # root against every candidate
     else:
         chosen = z[0].copy()
-        chosen[-1] = z[1, -1]
+        chosen[-1] = z_of(counts.over_root(child, concentration))
     p_values = stats.norm.sf(chosen)
     return {(rival if rival < child else ROOT): float(p_values[rival]) for rival in range(child + 1)}
 
@@ -210,6 +210,11 @@ def _z(sums: NDArray[np.float64], squares: NDArray[np.float64], n: int) -> NDArr
     variance = np.maximum(squares / n - means**2, 0) / max(n - 1, 1)
     # A difference of exactly 0 everywhere says nothing.
     return np.where(variance > 0, means / np.sqrt(np.where(variance > 0, variance, 1)), 0.0)
+
+
+def z_of(values: NDArray[np.float64]) -> float:
+    """The mean in standard errors."""
+    return float(_z(values.sum(keepdims=True), (values**2).sum(keepdims=True), len(values))[0])
 
 
 def _one_law(codes: Codes) -> Assumption:
