@@ -8,7 +8,7 @@ number of distinct tokens in one sequence.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ class Codes:
     def take(self, rows: slice | NDArray[np.intp]) -> Codes:
         """The same for some of the sequences."""
         return Codes(self.local[rows], self.shared[rows], self.d_vocab, self.base[rows])
+
+    def columns(self, chosen: Sequence[int]) -> Codes:
+        """The same for some of the columns; frequencies are still those in the whole sequence."""
+        return Codes(self.local[:, chosen], self.shared[:, chosen], self.d_vocab, self.base[:, chosen])
 
 
 def stated_memory(n_sequences: int, n_columns: int, distinct: int) -> int:

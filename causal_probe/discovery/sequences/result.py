@@ -13,8 +13,8 @@ from causal_probe.discovery.sequences.counts import ROOT
 from causal_probe.discovery.sequences.models import Gain
 from causal_probe.discovery.sequences.swaps import SwapTest
 from causal_probe.discovery.sequences.verdicts import Assumption, Node
-from causal_probe.results import Result, Table, write_json
-from causal_probe.results.jsonable import to_jsonable
+from causal_probe.graphs import write_graph
+from causal_probe.results import Result, Table
 
 __all__ = ["READ_AS", "SequenceGraph"]
 
@@ -168,8 +168,8 @@ class SequenceGraph(Result):
 
     def write_data(self, folder: Path) -> None:
         """Write ``recovered.json``, the claimed edges, and ``candidates.json``, the best forest, beside the JSON."""
-        write_json(folder / "recovered.json", to_jsonable(self.graph))
-        write_json(folder / "candidates.json", to_jsonable(self.candidate_graph))
+        write_graph(self.graph, folder / "recovered.json")
+        write_graph(self.candidate_graph, folder / "candidates.json")
 
     def _over_columns(self, edges: Iterable[tuple[int, int]]) -> nx.DiGraph:
         graph = nx.DiGraph()

@@ -23,6 +23,7 @@ from causal_probe.discovery.sequences.verdicts import (
     check_assumptions,
     hub_rivals,
     judge,
+    one_matrix_for_all,
     rejections,
     root_concentration,
 )
@@ -139,7 +140,7 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
         hubs=hubs,
         tests=(in_context_test, fixed_test),
         gains=gains,
-        assumptions=check_assumptions(codes, counts, best.concentration),
+        assumptions=(*check_assumptions(codes, counts, best.concentration), one_matrix_for_all(first, second, found.parents)),
         seed=seed,
     )
 
