@@ -73,10 +73,14 @@ def _chosen(studies: Mapping[str, Study], given: dict[str, Any]) -> str:
     if len(studies) == 1:
         return next(iter(studies))
     about = [name for name, study in studies.items() if (its := study.options.subject) and its.name in given]
-    if len(about) > 1:
-        raise CausalProbeError(f"{' and '.join(_how(studies[name]) for name in about)} exclude each other. Give one.")
+    subjects = dict.fromkeys(_flag_of(studies[name]) for name in about)
+    if len(subjects) > 1:
+        raise CausalProbeError(f"{' and '.join(subjects)} exclude each other. Give one.")
     method = given.pop("method", None)
-    if about and method in (None, studies[about[0]].method):
+    fitting = [name for name in about if studies[name].method == method]
+    if fitting:
+        chosen = fitting[0]
+    elif about and method is None:
         chosen = about[0]
     elif about:
         raise CausalProbeError(f"With {_how(studies[about[0]])} --method {method} means nothing. Leave it out.")
@@ -95,7 +99,11 @@ def _chosen(studies: Mapping[str, Study], given: dict[str, Any]) -> str:
 
 def _how(study: Study) -> str:
     """What chooses a study that shares its command."""
-    return f"--method {study.method}" if study.options.subject is None else flag(study.options.subject.name)
+    return " ".join(filter(None, [_flag_of(study), study.method and f"--method {study.method}"]))
+
+
+def _flag_of(study: Study) -> str:
+    return "" if study.options.subject is None else flag(study.options.subject.name)
 
 
 def _with(studies: Sequence[Study], before: str = "With") -> str:
@@ -154,11 +162,16 @@ def _resumable(study: Study, out: Path | None) -> Iterator[None]:
 def _parameters(studies: Mapping[str, Study]) -> Iterator[inspect.Parameter]:
     """What typer is to know: of each study its subject and its options; of several also what chooses one."""
     several = len(studies) > 1
+    about_one: dict[str, list[Study]] = {}
     for study in studies.values():
-        subject = study.options.subject
+        if study.options.subject is not None:
+            about_one.setdefault(study.options.subject.name, []).append(study)
+    for its in about_one.values():
+        study, subject = its[0], its[0].options.subject
         if subject is not None:
             one: Any = Path if subject.path else str
-            about: dict[str, Any] = {"help": _plain(subject.text)}
+            text = " ".join(each.options.subject.text for each in its if each.options.subject is not None)
+            about: dict[str, Any] = {"help": _plain(text)}
             if several:
                 yield _parameter(subject.name, one, typer.Option(**about, rich_help_panel=_with([study])))
             else:

@@ -28,6 +28,7 @@ __all__ = [
     "InContextOptions",
     "Optimizer",
     "RecoverOptions",
+    "SequencesOptions",
     "TaskOptions",
     "TokensOptions",
     "Training",
@@ -109,13 +110,46 @@ class GradientOptions(TaskOptions, SavingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequencesOptions(SeedOption, SavingOptions):
+    """Options of :func:`causal_probe.experiments.graph_from_file`."""
+
+    subject: ClassVar[Subject | None] = Subject(
+        "data",
+        "Token sequences of your own: a .npy, .csv or .parquet file of whole numbers [sequence, column], columns in causal order. Every column is a node; "
+        "its verdict is an edge, a root, undecided or not identifiable.",
+        path=True,
+    )
+
+    level: Annotated[
+        float, Help("Probability of any wrong claim about the sequences' graph.", least=1e-4, most=0.5)
+    ] = 0.05
+    max_lag: Annotated[
+        int | None,
+        Help(
+            "The file holds one stream (or streams of one length) without fixed positions: which lags up to this matter in context?",
+            none="columns are fixed positions",
+            least=1,
+            most=64,
+        ),
+    ] = None
+    max_memory: Annotated[int, Help("Most memory to take, in MiB.", least=1)] = 2048
+    train: Annotated[
+        bool, Help("Train the disentangled transformer on the same sequences, and show where it attends beside the graph.")
+    ] = False
+    beside: Annotated[
+        str | None,
+        Help("A model of your own to put beside the graph, by folder or name: where do its heads attend on these tokens?", none="no model"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokensOptions(SavingOptions):
     """Options of :func:`causal_probe.experiments.recover_from_tokens`."""
 
     subject: ClassVar[Subject | None] = Subject(
         "data",
-        "Token sequences of your own: a .npy file of whole numbers [sequence, T + 1], the last token being what came next. Parents are found by "
-        "gradient; whether a position has one is not decided.",
+        "With --method gradient: a .npy file of whole numbers [sequence, T + 1], the last token being the successor of the one before it. Each position's "
+        "candidate parent is found by gradient; whether it has one is not tested.",
         path=True,
     )
 

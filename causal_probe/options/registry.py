@@ -8,7 +8,7 @@ from typing import Literal
 
 from causal_probe.options.base import Options
 from causal_probe.options.discover import DiscoverOptions
-from causal_probe.options.recover import GradientOptions, InContextOptions, RecoverOptions, TokensOptions
+from causal_probe.options.recover import GradientOptions, InContextOptions, RecoverOptions, SequencesOptions, TokensOptions
 from causal_probe.options.scan import MergeOptions, ScanOptions
 from causal_probe.options.studies import (
     CheckOptions,
@@ -74,11 +74,17 @@ STUDIES: Mapping[str, Study] = {
         mode="taking a gradient",
         method="gradient",
     ),
-    "recover_from_tokens": Study(
-        TokensOptions,
-        "Find each position's parent in token sequences of your own, by gradient.",
+    "graph_from_file": Study(
+        SequencesOptions,
+        "Find the causal graph of token sequences of your own, each claim with its test and level.",
         command="recover",
         mode="tokens of your own",
+    ),
+    "recover_from_tokens": Study(
+        TokensOptions,
+        "Find each position's candidate parent in sequences whose last token succeeds the one before it, by gradient.",
+        command="recover",
+        mode="tokens of your own, the last one a successor",
         method="gradient",
     ),
     "in_context_graph": Study(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +29,15 @@ from causal_probe.discovery.sequences.verdicts import (
 )
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["Measured", "decide", "graph_from_sequences", "measure"]
+__all__ = [
+    "Measured",
+    "check_level",
+    "decide",
+    "graph_from_sequences",
+    "kind_of_structure",
+    "measure",
+    "structure_tests",
+]
 
 LEVEL = 0.05
 MAX_MEMORY = 2**31
@@ -86,14 +94,19 @@ def graph_from_sequences(
     >>> found.structure, found.edges
     ('in-context', ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)))
     """
-    if not isinstance(level, (int, float)) or not LEAST_LEVEL <= level <= 0.5:
-        raise CausalProbeError(f"level is {level!r}. It must be a number from {LEAST_LEVEL:g} to 0.5.")
+    check_level(level)
     if order != "columns":
         raise CausalProbeError(
             f"order is {order!r}. Without an order of the columns neither directions nor a skeleton are found: give the columns in causal order "
             "(order='columns')."
         )
     return decide(measure(code(tokens, max_memory=max_memory), seed=seed), level=level)
+
+
+def check_level(level: float) -> None:
+    """Refuse a level that no test here can have."""
+    if not isinstance(level, (int, float)) or not LEAST_LEVEL <= level <= 0.5:
+        raise CausalProbeError(f"`level` is {level!r}. It must be a number from {LEAST_LEVEL:g} to 0.5.")
 
 
 @dataclass(frozen=True)
@@ -117,15 +130,7 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
     found = search(first)
     tree, _ = chow_liu(first.shared)
     concentration = found.concentration or float(CONCENTRATIONS[-1])
-    fixed = None if codes.ranked else one_matrix(first, tree)
-    in_context_test, fixed_test = swap_test(
-        second,
-        [
-            lambda some: polya(some.local, some.base, found.parents, concentration),
-            lambda some: np.zeros(len(some.local)) if fixed is None else fixed.log_q(some, tree).sum(1),
-        ],
-        seed=seed + 1,
-    )
+    tests = structure_tests(first, second, found.parents, concentration, tree, seed=seed)
     counts = Counts(codes)
     best = _polish(codes, counts, found)
     p_values = rejections(counts, best.concentration)
@@ -138,18 +143,34 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
         best=best,
         p_values=p_values,
         hubs=hubs,
-        tests=(in_context_test, fixed_test),
+        tests=tests,
         gains=gains,
         assumptions=(*check_assumptions(codes, counts, best.concentration), one_matrix_for_all(first, second, found.parents)),
         seed=seed,
     )
 
 
+def structure_tests(
+    first: Codes, second: Codes, parents: Sequence[int], concentration: float, tree: Sequence[int], *, seed: int
+) -> tuple[SwapTest, SwapTest]:
+    """Dependence along ``parents`` with transitions new in each sequence, and along ``tree`` with one matrix fitted on ``first``; both on ``second``."""
+    fixed = None if first.ranked else one_matrix(first, tree)
+    new_test, fixed_test = swap_test(
+        second,
+        [
+            lambda some: polya(some.local, some.base, parents, concentration),
+            lambda some: np.zeros(len(some.local)) if fixed is None else fixed.log_q(some, tree).sum(1),
+        ],
+        seed=seed + 1,
+    )
+    return new_test, fixed_test
+
+
 def decide(measured: Measured, *, level: float) -> SequenceGraph:
     """What is claimed at a level."""
     codes, best = measured.codes, measured.best
     n, columns = codes.local.shape
-    structure, kind_decided = _structure(measured.gains, measured.tests, level)
+    structure, kind_decided = kind_of_structure(measured.gains, measured.tests, level)
     nodes = judge(best.parents, measured.p_values, measured.hubs, n_sequences=n, level=level)
     withheld = _withheld(structure, kind_decided, [a.name for a in measured.assumptions if not a.holds])
     if withheld:
@@ -207,7 +228,7 @@ def _polish(codes: Codes, counts: Counts, found: Found) -> Found:
     return dataclasses.replace(found, parents=parents, concentration=fitted, score=score)
 
 
-def _structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest], level: float) -> tuple[str, bool]:
+def kind_of_structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest], level: float) -> tuple[str, bool]:
     """In-context, fixed, both or none, and whether the kind is decided.
 
     Dependence by the swap tests, each at half of the level; its kind by the held-out gains, also at half of the level.
