@@ -14,6 +14,7 @@ from causal_probe.experiments.leaderboard import leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
 from causal_probe.experiments.opening import open_model
 from causal_probe.experiments.own_sequences import graph_from_file
+from causal_probe.experiments.plan_sequences import plan_sequences
 from causal_probe.experiments.recover import recover
 from causal_probe.experiments.recover_by_gradient import recover_by_gradient, recover_from_tokens
 from causal_probe.experiments.scan import scan
@@ -30,6 +31,7 @@ __all__ = [
     "measure_evidence",
     "merge_scans",
     "open_model",
+    "plan_sequences",
     "recover",
     "recover_by_gradient",
     "recover_from_tokens",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from causal_probe.discovery.sequences.lags import SequenceLags, lags_from_stream
 from causal_probe.discovery.sequences.codes import read_table
+from causal_probe.discovery.sequences.lags import SequenceLags, lags_from_stream
 from causal_probe.discovery.sequences.result import SequenceGraph
 from causal_probe.discovery.sequences.study import graph_from_sequences
+from causal_probe.experiments.beside import model_beside, trained_beside
 from causal_probe.experiments.saving import kept
 from causal_probe.options import takes
 from causal_probe.options.recover import SequencesOptions
@@ -48,4 +49,6 @@ def graph_from_file(data: str | os.PathLike[str], o: SequencesOptions) -> Sequen
             lags = lags_from_stream(tokens, max_lag=o.max_lag, level=o.level, seed=o.seed, max_memory=memory)
             return saved(dataclasses.replace(lags, settings={**lags.settings, **settings}))
         found = graph_from_sequences(tokens, level=o.level, seed=o.seed, max_memory=memory)
-        return saved(dataclasses.replace(found, settings={**found.settings, **settings}))
+        beside = [trained_beside(tokens, found, seed=o.seed)] if o.train else []
+        beside += [] if o.beside is None else [model_beside(o.beside, tokens, found)]
+        return saved(dataclasses.replace(found, beside=tuple(beside), settings={**found.settings, **settings}))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+from causal_probe.errors import CausalProbeError
 from causal_probe.options.base import Help, Subject
 from causal_probe.options.common import (
     GRAPH,
@@ -27,6 +28,7 @@ __all__ = [
     "GradientOptions",
     "InContextOptions",
     "Optimizer",
+    "PlanOptions",
     "RecoverOptions",
     "SequencesOptions",
     "TaskOptions",
@@ -140,6 +142,33 @@ class SequencesOptions(SeedOption, SavingOptions):
         str | None,
         Help("A model of your own to put beside the graph, by folder or name: where do its heads attend on these tokens?", none="no model"),
     ] = None
+
+    def check(self) -> None:
+        """Lags have no columns to put a model beside."""
+        if self.max_lag is not None and (self.train or self.beside is not None):
+            raise CausalProbeError("`max_lag` asks for lags, and `train` and `beside` are about columns. Leave one out.")
+
+
+Prior = Literal["iid", "diagonal", "asymmetric"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(SeedOption):
+    """Options of :func:`causal_probe.experiments.plan_sequences`."""
+
+    n_positions: Annotated[Sequence[int], Help("Columns T.", least=3, most=128)] = (10, 20)
+    d_vocab: Annotated[Sequence[int], Help("Numbers of states S.", least=2, most=64)] = (3,)
+    concentration: Annotated[Sequence[float], Help("Dirichlet concentrations of a matrix's entries.", above=0)] = (0.1, 1.0)
+    prior: Annotated[
+        Sequence[Prior],
+        Help(
+            "Laws of the matrices: iid rows; diagonal, with four times the concentration there; asymmetric, each state half as frequent as the one before."
+        ),
+    ] = ("iid",)
+    n_sequences: Annotated[Sequence[int], Help("Numbers of sequences N.", least=100, most=100_000)] = (250, 1000, 4000)
+    graphs: Annotated[int, Help("Random forests for each line of the table.", least=1, most=1000)] = 4
+    root_probability: RootProbability = 0.3
+    level: Annotated[float, Help("Probability of any wrong claim.", least=1e-4, most=0.5)] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from causal_probe.options.base import Options
 from causal_probe.options.discover import DiscoverOptions
-from causal_probe.options.recover import GradientOptions, InContextOptions, RecoverOptions, SequencesOptions, TokensOptions
+from causal_probe.options.recover import GradientOptions, InContextOptions, PlanOptions, RecoverOptions, SequencesOptions, TokensOptions
 from causal_probe.options.scan import MergeOptions, ScanOptions
 from causal_probe.options.studies import (
     CheckOptions,
@@ -92,6 +92,11 @@ STUDIES: Mapping[str, Study] = {
         "Train nothing: ask a model whether it reads the graph in its context; the states become words of its vocabulary.",
         command="recover",
         mode="asking a model",
+    ),
+    "plan_sequences": Study(
+        PlanOptions,
+        "How many sequences does a causal graph need? Simulated data of known graphs, by length, states, concentration and law.",
+        command="plan",
     ),
     "check_model": Study(
         CheckOptions,

@@ -46,6 +46,13 @@ def sequences_page(result: SequenceGraph) -> viz.Report:
                     page.Table(list(shown.columns), shown.rows, "One verdict for each column. Not excluded: what the tests leave, all columns together at the level."),
                     *([page.Paragraph("\n\n".join(result.notes))] if result.notes else []),
                     *_fixed_tree(result),
+                    *(
+                        page.Picture(
+                            viz.graph(result.graph, result.graph_of(each)),
+                            f"Above the claimed edges, below where {each.name} attends from their children: {each.agrees} of {each.of} agree.",
+                        )
+                        for each in result.beside
+                    ),
                 ],
             ),
             page.Section("Evidence", [

@@ -16,7 +16,7 @@ from causal_probe.discovery.sequences.verdicts import Assumption, Node
 from causal_probe.graphs import write_graph
 from causal_probe.results import Result, Table
 
-__all__ = ["READ_AS", "SequenceGraph"]
+__all__ = ["READ_AS", "Beside", "SequenceGraph"]
 
 #: Rows of the table, and members of a confidence set, that are shown.
 SHOWN_ROWS = 64
@@ -26,6 +26,26 @@ READ_AS = (
     "sequence share one transition matrix; no column has a hidden common cause with another. The data can reject some of this, and confirm none of it: for "
     "reversible matrices (any with two states) an edge and its reverse have the same law, and a hidden column between two others looks like an edge."
 )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Where a model attends on the same sequences.
+
+    Attributes
+    ----------
+    name
+        Which model and head.
+    parents
+        The earlier column that each column attends to most, -1 for column 0 and for one that was held out. Attention names one whether there is a parent or not.
+    agrees, of
+        How many of the claimed edges it leads along.
+    """
+
+    name: str
+    parents: tuple[int, ...]
+    agrees: int
+    of: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,6 +74,8 @@ class SequenceGraph(Result):
         How many searches ended in the best forest, of how many.
     level
         Probability of any wrong claim.
+    beside
+        Models that were put beside the graph.
     """
 
     KIND = "sequence graph"
@@ -77,6 +99,7 @@ class SequenceGraph(Result):
     n_sequences: int
     d_vocab: int
     notes: tuple[str, ...]
+    beside: tuple[Beside, ...] = ()
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -157,7 +180,7 @@ class SequenceGraph(Result):
             f"edges {len(self.edges)}, roots {len(self.roots)}, undecided {len(self.undecided)}, not identifiable {len(self.not_identifiable)}"
         )
         columns = ("column", "verdict", "candidate", "not excluded", "reason")
-        return Table(title, columns, rows, [*self.notes, READ_AS], shown=SHOWN_ROWS)
+        return Table(title, columns, rows, [*self.notes, *map(_said_of, self.beside), READ_AS], shown=SHOWN_ROWS)
 
     def shown(self, column: int) -> str:
         """A column's verdict in words."""
@@ -171,6 +194,12 @@ class SequenceGraph(Result):
         write_graph(self.graph, folder / "recovered.json")
         write_graph(self.candidate_graph, folder / "candidates.json")
 
+    def graph_of(self, beside: Beside) -> nx.DiGraph:
+        """Where a model attends, over the columns of which an edge was claimed: attention has a largest entry also where there is no parent."""
+        claimed = {child for _, child in self.edges}
+        pairs = ((parent, child) for child, parent in enumerate(beside.parents) if parent != ROOT and child in claimed)
+        return self._over_columns(pairs)
+
     def _over_columns(self, edges: Iterable[tuple[int, int]]) -> nx.DiGraph:
         graph = nx.DiGraph()
         graph.add_nodes_from(self.nodes)
@@ -179,3 +208,7 @@ class SequenceGraph(Result):
 
     def _columns(self, verdict: str) -> tuple[int, ...]:
         return tuple(column for column, node in self.nodes.items() if node.verdict == verdict)
+
+
+def _said_of(beside: Beside) -> str:
+    return f"Beside it, {beside.name}: attention leads along {beside.agrees} of {beside.of} claimed edges."

@@ -172,8 +172,8 @@ def judge(
         if single:
             kept, verdict = everything, "not identifiable"
             reason = "one column would be the parent of every edge, and any other root would do as well"
-        elif swapped and parent != ROOT:
-            kept, verdict = tuple(sorted(hub_columns | set(kept))), "not identifiable"
+        elif swapped:  # a root, too, may be a hub's child in the other graph
+            kept, verdict = tuple(sorted({hub for hub in hub_columns if hub < child} | set(kept))), "not identifiable"
             reason = "two roots are the only parents, and exchanging their children changes nothing in the data's law"
         elif n_sequences < FEWEST:
             kept, verdict, reason = everything, "undecided", f"fewer than {FEWEST} sequences"
