@@ -272,7 +272,8 @@ def _read(hint: Any, value: Any) -> Any:
     for part in parts:
         if get_origin(part) in (tuple, Sequence):
             return [_read(get_args(part)[0], item.strip()) for item in value.split(",")]
-    if int in parts:
-        with contextlib.suppress(ValueError):
-            return int(value)
+    for number in (int, float):
+        if number in parts:
+            with contextlib.suppress(ValueError):
+                return number(value)
     return value

@@ -136,17 +136,23 @@ class SequencesOptions(SeedOption, SavingOptions):
     ] = None
     max_memory: Annotated[int, Help("Most memory to take, in MiB.", least=1)] = 2048
     train: Annotated[
-        bool, Help("Train the disentangled transformer on the same sequences, and show where it attends beside the graph.")
+        bool,
+        Help("Train the disentangled transformer on the same sequences, and show where it attends beside the graph."),
     ] = False
     beside: Annotated[
         str | None,
-        Help("A model of your own to put beside the graph, by folder or name: where do its heads attend on these tokens?", none="no model"),
+        Help(
+            "A model of your own to put beside the graph, by folder or name: where do its heads attend on these tokens?",
+            none="no model",
+        ),
     ] = None
 
     def check(self) -> None:
         """Lags have no columns to put a model beside."""
         if self.max_lag is not None and (self.train or self.beside is not None):
-            raise CausalProbeError("`max_lag` asks for lags, and `train` and `beside` are about columns. Leave one out.")
+            raise CausalProbeError(
+                "`max_lag` asks for lags, and `train` and `beside` are about columns. Leave one out."
+            )
 
 
 Prior = Literal["iid", "diagonal", "asymmetric"]
@@ -158,7 +164,10 @@ class PlanOptions(SeedOption):
 
     n_positions: Annotated[Sequence[int], Help("Columns T.", least=3, most=128)] = (10, 20)
     d_vocab: Annotated[Sequence[int], Help("Numbers of states S.", least=2, most=64)] = (3,)
-    concentration: Annotated[Sequence[float], Help("Dirichlet concentrations of a matrix's entries.", above=0)] = (0.1, 1.0)
+    concentration: Annotated[Sequence[float], Help("Dirichlet concentrations of a matrix's entries.", above=0)] = (
+        0.1,
+        1.0,
+    )
     prior: Annotated[
         Sequence[Prior],
         Help(

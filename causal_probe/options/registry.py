@@ -8,7 +8,14 @@ from typing import Literal
 
 from causal_probe.options.base import Options
 from causal_probe.options.discover import DiscoverOptions
-from causal_probe.options.recover import GradientOptions, InContextOptions, PlanOptions, RecoverOptions, SequencesOptions, TokensOptions
+from causal_probe.options.recover import (
+    GradientOptions,
+    InContextOptions,
+    PlanOptions,
+    RecoverOptions,
+    SequencesOptions,
+    TokensOptions,
+)
 from causal_probe.options.scan import MergeOptions, ScanOptions
 from causal_probe.options.studies import (
     CheckOptions,

@@ -33,7 +33,10 @@ def sequences_page(result: SequenceGraph) -> viz.Report:
     """The report that ``causal-probe recover --data`` writes."""
     drawn = viz.graph(result.graph, faint=result.candidate_graph)
     shown = result.table()
-    tests = (("along the candidates, new in each sequence", result.in_context_test), ("along the tree, one matrix", result.fixed_test))
+    tests = (
+        ("along the candidates, new in each sequence", result.in_context_test),
+        ("along the tree, one matrix", result.fixed_test),
+    )
     return made(
         result,
         f"Structure of {result.n_sequences:,} sequences: {result.structure}",
@@ -102,4 +105,6 @@ def _fixed_tree(result: SequenceGraph) -> list[page.Paragraph]:
     if not result.fixed_tree:
         return []
     edges = ", ".join(f"{one}–{two}" for one, two in result.fixed_tree)
-    return [page.Paragraph(f"Tree of the largest mutual information over all sequences, which has no direction: {edges}.")]
+    return [
+        page.Paragraph(f"Tree of the largest mutual information over all sequences, which has no direction: {edges}.")
+    ]

@@ -132,7 +132,7 @@ def read_table(path: str | os.PathLike[str]) -> NDArray[Any]:
         raise CausalProbeError(f"Can't read {path.name}: {error.strerror or 'it is damaged'}.") from error
     except (ValueError, EOFError) as error:
         raise CausalProbeError(
-            f"Can't read {path.name} as one table of numbers: {error}. Rows of different lengths are not read."
+            f"Can't read {path.name} as one table of numbers: {' '.join(str(error).split())}. Rows of different lengths are not read."
         ) from error
     return np.asarray(found)
 

@@ -80,7 +80,9 @@ class SequenceLags(Result):
 
     def table(self) -> Table:
         """One row a lag: verdict and p-value."""
-        rows: list[tuple[object, str, float | None]] = [(lag or "no lag", "", p) for lag, p in sorted(self.p_values.items())]
+        rows: list[tuple[object, str, float | None]] = [
+            (lag or "no lag", "", p) for lag, p in sorted(self.p_values.items())
+        ]
         if self.candidate is not None:
             said = "undecided" if self.lag is None else f"lag (level {self.level:g})"
             rows.insert(self.candidate, (self.candidate, said, None))
@@ -136,7 +138,9 @@ def lags_from_stream(
     concentration = fitted[candidate][0]
     tests = structure_tests(first, second, graphs[candidate], concentration, graphs[candidate], seed=seed)
     scores = {lag: polya(windows.local, windows.base, graph, concentration) for lag, graph in graphs.items()}
-    p_values = {lag: float(stats.norm.sf(z_of(scores[candidate] - its))) for lag, its in scores.items() if lag != candidate}
+    p_values = {
+        lag: float(stats.norm.sf(z_of(scores[candidate] - its))) for lag, its in scores.items() if lag != candidate
+    }
     counts = Counts(windows, graphs[candidate])
     over_root = np.sum([counts.over_root(child, concentration) for child in range(max_lag, width)], 0)
     p_values[0] = float(stats.norm.sf(z_of(over_root)))
@@ -149,7 +153,9 @@ def lags_from_stream(
     if not decided:
         notes.append("There is dependence; whether it is fixed or new in each window isn't decided.")
     if structure == "fixed":
-        notes.append("The dependence is the same in all windows: an ordinary test of lagged mutual information asks further.")
+        notes.append(
+            "The dependence is the same in all windows: an ordinary test of lagged mutual information asks further."
+        )
     return SequenceLags(
         structure=structure,
         candidate=candidate if structure != "none" else None,

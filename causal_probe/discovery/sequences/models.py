@@ -85,7 +85,7 @@ class OneMatrix:
     ratio: NDArray[np.float64] | None
 
     def log_q(self, codes: Codes, parents: Sequence[int]) -> NDArray[np.float64]:
-        """log q(y | x) of every edge, [n_sequences, edge]."""
+        """Log-probability q(y | x) of every edge, [n_sequences, edge]."""
         found = [np.zeros(len(codes.shared))]
         law, one = _laws(codes, len(self.pooled))
         law = self.mixture * law + (1 - self.mixture) * self.pooled
@@ -198,7 +198,9 @@ def _gains(fit: Codes, held_out: Codes, parents: Sequence[int]) -> NDArray[np.fl
     if not children:
         return np.zeros((3, len(held_out.local)))
     one = one_matrix(fit, parents)
-    plain, both = (_sequence_matrix(fit, held_out, parents, model) for model in (one_matrix(fit, parents, margins=True), one))
+    plain, both = (
+        _sequence_matrix(fit, held_out, parents, model) for model in (one_matrix(fit, parents, margins=True), one)
+    )
     base = everything.log_q(held_out, range(held_out.local.shape[1]))[:, children].sum(1)
     return np.stack([plain, one.log_q(held_out, parents).sum(1), both]) - base
 

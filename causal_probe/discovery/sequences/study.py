@@ -44,7 +44,7 @@ MAX_MEMORY = 2**31
 #: Sequences of either half that search, held-out comparison and swap test use at most; the verdicts use all.
 SEARCHED = 4000
 #: A part of the gain below this share is not named beside the other.
-LEAST_SHARE = 0.1
+LEAST_SHARE = 0.05
 #: A level below this can't be reached by the Monte Carlo test for structure.
 LEAST_LEVEL = 1e-4
 
@@ -145,7 +145,10 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
         hubs=hubs,
         tests=tests,
         gains=gains,
-        assumptions=(*check_assumptions(codes, counts, best.concentration), one_matrix_for_all(first, second, found.parents)),
+        assumptions=(
+            *check_assumptions(codes, counts, best.concentration),
+            one_matrix_for_all(first, second, found.parents),
+        ),
         seed=seed,
     )
 

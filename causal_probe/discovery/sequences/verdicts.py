@@ -32,7 +32,17 @@ from causal_probe.discovery.sequences.codes import Codes
 from causal_probe.discovery.sequences.counts import ROOT, Counts, polya
 from causal_probe.discovery.sequences.search import hub_moves, search
 
-__all__ = ["Assumption", "HubRival", "Node", "check_assumptions", "hub_rivals", "identifiable", "judge", "one_matrix_for_all", "rejections"]
+__all__ = [
+    "Assumption",
+    "HubRival",
+    "Node",
+    "check_assumptions",
+    "hub_rivals",
+    "identifiable",
+    "judge",
+    "one_matrix_for_all",
+    "rejections",
+]
 
 #: Columns that are tried in pairs as the parents of one that has none; entries of a table over pairs of edges.
 LEADING = 4
@@ -309,7 +319,11 @@ def _one_parent(codes: Codes, counts: Counts, concentration: float) -> Assumptio
     """A mixture of two parents against one of them or none; and the parent with its own parent against the parent alone."""
     name = "at most one parent a column"
     columns, n = counts.n_columns, counts.n_sequences
-    worst, found, tests = z_of(_with_grandparents(codes, counts, concentration)), "transitions depend on the parent's parent too", 1
+    worst, found, tests = (
+        z_of(_with_grandparents(codes, counts, concentration)),
+        "transitions depend on the parent's parent too",
+        1,
+    )
     for child in range(2, columns):
         parent = counts.parents[child]
         # A column without a parent may have two of which neither is told alone: the leading few are tried with each other.
@@ -350,7 +364,9 @@ def _with_grandparents(codes: Codes, counts: Counts, concentration: float) -> ND
     total = same.sum(2) - 1
     count = (same & (child[:, :, None] == child[:, None, :])).sum(2) - 1
     n = len(local)
-    alone = np.stack([np.concatenate([b[0] for b in counts.gains(c, [graph[c]], concentration)])[:n] for c in chosen], 1)
+    alone = np.stack(
+        [np.concatenate([b[0] for b in counts.gains(c, [graph[c]], concentration)])[:n] for c in chosen], 1
+    )
     q = np.exp(alone) * codes.base[:n, chosen]
     return np.asarray(np.log((count / q + concentration) / (total + concentration)).sum(1))
 
@@ -362,7 +378,11 @@ def _no_hidden_parent(counts: Counts, concentration: float) -> Assumption:
     for child in range(2, counts.n_columns):
         parent = counts.parents[child]
         gains = counts.sibling_gains(child, concentration)
-        own = np.concatenate([block[0] for block in counts.gains(child, [parent], concentration)]) if parent != ROOT else 0
+        own = (
+            np.concatenate([block[0] for block in counts.gains(child, [parent], concentration)])
+            if parent != ROOT
+            else 0
+        )
         # What every earlier column would add is a better estimate of the frequencies.
         z = np.array([z_of(each) for each in gains - np.maximum(own, np.log(np.exp(gains).mean(0)))])
         if parent != ROOT:
