@@ -188,7 +188,7 @@ def _tree_gains(fit: Codes, held_out: Codes, parents: Sequence[int]) -> NDArray[
     fitted = counted(fit, 1)
     best = max(TABLES, key=lambda A: float(_predicted(*fitted, A).mean()))
     base = one_matrix(fit, columns, margins=True).log_q(held_out, columns)[:, children].sum(1)
-    return _predicted(*counted(held_out, 0), best) - base
+    return np.asarray(_predicted(*counted(held_out, 0), best) - base)
 
 
 def _gains(fit: Codes, held_out: Codes, parents: Sequence[int]) -> NDArray[np.float64]:
@@ -202,7 +202,7 @@ def _gains(fit: Codes, held_out: Codes, parents: Sequence[int]) -> NDArray[np.fl
         _sequence_matrix(fit, held_out, parents, model) for model in (one_matrix(fit, parents, margins=True), one)
     )
     base = everything.log_q(held_out, range(held_out.local.shape[1]))[:, children].sum(1)
-    return np.stack([plain, one.log_q(held_out, parents).sum(1), both]) - base
+    return np.asarray(np.stack([plain, one.log_q(held_out, parents).sum(1), both]) - base)
 
 
 def _beyond_null(

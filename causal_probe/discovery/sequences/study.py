@@ -132,9 +132,13 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
     concentration = found.concentration or float(CONCENTRATIONS[-1])
     tests = structure_tests(first, second, found.parents, concentration, tree, seed=seed)
     counts = Counts(codes)
-    best = _polish(codes, counts, found)
+    # Each half's search ends in a local optimum; the better of the two on all sequences is judged, the other is one more rival.
+    other, best = sorted(
+        (_polish(codes, counts, each) for each in (found, search(second))), key=lambda each: each.score
+    )
+    counts.set(best.parents)
     p_values = rejections(counts, best.concentration)
-    hubs = hub_rivals(codes, best.parents, best.concentration)
+    hubs = hub_rivals(codes, best.parents, best.concentration, other.parents)
     nodes = judge(best.parents, p_values, hubs, n_sequences=len(codes.local), level=LEVEL)
     sure = [best.parents[node.column] if node.verdict == "edge" else ROOT for node in nodes]
     gains = compare_models(first, second, found.parents, tree, sure, seed=seed + 2)
@@ -147,7 +151,7 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
         gains=gains,
         assumptions=(
             *check_assumptions(codes, counts, best.concentration),
-            one_matrix_for_all(first, second, found.parents),
+            one_matrix_for_all(first, second, best.parents),
         ),
         seed=seed,
     )

@@ -124,22 +124,25 @@ class HubRival:
     p_value: float
 
 
-def hub_rivals(codes: Codes, parents: Sequence[int], concentration: float | None) -> list[HubRival]:
-    """The closest graphs in which two columns exchange their children, or one hands all of them to another.
+def hub_rivals(
+    codes: Codes, parents: Sequence[int], concentration: float | None, other: Sequence[int]
+) -> list[HubRival]:
+    """The closest graphs in which two columns exchange their children, or one hands all of them to another; and ``other``, where it differs.
 
     Each column alone may be told from its rivals while all siblings together could have another parent.
     """
     if concentration is None:
         return []
     few = codes.take(slice(SCREENED_ON))
-    moves = list(hub_moves(parents))
+    moves = hub_moves(parents)
     if len(moves) > SCREENED:
         moves = [moves[i] for i in np.random.default_rng(0).choice(len(moves), SCREENED, replace=False)]
     scored = [float(polya(few.local, few.base, graph, concentration).mean()) for graph in moves]
     closest = sorted(zip(scored, moves, strict=True), key=lambda item: -item[0])[:TESTED]
     best = polya(codes.local, codes.base, parents, concentration)
     found = []
-    for _, graph in closest:
+    rivals = [graph for _, graph in closest] + ([list(other)] if list(other) != list(parents) else [])
+    for graph in rivals:
         difference = best - polya(codes.local, codes.base, graph, concentration)
         z = _z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), len(best))[0]
         changed = tuple((c, new) for c, (old, new) in enumerate(zip(parents, graph, strict=True)) if old != new)
