@@ -83,10 +83,14 @@ def _chosen(studies: Mapping[str, Study], given: dict[str, Any]) -> str:
     if len(studies) == 1:
         return next(iter(studies))
     about = [name for name, study in studies.items() if (its := study.options.subject) and its.name in given]
-    if len(about) > 1:
-        raise CausalProbeError(f"{' and '.join(_how(studies[name]) for name in about)} exclude each other. Give one.")
+    subjects = dict.fromkeys(_flag_of(studies[name]) for name in about)
+    if len(subjects) > 1:
+        raise CausalProbeError(f"{' and '.join(subjects)} exclude each other. Give one.")
     method = given.pop("method", None)
-    if about and method in (None, studies[about[0]].method):
+    fitting = [name for name in about if studies[name].method == method]
+    if fitting:
+        chosen = fitting[0]
+    elif about and method is None:
         chosen = about[0]
     elif about:
         raise CausalProbeError(f"With {_how(studies[about[0]])} --method {method} means nothing. Leave it out.")
@@ -105,7 +109,11 @@ def _chosen(studies: Mapping[str, Study], given: dict[str, Any]) -> str:
 
 def _how(study: Study) -> str:
     """What chooses a study that shares its command."""
-    return f"--method {study.method}" if study.options.subject is None else flag(study.options.subject.name)
+    return " ".join(filter(None, [_flag_of(study), study.method and f"--method {study.method}"]))
+
+
+def _flag_of(study: Study) -> str:
+    return "" if study.options.subject is None else flag(study.options.subject.name)
 
 
 def _with(studies: Sequence[Study], before: str = "With") -> str:
@@ -164,11 +172,16 @@ def _resumable(study: Study, out: Path | None) -> Iterator[None]:
 def _parameters(studies: Mapping[str, Study]) -> Iterator[inspect.Parameter]:
     """What typer is to know: of each study its subject and its options; of several also what chooses one."""
     several = len(studies) > 1
+    about_one: dict[str, list[Study]] = {}
     for study in studies.values():
-        subject = study.options.subject
+        if study.options.subject is not None:
+            about_one.setdefault(study.options.subject.name, []).append(study)
+    for its in about_one.values():
+        study, subject = its[0], its[0].options.subject
         if subject is not None:
             one: Any = Path if subject.path else str
-            about: dict[str, Any] = {"help": _plain(subject.text)}
+            text = " ".join(each.options.subject.text for each in its if each.options.subject is not None)
+            about: dict[str, Any] = {"help": _plain(text)}
             if several:
                 yield _parameter(subject.name, one, typer.Option(**about, rich_help_panel=_with([study])))
             else:
@@ -188,13 +201,13 @@ def _parameters(studies: Mapping[str, Study]) -> Iterator[inspect.Parameter]:
         for option in study.options.described().values():
             if option.help.in_command:
                 found.setdefault(option.name, []).append((study, option))
-    for name, its in found.items():
-        study, option = its[0]
+    for name, those in found.items():
+        study, option = those[0]
         if option.required and option.positional and study.options.subject is None:
             argument = typer.Argument(metavar=name.upper(), help=_plain(option.help.text))
             yield _parameter(name, str, argument, required=study.lists is None)
         else:
-            yield _parameter(name, _type(option.hint), _option(its, of=len(studies)), required=option.required)
+            yield _parameter(name, _type(option.hint), _option(those, of=len(studies)), required=option.required)
     yield _parameter(
         "as_json",
         bool,
@@ -271,7 +284,8 @@ def _read(hint: Any, value: Any) -> Any:
     for part in parts:
         if get_origin(part) in (tuple, Sequence):
             return [_read(get_args(part)[0], item.strip()) for item in value.split(",")]
-    if int in parts:
-        with contextlib.suppress(ValueError):
-            return int(value)
+    for number in (int, float):
+        if number in parts:
+            with contextlib.suppress(ValueError):
+                return number(value)
     return value

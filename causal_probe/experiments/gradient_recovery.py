@@ -103,7 +103,8 @@ class GradientRecovery(Result):
     def table(self) -> Table:
         """The graph, its distance from the truth, and the losses."""
         found = self.found
-        shown = [("edges found", str(self.recovered.number_of_edges())), ("sequences", f"{found.n_sequences:,}")]
+        what = "edges found" if found.decided else "candidate edges, which nothing tested"
+        shown = [(what, str(self.recovered.number_of_edges())), ("sequences", f"{found.n_sequences:,}")]
         if isinstance(found, GradientGraph):
             shown += [
                 ("status", found.status),

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from causal_probe.arguments import Help
+from causal_probe.errors import CausalProbeError
 from causal_probe.options.base import Subject
 from causal_probe.options.common import (
     GRAPH,
@@ -29,7 +30,9 @@ __all__ = [
     "GradientOptions",
     "InContextOptions",
     "Optimizer",
+    "PlanOptions",
     "RecoverOptions",
+    "SequencesOptions",
     "TaskOptions",
     "TokensOptions",
     "Training",
@@ -111,13 +114,82 @@ class GradientOptions(TaskOptions, SavingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequencesOptions(SeedOption, SavingOptions):
+    """Options of :func:`causal_probe.experiments.graph_from_file`."""
+
+    subject: ClassVar[Subject | None] = Subject(
+        "data",
+        "Token sequences of your own: a .npy, .csv or .parquet file of whole numbers [sequence, column], columns in causal order. Every column is a node; "
+        "its verdict is an edge, a root, undecided or not identifiable.",
+        path=True,
+    )
+
+    level: Annotated[
+        float, Help("Probability of any wrong claim about the sequences' graph.", least=1e-4, most=0.5)
+    ] = 0.05
+    max_lag: Annotated[
+        int | None,
+        Help(
+            "The file holds one stream (or streams of one length) without fixed positions: which lags up to this matter in context?",
+            none="columns are fixed positions",
+            least=1,
+            most=64,
+        ),
+    ] = None
+    max_memory: Annotated[int, Help("Most memory to take, in MiB.", least=1)] = 2048
+    train: Annotated[
+        bool,
+        Help("Train the disentangled transformer on the same sequences, and show where it attends beside the graph."),
+    ] = False
+    beside: Annotated[
+        str | None,
+        Help(
+            "A model of your own to put beside the graph, by folder or name: where do its heads attend on these tokens?",
+            none="no model",
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Lags have no columns to put a model beside."""
+        if self.max_lag is not None and (self.train or self.beside is not None):
+            raise CausalProbeError(
+                "`max_lag` asks for lags, and `train` and `beside` are about columns. Leave one out."
+            )
+
+
+Prior = Literal["iid", "diagonal", "asymmetric"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(SeedOption):
+    """Options of :func:`causal_probe.experiments.plan_sequences`."""
+
+    n_positions: Annotated[Sequence[int], Help("Columns T.", least=3, most=128)] = (10, 20)
+    d_vocab: Annotated[Sequence[int], Help("Numbers of states S.", least=2, most=64)] = (3,)
+    concentration: Annotated[Sequence[float], Help("Dirichlet concentrations of a matrix's entries.", above=0)] = (
+        0.1,
+        1.0,
+    )
+    prior: Annotated[
+        Sequence[Prior],
+        Help(
+            "Laws of the matrices: iid rows; diagonal, with four times the concentration there; asymmetric, each state half as frequent as the one before."
+        ),
+    ] = ("iid",)
+    n_sequences: Annotated[Sequence[int], Help("Numbers of sequences N.", least=100, most=100_000)] = (250, 1000, 4000)
+    graphs: Annotated[int, Help("Random forests for each line of the table.", least=1, most=1000)] = 4
+    root_probability: RootProbability = 0.3
+    level: Annotated[float, Help("Probability of any wrong claim.", least=1e-4, most=0.5)] = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokensOptions(SavingOptions):
     """Options of :func:`causal_probe.experiments.recover_from_tokens`."""
 
     subject: ClassVar[Subject | None] = Subject(
         "data",
-        "Token sequences of your own: a .npy file of whole numbers [sequence, T + 1], the last token being what came next. Parents are found by "
-        "gradient; whether a position has one is not decided.",
+        "With --method gradient: a .npy file of whole numbers [sequence, T + 1], the last token being the successor of the one before it. Each position's "
+        "candidate parent is found by gradient; whether it has one is not tested.",
         path=True,
     )
 

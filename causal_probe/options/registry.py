@@ -8,7 +8,14 @@ from typing import Literal
 
 from causal_probe.options.base import Options
 from causal_probe.options.discover import DiscoverOptions
-from causal_probe.options.recover import GradientOptions, InContextOptions, RecoverOptions, TokensOptions
+from causal_probe.options.recover import (
+    GradientOptions,
+    InContextOptions,
+    PlanOptions,
+    RecoverOptions,
+    SequencesOptions,
+    TokensOptions,
+)
 from causal_probe.options.scan import MergeOptions, ScanOptions
 from causal_probe.options.studies import (
     CheckOptions,
@@ -79,13 +86,20 @@ STUDIES: Mapping[str, Study] = {
         method="gradient",
         examples=("--method gradient --graph two-parent",),
     ),
-    "recover_from_tokens": Study(
-        TokensOptions,
-        "Find each position's parent in token sequences of your own, by gradient.",
+    "graph_from_file": Study(
+        SequencesOptions,
+        "Find the causal graph of token sequences of your own, each claim with its test and level.",
         command="recover",
         mode="tokens of your own",
+        examples=("--data tokens.npy --level 0.01 --out out/mine",),
+    ),
+    "recover_from_tokens": Study(
+        TokensOptions,
+        "Find each position's candidate parent in sequences whose last token succeeds the one before it, by gradient.",
+        command="recover",
+        mode="tokens of your own, the last one a successor",
         method="gradient",
-        examples=("--data tokens.npy --out out/mine",),
+        examples=("--data tokens.npy --method gradient",),
     ),
     "in_context_graph": Study(
         InContextOptions,
@@ -93,6 +107,12 @@ STUDIES: Mapping[str, Study] = {
         command="recover",
         mode="asking a model",
         examples=("--model MODEL --graph lag-2",),
+    ),
+    "plan_sequences": Study(
+        PlanOptions,
+        "How many sequences does a causal graph need? Simulated data of known graphs, by length, states, concentration and law.",
+        command="plan",
+        examples=("--n-positions 20 --concentration 0.1",),
     ),
     "check_model": Study(
         CheckOptions,

@@ -26,7 +26,7 @@ def gradient_page(result: GradientRecovery) -> viz.Report:
         result,
         "A causal graph, read from a gradient",
         "No model was trained. The gradient of an untrained two-layer model's loss with respect to its attention was taken once, and "
-        "its largest entries name each position's parent."
+        "its largest entries name each position's candidate parent."
         f"{'' if why is None else f' Whether a position has a parent at all is not decided: {why}.'}",
         [
             page.Section(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import backward_edges, listing, show_edge
 from causal_probe.viz.figure import Drawing, drawing_style, fit_lines
-from causal_probe.viz.palette import EXTRA, INK, MISSING, MUTED, PAPER, PLAIN, RIGHT, EdgeStyle
+from causal_probe.viz.palette import CANDIDATE, EXTRA, INK, MISSING, MUTED, PAPER, PLAIN, RIGHT, EdgeStyle
 from causal_probe.viz.text import show_token
 
 __all__ = ["graph"]
@@ -40,6 +40,7 @@ _LABEL_LIMIT = 14
 _CROWDED = 40
 _LEGEND = {
     "plain": "edges: {}",
+    "candidate": "candidates, not claimed: {}",
     "right": "right: {}",
     "missing": "missing, in the truth only: {}",
     "extra": "extra, found only: {}",
@@ -50,6 +51,7 @@ def graph(
     truth: nx.Graph | None = None,
     found: nx.Graph | None = None,
     *,
+    faint: nx.Graph | None = None,
     labels: Mapping[Any, object] | Sequence[object] | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -65,6 +67,8 @@ def graph(
     truth, found
         Directed graphs (``networkx.DiGraph``) with edges parent -> child. Nodes are aligned by name, on the union of both. Among
         positions a parent comes before its child; only in a ``found`` graph beside the truth an edge may run back, as a mistake.
+    faint
+        Beside one graph alone, on the same side of the line: edges that are candidates, drawn pale and dashed where the graph hasn't them.
     labels
         What stands at the nodes: a mapping from node to label, or a sequence in the order of the nodes (the tokens of a
         sequence, say). The default are the nodes' own names. Labels are shown as text, whatever they hold, and cut
@@ -76,7 +80,7 @@ def graph(
     -------
     matplotlib.figure.Figure
         Every arc is a patch with the gid ``{kind}-{parent}-{child}-{side}``: the kind is plain, right, missing or
-        extra, parent and child are positions on the line, the side is truth or found.
+        extra (or candidate), parent and child are positions on the line, the side is truth or found.
 
     Raises
     ------
@@ -95,7 +99,9 @@ def graph(
     ['embed', 'L2H3', 'L10H0']
     """
     graphs = {side: given for side, given in (("truth", truth), ("found", found)) if given is not None}
-    nodes = _ordered_nodes(graphs)
+    if faint is not None and len(graphs) != 1:
+        raise CausalProbeError(f"Candidates are drawn beside one graph, and {len(graphs)} were given.")
+    nodes = _ordered_nodes(graphs if faint is None else {**graphs, "candidates": faint})
     edges_between = [edge for given in graphs.values() for edge in given.edges] if all(map(_place_of, nodes)) else []
     if backward := [(u, v) for u, v in edges_between if _place_of(u) > _place_of(v)]:
         raise CausalProbeError(
@@ -103,8 +109,13 @@ def graph(
         )
     place = {node: position for position, node in enumerate(nodes)}
     edges = {side: {(place[parent], place[child]) for parent, child in given.edges} for side, given in graphs.items()}
+    kinds = _by_kind(edges)
+    if faint is not None:
+        side, claimed = next(iter(edges.items()))
+        candidates = {(place[parent], place[child]) for parent, child in faint.edges}
+        kinds, edges = {CANDIDATE: candidates - claimed, PLAIN: claimed}, {side: candidates | claimed}
     with drawing_style():
-        return _draw(_node_labels(nodes, labels), edges, title)
+        return _draw(_node_labels(nodes, labels), edges, kinds, title)
 
 
 def _ordered_nodes(graphs: Mapping[str, nx.Graph]) -> list[Hashable]:
@@ -171,7 +182,9 @@ def _by_kind(edges: Mapping[str, set[Edge]]) -> dict[EdgeStyle, set[Edge]]:
     return {RIGHT: truth & found, MISSING: truth - found, EXTRA: found - truth}
 
 
-def _draw(names: list[str], edges: Mapping[str, set[Edge]], title: str | None) -> Figure:
+def _draw(
+    names: list[str], edges: Mapping[str, set[Edge]], kinds: Mapping[EdgeStyle, set[Edge]], title: str | None
+) -> Figure:
     n = len(names)
     pitch = min(_WIDEST_PITCH, _WIDEST / n)
     width = max(_NARROWEST, n * pitch + 0.5)
@@ -194,7 +207,6 @@ def _draw(names: list[str], edges: Mapping[str, set[Edge]], title: str | None) -
     axes.set(xlim=(0, width), ylim=(-down, up))
     axes.set_axis_off()
 
-    kinds = _by_kind(edges)
     crowded = len(kinds) > 1 and sum(map(len, kinds.values())) > _CROWDED
     for layer, (style, of_kind) in enumerate(kinds.items()):
         for side, sign in zip(edges, (1, -1), strict=False):

@@ -13,6 +13,7 @@ from matplotlib.typing import LineStyleType
 
 __all__ = [
     "BLUE",
+    "CANDIDATE",
     "DIVERGING",
     "EXTRA",
     "GRID",
@@ -66,3 +67,5 @@ SEQUENTIAL: Colormap = LinearSegmentedColormap.from_list(
 DIVERGING: Colormap = LinearSegmentedColormap.from_list(
     "causal_probe_diverging", ["#5c2600", VERMILLION, "#f6c29b", "#ffffff", "#9ecae9", BLUE, "#00304d"]
 )
+#: An edge that nothing was claimed of.
+CANDIDATE = EdgeStyle("candidate", "#b0bac6", (0, (3, 2)))

@@ -351,7 +351,7 @@ def _one_gradient(tokens: Array, edges: set[tuple[int, int]]) -> int:
     """``recover --data``'s way: the last column is taken for the successor of the one before it."""
     import torch
 
-    from causal_probe.experiments.gradient_graph import gradient_graph
+    from causal_probe.first_gradient import gradient_graph
 
     found = gradient_graph(torch.from_numpy(tokens), d_vocab=3)
     return sum(c < len(found.candidates) and found.candidates[c] == p for p, c in edges)

@@ -1,6 +1,7 @@
 """The graph of sequences: the score against enumeration and the closed form, the null, planted forests, honest refusals."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,10 @@ from scipy.special import gammaln
 from causal_probe.discovery.sequences import graph_from_sequences, read_table
 from causal_probe.discovery.sequences.codes import code
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, Counts, polya
+from causal_probe.discovery.sequences.lags import lags_from_stream
+from causal_probe.discovery.sequences.models import one_matrix
+from causal_probe.discovery.sequences.redrawn import dirichlet, stationary, walk
+from causal_probe.discovery.sequences.result import SequenceGraph
 from causal_probe.discovery.sequences.search import search
 from causal_probe.discovery.sequences.swaps import redraw
 from causal_probe.discovery.sequences.verdicts import identifiable
@@ -181,3 +186,150 @@ def test_files(tmp_path):
         read_table(tmp_path / "a.txt")
     with pytest.raises(CausalProbeError, match="read"):
         read_table(tmp_path / "none.npy")
+
+
+def law_of(row, child):
+    """Smoothed frequencies of the tokens of a sequence but one."""
+    rest = [*row[:child], *row[child + 1 :]]
+    occurring = set(row)
+    return {y: (rest.count(y) + 0.5) / (len(rest) + 0.5 * len(occurring)) for y in occurring}
+
+
+@pytest.mark.parametrize("child", [3, 5])
+def test_gains_over_root_and_of_siblings_by_plain_loops(child):
+    graph = [-1, 0, 0, 1, -1, 2, 3]
+    tokens = planted(graph, n=20)
+    counts = Counts(code(tokens, max_memory=2**30), graph)
+    over_root, siblings = counts.over_root(child, 2.0), counts.sibling_gains(child, 2.0)
+    for n, row in enumerate(tokens.tolist()):
+        law = law_of(row, child)
+        edges = [(row[p], row[c]) for c, p in enumerate(graph) if p >= 0 and c != child]
+
+        def next_law(x, y, edges=edges, law=law):
+            return (edges.count((x, y)) + 2 * law[y]) / (sum(a == x for a, _ in edges) + 2)
+
+        gain = {y: np.log(next_law(row[graph[child]], y) / law[y]) for y in law}
+        assert over_root[n] == pytest.approx(gain[row[child]] - sum(law[y] * gain[y] for y in law), abs=1e-6)
+        for earlier in range(child):
+            both = sum(law[h] * next_law(h, row[earlier]) * next_law(h, row[child]) for h in law)
+            one = sum(law[h] * next_law(h, row[earlier]) for h in law)
+            base = law[row[child]]
+            assert siblings[earlier, n] == pytest.approx(np.log(both / one / base), abs=1e-6)
+
+
+def test_one_matrix_is_a_law():
+    """Whatever the child's token, the probabilities of all tokens that the rest of the sequence has, and of the child's, sum to 1."""
+    tokens = np.random.default_rng(0).integers(3, size=(60, 6))
+    graph = [-1, 0, 1, 2, 3, 4]
+    for margins in (True, False):
+        model = one_matrix(code(tokens, max_memory=2**30), graph, margins=margins)
+        for mixture in (0.0, 0.5, 1.0):
+            tried = type(model)(model.pooled, mixture, model.ratio)
+            total = 0
+            for y in range(3):
+                changed = np.tile([0, 0, 1, 1, 2, 2], (1, 1))
+                changed[0, 3] = y  # the rest has all three tokens
+                changed[0, 5] = {0: 2, 1: 2, 2: 2}[y]
+                codes = code(np.concatenate([tokens, changed]), max_memory=2**30).take(slice(60, 61))
+                total += np.exp(tried.log_q(codes, graph)[0, 2])
+            assert total == pytest.approx(1, abs=1e-6)
+
+
+def test_redrawn_data_have_the_laws_they_are_to_have():
+    rng = np.random.default_rng(0)
+    parameters = np.array([[0.2, 0.5, 1.3], [3.0, 1.0, 1.0], [0.01, 0.02, 0.03]])
+    drawn = dirichlet(parameters, 20_000, rng)
+    total = parameters.sum(1, keepdims=True)
+    mean = parameters / total
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=0.015)
+    np.testing.assert_allclose(drawn.var(0), mean * (1 - mean) / (total + 1), atol=0.01)
+    matrices = rng.dirichlet([1.0, 1.0, 1.0], size=(4, 3))
+    law = stationary(matrices)
+    np.testing.assert_allclose(np.einsum("nx,nxy->ny", law, matrices), law, atol=1e-12)
+    tokens = walk([-1, 0], np.repeat(matrices[:1], 40_000, 0), rng)
+    joint = np.zeros((3, 3))
+    np.add.at(joint, tuple(tokens.T), 1 / 40_000)
+    np.testing.assert_allclose(joint, law[0][:, None] * matrices[0], atol=0.01)
+
+
+def test_nothing_fixed_is_seen_in_short_sequences_of_in_context_data():
+    """With few columns a sequence's frequencies are rough, and one matrix for all sequences seems to help. It isn't fixed dependence."""
+    found = [graph_from_sequences(planted([-1, 0, 1, 2, 3, 4, 5], n=1000, seed=seed)) for seed in range(4)]
+    assert [each.structure for each in found] == ["in-context"] * 4
+
+
+def test_both_where_the_mean_transition_is_fixed_too():
+    rng = np.random.default_rng(1)
+    mean = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.8, 0.1]])
+    graph = [-1, 0, 1, 1, -1, 4, 4, 2, 5, 5, 7, 3]
+    found = graph_from_sequences(walk(graph, 0.999 * dirichlet(2.0 * mean, 2000, rng) + 0.001 / 3, rng))
+    assert found.structure == "both"
+    assert found.gains["fixed_besides"].z > 5
+    assert set(found.edges) <= {(p, c) for c, p in enumerate(graph) if p >= 0}
+
+
+FOREST = [-1, 0, 1, 1, -1, 4, 4, 2, 5, 5, 7, 3, -1, 12]
+
+
+def rejected(tokens):
+    found = graph_from_sequences(tokens)
+    names = {each.name for each in found.assumptions if not each.holds}
+    assert not names or found.edges == ()
+    return names
+
+
+def test_a_hidden_common_parent_is_found():
+    tokens = planted([-1, 0, 1, 2, 2, -1, -1, 3, 4, 7, 4, 0, 11, 2, 0, 10], n=2000)
+    assert rejected(tokens) == set()
+    assert rejected(np.delete(tokens, 0, 1)) == {"no two columns have a hidden common parent"}
+
+
+def test_edges_of_another_matrix_are_found():
+    tokens = np.concatenate([planted(FOREST, n=2000), planted([-1, 0, 1, 2, 3, 4], n=2000, seed=1)], 1)
+    assert "all edges of a sequence share one transition matrix" in rejected(tokens)
+
+
+def test_transitions_from_pairs_of_parents_are_refused():
+    rng = np.random.default_rng(0)
+    pairs = dirichlet(np.full((9, 3), 0.1), 2000, rng).cumsum(2)
+    tokens = rng.integers(3, size=(2000, 14))
+    for child in range(2, 14):
+        law = pairs[np.arange(2000), 3 * tokens[:, child - 1] + tokens[:, child - 2]]
+        tokens[:, child] = (rng.random((2000, 1)) >= law[:, :-1]).sum(1)
+    assert "at most one parent a column" in rejected(tokens)
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_lags_of_a_stream(lag):
+    rng = np.random.default_rng(lag)
+    law = dirichlet(np.full((3, 3), 0.3), 400, rng).cumsum(2)
+    windows = rng.integers(3, size=(400, 16))
+    for position in range(lag, 16 if lag else 0):
+        row = law[np.arange(400), windows[:, position - lag]]
+        windows[:, position] = (rng.random((400, 1)) >= row[:, :-1]).sum(1)
+    found = lags_from_stream(windows.reshape(-1), max_lag=4)
+    assert found.lag == (lag or None)
+    assert found.structure == ("in-context" if lag else "none")
+    assert str(lag) in repr(found) if lag else "no lag is claimed" in repr(found)
+
+
+def test_short_streams_are_refused():
+    with pytest.raises(CausalProbeError, match="two windows"):
+        lags_from_stream(np.arange(20) % 3, max_lag=4)
+
+
+def test_a_result_is_kept_and_told(tmp_path):
+    found = graph_from_sequences(planted(FOREST, n=600))
+    found.save(tmp_path / "a.safetensors")
+    again = SequenceGraph.load(tmp_path / "a.safetensors")
+    assert again.to_dict() == found.to_dict()
+    assert repr(again) == repr(found)
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain["structure"] == "in-context"
+    assert [tuple(edge) for edge in plain["edges"]] == list(found.edges)
+    every = [*plain["roots"], *plain["undecided"], *plain["not_identifiable"], *(child for _, child in plain["edges"])]
+    assert sorted(every) == list(range(14))
+    assert set(plain["nodes"]) == set(map(str, range(14)))
+    assert plain["level"] == 0.05
+    assert "edges found" not in repr(found)
+    assert "chow1968" in found.cite().bibtex

@@ -8,7 +8,7 @@ number of distinct tokens in one sequence.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Codes:
     d_vocab
         Number of distinct tokens.
     base
-        [n_sequences, n_columns]; the smoothed frequency of each entry's token in its own sequence.
+        [n_sequences, n_columns]; the smoothed frequency of each entry's token among the *other* entries of its sequence. With the entry itself
+        counted, a token that is seen twice would look like half of what an edge has to explain.
     """
 
     local: NDArray[np.intp]
@@ -54,6 +55,10 @@ class Codes:
     def take(self, rows: slice | NDArray[np.intp]) -> Codes:
         """The same for some of the sequences."""
         return Codes(self.local[rows], self.shared[rows], self.d_vocab, self.base[rows])
+
+    def columns(self, chosen: Sequence[int]) -> Codes:
+        """The same for some of the columns; frequencies are still those in the whole sequence."""
+        return Codes(self.local[:, chosen], self.shared[:, chosen], self.d_vocab, self.base[:, chosen])
 
 
 def stated_memory(n_sequences: int, n_columns: int, distinct: int) -> int:
@@ -127,7 +132,7 @@ def read_table(path: str | os.PathLike[str]) -> NDArray[Any]:
         raise CausalProbeError(f"Can't read {path.name}: {error.strerror or 'it is damaged'}.") from error
     except (ValueError, EOFError) as error:
         raise CausalProbeError(
-            f"Can't read {path.name} as one table of numbers: {error}. Rows of different lengths are not read."
+            f"Can't read {path.name} as one table of numbers: {' '.join(str(error).split())}. Rows of different lengths are not read."
         ) from error
     return np.asarray(found)
 
@@ -159,7 +164,7 @@ def _table(tokens: Any) -> NDArray[np.int64]:
 
 
 def _rank(table: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Each entry's rank by frequency in its row, and the smoothed frequency of its token there."""
+    """Each entry's rank by frequency in its row, and the smoothed frequency of its token in the rest of the row."""
     columns = table.shape[1]
     same = table[:, :, None] == table[:, None, :]
     often = same.sum(2)
@@ -168,5 +173,5 @@ def _rank(table: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.float3
     # One number for each token of a row, larger for the more frequent, then for the earlier.
     key = often * columns + (columns - 1 - first)
     ahead = ((key[:, None, :] > key[:, :, None]) & opens[:, None, :]).sum(2)
-    base = (often + 0.5) / (columns + 0.5 * opens.sum(1, keepdims=True))
+    base = (often - 0.5) / (columns - 1 + 0.5 * opens.sum(1, keepdims=True))
     return ahead.astype(np.intp), base.astype(np.float32)

@@ -28,6 +28,8 @@ __all__ = ["CONCENTRATIONS", "ROOT", "Counts", "Parents", "polya"]
 ROOT = -1
 #: Concentrations A that are tried.
 CONCENTRATIONS = 2.0 ** np.arange(-2, 11, 0.5)
+#: A probability below this is none.
+LEAST = 1e-30
 #: Entries of a block of gains, [candidate, sequence].
 BLOCK = 2**18
 
@@ -89,6 +91,53 @@ class Counts:
             count /= total
             yield np.log(count, out=count)
 
+    def others(self, child: int) -> tuple[Gains, Gains]:
+        """In each sequence, how many other edges go from the parent's token to the child's, and how many from the parent's token at all."""
+        parent = self.parents[child]
+        return self._counts[self._pair[parent] + self._token[child]] - 1, self._rows[self._from[parent]] - 1
+
+    def over_root(self, child: int, concentration: float) -> NDArray[np.float64]:
+        """Gain of the child's parent over "root" in each sequence, less its mean had the token been drawn from the rest of the sequence.
+
+        If the child is a root, its token is such a draw, up to the error of the frequencies.
+        """
+        rows, law = np.arange(self.n_sequences), self._rest(child)
+        counts = self._without(child)[rows, self._token[self.parents[child]]]
+        expected = np.where(law > 0, law, 1)
+        gains = np.log((counts / expected + concentration) / (counts.sum(1, keepdims=True) + concentration))
+        return np.asarray(gains[rows, self._token[child]] - (law * gains).sum(1))
+
+    def sibling_gains(self, child: int, concentration: float) -> NDArray[np.float64]:
+        """Gain over "root" in each sequence if the column and an earlier one had a common parent that is no column, [earlier, sequence].
+
+        That parent's token is drawn from the rest of the sequence, both children from its row.
+        """
+        rows, law = np.arange(self.n_sequences), self._rest(child)
+        counts = self._without(child)
+        matrix = (counts + concentration * law[:, None]) / (counts.sum(2, keepdims=True) + concentration)
+        weights = law[:, :, None] * matrix  # [sequence, hidden token, earlier column's token]
+        own = matrix[rows, :, self._token[child]]
+        expected = np.einsum("nh,nhx->nx", own, weights) / np.maximum(weights.sum(1), LEAST)
+        shown = np.stack([expected[rows, self._token[column]] for column in range(child)])
+        return np.asarray(np.log(np.maximum(shown * self._inverse_base[child], LEAST)))
+
+    def _rest(self, child: int) -> NDArray[np.float64]:
+        """Smoothed token frequencies in the rest of each sequence, [sequence, token]."""
+        rows = np.arange(self.n_sequences)
+        often = np.zeros((self.n_sequences, self.distinct))
+        np.add.at(often, (rows[:, None], np.delete(self._token, child, 0).T), 1)
+        occurs = often > 0
+        occurs[rows, self._token[child]] = True
+        law = np.where(occurs, often + 0.5, 0)
+        return np.asarray(law / law.sum(1, keepdims=True))
+
+    def _without(self, child: int) -> NDArray[np.float64]:
+        """Counts of all edges but the child's, [sequence, parent's token, child's token]."""
+        counts = self._counts.reshape(self.n_sequences, self.distinct, self.distinct).astype(np.float64)
+        if self.parents[child] != ROOT:
+            counts[np.arange(self.n_sequences), self._token[self.parents[child]], self._token[child]] -= 1
+        return counts
+
     def mean_gains(self, child: int, candidates: Sequence[int] | None, concentration: float) -> NDArray[np.float64]:
         """:meth:`gains`, averaged over sequences."""
         blocks = self.gains(child, candidates, concentration)
@@ -101,9 +150,8 @@ class Counts:
             return None
         totals = np.zeros(len(CONCENTRATIONS))
         for child in children:
-            parent = self.parents[child]
-            count = (self._counts[self._pair[parent] + self._token[child]] - 1) * self._inverse_base[child]
-            total = self._rows[self._from[parent]] - 1
+            count, total = self.others(child)
+            count *= self._inverse_base[child]
             # The two integers and the base take few values together: evaluate each once.
             for index, A in enumerate(CONCENTRATIONS.astype(np.float32)):
                 totals[index] += np.log((count + A) / (total + A)).sum(dtype=np.float64)

@@ -1,13 +1,14 @@
-"""Fixed, or new in each sequence? Three models by held-out log-likelihood.
+"""Fixed, or new in each sequence? Models by held-out log-likelihood.
 
-Of a child's token y with parent's token x in sequence n, given the sequence's token frequencies b_n:
+Let b_n be a mixture of the token frequencies in the rest of sequence n and those of all sequences. Of a child's token y with parent's token x in sequence n:
 
 * **margins**: b_n(y);
-* **one matrix**: proportional to b_n(y) R(x, y), with one R for all sequences;
+* **one matrix**: q(y | x) proportional to b_n(y) R(x, y), with one R for all sequences;
 * **one matrix a sequence**: (n_xy + A q(y | x)) / (n_x + A) with q either of the two, counts over the other edges of the same sequence.
 
-R and A are fitted on other sequences than the gains are measured on. Both may gain: in data whose transitions are new in each sequence the *mean*
-transition can still depend on x (heavier diagonals, for one), and is then counted as fixed.
+R, A and the mixture of each model are fitted on other sequences than the gains are measured on. Both may gain. But R gains a little also where nothing is
+fixed: b_n is counted in few columns, and given which tokens a sequence's matrix favours, its mean transition does depend on x. So the gains of R are
+compared with those in data from the null (:mod:`.redrawn`): matrices new in each sequence, their rows from one law whatever x.
 """
 
 from __future__ import annotations
@@ -20,12 +21,23 @@ from numpy.typing import NDArray
 
 from causal_probe.discovery.sequences.agreement import mutual_information
 from causal_probe.discovery.sequences.codes import Codes
-from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Parents
+from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, Parents, polya
+from causal_probe.discovery.sequences.redrawn import new_in_each_sequence
 
-__all__ = ["Gain", "chow_liu", "compare_models", "fixed_ratio", "ratio_gains"]
+__all__ = ["Gain", "OneMatrix", "chow_liu", "compare_models", "one_matrix"]
 
-#: Pseudo-counts of a cell of R.
+#: Pseudo-counts of a cell of R, and of a token in the frequencies of all sequences.
 SMOOTHING = 1.0
+#: Weights of the sequence's own frequencies that are tried; concentrations beside them.
+MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)
+COARSE = CONCENTRATIONS[::2]
+#: Sequences' worth of the common matrix in each edge's own.
+TABLES = 10.0 ** np.arange(1, 7)
+#: The null's matrices are drawn with these multiples of the fitted concentration, and so many sequences at most for each.
+SCALES = (0.6, 1.0, 1.6)
+REDRAWN = 4000
+#: A difference in nats of the in-context gain over the scales that is none.
+FLAT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -64,100 +76,206 @@ def chow_liu(shared: NDArray[np.intp]) -> tuple[Parents, NDArray[np.float64]]:
     return parents, information
 
 
-def fixed_ratio(codes: Codes, parents: Sequence[int]) -> NDArray[np.float64]:
-    """R(x, y): how much oftener than by the sequences' frequencies y follows x along the edges, pooled over edges and sequences."""
-    size = int(codes.shared.max()) + 1
-    seen, expected = np.full((size, size), SMOOTHING), np.full((size, size), SMOOTHING)
-    law = _laws(codes, size)
+@dataclass(frozen=True)
+class OneMatrix:
+    """The tokens' frequencies in all sequences, the weight of the sequence's own beside them, and R; None for "margins"."""
+
+    pooled: NDArray[np.float64]
+    mixture: float
+    ratio: NDArray[np.float64] | None
+
+    def log_q(self, codes: Codes, parents: Sequence[int]) -> NDArray[np.float64]:
+        """Log-probability q(y | x) of every edge, [n_sequences, edge]."""
+        found = [np.zeros(len(codes.shared))]
+        law, one = _laws(codes, len(self.pooled))
+        law = self.mixture * law + (1 - self.mixture) * self.pooled
+        normaliser = None if self.ratio is None else law @ self.ratio.T  # [n_sequences, x]
+        rows = np.arange(len(law))
+        for child, parent in enumerate(parents):
+            if parent != ROOT:
+                x, y = codes.shared[:, parent], codes.shared[:, child]
+                q = law[rows, y] - self.mixture * one
+                if self.ratio is not None and normaliser is not None:
+                    q *= self.ratio[x, y]
+                    q /= normaliser[rows, x] - self.mixture * one * self.ratio[x, y]
+                found.append(np.log(q))
+        return np.stack(found[1:] or found, 1)
+
+
+def one_matrix(codes: Codes, parents: Sequence[int], *, margins: bool = False) -> OneMatrix:
+    """The best of the mixtures, each with its R: how much oftener than by b_n does y follow x along the edges, pooled over edges and sequences?"""
+    size = codes.d_vocab
+    pooled = np.bincount(codes.shared.reshape(-1), minlength=size) + SMOOTHING
+    pooled = pooled / pooled.sum()
+    seen, own = np.zeros((size, size)), np.zeros((size, size))
+    law, one = _laws(codes, size)
     for child, parent in enumerate(parents):
         if parent != ROOT:
             x, y = codes.shared[:, parent], codes.shared[:, child]
             np.add.at(seen, (x, y), 1)
-            for token in range(size):
-                expected[token] += law[x == token].sum(0)
-    return np.asarray(seen / expected)
-
-
-def ratio_gains(codes: Codes, parents: Sequence[int], ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-likelihood of "one matrix" over "margins" in each sequence, nats."""
-    return np.asarray(_one_matrix(codes, parents, ratio)[0].sum(1))
+            np.subtract.at(own, (x, y), one)
+            own += (x[:, None] == np.arange(size)).T.astype(np.float64) @ law
+    tried = []
+    for mixture in MIXTURES:
+        expected = mixture * own + (1 - mixture) * seen.sum(1, keepdims=True) * pooled
+        ratio = None if margins else (seen + SMOOTHING) / (expected + SMOOTHING)
+        tried.append(OneMatrix(pooled, mixture, ratio))
+    return max(tried, key=lambda model: float(model.log_q(codes, parents).mean()))
 
 
 def compare_models(
-    fit: Codes, held_out: Codes, parents: Sequence[int], fixed_parents: Sequence[int]
+    fit: Codes, held_out: Codes, parents: Sequence[int], fixed_parents: Sequence[int], sure: Sequence[int], *, seed: int
 ) -> dict[str, Gain]:
     """Held-out gains, in nats per sequence.
+
+    Parameters
+    ----------
+    fit, held_out
+        Sequences that the models are fitted and measured on.
+    parents, fixed_parents
+        The best forest, and the tree of mutual information.
+    sure
+        The forest with the edges that no rival graph explains. Only these tell what R adds: along an indirect pair it stands for what lies between.
+    seed
+        Of the redrawn data.
 
     Returns
     -------
     dict with ``one_matrix`` (over margins, along ``fixed_parents``), ``one_matrix_a_sequence`` (over margins, along ``parents``), ``new_in_each``
-    (one matrix a sequence over one matrix, along ``parents``) and ``fixed_besides`` (what R adds to one matrix a sequence there). Where labels
-    mean nothing across sequences, there is no R.
+    (one matrix a sequence over one matrix, along ``parents`` or ``fixed_parents``, whichever is closer); and, less what the same is in redrawn data
+    where nothing is fixed, ``fixed_alone`` (one matrix over margins) and ``fixed_besides`` (what R adds to one matrix a sequence along ``sure``).
+    Where labels mean nothing across sequences, there is no R.
     """
-    gains = {}
-    ratio = None if fit.ranked else fixed_ratio(fit, parents)
-    plain, _ = _sequence_matrix(fit, held_out, parents, None)
-    gains["one_matrix_a_sequence"] = _gain(plain)
-    if ratio is None:
-        gains["new_in_each"] = gains["one_matrix_a_sequence"]
-        gains["one_matrix"] = gains["fixed_besides"] = Gain(0.0, None)
-        return gains
-    along = _one_matrix(held_out, parents, ratio)[0].sum(1)
-    both, _ = _sequence_matrix(fit, held_out, parents, ratio)
-    gains["new_in_each"] = _gain(both - along)
-    gains["fixed_besides"] = _gain(both - plain)
-    gains["one_matrix"] = _gain(ratio_gains(held_out, fixed_parents, fixed_ratio(fit, fixed_parents)))
-    return gains
+    if fit.ranked:
+        own = Counts(fit, parents).fit()
+        plain = _gain(
+            np.zeros(len(held_out.local)) if own is None else polya(held_out.local, held_out.base, parents, own)
+        )
+        return dict.fromkeys(("one_matrix_a_sequence", "new_in_each"), plain) | dict.fromkeys(
+            ("one_matrix", "fixed_alone", "fixed_besides"), Gain(0.0, None)
+        )
+    plain, along, both = _gains(fit, held_out, parents)
+    tree = _tree_gains(fit, held_out, fixed_parents)
+    new = min((_gain(both - fixed) for fixed in (along, tree)), key=lambda gain: gain.z)
+    alone, besides = _beyond_null(fit, held_out, parents, fixed_parents, sure, seed)
+    return {
+        "one_matrix_a_sequence": _gain(plain),
+        "new_in_each": new,
+        "one_matrix": _gain(tree),
+        "fixed_alone": alone,
+        "fixed_besides": besides,
+    }
 
 
-def _laws(codes: Codes, size: int) -> NDArray[np.float64]:
-    """Each sequence's smoothed frequencies, [n_sequences, token], 0 for what does not occur in it."""
-    law = np.zeros((len(codes.shared), size))
-    np.put_along_axis(law, codes.shared, codes.base.astype(np.float64), 1)
-    return np.asarray(law / law.sum(1, keepdims=True))
+def _tree_gains(fit: Codes, held_out: Codes, parents: Sequence[int]) -> NDArray[np.float64]:
+    """Over margins in each held-out sequence: one matrix, from which each edge's own may differ as far as its counts say.
+
+    Along an edge that is directed against its cause, the matrix isn't that of the others.
+    """
+    columns, children = range(fit.local.shape[1]), [child for child, parent in enumerate(parents) if parent != ROOT]
+    size, model = fit.d_vocab, one_matrix(fit, parents)
+    tables = []
+    for child in children:
+        cells = np.bincount(fit.shared[:, parents[child]] * size + fit.shared[:, child], minlength=size**2)
+        tables.append(cells.reshape(size, size).astype(np.float32))
+
+    def counted(codes: Codes, own: int) -> _Edges:
+        x, y = codes.shared[:, [parents[child] for child in children]], codes.shared[:, children]
+        each = np.arange(len(children))
+        table = np.stack(tables)
+        return table[each, x, y] - own, table.sum(2)[each, x] - own, np.exp(model.log_q(codes, parents))
+
+    fitted = counted(fit, 1)
+    best = max(TABLES, key=lambda A: float(_predicted(*fitted, A).mean()))
+    base = one_matrix(fit, columns, margins=True).log_q(held_out, columns)[:, children].sum(1)
+    return np.asarray(_predicted(*counted(held_out, 0), best) - base)
 
 
-def _one_matrix(
-    codes: Codes, parents: Sequence[int], ratio: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each edge: log q(y | x) - log b(y), and log q(y | x), [n_sequences, edge]."""
-    law = _laws(codes, len(ratio))
-    normaliser = law @ ratio.T  # [n_sequences, x]
-    rows = np.arange(len(law))
-    gains, logs = [np.zeros(len(law))], [np.zeros(len(law))]
-    for child, parent in enumerate(parents):
-        if parent != ROOT:
-            x, y = codes.shared[:, parent], codes.shared[:, child]
-            gains.append(np.log(ratio[x, y] / normaliser[rows, x]))
-            logs.append(gains[-1] + np.log(law[rows, y]))
-    return np.stack(gains[1:] or gains, 1), np.stack(logs[1:] or logs, 1)
-
-
-def _sequence_matrix(
-    fit: Codes, held_out: Codes, parents: Sequence[int], ratio: NDArray[np.float64] | None
-) -> tuple[NDArray[np.float64], float]:
-    """Gain of one matrix a sequence over margins on ``held_out``, nats per sequence, with A fitted on ``fit``."""
-    concentration = max(
-        (float(A) for A in CONCENTRATIONS), key=lambda A: float(_leave_one_out(fit, parents, ratio, A).mean())
+def _gains(fit: Codes, held_out: Codes, parents: Sequence[int]) -> NDArray[np.float64]:
+    """Over margins in each held-out sequence: one matrix a sequence, one matrix, both; [3, n_sequences]."""
+    everything = one_matrix(fit, range(fit.local.shape[1]), margins=True)
+    children = [child for child, parent in enumerate(parents) if parent != ROOT]
+    if not children:
+        return np.zeros((3, len(held_out.local)))
+    one = one_matrix(fit, parents)
+    plain, both = (
+        _sequence_matrix(fit, held_out, parents, model) for model in (one_matrix(fit, parents, margins=True), one)
     )
-    return _leave_one_out(held_out, parents, ratio, concentration), concentration
+    base = everything.log_q(held_out, range(held_out.local.shape[1]))[:, children].sum(1)
+    return np.asarray(np.stack([plain, one.log_q(held_out, parents).sum(1), both]) - base)
 
 
-def _leave_one_out(
-    codes: Codes, parents: Sequence[int], ratio: NDArray[np.float64] | None, A: float
+def _beyond_null(
+    fit: Codes,
+    held_out: Codes,
+    parents: Sequence[int],
+    fixed_parents: Sequence[int],
+    sure: Sequence[int],
+    seed: int,
+) -> list[Gain]:
+    """Both gains of R, less those under the null at the concentration under which the in-context gain is the same as in the data."""
+
+    def measured(fit: Codes, held_out: Codes) -> NDArray[np.float64]:
+        plain, _, both = _gains(fit, held_out, sure)
+        return np.stack([_gains(fit, held_out, parents)[0], _tree_gains(fit, held_out, fixed_parents), both - plain])
+
+    frequency = np.bincount(fit.shared.reshape(-1), minlength=fit.d_vocab) / fit.shared.size
+    # Rows of a matrix scatter about the same frequencies in all sequences, not about each sequence's own.
+    pooled = Codes(fit.local, fit.shared, fit.d_vocab, frequency.astype(np.float32)[fit.shared])
+    concentration = Counts(pooled, parents).fit() or float(CONCENTRATIONS[-1])
+    rng = np.random.default_rng(seed)
+    n = min(REDRAWN, len(fit.local) + len(held_out.local))
+    null = []
+    for scale in SCALES:
+        drawn = new_in_each_sequence(parents, scale * concentration * frequency, n, rng)
+        null.append(measured(drawn.take(slice(n // 2)), drawn.take(slice(n // 2, n))))
+    observed, every = measured(fit, held_out), np.concatenate(null, 1)
+    means = np.stack([each.mean(1) for each in null])
+    found = []
+    for added in (1, 2):
+        slope = 0.0
+        if np.ptp(means[:, 0]) > FLAT:
+            slope = float(np.clip(np.polyfit(means[:, 0], means[:, added], 1)[0], -1, 1))
+        here, there = (each[added] - slope * each[0] for each in (observed, every))
+        stderr = (here.var(ddof=1) / len(here) + there.var(ddof=1) / len(there)) ** 0.5
+        found.append(Gain(float(here.mean() - there.mean()), float(stderr)))
+    return found
+
+
+def _laws(codes: Codes, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smoothed frequencies with every entry counted, [n_sequences, token], 0 for what does not occur; and what one entry weighs.
+
+    Less that weight at an entry's own token, they are the frequencies in the rest of the sequence, and sum to 1.
+    """
+    one = 1 / (codes.local.shape[1] - 1 + (codes.local.max(1) + 1) / 2)
+    law = np.zeros((len(codes.shared), size))
+    np.put_along_axis(law, codes.shared, codes.base + one[:, None], 1)
+    return law, one
+
+
+def _sequence_matrix(fit: Codes, held_out: Codes, parents: Sequence[int], model: OneMatrix) -> NDArray[np.float64]:
+    """Log-likelihood of one matrix a sequence about ``model`` in each held-out sequence, with A fitted on ``fit``."""
+    if max(parents) == ROOT:
+        return np.zeros(len(held_out.local))
+    fitted, measured = (_edges(codes, parents, model) for codes in (fit, held_out))
+    return _predicted(*measured, max(COARSE, key=lambda A: float(_predicted(*fitted, A).mean())))
+
+
+_Edges = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]
+
+
+def _edges(codes: Codes, parents: Sequence[int], model: OneMatrix) -> _Edges:
+    """For each edge, [n_sequences, edge]: counts of the other edges, out of how many, and q."""
+    counts = Counts(codes, parents)
+    children = [child for child, parent in enumerate(parents) if parent != ROOT]
+    count, total = (np.stack(each, 1) for each in zip(*map(counts.others, children), strict=True))
+    return count, total, np.exp(model.log_q(codes, parents))
+
+
+def _predicted(
+    count: NDArray[np.float32], total: NDArray[np.float32], q: NDArray[np.float64], A: float
 ) -> NDArray[np.float64]:
-    edges = [(parent, child) for child, parent in enumerate(parents) if parent != ROOT]
-    if not edges:
-        return np.zeros(len(codes.local))
-    log_q = None if ratio is None else _one_matrix(codes, parents, ratio)[1]
-    source = codes.local[:, [parent for parent, _ in edges]]
-    target = codes.local[:, [child for _, child in edges]]
-    same = source[:, :, None] == source[:, None, :]
-    total = same.sum(2) - 1
-    count = (same & (target[:, :, None] == target[:, None, :])).sum(2) - 1
-    base = codes.base[:, [child for _, child in edges]].astype(np.float64)
-    q = base if log_q is None else np.exp(log_q)
-    return np.asarray(np.log((count + A * q) / ((total + A) * base)).sum(1))
+    return np.asarray(np.log((count + A * q) / (total + A)).sum(1))
 
 
 def _gain(values: NDArray[np.float64]) -> Gain:

@@ -63,7 +63,7 @@ def search(codes: Codes, *, begin: Sequence[Parents] | None = None) -> Found:
     few = codes.take(slice(MOVES_ON))
     while scores[best][1] is not None:
         concentration = scores[best][1] or 0.0
-        moves = list(hub_moves(best))
+        moves = hub_moves(best)
         if len(moves) > MOVES:
             moves = [moves[i] for i in np.random.default_rng(0).choice(len(moves), MOVES, replace=False)]
         counts_few = Counts(few)
@@ -147,8 +147,12 @@ def _ranked(codes: Codes, graphs: list[Parents]) -> list[Parents]:
     return [list(graph) for graph in ranked[:GO_ON]]
 
 
-def hub_moves(graph: Sequence[int]) -> Iterator[Parents]:
-    """Graphs in which two columns have exchanged their children (and parents), or one has handed all of its children to another."""
+def hub_moves(graph: Sequence[int]) -> list[Parents]:
+    """Other graphs in which two columns have exchanged their children (and parents), or one has handed all of its children to another."""
+    return [list(other) for other in dict.fromkeys(map(tuple, _hub_moves(graph))) if list(other) != list(graph)]
+
+
+def _hub_moves(graph: Sequence[int]) -> Iterator[Parents]:
     children: dict[int, list[int]] = {column: [] for column in range(len(graph))}
     for child, parent in enumerate(graph):
         if parent != ROOT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from scipy import stats
 
 from causal_probe.discovery.sequences.codes import Codes, code, stated_memory
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
-from causal_probe.discovery.sequences.models import Gain, chow_liu, compare_models, fixed_ratio, ratio_gains
+from causal_probe.discovery.sequences.models import Gain, chow_liu, compare_models, one_matrix
 from causal_probe.discovery.sequences.result import SequenceGraph
 from causal_probe.discovery.sequences.search import Found, ascend, search
 from causal_probe.discovery.sequences.swaps import SwapTest, swap_test
@@ -23,19 +23,28 @@ from causal_probe.discovery.sequences.verdicts import (
     check_assumptions,
     hub_rivals,
     judge,
+    one_matrix_for_all,
     rejections,
     root_concentration,
 )
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["Measured", "decide", "graph_from_sequences", "measure"]
+__all__ = [
+    "Measured",
+    "check_level",
+    "decide",
+    "graph_from_sequences",
+    "kind_of_structure",
+    "measure",
+    "structure_tests",
+]
 
 LEVEL = 0.05
 MAX_MEMORY = 2**31
 #: Sequences of either half that search, held-out comparison and swap test use at most; the verdicts use all.
 SEARCHED = 4000
 #: A part of the gain below this share is not named beside the other.
-LEAST_SHARE = 0.1
+LEAST_SHARE = 0.05
 #: A level below this can't be reached by the Monte Carlo test for structure.
 LEAST_LEVEL = 1e-4
 
@@ -85,14 +94,19 @@ def graph_from_sequences(
     >>> found.structure, found.edges
     ('in-context', ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)))
     """
-    if not isinstance(level, (int, float)) or not LEAST_LEVEL <= level <= 0.5:
-        raise CausalProbeError(f"level is {level!r}. It must be a number from {LEAST_LEVEL:g} to 0.5.")
+    check_level(level)
     if order != "columns":
         raise CausalProbeError(
             f"order is {order!r}. Without an order of the columns neither directions nor a skeleton are found: give the columns in causal order "
             "(order='columns')."
         )
     return decide(measure(code(tokens, max_memory=max_memory), seed=seed), level=level)
+
+
+def check_level(level: float) -> None:
+    """Refuse a level that no test here can have."""
+    if not isinstance(level, (int, float)) or not LEAST_LEVEL <= level <= 0.5:
+        raise CausalProbeError(f"`level` is {level!r}. It must be a number from {LEAST_LEVEL:g} to 0.5.")
 
 
 @dataclass(frozen=True)
@@ -116,35 +130,54 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
     found = search(first)
     tree, _ = chow_liu(first.shared)
     concentration = found.concentration or float(CONCENTRATIONS[-1])
-    ratio = None if codes.ranked else fixed_ratio(first, tree)
-    in_context_test, fixed_test = swap_test(
-        second,
-        [
-            lambda some: polya(some.local, some.base, found.parents, concentration),
-            lambda some: np.zeros(len(some.local)) if ratio is None else ratio_gains(some, tree, ratio),
-        ],
-        seed=seed + 1,
-    )
-    gains = compare_models(first, second, found.parents, tree)
+    tests = structure_tests(first, second, found.parents, concentration, tree, seed=seed)
     counts = Counts(codes)
-    best = _polish(codes, counts, found)
+    # Each half's search ends in a local optimum; the better of the two on all sequences is judged, the other is one more rival.
+    other, best = sorted(
+        (_polish(codes, counts, each) for each in (found, search(second))), key=lambda each: each.score
+    )
+    counts.set(best.parents)
+    p_values = rejections(counts, best.concentration)
+    hubs = hub_rivals(codes, best.parents, best.concentration, other.parents)
+    nodes = judge(best.parents, p_values, hubs, n_sequences=len(codes.local), level=LEVEL)
+    sure = [best.parents[node.column] if node.verdict == "edge" else ROOT for node in nodes]
+    gains = compare_models(first, second, found.parents, tree, sure, seed=seed + 2)
     return Measured(
         codes=codes,
         best=best,
-        p_values=rejections(counts, best.concentration),
-        hubs=hub_rivals(codes, best.parents, best.concentration),
-        tests=(in_context_test, fixed_test),
+        p_values=p_values,
+        hubs=hubs,
+        tests=tests,
         gains=gains,
-        assumptions=check_assumptions(codes, counts, best.concentration),
+        assumptions=(
+            *check_assumptions(codes, counts, best.concentration),
+            one_matrix_for_all(first, second, best.parents),
+        ),
         seed=seed,
     )
+
+
+def structure_tests(
+    first: Codes, second: Codes, parents: Sequence[int], concentration: float, tree: Sequence[int], *, seed: int
+) -> tuple[SwapTest, SwapTest]:
+    """Dependence along ``parents`` with transitions new in each sequence, and along ``tree`` with one matrix fitted on ``first``; both on ``second``."""
+    fixed = None if first.ranked else one_matrix(first, tree)
+    new_test, fixed_test = swap_test(
+        second,
+        [
+            lambda some: polya(some.local, some.base, parents, concentration),
+            lambda some: np.zeros(len(some.local)) if fixed is None else fixed.log_q(some, tree).sum(1),
+        ],
+        seed=seed + 1,
+    )
+    return new_test, fixed_test
 
 
 def decide(measured: Measured, *, level: float) -> SequenceGraph:
     """What is claimed at a level."""
     codes, best = measured.codes, measured.best
     n, columns = codes.local.shape
-    structure, kind_decided = _structure(measured.gains, measured.tests, level)
+    structure, kind_decided = kind_of_structure(measured.gains, measured.tests, level)
     nodes = judge(best.parents, measured.p_values, measured.hubs, n_sequences=n, level=level)
     withheld = _withheld(structure, kind_decided, [a.name for a in measured.assumptions if not a.holds])
     if withheld:
@@ -162,7 +195,7 @@ def decide(measured: Measured, *, level: float) -> SequenceGraph:
     tree: list[int] = chow_liu(codes.shared)[0] if structure in ("fixed", "both") else []
     return SequenceGraph(
         structure=structure,
-        nodes=tuple(nodes),
+        nodes={node.column: node for node in nodes},
         candidates=tuple(best.parents),
         fixed_tree=tuple((parent, child) for child, parent in enumerate(tree) if parent != ROOT),
         in_context_test=measured.tests[0],
@@ -202,7 +235,7 @@ def _polish(codes: Codes, counts: Counts, found: Found) -> Found:
     return dataclasses.replace(found, parents=parents, concentration=fitted, score=score)
 
 
-def _structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest], level: float) -> tuple[str, bool]:
+def kind_of_structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest], level: float) -> tuple[str, bool]:
     """In-context, fixed, both or none, and whether the kind is decided.
 
     Dependence by the swap tests, each at half of the level; its kind by the held-out gains, also at half of the level.
@@ -216,9 +249,9 @@ def _structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest], leve
     besides = gains["fixed_besides"].z > limit and gains["fixed_besides"].mean > least
     if new:
         return ("both" if besides else "in-context"), True
-    if fixed_p <= level / 2 and gains["one_matrix"].z > limit:
+    if fixed_p <= level / 2 and gains["fixed_alone"].z > limit:
         return "fixed", True
-    return ("in-context" if gains["new_in_each"].z > gains["one_matrix"].z else "fixed"), False
+    return ("in-context" if gains["new_in_each"].z > gains["fixed_alone"].z else "fixed"), False
 
 
 def _withheld(structure: str, kind_decided: bool, rejected: list[str]) -> str:

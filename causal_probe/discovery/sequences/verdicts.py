@@ -12,12 +12,14 @@ chose the row: any root would do as well. If two roots are the only parents, whe
 same when they exchange their children.
 
 **Assumptions.** The same tests against rivals that the assumptions exclude: a later column as the parent (columns not in causal order), every other
-root of a component (the same), a second parent beside the first; and columns whose tokens are frequenter than elsewhere in the same sequences
+root of a component (the same), a second parent beside the first or in its place, transitions that depend on the parent's parent too, a common parent that is no column; columns without an edge that share a matrix among
+themselves (:mod:`.study`); and columns whose tokens are frequenter than elsewhere in the same sequences
 (columns then don't share one stationary law).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,20 +30,36 @@ from scipy import stats
 
 from causal_probe.discovery.sequences.codes import Codes
 from causal_probe.discovery.sequences.counts import ROOT, Counts, polya
-from causal_probe.discovery.sequences.search import hub_moves
+from causal_probe.discovery.sequences.search import hub_moves, search
 
-__all__ = ["Assumption", "HubRival", "Node", "check_assumptions", "hub_rivals", "identifiable", "judge", "rejections"]
+__all__ = [
+    "Assumption",
+    "HubRival",
+    "Node",
+    "check_assumptions",
+    "hub_rivals",
+    "identifiable",
+    "judge",
+    "one_matrix_for_all",
+    "rejections",
+]
 
-#: Weight of a second parent in the mixture that is tested against the first alone.
-SHARE_OF_SECOND = 0.5
+#: Columns that are tried in pairs as the parents of one that has none; entries of a table over pairs of edges.
+LEADING = 4
+HALF = float(np.log(2))
+PAIR_ENTRIES = 2**23
 #: Another root of a component must raise the score by this share to speak against the order.
 LEAST_TURN = 0.05
 #: Level of each test of an assumption: a rejection withholds all claims, so it is rarer than the study's own errors.
 ASSUMPTION_LEVEL = 1e-3
+#: Entries of the tables of transitions that hidden parents are asked about: with many tokens, fewer sequences.
+SIBLING_ENTRIES = 2**19
 #: Rival graphs that are scored on a few sequences, and how many of the closest are tested on all.
 SCREENED = 600
 SCREENED_ON = 500
 TESTED = 30
+#: Columns without an edge among which other transitions are looked for.
+FEWEST_REST = 4
 #: Sequences below which no z-test is trusted.
 FEWEST = 100
 
@@ -106,22 +124,25 @@ class HubRival:
     p_value: float
 
 
-def hub_rivals(codes: Codes, parents: Sequence[int], concentration: float | None) -> list[HubRival]:
-    """The closest graphs in which two columns exchange their children, or one hands all of them to another.
+def hub_rivals(
+    codes: Codes, parents: Sequence[int], concentration: float | None, other: Sequence[int]
+) -> list[HubRival]:
+    """The closest graphs in which two columns exchange their children, or one hands all of them to another; and ``other``, where it differs.
 
     Each column alone may be told from its rivals while all siblings together could have another parent.
     """
     if concentration is None:
         return []
     few = codes.take(slice(SCREENED_ON))
-    moves = list(hub_moves(parents))
+    moves = hub_moves(parents)
     if len(moves) > SCREENED:
         moves = [moves[i] for i in np.random.default_rng(0).choice(len(moves), SCREENED, replace=False)]
     scored = [float(polya(few.local, few.base, graph, concentration).mean()) for graph in moves]
     closest = sorted(zip(scored, moves, strict=True), key=lambda item: -item[0])[:TESTED]
     best = polya(codes.local, codes.base, parents, concentration)
     found = []
-    for _, graph in closest:
+    rivals = [graph for _, graph in closest] + ([list(other)] if list(other) != list(parents) else [])
+    for graph in rivals:
         difference = best - polya(codes.local, codes.base, graph, concentration)
         z = _z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), len(best))[0]
         changed = tuple((c, new) for c, (old, new) in enumerate(zip(parents, graph, strict=True)) if old != new)
@@ -164,8 +185,8 @@ def judge(
         if single:
             kept, verdict = everything, "not identifiable"
             reason = "one column would be the parent of every edge, and any other root would do as well"
-        elif swapped and parent != ROOT:
-            kept, verdict = tuple(sorted(hub_columns | set(kept))), "not identifiable"
+        elif swapped:  # a root, too, may be a hub's child in the other graph
+            kept, verdict = tuple(sorted({hub for hub in hub_columns if hub < child} | set(kept))), "not identifiable"
             reason = "two roots are the only parents, and exchanging their children changes nothing in the data's law"
         elif n_sequences < FEWEST:
             kept, verdict, reason = everything, "undecided", f"fewer than {FEWEST} sequences"
@@ -180,7 +201,12 @@ def check_assumptions(codes: Codes, counts: Counts, concentration: float | None)
     """Whether the data reject what the graph assumes, each at :data:`ASSUMPTION_LEVEL`."""
     found = [_one_law(codes)]
     if concentration is not None:
-        found += [_order(codes, counts, concentration), _one_parent(counts, concentration)]
+        few = Counts(codes.take(slice(max(1, SIBLING_ENTRIES // counts.distinct**2))), counts.parents)
+        found += [
+            _order(codes, counts, concentration),
+            _one_parent(codes, counts, concentration),
+            _no_hidden_parent(few, concentration),
+        ]
     return tuple(found)
 
 
@@ -200,7 +226,7 @@ def _rejections(counts: Counts, child: int, concentration: float) -> dict[int, f
         chosen = z[1]  # root against every candidate
     else:
         chosen = z[0].copy()
-        chosen[-1] = z[1, -1]
+        chosen[-1] = z_of(counts.over_root(child, concentration))
     p_values = stats.norm.sf(chosen)
     return {(rival if rival < child else ROOT): float(p_values[rival]) for rival in range(child + 1)}
 
@@ -210,6 +236,11 @@ def _z(sums: NDArray[np.float64], squares: NDArray[np.float64], n: int) -> NDArr
     variance = np.maximum(squares / n - means**2, 0) / max(n - 1, 1)
     # A difference of exactly 0 everywhere says nothing.
     return np.where(variance > 0, means / np.sqrt(np.where(variance > 0, variance, 1)), 0.0)
+
+
+def z_of(values: NDArray[np.float64]) -> float:
+    """The mean in standard errors."""
+    return float(_z(values.sum(keepdims=True), (values**2).sum(keepdims=True), len(values))[0])
 
 
 def _one_law(codes: Codes) -> Assumption:
@@ -287,31 +318,98 @@ def _order(codes: Codes, counts: Counts, concentration: float) -> Assumption:
     return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
 
 
-def _one_parent(counts: Counts, concentration: float) -> Assumption:
-    """A mixture of two parents' predictions against the first parent's alone."""
+def _one_parent(codes: Codes, counts: Counts, concentration: float) -> Assumption:
+    """A mixture of two parents against one of them or none; and the parent with its own parent against the parent alone."""
     name = "at most one parent a column"
     columns, n = counts.n_columns, counts.n_sequences
-    worst, found, tests = 0.0, "", 0
+    worst, found, tests = (
+        z_of(_with_grandparents(codes, counts, concentration)),
+        "transitions depend on the parent's parent too",
+        1,
+    )
     for child in range(2, columns):
         parent = counts.parents[child]
-        if parent == ROOT:
-            continue
-        others = [c for c in range(child) if c != parent]
-        tests += len(others)
-        sums, squares = np.zeros(len(others)), np.zeros(len(others))
-        for gains in counts.gains(child, [*others, parent], concentration):
-            second, own = gains[:-1].astype(np.float64), gains[[-1]].astype(np.float64)
-            mixed = np.logaddexp(np.log(SHARE_OF_SECOND) + second, np.log(1 - SHARE_OF_SECOND) + own)
-            # What "root" in the second's place would add is smoothing, not a parent.
-            smoothed = np.logaddexp(np.log(SHARE_OF_SECOND), np.log(1 - SHARE_OF_SECOND) + own)
-            difference = mixed - np.maximum(own, smoothed)
-            sums += difference.sum(1)
-            squares += (difference**2).sum(1)
-        z = _z(sums, squares, n)
+        # A column without a parent may have two of which neither is told alone: the leading few are tried with each other.
+        leading = np.argsort(-counts.mean_gains(child, None, concentration))[:LEADING].tolist()
+        pairs = [(a, b) for a, b in itertools.combinations(leading, 2)]
+        if parent != ROOT:
+            pairs = [(parent, other) for other in range(child) if other != parent]
+        tests += len(pairs) if parent != ROOT else child * (child - 1) // 2
+        sums, squares = np.zeros((3, len(pairs))), np.zeros((3, len(pairs)))
+        for gains in counts.gains(child, None, concentration):
+            one, two = (gains[[pair[k] for pair in pairs]].astype(np.float64) for k in (0, 1))
+            # All that has one parent or none must be worse. What "root" in the place of either adds is smoothing, not a parent.
+            single = [one, np.logaddexp(one, 0) - HALF, one]
+            if parent == ROOT:
+                single = [np.zeros_like(one), np.logaddexp(one, 0) - HALF, np.logaddexp(two, 0) - HALF]
+            difference = np.logaddexp(one, two) - HALF - np.stack(single)
+            sums += difference.sum(2)
+            squares += (difference**2).sum(2)
+        z = _z(sums, squares, n).min(0)
         if z.max() > worst:
-            worst, found = (
-                float(z.max()),
-                f"column {child} is predicted by {parent} and {others[int(z.argmax())]} together",
-            )
+            worst = float(z.max())
+            found = "column {2} is predicted by {0} and {1} together".format(*pairs[int(z.argmax())], child)
     p = min(1.0, float(stats.norm.sf(worst)) * max(1, tests))
     return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
+
+
+def _with_grandparents(codes: Codes, counts: Counts, concentration: float) -> NDArray[np.float64]:
+    """Log-likelihood in each sequence of transitions from the parent's and its parent's tokens, over those from the parent's alone."""
+    graph = counts.parents
+    chosen = [child for child, parent in enumerate(graph) if parent != ROOT and graph[parent] != ROOT]
+    if len(chosen) < 2:
+        return np.zeros(counts.n_sequences)
+    local = codes.local[: max(1, PAIR_ENTRIES // len(chosen) ** 2)]
+    child = local[:, chosen]
+    parent = local[:, [graph[c] for c in chosen]]
+    grand = local[:, [graph[graph[c]] for c in chosen]]
+    same = (parent[:, :, None] == parent[:, None, :]) & (grand[:, :, None] == grand[:, None, :])
+    total = same.sum(2) - 1
+    count = (same & (child[:, :, None] == child[:, None, :])).sum(2) - 1
+    n = len(local)
+    alone = np.stack(
+        [np.concatenate([b[0] for b in counts.gains(c, [graph[c]], concentration)])[:n] for c in chosen], 1
+    )
+    q = np.exp(alone) * codes.base[:n, chosen]
+    return np.asarray(np.log((count / q + concentration) / (total + concentration)).sum(1))
+
+
+def _no_hidden_parent(counts: Counts, concentration: float) -> Assumption:
+    """Two children of one hidden parent against the child's parent in the graph."""
+    name = "no two columns have a hidden common parent"
+    worst, found, tests = 0.0, "", 0
+    for child in range(2, counts.n_columns):
+        parent = counts.parents[child]
+        gains = counts.sibling_gains(child, concentration)
+        own = (
+            np.concatenate([block[0] for block in counts.gains(child, [parent], concentration)])
+            if parent != ROOT
+            else 0
+        )
+        # What every earlier column would add is a better estimate of the frequencies.
+        z = np.array([z_of(each) for each in gains - np.maximum(own, np.log(np.exp(gains).mean(0)))])
+        if parent != ROOT:
+            z[parent] = -np.inf
+        tests += child
+        if z.max() > worst:
+            worst = float(z.max())
+            found = f"columns {int(z.argmax())} and {child} are told best as children of one parent that is no column"
+    p = min(1.0, float(stats.norm.sf(worst)) * max(1, tests))
+    return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
+
+
+def one_matrix_for_all(first: Codes, second: Codes, parents: Sequence[int]) -> Assumption:
+    """Whether columns without an edge have edges among themselves, with transitions other than the graph's: found on ``first``, tested on ``second``."""
+    name = "all edges of a sequence share one transition matrix"
+    rest = [column for column, parent in enumerate(parents) if parent == ROOT and column not in parents]
+    if len(rest) == len(parents) or len(rest) < FEWEST_REST:
+        return Assumption(name, True, 1.0, "")
+    found = search(first.columns(rest))
+    if found.concentration is None:
+        return Assumption(name, True, 1.0, "")
+    others = second.columns(rest)
+    p = float(stats.norm.sf(z_of(polya(others.local, others.base, found.parents, found.concentration))))
+    edges = ", ".join(f"{rest[parent]} > {rest[child]}" for child, parent in enumerate(found.parents) if parent != ROOT)
+    return Assumption(
+        name, p > ASSUMPTION_LEVEL, p, f"other transitions run along {edges}" if p <= ASSUMPTION_LEVEL else ""
+    )
