@@ -45,7 +45,8 @@ def open_model(
     hooked = to_hooked(*loaded)
     about, n_heads = describe(hooked), getattr(hooked.cfg, "n_heads", None)
     heads = " and ".join(map(str, dict.fromkeys(getattr(hooked, "heads", [n_heads] if n_heads else []))))
-    shape = f"{hooked.cfg.n_layers} layers{f' of {heads} heads' if heads else ''}"
+    layers = f"{hooked.cfg.n_layers} layer{'s' * (hooked.cfg.n_layers != 1)}"
+    shape = f"{layers}{f' of {heads} head' + 's' * (heads != '1') if heads else ''}"
     LOG.info("Loaded %s: %s, %s on %s", about["model"], shape, about["dtype"], about["device"])
     return hooked, loaded
 

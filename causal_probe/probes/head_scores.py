@@ -200,6 +200,21 @@ class HeadScores(Result):
         ------
         CausalProbeError
             If the template was not scored.
+
+        Examples
+        --------
+        >>> from causal_probe import models, probes
+        >>> model = models.DisentangledTransformer(d_vocab=12, n_positions=24)
+        >>> _ = model.block(0, 0, query="position", key="position").diagonal(-1).fill_(30)
+        >>> scores = probes.scan(model, templates="previous-token", n_sequences=4, period=10)
+        >>> scores.called("previous-token")
+        1 row
+          head  template        score  chance  excess  stderr  excess_stderr     sink  rows  n_sequences
+          L0H0  previous-token ...
+        >>> scores.of("previous-token").to_pandas()["head"].tolist(), scores.of("L1H0")[0].template
+        ([0, 0], 'previous-token')
+        >>> scores.to_pandas()[["excess_low", "excess_high", "p_value"]].round(2).values.tolist()[0]
+        [1.0, 1.0, 0.0]
         """
         if template is not None:
             self._of(template)

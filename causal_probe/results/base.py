@@ -138,9 +138,8 @@ class Result:
         return pd.DataFrame([list(row) for row in shown.rows], columns=list(shown.columns))
 
     def plot(self, *what: Any, **options: Any) -> Any:
-        """The picture of this result, where there is one. What each kind takes:
+        """The picture of this result, where there is one.
 
-        ================================  ==================================================================================
         result                            what is drawn
         ================================  ==================================================================================
         head scores, scan                 ``plot("induction", value="excess")``: every head, by default against all templates
@@ -155,6 +154,20 @@ class Result:
         dynamics                          the series with their change-points
         reproduction                      ``plot(name)``: one of its figures, by default the first
         ================================  ==================================================================================
+=======
+        What each kind of result takes:
+
+        - head scores, a scan: ``plot("induction", value="excess")``, every head, by default against all templates; head scores also
+          ``plot("induction", model=model)``, the called heads on one sequence, in circuitsvis;
+        - a verification: the rise of the loss without each head; ``plot("dependence")``, which heads need which;
+        - upstream: the confirmed arrows, by layer;
+        - QK attributions: the sources that matter most;
+        - evidence: ``plot("L0H1", truth=dag)``, a head's graph; without a head, every head's values;
+        - a discovery: ``plot("L5H3")``, a head's mixed graph, by default the first;
+        - a recovery: the true graph above, the found one below; ``plot("training")``, the loss;
+        - a leaderboard: ``plot("skill")``, one figure by model and graph; a comparison of evidence: its F1;
+        - dynamics: the series with their change-points;
+        - a reproduction: ``plot(name)``, one of its figures, by default the first.
 
         Other options (``title``, say) go to the function of :mod:`causal_probe.viz` that draws it.
 
@@ -162,6 +175,13 @@ class Result:
         ------
         CausalProbeError
             If there is no picture of results of this class, or of what is asked for.
+
+        Examples
+        --------
+        >>> from causal_probe import models, probes
+        >>> scores = probes.scan(models.DisentangledTransformer(d_vocab=12, n_positions=24), templates="induction", n_sequences=4)
+        >>> scores.plot("induction", title="mine").get_suptitle()
+        'mine'
         """
         # Pictures are drawn in a room above this one; the package stands above all rooms.
         return sys.modules[__name__.partition(".")[0]].plot(self, *what, **options)

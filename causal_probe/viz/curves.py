@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from causal_probe.errors import CausalProbeError
@@ -17,6 +17,9 @@ from causal_probe.viz.palette import BLUE, EXTRA, INK, MUTED, VERMILLION
 from causal_probe.viz.text import shorten
 
 __all__ = ["Curve", "curves"]
+
+#: So many points of a logarithmic axis are its ticks.
+MOST_TICKS = 8
 
 #: Colour, line style and marker of the first, second, ... curve of a panel: no two are told apart by hue alone.
 _LOOKS = (
@@ -109,6 +112,10 @@ def curves(
             axes.set_xscale(x_scale)
             if x_scale == "linear" and all(float(x).is_integer() for curve in panel.values() for x in curve.x):
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no step 2.5
+            points = sorted({float(x) for curve in panel.values() for x in curve.x})
+            if x_scale == "log" and len(points) <= MOST_TICKS:  # its own ticks would run into one another
+                axes.set_xticks(points, [f"{x:,g}" for x in points])
+                axes.xaxis.set_minor_locator(NullLocator())
             axes.set_yscale(y_scale)
             for index, (name, value) in enumerate((references or {}).get(heading, {}).items()):
                 axes.axhline(value, color=MUTED, linewidth=1, linestyle=("dashed", "dotted", "dashdot")[index % 3])

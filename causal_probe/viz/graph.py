@@ -145,12 +145,13 @@ def _ordered_nodes(graphs: Mapping[str, nx.Graph]) -> list[Hashable]:
 def _place_of(node: Hashable) -> tuple[int, ...]:
     """Where a component of a model stands, by its name: embeddings, then by layer its heads, then its MLP; empty for other nodes.
 
-    >>> sorted(["L10H0", "L2.mlp", "L2H11", "L2H3", "embed"], key=_place_of)
-    ['embed', 'L2H3', 'L2H11', 'L2.mlp', 'L10H0']
+    >>> sorted(["L10H0", "L2.mlp", "L2H11", "L2H3.token", "embed"], key=_place_of)
+    ['embed', 'L2H3.token', 'L2H11', 'L2.mlp', 'L10H0']
     """
-    if node in ("embed", "pos_embed"):
+    if node in ("embed", "pos_embed", "token", "position"):
         return (-1,)
-    found = re.fullmatch(r"L(\d+)(?:H(\d+)|\.(heads|mlp))", node) if isinstance(node, str) else None
+    # A part of a head's output goes by the head, as in L0H0.token.
+    found = re.fullmatch(r"L(\d+)(?:H(\d+)(?:\..+)?|\.(heads|mlp))", node) if isinstance(node, str) else None
     if found is None:
         return ()
     layer, head, whole = found.groups()

@@ -58,3 +58,11 @@ def test_whole_numbers_have_no_ticks_between_them(x: list[float], whole: bool) -
 def test_what_cannot_be_drawn(panels: dict[str, dict[str, viz.Curve]], message: str) -> None:
     with pytest.raises(CausalProbeError, match=message):
         viz.curves(panels, x_name="x", y_name="y")
+
+
+def test_few_points_of_a_logarithmic_axis_are_its_ticks() -> None:
+    few = viz.curves({"": {"a": viz.Curve([16, 64, 1024], [0, 1, 2])}}, x_name="n", y_name="y", x_scale="log").axes[0]
+    assert [label.get_text() for label in few.get_xticklabels()] == ["16", "64", "1,024"]
+    assert not len(few.xaxis.get_minorticklocs())
+    many = viz.curves({"": {"a": viz.Curve(range(1, 20), range(19))}}, x_name="n", y_name="y", x_scale="log").axes[0]
+    assert len(many.xaxis.get_minorticklocs())

@@ -150,9 +150,15 @@ def test_no_called_head_and_two_sequences_are_said(model: Any, scores: HeadScore
 def test_components_stand_by_layer() -> None:
     drawn = viz.graph(nx.DiGraph([("L2H3", "L10H0"), ("L2H11", "L2.mlp"), ("embed", "L2H3"), ("L2.mlp", "L10H0")]))
     assert texts(drawn) == ["embed", "L2H3", "L2H11", "L2.mlp", "L10H0"]
+    assert texts(viz.graph(nx.DiGraph([("token", "L2H0"), ("L2H0.token", "L10H0")]))) == [
+        "token",
+        "L2H0",
+        "L2H0.token",
+        "L10H0",
+    ]
     with pytest.raises(CausalProbeError, match=r"run back: .*L10H0.*L2H3"):
         viz.graph(nx.DiGraph([("L10H0", "L2H3")]))
 
 
 def test_what_is_no_component_keeps_its_order() -> None:
-    assert texts(viz.graph(nx.DiGraph([("L10H0", "token")]))) == ["L10H0", "token"]
+    assert texts(viz.graph(nx.DiGraph([("L10H0", "loss")]))) == ["L10H0", "loss"]
