@@ -17,7 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 import causal_probe
-from causal_probe import experiments, first_gradient, graphs, mechanisms, models, probes, tasks, training
+from causal_probe import discovery, experiments, first_gradient, graphs, mechanisms, models, probes, tasks, training
+from causal_probe.discovery.sequences.lags import lags_from_stream
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import check_model
 from causal_probe.experiments.compared_evidence import EvidenceTable
@@ -142,6 +143,9 @@ def probed() -> dict[str, Callable[[], Any]]:
         "DescentAlignment": lambda: mechanisms.descent_alignment(
             models.gradient_steps(2, 3, eta=[0.1]), tasks.LinearRegression(d_x=2, n_examples=3), n_sequences=8
         ),
+        "SequenceGraph": lambda: discovery.graph_from_sequences(batches[0].tokens),
+        "SequenceLags": lambda: lags_from_stream(batches[0].tokens.reshape(-1), max_lag=2),
+        "SequencePlan": lambda: experiments.plan_sequences(n_positions=[6], concentration=[0.1], n_sequences=[100], graphs=1),
         "GradientGraph": lambda: first_gradient.gradient_graph([task.sample(64, tasks.generator(0, "shown"))]),
         "GradientSlots": lambda: first_gradient.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
         "MesaOptimizer": lambda: mechanisms.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, n_sequences=16),

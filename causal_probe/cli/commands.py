@@ -176,11 +176,11 @@ def _parameters(studies: Mapping[str, Study]) -> Iterator[inspect.Parameter]:
     for study in studies.values():
         if study.options.subject is not None:
             about_one.setdefault(study.options.subject.name, []).append(study)
-    for its in about_one.values():
-        study, subject = its[0], its[0].options.subject
+    for same in about_one.values():
+        study, subject = same[0], same[0].options.subject
         if subject is not None:
             one: Any = Path if subject.path else str
-            text = " ".join(each.options.subject.text for each in its if each.options.subject is not None)
+            text = " ".join(each.options.subject.text for each in same if each.options.subject is not None)
             about: dict[str, Any] = {"help": _plain(text)}
             if several:
                 yield _parameter(subject.name, one, typer.Option(**about, rich_help_panel=_with([study])))

@@ -13,8 +13,10 @@ from causal_probe.experiments.in_context_graph import in_context_graph
 from causal_probe.experiments.leaderboard import leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
 from causal_probe.experiments.opening import open_model
-from causal_probe.experiments.own_sequences import graph_from_file
-from causal_probe.experiments.plan_sequences import plan_sequences
+
+# Of the commands; in Python there is causal_probe.discovery.graph_from_sequences. Not offered.
+from causal_probe.experiments.own_sequences import graph_from_file as graph_from_file
+from causal_probe.experiments.plan_sequences import plan_sequences as plan_sequences
 from causal_probe.experiments.recover import recover
 from causal_probe.experiments.recover_by_gradient import recover_by_gradient, recover_from_tokens
 from causal_probe.experiments.scan import scan
@@ -25,13 +27,11 @@ __all__ = [
     "discover_in_text",
     "explain_sentiment",
     "explain_sessions",
-    "graph_from_file",
     "in_context_graph",
     "leaderboard",
     "measure_evidence",
     "merge_scans",
     "open_model",
-    "plan_sequences",
     "recover",
     "recover_by_gradient",
     "recover_from_tokens",

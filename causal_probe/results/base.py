@@ -154,7 +154,7 @@ class Result:
         dynamics                          the series with their change-points
         reproduction                      ``plot(name)``: one of its figures, by default the first
         ================================  ==================================================================================
-=======
+        =======
         What each kind of result takes:
 
         - head scores, a scan: ``plot("induction", value="excess")``, every head, by default against all templates; head scores also

@@ -99,7 +99,7 @@ def test_an_option_that_is_given_counts_whatever_its_value(tmp_path: Path, capsy
     assert run("--method", "gradient", "--steps", "500") == 2
     assert "--steps" in capsys.readouterr().err
     np.save(tmp_path / "five.npy", np.arange(40).reshape(8, 5) % 5)
-    assert run("--data", str(tmp_path / "five.npy"), "--d-vocab", "3") == 2
+    assert run("--method", "gradient", "--data", str(tmp_path / "five.npy"), "--d-vocab", "3") == 2
     assert "outside the vocabulary" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_a_search_that_was_cut_off_is_said_everywhere(monkeypatch: pytest.Monkey
 def test_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any) -> None:
     np.save(tmp_path / "tokens.npy", tokens.astype(np.uint8))
     out = tmp_path / "out"
-    assert run("--data", str(tmp_path / "tokens.npy"), "--out", str(out)) == 0
+    assert run("--method", "gradient", "--data", str(tmp_path / "tokens.npy"), "--out", str(out)) == 0
     assert "not decided" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == FILES - {"graph.json"}  # there is no known truth to write
     assert set(graphs.read_graph(out / "recovered.json").edges) == set(graphs.chain(7).edges)
@@ -145,8 +145,8 @@ def test_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: 
     assert "not known" in result["undefined"]["truth"]
     assert result["found"]["status"] == "undecided"
     # The same command once more replaces its own result; another needs to be told.
-    assert run("--data", str(tmp_path / "tokens.npy"), "--out", str(out)) == 0
-    assert run("--data", str(tmp_path / "tokens.npy"), "--d-vocab", "5", "--out", str(out)) == 2
+    assert run("--method", "gradient", "--data", str(tmp_path / "tokens.npy"), "--out", str(out)) == 0
+    assert run("--method", "gradient", "--data", str(tmp_path / "tokens.npy"), "--d-vocab", "5", "--out", str(out)) == 2
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_bad_token_files_are_refused_in_one_line(
 ) -> None:
     np.save(tmp_path / "bad.npy", content(tokens), allow_pickle=True)
     out = tmp_path / "out"
-    assert run("--data", str(tmp_path / "bad.npy"), "--out", str(out)) == 2
+    assert run("--method", "gradient", "--data", str(tmp_path / "bad.npy"), "--out", str(out)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert says in printed.err
@@ -195,7 +195,7 @@ def test_files_that_are_no_arrays_are_refused(tmp_path: Path, capsys: pytest.Cap
         ("absent.npy", "No such file"), ("x" * 5000, "File name too long"), ("a.csv", "it is no .npy file, or is cut short"),
         ("many.npy", "cut short"), ("more.npy", "cut short"), ("pipe.npy", "it is no .npy file"),
     ]:  # fmt: skip
-        assert run("--data", str(tmp_path / name)) == 2
+        assert run("--method", "gradient", "--data", str(tmp_path / name)) == 2
         assert says in capsys.readouterr().err
 
 
@@ -203,7 +203,7 @@ def test_a_vocabulary_that_is_too_small_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: Any
 ) -> None:
     np.save(tmp_path / "tokens.npy", tokens)
-    assert run("--data", str(tmp_path / "tokens.npy"), "--d-vocab", "2") == 2
+    assert run("--method", "gradient", "--data", str(tmp_path / "tokens.npy"), "--d-vocab", "2") == 2
     assert "Token 2 is outside the vocabulary" in capsys.readouterr().err
 
 
@@ -215,7 +215,18 @@ def test_a_vocabulary_that_is_too_large_is_said_before_anything_is_computed(
     tokens[5, 3] = largest
     np.save(tmp_path / "tokens.npy", tokens)
     out = tmp_path / "out"
-    assert run("--data", str(tmp_path / "tokens.npy"), *(["--d-vocab", vocab] if vocab else []), "--out", str(out)) == 2
+    assert (
+        run(
+            "--method",
+            "gradient",
+            "--data",
+            str(tmp_path / "tokens.npy"),
+            *(["--d-vocab", vocab] if vocab else []),
+            "--out",
+            str(out),
+        )
+        == 2
+    )
     printed = capsys.readouterr()
     assert "The model that has the graph would have" in printed.err
     assert printed.err.count("\n") == 1

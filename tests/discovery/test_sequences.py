@@ -264,7 +264,7 @@ def test_both_where_the_mean_transition_is_fixed_too():
     graph = [-1, 0, 1, 1, -1, 4, 4, 2, 5, 5, 7, 3]
     found = graph_from_sequences(walk(graph, 0.999 * dirichlet(2.0 * mean, 2000, rng) + 0.001 / 3, rng))
     assert found.structure == "both"
-    assert found.gains["fixed_besides"].z > 5
+    assert found.gains["fixed_besides"].z > 3
     assert set(found.edges) <= {(p, c) for c, p in enumerate(graph) if p >= 0}
 
 

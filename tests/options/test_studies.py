@@ -36,12 +36,13 @@ OTHER: dict[str, Any] = {
     "templates": ["induction"], "corpus": "texts", "shard": "1/4", "head": "mean", "algorithm": "pc", "samples": 100, "source": "values",
     "explain": "-1", "models": ["trained"], "ratings": "u.data", "backend": "dask", "scheduler": "tcp://x:1", "separator": "--",
     "dtype": "float64", "text": "c d", "name": "sine", "out": "y", "concentration": 0.25, "level": 0.25, "root_probability": 0.25,
-    "residual": 0.25, "device": "cpu", "learning_rate": 0.25, "field": "body",
+    "residual": 0.25, "device": "cpu", "learning_rate": 0.25, "field": "body", "prior": "diagonal", "beside": "folder",
 }  # fmt: skip
 
 
 def other(option: Any) -> Any:
-    return not option.default if option.hint is bool else OTHER.get(option.name, 7)
+    value = not option.default if option.hint is bool else OTHER.get(option.name, 7)
+    return [value] if isinstance(option.default, tuple) and not isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("name", STUDIES)

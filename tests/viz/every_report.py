@@ -13,7 +13,8 @@ import networkx as nx
 import torch
 import transformers
 
-from causal_probe import experiments, graphs, hooks, models, probes, viz
+from causal_probe import experiments, graphs, hooks, models, probes, tasks, viz
+from causal_probe.discovery import graph_from_sequences
 from causal_probe.errors import CausalProbeWarning
 from causal_probe.papers.base import Line, Reproduction
 from causal_probe.reports import report
@@ -59,6 +60,14 @@ def recovery() -> Any:
 def gradient() -> Any:
     found = experiments.recover_by_gradient("chain", n_positions=6, n_sequences=256)
     return dataclasses.replace(found, settings={**found.settings, NAME: NAME})
+
+
+@cache
+def own_sequences() -> Any:
+    known = graphs.from_parents([None, 0, 1, 1, None, 4, 4, 2])
+    batch = tasks.InContextMarkov(known, d_vocab=3, concentration=0.1).sample(300, tasks.generator(0, NAME))
+    found = graph_from_sequences(batch.tokens[:, :-1])
+    return dataclasses.replace(found, notes=(NAME,), settings={**found.settings, "data": NAME, NAME: NAME})
 
 
 @cache
@@ -169,6 +178,7 @@ def everything() -> viz.Report:
 RESULTS: dict[str, Callable[[], Any]] = {
     "recover": recovery,
     "recover --method gradient": gradient,
+    "recover --data": own_sequences,
     "recover --model": in_context,
     "scan": scan,
     "scan of a language model": scan_of_a_language_model,

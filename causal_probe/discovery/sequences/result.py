@@ -148,7 +148,11 @@ class SequenceGraph(Result):
     @property
     def call(self) -> str:
         """The Python that gives this result."""
-        asked = "".join(f", {name}={self.settings[name]!r}" for name in ("level", "seed") if name in self.settings)
+        asked = "".join(
+            f", {name}={self.settings[name]!r}"
+            for name in ("level", "seed", "train", "beside")
+            if self.settings.get(name)
+        )
         if "data" in self.settings:
             return f"experiments.graph_from_file({self.settings['data']!r}{asked})"
         return f"discovery.graph_from_sequences(tokens{asked})"

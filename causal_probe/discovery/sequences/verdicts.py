@@ -2,14 +2,15 @@
 
 **Tests.** For column i and each rival of its parent in the best graph, the difference of the two gains (:mod:`.counts`) is one number a sequence, and sequences are independent: a
 one-sided z-test on its mean. Under "the rival is the parent" the true parent predicts at least as well, so the mean is at most 0 (for the law
-that the gain assumes; priors of other kinds are tried in the benchmark). All rivals must be rejected, each at level / (number of pairs of columns). Whether the column has a parent
-at all is asked with a larger concentration, A (1 + A / 4): with little dependence the gain is then nearly linear in the counts, loses less to their
-noise, and its mean under "root" is still below 0. Root is claimed where "root" beats every candidate in the same way.
+that the gain assumes; priors of other kinds are tried in the benchmark). All rivals must be rejected, each at level / (number of pairs of columns), and so must the
+closest graphs in which several columns change parents at once. Whether a column has a parent at all is a test of another statistic: the parent's gain less its mean if
+the token had been drawn from the rest of its sequence, which has mean 0 (or a little less) for a root, and twice the power of the gain alone. Root is claimed where
+"root" beats every candidate, with a larger concentration, A (1 + A / 4), under which also a weak parent's gain has a mean above 0.
 
 **Not identifiable.** Fixed beforehand: a claimed edge needs three different parents in the graph, or two of which one is the other's child. If
 one column is the parent of all edges (a single edge, a star), all children are drawn from one row of the matrix, and nothing says which column's token
 chose the row: any root would do as well. If two roots are the only parents, whether their tokens are equal says whether their children share a row, and that is the
-same when they exchange their children.
+same when they exchange their children; a root may then be a hub's child as well, so none is claimed.
 
 **Assumptions.** The same tests against rivals that the assumptions exclude: a later column as the parent (columns not in causal order), every other
 root of a component (the same), a second parent beside the first or in its place, transitions that depend on the parent's parent too, a common parent that is no column; columns without an edge that share a matrix among
