@@ -177,6 +177,8 @@ def implied_step(
             f"Tokens of {d_x} + {d_out} entries in a stream of width {d_model} need a read_in of shape {[d_x + d_out, d_model]}; its "
             f"is {list(E.shape)}."
         )
+    if W0 is not None and W0.shape != (d_out, d_x):
+        raise CausalProbeError(f"W0 must be [d_out, d_x], {[d_out, d_x]}; its shape is {list(W0.shape)}.")
     n_layers = len(weights["W_Q"])
     with torch.no_grad():
         QK = (E @ weights["W_Q"] @ weights["W_K"].mH @ E.mT).to(torch.promote_types(E.dtype, torch.float64))
