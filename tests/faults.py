@@ -52,7 +52,7 @@ COMMANDS: dict[str, list[str]] = {
         "--graph",
         "chain",
         "--model",
-        "{}/gpt2",
+        "{}/model",
         "--n-positions",
         "5",
         "--n-sequences",
@@ -70,7 +70,7 @@ COMMANDS: dict[str, list[str]] = {
         "previous-token",
     ],
     "merge": ["merge", "{}/shard0", "{}/shard1"],
-    "leaderboard": ["leaderboard", "{}/gpt2", "--graphs", "chain", "--n-positions", "5", "--n-sequences", "8"],
+    "leaderboard": ["leaderboard", "{}/model", "--graphs", "chain", "--n-positions", "5", "--n-sequences", "8"],
     "discover": ["discover", "{}/gpt2", "--text", "t3 t4 t5 t6"],
     "reproduce": ["reproduce", "tiny"],
     "sweep": ["sweep", "{}/spec.yaml"],
@@ -87,9 +87,15 @@ def tiny(run: Run) -> Reproduction:
     """A reproduction of two parts."""
     parts = [run.part(name, lambda: {"value": 0.1 + run.seed, "curve": np.arange(3.0)}) for name in ("one", "two")]
     return Reproduction(
-        "tiny", "Tiny", ("vonoswald2023",), "Nothing.", (Line("value", parts[0]["value"], 0.1, 0.1, "by hand", True),), {}, run.settings,
-        {"curve": parts[1]["curve"]},
-    )  # fmt: skip
+        name="tiny",
+        title="Tiny",
+        paper=("vonoswald2023",),
+        summary="Nothing.",
+        lines=(Line("value", parts[0]["value"], 0.1, 0.1, "by hand", True),),
+        figures={},
+        settings=run.settings,
+        arrays={"curve": parts[1]["curve"]},
+    )
 
 
 def prepare(inputs: Path) -> None:
