@@ -15,6 +15,7 @@ from torch import Tensor
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, attention_hook, attention_hooks, keep, require_hooks, undisturbed
 from causal_probe.hooks.means import mean_patterns
+from causal_probe.hooks.record import token_batches
 
 __all__ = ["Answer", "self_test"]
 
@@ -88,7 +89,7 @@ def self_test(model: HookedModel, tokens: Any, *, original: Callable[..., Any] |
     >>> all(answer.passed for answer in answers)
     True
     """
-    tokens = torch.cat(list(tokens))
+    tokens = torch.cat(list(token_batches(tokens)))
     layers = [layer for layer, _ in attention_hooks(model, ["z"])]
     require_hooks(model, [attention_hook(layer, what) for what in ("v", "pattern", "z") for layer in layers])
     has_scores = all(attention_hook(layer, "attn_scores") in model.hook_dict for layer in layers)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from causal_probe import papers, viz
 from causal_probe.cli import main
@@ -51,11 +52,13 @@ COMMANDS: dict[str, list[str]] = {
         "--graph",
         "chain",
         "--model",
-        "{}/gpt2",
+        "{}/model",
         "--n-positions",
-        "5",
+        "12",
         "--n-sequences",
-        "8",
+        "16",
+        "--states",
+        "4",
     ],
     "scan": ["scan", "{}/model", "--n-sequences", "2", "--templates", "previous-token"],
     "scan of a corpus": [
@@ -69,7 +72,18 @@ COMMANDS: dict[str, list[str]] = {
         "previous-token",
     ],
     "merge": ["merge", "{}/shard0", "{}/shard1"],
-    "leaderboard": ["leaderboard", "{}/gpt2", "--graphs", "chain", "--n-positions", "5", "--n-sequences", "8"],
+    "leaderboard": [
+        "leaderboard",
+        "{}/model",
+        "--graphs",
+        "chain",
+        "--n-positions",
+        "12",
+        "--n-sequences",
+        "16",
+        "--states",
+        "4",
+    ],
     "discover": ["discover", "{}/gpt2", "--text", "t3 t4 t5 t6"],
     "reproduce": ["reproduce", "tiny"],
     "sweep": ["sweep", "{}/spec.yaml"],
@@ -86,13 +100,20 @@ def tiny(run: Run) -> Reproduction:
     """A reproduction of two parts."""
     parts = [run.part(name, lambda: {"value": 0.1 + run.seed, "curve": np.arange(3.0)}) for name in ("one", "two")]
     return Reproduction(
-        "tiny", "Tiny", ("vonoswald2023",), "Nothing.", (Line("value", parts[0]["value"], 0.1, 0.1, "by hand", True),), {}, run.settings,
-        {"curve": parts[1]["curve"]},
-    )  # fmt: skip
+        name="tiny",
+        title="Tiny",
+        paper=("vonoswald2023",),
+        summary="Nothing.",
+        lines=(Line("value", parts[0]["value"], 0.1, 0.1, "by hand", True),),
+        figures={},
+        settings=run.settings,
+        arrays={"curve": parts[1]["curve"]},
+    )
 
 
 def prepare(inputs: Path) -> None:
-    """What the commands read; clocks stand still, and pages are empty."""
+    """What the commands read; clocks stand still, and pages are empty. One thread: the children of a process with more wait for ever."""
+    torch.set_num_threads(1)
     time.perf_counter = lambda: 0.0  # type: ignore[assignment]
     setattr(saving, "report", lambda result: viz.Report("", [], {}, {}, ""))  # noqa: B010
     setattr(papers, "REPRODUCTIONS", {"tiny": Study(tiny, "Tiny", (1, 2))})  # noqa: B010
@@ -149,17 +170,16 @@ def command(told: list[str], inputs: Path, out: str = "out", *, seeded: bool = F
 
 def points(save: Callable[[Path, float], None], above: Path, events: set[str], *, earlier: bool) -> int:
     """How many file operations a run has."""
-    n, more = 1, 64
-    while more:
-        place = above / "count"
-        place.mkdir()
-        if earlier:
-            save(place, 1.0)
-        if run(save, place, n + more, events, lambda: os._exit(KILLED)) == KILLED:
-            n += more
-        else:
-            more //= 2
-        shutil.rmtree(place)
+    place = above / "count"
+    place.mkdir()
+    if earlier:
+        save(place, 1.0)
+    heard, told = os.pipe()
+    assert run(save, place, sys.maxsize, events, full, told) == DONE
+    shutil.rmtree(place)
+    n = int(os.read(heard, 100))
+    os.close(heard)
+    os.close(told)
     return n
 
 

@@ -44,7 +44,7 @@ def put_scan(folder: Path) -> Path:
         experiments.scan(
             _worded(), corpus=_text(folder), length=4, shard=f"{i}/2", templates=["previous-token"], out=folder / f"{i}",
         )  # fmt: skip
-    return folder / "1" / "scan.safetensors"
+    return folder / "1" / "scores.safetensors"
 
 
 def _worded() -> Any:

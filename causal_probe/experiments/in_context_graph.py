@@ -256,6 +256,11 @@ def in_context_graph(model: Any, o: InContextOptions) -> InContextGraph:
         losses, gain, skill = _losses(hooked, task, batches)
         template = successor_of_parent(task.graph, first=len(start))
         scores = scan(hooked, [batch.tokens for batch in batches], templates=[template], queries=[-1])
+        if not scores.top(template.name, 1):
+            raise CausalProbeError(
+                f"In none of the {o.n_sequences} sequences does the last word also stand on an earlier node with a successor, so no head can be "
+                "scored. Give more `n_sequences` or `n_positions`, or fewer `states`."
+            )
         clock.spent_on("reading")
         verification = None
         if o.verify and scores.called():

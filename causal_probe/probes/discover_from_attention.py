@@ -19,10 +19,11 @@ from causal_probe.discovery.pc import pc
 from causal_probe.discovery.search import Learned
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import is_row, read_tokens
-from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.check import HookedModel, describe, no_surface
 from causal_probe.hooks.heads import parse_head
 from causal_probe.hooks.preflight import context_length
 from causal_probe.hooks.read import layer_index, read_layer
+from causal_probe.hooks.record import token_batches
 from causal_probe.hooks.tokens import token_text
 from causal_probe.probes.attention_correlation import Correlation, attention_correlation, output_correlation
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
@@ -180,9 +181,13 @@ def learn(
 
 
 def _one_input(model: Any, tokens: Any) -> Tensor:
+    if not isinstance(model, HookedModel) and not hasattr(model, "config"):
+        raise CausalProbeError(no_surface(model))
     if isinstance(model, HookedModel):
         one = (isinstance(tokens, (Tensor, np.ndarray)) and tokens.ndim == 1) or is_row(tokens)
-        tokens = torch.cat(list(read_tokens(model, torch.as_tensor(tokens)[None] if one else tokens, one=True)))
+        tokens = torch.cat(
+            list(token_batches(read_tokens(model, torch.as_tensor(tokens)[None] if one else tokens, one=True)))
+        )
     try:
         row = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError) as error:

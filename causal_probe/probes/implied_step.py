@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_probe.arguments import checked
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.results import Result, Table
@@ -126,8 +126,8 @@ class ImpliedSteps(Result):
 def implied_step(
     model: Any,
     *,
-    d_x: int | None = None,
-    d_out: int | None = None,
+    d_x: Count | None = None,
+    d_out: Count | None = None,
     W0: Float[Tensor, "d_out d_x"] | None = None,
     read_in: Float[Tensor, "d_token d_model"] | None = None,
 ) -> ImpliedSteps:
@@ -171,12 +171,16 @@ def implied_step(
     if not d_x or not d_out:
         raise CausalProbeError("Say how many of a token's entries are x and y: d_x and d_out, each at least 1.")
     d_model = weights["W_Q"].shape[2]
+    if d_x + d_out > d_model:
+        raise CausalProbeError(f"Tokens of {d_x} + {d_out} entries don't fit into a stream of width {d_model}.")
     E = torch.eye(d_x + d_out, d_model).to(weights["W_Q"]) if read_in is None else read_in.to(weights["W_Q"])
     if E.shape != (d_x + d_out, d_model):
         raise CausalProbeError(
             f"Tokens of {d_x} + {d_out} entries in a stream of width {d_model} need a read_in of shape {[d_x + d_out, d_model]}; its "
             f"is {list(E.shape)}."
         )
+    if W0 is not None and W0.shape != (d_out, d_x):
+        raise CausalProbeError(f"W0 must be [d_out, d_x], {[d_out, d_x]}; its shape is {list(W0.shape)}.")
     n_layers = len(weights["W_Q"])
     with torch.no_grad():
         QK = (E @ weights["W_Q"] @ weights["W_K"].mH @ E.mT).to(torch.promote_types(E.dtype, torch.float64))

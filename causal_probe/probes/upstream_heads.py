@@ -223,6 +223,7 @@ def upstream(
     ([('L0H1', 'L1H0', 'key')], 'previous-token')
     """
     template = from_graph(edges) if isinstance(edges, nx.DiGraph) else find_templates(edges)[0]
+    tokens = list(tokens)  # they are gone through at each step
     first = term_reader(model, layer, head)
     start = f"L{first.layer}H{first.head}"
     batches = micro_batches(first, tokens, batch_size)

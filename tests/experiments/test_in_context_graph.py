@@ -211,3 +211,9 @@ def test_each_state_has_a_token_of_its_own_and_none_is_unknown(unk):
         StateWords.choose(model, 20)
     with pytest.raises(CausalProbeError, match="No tokens of this model: 'zebra'"):
         StateWords.choose(model, 2, ["red", "zebra"])
+
+
+def test_sequences_in_which_no_head_can_be_scored_are_refused() -> None:
+    model = hand_set(graphs.chain(5), 64, match_scale=12.0, output_scale=4.0)
+    with pytest.raises(CausalProbeError, match=r"no head can be scored\. Give more `n_sequences`"):
+        experiments.in_context_graph(model, "chain", states=64, n_positions=4, n_sequences=2, verify=False)

@@ -127,7 +127,7 @@ def test_patterns_that_are_not_probabilities_are_refused():
     ("batches", "message"),
     [
         ([], "There are no sequences"),
-        ([random_tokens(2), random_tokens(2, n=5)], "lengths 7 and 5"),
+        ([random_tokens(2), random_tokens(2, n=5)], "lengths 5, 7"),
         (torch.rand(2, 7), r"whole numbers \[batch, pos\]; they are torch.float32 \[2, 7\]"),
         (["some text"], "Text was given, and the model has no tokenizer"),
     ],

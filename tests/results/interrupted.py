@@ -54,8 +54,18 @@ def tree(place: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(place)): p.read_bytes() if p.is_file() else None for p in sorted(place.rglob("*"))}
 
 
-def run(save: Callable[[Path, float], None], place: Path, n: int, events: set[str], act: Callable[[], Any]) -> int:
-    """Save in a forked process that does ``act`` at the n-th of ``events``; its exit status, DONE if there were fewer."""
+def run(
+    save: Callable[[Path, float], None],
+    place: Path,
+    n: int,
+    events: set[str],
+    act: Callable[[], Any],
+    told: int | None = None,
+) -> int:
+    """Save in a forked process that does ``act`` at the n-th of ``events``; its exit status, DONE if there were fewer.
+
+    How many there were is written to ``told``, a file descriptor.
+    """
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -78,6 +88,8 @@ def run(save: Callable[[Path, float], None], place: Path, n: int, events: set[st
         events = set()
         traceback.print_exc()
         os._exit(1)
+    if told is not None:
+        os.write(told, str(seen).encode())
     os._exit(DONE if seen < n else SURVIVED)
 
 
