@@ -186,6 +186,16 @@ class QKAttributions(Result):
         return pd.DataFrame(self.contribution[np.ix_(kept, kept)], index=names, columns=names)
 
     @property
+    def undefined(self) -> dict[str, str]:
+        """Why what is None has no value."""
+        reasons = {
+            "stderr": "a standard error needs two sequences or more",
+            "capped": "the scores have no soft cap",
+            "attention": "competition=True was not asked for",
+        }
+        return {name: reason for name, reason in reasons.items() if getattr(self, name) is None}
+
+    @property
     def methods(self) -> str:
         """One sentence for a methods section."""
         return (
