@@ -222,7 +222,7 @@ def _copy_around_weights(model: Any) -> Any:
 
 def _cut_heads(hooked: Any) -> None:
     """Latent attention's heads are as wide as their values; bridges cut hook_z by another width, through the middle of heads."""
-    for block in hooked.blocks:
+    for block in getattr(hooked, "blocks", ()):
         attention = getattr(block, "attn", None)
         width = getattr(getattr(attention, "original_component", None), "v_head_dim", None)
         conversion: Any = getattr(getattr(getattr(attention, "o", None), "hook_in", None), "hook_conversion", None)

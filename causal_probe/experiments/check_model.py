@@ -16,6 +16,7 @@ from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.preflight import Finding, context_length
 from causal_probe.hooks.self_test import Answer
 from causal_probe.hooks.tokens import content_tokens, special_tokens
+from causal_probe.hooks.visible import heads_by_layer
 from causal_probe.options import takes
 from causal_probe.options.studies import CheckOptions
 from causal_probe.results import Result, Table
@@ -93,6 +94,11 @@ class ModelCheck(Result):
             + [("yes" if answer.passed else "NO", answer.statement) for answer in self.answers],
             [
                 f"{bos}; {f'the tokenizer {before}' if facts['tokenizer'] else 'there is no tokenizer'}",
+                *(
+                    [f"attention in the layers {', '.join(map(str, having))} alone"]
+                    if (having := facts.get("attention_layers"))
+                    else []
+                ),
                 *(f"- {finding}" for finding in self.findings),
             ],
         )
@@ -159,8 +165,10 @@ def _tokens(model: HookedModel) -> Tensor:
 
 def _facts(model: HookedModel, name: str | None) -> dict[str, Any]:
     special = special_tokens(model)
+    having = list(heads_by_layer(model))
     return {
         **describe(model),
+        **({"attention_layers": having} if len(having) < int(model.cfg.n_layers) else {}),
         **({} if name is None else {"model": name}),
         "layers": int(model.cfg.n_layers),
         "heads": getattr(model.cfg, "n_heads", None),

@@ -190,29 +190,31 @@ class Laboratory:
 
     def run(self, batch: Any, hooks: Sequence[Hook] = (), *, replay: Mapping[int, Any] | None = None) -> Measured:
         """Measure one batch; ``replay`` holds, by layer, the outputs of blocks that need not run."""
-        found = self._measured(batch, hooks, replay or {})
+        return self._measured(batch, hooks, replay or {})
+
+    def _measured(
+        self, batch: Any, hooks: Sequence[Hook] = (), replay: Mapping[int, Any] | None = None, *, finite: bool = True
+    ) -> Measured:
+        """As :meth:`run`; asked whether it is live, a point may be given NaN, and what comes out is not finite."""
+        self.forwards += 1
         tokens = getattr(batch, "tokens", batch)
+        with replayed(self.model, replay or {}), self.model.hooks(fwd_hooks=list(hooks)):
+            logits = self.model(tokens)
+        found = self.measure(logits, batch)
         for what, values in {"loss": found.loss, "logit": found.logit, **found.without}.items():
-            if values is not None and (values.shape != (len(tokens),) or not values.isfinite().all()):
+            if values is not None and (values.shape != (len(tokens),) or (finite and not values.isfinite().all())):
                 raise CausalProbeError(
                     f"The measured {what} must be one finite number for each of {len(tokens)} sequences; it is "
                     f"{values.tolist() if values.numel() < 9 else list(values.shape)}."
                 )
         return found
 
-    def _measured(self, batch: Any, hooks: Sequence[Hook] = (), replay: Mapping[int, Any] | None = None) -> Measured:
-        """As :meth:`run`, whatever comes out: asked whether it is live, a point may be given NaN."""
-        self.forwards += 1
-        with replayed(self.model, replay or {}), self.model.hooks(fwd_hooks=list(hooks)):
-            logits = self.model(getattr(batch, "tokens", batch))
-        return self.measure(logits, batch)
-
     # ----------------------------------------------------------------------------------------------------- what can be done
 
     def _require_live(self, example: Any) -> None:
         names = [attention_hook(layer, "z") for layer in self.layers]
         require_hooks(self.model, names)
-        live = live_hooks(self.model, names, lambda: self._measured(example).loss)
+        live = live_hooks(self.model, names, lambda: self._measured(example, finite=False).loss)
         if dead := [name for name in names if name not in live]:
             raise CausalProbeError(
                 f"No effect of a head can be measured: nothing that is measured depends on the value at {', '.join(dead[:3])}"
@@ -226,7 +228,7 @@ class Laboratory:
         if missing := [name for names in self.outputs for name in names if name not in self.model.hook_dict]:
             return f"the model has no hook point {missing[0]}, at which a later layer could be held still"
         for which in zip(*self.outputs, strict=True):  # attention outputs, then those of the MLPs
-            if dead := set(which) - live_hooks(self.model, which, lambda: self._measured(example).loss):
+            if dead := set(which) - live_hooks(self.model, which, lambda: self._measured(example, finite=False).loss):
                 return f"nothing reads the value at {sorted(dead)[0]}, so later layers can't be held still"
         return None
 

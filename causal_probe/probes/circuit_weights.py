@@ -16,6 +16,8 @@ from causal_probe.hooks.check import HookedModel, require_hooks, undisturbed
 
 __all__ = ["CircuitWeights", "circuit_weights", "norms_of_attention"]
 
+#: Hugging Face's name of the norm behind an attention that has none before it; elsewhere it is the one before the MLP.
+BEHIND = "post_attention_layernorm"
 #: The weights that every head has.
 OF_HEADS = ("W_Q", "W_K", "W_V", "W_O")
 
@@ -88,11 +90,12 @@ def circuit_weights(model: HookedModel) -> Iterator[tuple[Any, CircuitWeights]]:
 def norms_of_attention(block: Any) -> tuple[str, str]:
     """By the names of TransformerLens, the norm before a layer's attention and the one behind it; there may be none.
 
-    OLMo 2's like have only the second, which TransformerLens 3.9 calls ln1.
+    OLMo 2's like have only the second, which TransformerLens 3.9 calls ln1 or ln2.
     """
-    named = getattr(getattr(block, "ln1", None), "name", None)
-    behind = named == "post_attention_layernorm" and "ln1_post" not in getattr(block, "_modules", {})
-    return ("no norm", "ln1") if behind else ("ln1", "ln1_post")
+    named = {name: getattr(getattr(block, name, None), "name", None) for name in ("ln1", "ln1_post", "ln2")}
+    if getattr(block, "ln1", None) is not None and named["ln1"] != BEHIND:
+        return "ln1", "ln1_post"
+    return "no norm", next((name for name, its in named.items() if its == BEHIND), "ln1_post")
 
 
 def _stacked(model: Any) -> dict[str, Tensor] | None:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_probe.arguments import BatchSize, Help
@@ -26,18 +26,22 @@ from causal_probe.graphs import GraphComparison, compare
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.moments import Moments, merged
-from causal_probe.probes.qk_terms import TermReader, head_of, term_reader
+from causal_probe.probes.qk_terms import TermReader, Terms, head_of, term_reader
 from causal_probe.probes.scored_rows import micro_batches, scored_batches
 from causal_probe.probes.templates import Template, find_templates, from_graph
 from causal_probe.results import BINARY, Result, Table
 
 __all__ = ["PairGraph", "QKAttributions", "qk_attributions"]
 
+#: Where the path from even attention to a head's is looked at: exact to 1e-6 for scores that differ by some hundred.
+NODES = 48
 #: How sources may be put together, by name.
 GROUPS: Mapping[str, Callable[[str], str]] = {
     "split": lambda source: source,
     "layers": lambda source: f"{source.partition('H')[0]}.heads" if head_of(source) else source,
-    "kinds": lambda source: "heads" if head_of(source) else "MLPs" if source.endswith(".mlp") else source,
+    "kinds": lambda source: (
+        "heads" if head_of(source) else {"mlp": "MLPs", "mixer": "mixers"}.get(source.rpartition(".")[2], source)
+    ),
 }
 
 
@@ -100,6 +104,14 @@ class QKAttributions(Result):
         The sum over all pairs.
     capped
         The same difference of the scores as the softmax gets them, behind a soft cap (Gemma 2): what is left of ``total``. None without a cap.
+    attention
+        By pair, its contribution to the log of the attention on the edges, in competition with all visible keys: along the path from even
+        attention (all scores 0; a sink keeps its logit) to the head's, the pairs growing together, what each adds. Mean as
+        ``contribution``. So a pair that raises other keys counts against the edges. The sum over all pairs is the log of the attention on an
+        edge less that of even attention, mean over the edges of a row. None unless ``competition`` was asked for.
+    first_order
+        The same at the end of the path alone: by how much the log of the attention would fall for each unit of the pair, were it
+        only a little weaker, times the pair. It is 0 where a head attends to one key in any case.
     by_query, by_key
         By source, the sum over the other side: :class:`~causal_probe.hooks.moments.Moments` over sequences.
     score, chance
@@ -124,6 +136,8 @@ class QKAttributions(Result):
     total: float
     total_stderr: float | None
     capped: float | None
+    attention: Float[np.ndarray, "source source"] | None
+    first_order: Float[np.ndarray, "source source"] | None
     by_query: Moments
     by_key: Moments
     score: float
@@ -174,6 +188,16 @@ class QKAttributions(Result):
         return pd.DataFrame(self.contribution[np.ix_(kept, kept)], index=names, columns=names)
 
     @property
+    def undefined(self) -> dict[str, str]:
+        """Why what is None has no value."""
+        reasons = {
+            "stderr": "a standard error needs two sequences or more",
+            "capped": "the scores have no soft cap",
+            "attention": "competition=True was not asked for",
+        }
+        return {name: reason for name, reason in reasons.items() if getattr(self, name) is None}
+
+    @property
     def methods(self) -> str:
         """One sentence for a methods section."""
         return (
@@ -184,19 +208,23 @@ class QKAttributions(Result):
         )
 
     def table(self) -> Table:
-        """One row per pair, largest contribution first: query, key, contribution, stderr, share (of the total)."""
+        """One row per pair, largest contribution first: query, key, contribution, stderr, share (of the total), and attention."""
         spread = "" if self.total_stderr is None else f" ± {self.total_stderr:.2f}"
         behind = "" if self.capped is None else f" ({self.capped:.2f} behind the soft cap)"
         errors = np.full(self.contribution.shape, None) if self.stderr is None else self.stderr
         pairs = zip(
             product(self.sources, repeat=2), self.contribution.ravel().tolist(), errors.ravel().tolist(), strict=True
         )
-        rows = [(*pair, found, error, found / self.total if self.total else None) for pair, found, error in pairs]
+        logs = [None] * self.contribution.size if self.attention is None else self.attention.ravel().tolist()
+        rows = [
+            (*pair, found, error, found / self.total if self.total else None, log)
+            for (pair, found, error), log in zip(pairs, logs, strict=True)
+        ]
         rows.sort(key=lambda row: -row[2])
         return Table(
             f"QKAttributions of L{self.layer}H{self.head} of {self.provenance['model']} on {self.edges}: attention {self.score:.3f} "
             f"(chance {self.chance:.3f}), score on edges less others {self.total:.2f}{spread}{behind}, {self.rows} rows of {self.n_sequences} sequences",
-            ("query", "key", "contribution", "stderr", "share"),
+            ("query", "key", "contribution", "stderr", "share", "attention"),
             rows,
         )
 
@@ -211,6 +239,7 @@ def qk_attributions(
     edges: str | Template | nx.DiGraph,
     sources: str | Callable[[str], str] = "split",
     pairs: Annotated[int, Help("", least=0)] = 3,
+    competition: bool = False,
     batch_size: BatchSize = None,
 ) -> QKAttributions:
     """Say which sources, in the query and in the key, make a head attend along given edges.
@@ -233,10 +262,13 @@ def qk_attributions(
     edges
         Where to: a template or its name (key -> query by the tokens), or a graph over positions, parent -> child.
     sources
-        ``"split"``: every embedding, head and MLP by itself. ``"layers"``: a layer's heads together. ``"kinds"``: all heads, all MLPs.
+        ``"split"``: every embedding, head and MLP by itself, and what a layer without attention has in its place (``L0.mixer``).
+        ``"layers"``: a layer's heads together. ``"kinds"``: all heads, all MLPs, all mixers.
         Or a function from a source's name to that of its group.
     pairs
         Of so many pairs, those of the largest contribution, say also what they alone would attend to; it costs a second pass.
+    competition
+        Say also what each pair adds to the log of the attention, where keys compete: :attr:`QKAttributions.attention`.
     batch_size
         Sequences at once; by default as many as keep the terms within 128 MiB.
 
@@ -291,8 +323,7 @@ def qk_attributions(
         rows += int(n_rows.sum())
         targets, n_rows = targets[used], n_rows[used]
         query, key = (_together(x[:, used], members, len(names)) for x in (terms.query, terms.key))
-        seen_by = einsum(weights[used].to(key), key, "b q k, s b k d -> s b q d")
-        table = einsum(query.double(), seen_by.double(), "s b q d, t b q d -> b s t") / n_rows[:, None, None]
+        table = _weighted(query, key, weights[used], n_rows)
         measured = {
             "table": table,
             "total": table.sum((1, 2)),
@@ -301,6 +332,9 @@ def qk_attributions(
             "score": (terms.pattern[used].double() * targets).sum((-2, -1)) / n_rows,
             "chance": (targets.sum(-1) / terms.seen[used].sum(-1)).sum(-1).double() / n_rows,
         }
+        if competition:
+            for name, by in zip(("first", "whole"), _against_others(terms, targets, used), strict=True):
+                measured[name] = _weighted(query, key, by, n_rows)
         if has_cap:
             capped = terms.capped(terms.scores)[used].double()
             measured["capped"] = (weights[used].double() * capped).sum((-2, -1)) / n_rows
@@ -319,6 +353,8 @@ def qk_attributions(
         total=float(found["total"].mean),
         capped=float(found["capped"].mean) if has_cap else None,
         total_stderr=None if total_stderr is None else float(total_stderr),
+        attention=found["whole"].mean.cpu().numpy() if competition else None,
+        first_order=found["first"].mean.cpu().numpy() if competition else None,
         by_query=found["query"],
         by_key=found["key"],
         score=float(found["score"].mean),
@@ -327,9 +363,46 @@ def qk_attributions(
         rows=rows,
         n_sequences=found["total"].count,
         error=error,
-        settings={"edges": template.name, "sources": sources if isinstance(sources, str) else "a function"},
+        settings={
+            "edges": template.name,
+            "sources": sources if isinstance(sources, str) else "a function",
+            **({"competition": True} if competition else {}),
+        },
         provenance=describe(model),
     )
+
+
+def _weighted(
+    query: Float[Tensor, "source batch pos d"],
+    key: Float[Tensor, "source batch pos d"],
+    weights: Float[Tensor, "batch pos pos"],
+    n_rows: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch source source"]:
+    """By pair of sources, its scores times the weights of queries and keys, mean over the rows that count."""
+    seen_by = einsum(weights.to(key), key, "b q k, s b k d -> s b q d")
+    return einsum(query.double(), seen_by.double(), "s b q d, t b q d -> b s t") / n_rows[:, None, None]
+
+
+def _against_others(
+    terms: Terms, targets: Bool[Tensor, "batch pos pos"], used: Bool[Tensor, " all"]
+) -> tuple[Float[Tensor, "batch pos pos"], Float[Tensor, "batch pos pos"]]:
+    """The weights with which scores make the log of the attention on a row's edges: at the head's scores, and over the path to them.
+
+    d log A_ij = dT_ij - sum_k A_ik dT_ik, with T the scores behind the cap; over the path that is integrated by Gauss and Legendre.
+    """
+    scores, edges = terms.scores, torch.zeros_like(terms.scores)
+    edges[used] = (targets / targets.sum(-1, keepdim=True).clamp(min=1)).to(edges)
+    scored = edges.sum(-1, keepdim=True)
+
+    def at(a: float) -> Float[Tensor, "all pos pos"]:
+        slope = 1.0 if terms.cap is None else 1 - (a * scores / terms.cap).tanh().square()
+        return (slope * (edges - scored * terms.attention(a * scores))).masked_fill(~terms.seen, 0)
+
+    nodes, shares = np.polynomial.legendre.leggauss(NODES)
+    whole = torch.zeros_like(scores)
+    for node, share in zip((nodes + 1) / 2, shares / 2, strict=True):
+        whole += float(share) * at(float(node))
+    return at(1.0)[used], whole[used]
 
 
 def _groups(sources: tuple[str, ...], group: Callable[[str], str]) -> tuple[tuple[str, ...], list[int]]:

@@ -197,10 +197,8 @@ class _Summed(TermReader):
         self.added = positions == "alibi"
         self.sources = (*self.stream.names, *([ALIBI] if self.added else []), BIAS)
         self.d_head = int(self.W["q"].shape[1])
-        has_norm = getattr(model.cfg, "normalization_type", None) is not None
-        self.scale = (
-            f"blocks.{layer}.{before}.hook_scale" if has_norm and before == "ln1" and _has(standard, layer) else None
-        )
+        has_norm = before == "ln1" and getattr(model.cfg, "normalization_type", None) is not None
+        self.scale = f"blocks.{layer}.ln1.hook_scale" if has_norm else None
         self.cap = _soft_cap(model, layer)
         self._turns: dict[int, tuple[Turn, Turn]] = {}
         self._rows: dict[int, Tensor] = {}
@@ -310,12 +308,6 @@ class _Summed(TermReader):
             both = (self.sides["q"], self.sides["k"])
             self._turns[length] = turns(self.model, tokens, both, self.head, self.W["q"])
         return self._turns[length]
-
-
-def _has(model: Any, layer: int) -> bool:
-    """Whether the layer has a norm before its attention at all: OLMo 2's like have none."""
-    block = model.blocks[layer]
-    return not hasattr(block, "_modules") or "ln1" in block._modules or not hasattr(block, "ln1_post")
 
 
 def _soft_cap(model: Any, layer: int) -> float | None:

@@ -106,7 +106,11 @@ def page(measured: Sequence[Mapping[str, Any]]) -> str:
 def _cell(entry: Mapping[str, Any], notes: list[str]) -> str:
     if entry["right"]:
         return "✓"
-    note = "Wrong." if entry["error"] is not None else entry["reason"]
+    note = (
+        "Wrong."
+        if entry["error"] is not None
+        else entry["reason"].split(": they differ by")[0].split(": its log-prob")[0]
+    )
     note = note if len(note) <= SHOWN else note[: note.rindex(" ", 0, SHOWN)] + " ..."
     if note not in notes:
         notes.append(note)

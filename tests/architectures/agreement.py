@@ -110,14 +110,18 @@ def score_gradients(case: Case) -> float:
 
 
 def qk_attributions(case: Case) -> float:
-    """The sum over pairs is the contrast of the log of the attention, to 1e-5."""
+    """The sums over pairs are the contrast of the log of the attention, and that log less even attention's, to 1e-5."""
     worst = 0.0
     for head in case.heads:
-        found = probes.qk_attributions(case.hooked, case.tokens, case.layer, head, edges=TEMPLATE, pairs=0)
+        found = probes.qk_attributions(
+            case.hooked, case.tokens, case.layer, head, edges=TEMPLATE, pairs=0, competition=True
+        )
         expected = references.contrast(case.patterns[case.layer], case.tokens, head, TEMPLATE)
         total = found.total if found.capped is None else found.capped
         worst = max(worst, abs(total - expected) / 1e-5)
         worst = max(worst, abs(float(found.contribution.sum()) - found.total) / 1e-5)
+        gain = references.gain(case.original, case.patterns[case.layer], case.tokens, case.layer, head, TEMPLATE)
+        worst = max(worst, abs(float(found.attention.sum()) - gain) / 1e-5)
     return worst
 
 

@@ -95,6 +95,17 @@ def contrast(pattern: Tensor, tokens: Tensor, head: int, template: str) -> float
     return float(np.mean([np.mean(its) for its in by_sequence.values()]))
 
 
+def gain(model: Any, pattern: Tensor, tokens: Tensor, layer: int, head: int, template: str) -> float:
+    """The log of a head's attention on the edges, less that of even attention, a sink's share included: means as above."""
+    sinks = getattr(attention_modules(model)[layer], "sinks", None)
+    nothing = 0.0 if sinks is None else float(sinks[head].detach().double().exp())
+    by_sequence: dict[int, list[float]] = {}
+    for b, query, on, off in rows(template, tokens, (pattern > 0).any(1)):
+        start = -np.log(len(on) + len(off) + nothing)
+        by_sequence.setdefault(b, []).append(float(pattern[b, head, query, on].double().log().mean()) - start)
+    return float(np.mean([np.mean(its) for its in by_sequence.values()]))
+
+
 # ------------------------------------------------------------------------------------------------------------------- edits
 
 

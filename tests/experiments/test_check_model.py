@@ -116,3 +116,21 @@ def test_the_hooked_and_the_loaded_model_share_their_weights(folder):
 def test_a_device_that_is_not_there(folder):
     with pytest.raises(CausalProbeError, match="'nowhere' can't be used here"):
         check_model(folder, device="nowhere")
+
+
+def test_of_a_hybrid_it_says_which_layers_have_attention():
+    from tests.architectures.zoo import ARCHITECTURES
+
+    found = check_model(ARCHITECTURES["LFM2"].build())
+    assert found.ok
+    assert found.model["attention_layers"] == [1, 3]
+    assert "attention in the layers 1, 3 alone" in repr(found)
+
+
+def test_patterns_that_can_be_read_and_not_edited_are_told_apart():
+    from tests.architectures.zoo import ARCHITECTURES
+
+    found = check_model(ARCHITECTURES["OPT"].build())
+    assert found.abilities["read attention (scan, head graphs)"]
+    assert found.abilities["ablate heads (verify)"]
+    assert not found.abilities["edit attention (edge effects)"]

@@ -231,3 +231,39 @@ def test_sequences_beyond_the_context_of_a_rotary_model(probe):
     with pytest.raises(CausalProbeError, match="have 33 tokens, and the model's context holds 32"):
         probe(model, long, 1, 0, edges="previous-token")
     probe(model, long[:, :-1], 1, 0, edges="previous-token")  # the longest that there is
+
+
+def test_what_pairs_add_to_the_log_of_attention_by_hand():
+    """Of two pairs that favour different keys, one alone adds to the edges and the other takes away, though its score there is not negative."""
+    model = DisentangledTransformer(3, 5, dtype=torch.float64)
+    block = model.block(0, 0, query="position", key="position")
+    block[4, 1], block[4, 3] = 2.0, 1.5
+    truth = nx.DiGraph([(1, 4)])
+    truth.add_nodes_from(range(5))
+    tokens = tiny_models.random_tokens(4, n=5) % 3
+    found = probes.qk_attributions(model, tokens, 0, 0, edges=truth, competition=True, sources=lambda name: name)
+    place = found.sources.index("position")
+    expected = 2 - np.log(np.exp([0, 2, 0, 1.5, 0]).sum()) + np.log(5)
+    assert found.attention[place, place] == pytest.approx(expected, abs=1e-9)
+    assert np.abs(found.attention).sum() == pytest.approx(expected, abs=1e-9)
+    softmax = np.exp([0, 2, 0, 1.5, 0]) / np.exp([0, 2, 0, 1.5, 0]).sum()
+    assert found.first_order[place, place] == pytest.approx(2 - 2 * softmax[1] - 1.5 * softmax[3], abs=1e-9)
+    assert probes.qk_attributions(model, tokens, 0, 0, edges=truth).attention is None
+
+
+def test_a_pair_that_raises_another_key_counts_against_the_edge():
+    model = DisentangledTransformer(3, 5, dtype=torch.float64)
+    model.block(0, 0, query="position", key="position")[4, 1] = 2.0
+    model.block(0, 0, query="position", key="token")[4, 2] = 3.0  # token 2 stands at position 3 alone
+    truth = nx.DiGraph([(1, 4)])
+    truth.add_nodes_from(range(5))
+    found = probes.qk_attributions(model, torch.tensor([[0, 0, 1, 2, 1]]), 0, 0, edges=truth, competition=True)
+    by_pair = dict(
+        zip(
+            [tuple(row) for row in found.to_pandas()[["query", "key"]].to_numpy()],
+            found.to_pandas()["attention"],
+            strict=True,
+        )
+    )
+    assert by_pair["position", "position"] > 0 > by_pair["position", "token"]
+    assert sum(by_pair.values()) == pytest.approx(2 - np.log(np.exp([0, 2, 0, 3, 0]).sum()) + np.log(5), abs=1e-9)

@@ -16,6 +16,7 @@ from causal_probe.models import ReducedTransformer
 from causal_probe.models.reduced import first_gradient
 from causal_probe.probes import score_gradients
 from tests import tiny_huggingface, tiny_models
+from tests.architectures.zoo import ARCHITECTURES
 
 #: Where to look, (layer, head, query, key): the diagonal, the first column, the last row that predicts, both layers, several heads.
 ENTRIES = [(0, 0, 3, 1), (0, 1, 4, 4), (0, 0, 4, 0), (1, 0, 4, 2), (1, 0, 1, 0)]
@@ -139,8 +140,12 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_pattern_that_nothing_reads_is_refused() -> None:
-    with pytest.raises(CausalProbeError, match="neither the scores nor the pattern"):
-        score_gradients(to_hooked(tiny_huggingface.opt()), tiny_huggingface.tokens())
+    with pytest.raises(
+        CausalProbeError, match="neither the scores nor the pattern"
+    ):  # nor does it take a mask for each head
+        score_gradients(to_hooked(ARCHITECTURES["XGLM"].build()), tiny_huggingface.tokens())
+    found = score_gradients(to_hooked(tiny_huggingface.opt()), tiny_huggingface.tokens())
+    assert found.settings["routes"] == {"L0": "mask", "L1": "mask"}
     model = tiny_models.disentangled()
     constant = torch.zeros(3, requires_grad=True)
     with pytest.raises(CausalProbeError, match="does not depend on"):
