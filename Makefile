@@ -6,13 +6,14 @@ JOBS ?= 2
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: help demo reproduce pictures docs test test-tl4 test-tl3 lint bench setup setup-tl3 clean
+.PHONY: help demo level reproduce pictures docs test test-tl4 test-tl3 lint bench setup setup-tl3 clean
 
 help:
 	@echo "make demo    recover a known causal graph and write the report to out/demo"
 	@echo "make test    run the tests on both supported lines of TransformerLens, 4.x and 3.9"
 	@echo "make lint    check style (ruff) and types (mypy)"
 	@echo "make reproduce  recover twenty random forests, staged and jointly: the paper's Figure 9 setting"
+	@echo "make level   check the level of confirmed edges on some thousand wrong candidates; draws out/level.svg"
 	@echo "make bench   run the benchmarks (tests/benchmarks), some of them for minutes"
 	@echo "make pictures  draw README's picture anew, from what make demo wrote, and run the notebooks anew"
 	@echo "make docs    build the documentation site into build/docs; strict, offline"
@@ -25,6 +26,9 @@ demo: setup
 reproduce: setup
 	$(TL4)/bin/python demos/twenty_forests.py staged
 	$(TL4)/bin/python demos/twenty_forests.py joint
+
+level: setup
+	$(TL4)/bin/python demos/level_of_edges.py
 
 pictures: demo
 	$(TL4)/bin/python demos/pictures.py
