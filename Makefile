@@ -6,7 +6,7 @@ JOBS ?= 2
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: help demo reproduce pictures results gallery docs architectures test test-tl4 test-tl3 faults lint bench setup setup-tl3 clean
+.PHONY: help demo level reproduce pictures results gallery docs architectures test test-tl4 test-tl3 faults lint bench setup setup-tl3 clean
 
 help:
 	@echo "make demo    recover a known causal graph and write the report to out/demo"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint    check style (ruff) and types (mypy)"
 	@echo "make reproduce  recover twenty random forests, staged and jointly: the paper's Figure 9 setting"
 	@echo "make faults  kill every command that writes, or fill its disk, at every file operation: hours"
+	@echo "make level   check the level of confirmed edges on some thousand wrong candidates; draws out/level.svg"
 	@echo "make bench   run the benchmarks (tests/benchmarks), some of them for minutes"
 	@echo "make pictures  draw README's picture anew, from what make demo wrote, and run the notebooks anew"
 	@echo "make results write the site's page of results; ARGS=\"NAME ... --quick\" measures these anew, ARGS=--list says which there are"
@@ -30,6 +31,9 @@ demo: setup
 reproduce: setup
 	$(TL4)/bin/python demos/twenty_forests.py staged
 	$(TL4)/bin/python demos/twenty_forests.py joint
+
+level: setup
+	$(TL4)/bin/python demos/level_of_edges.py
 
 pictures: demo
 	$(TL4)/bin/python demos/pictures.py

@@ -132,12 +132,12 @@ def test_the_second_notebook_shows_that_attention_is_no_evidence(run: NotebookNo
         text = {cell: output.data["text/plain"] for cell, output in outputs(notebook) if "data" in output}
         # Three heads that attend alike; of a table's line: head, template, verdict, excess.
         lines = [line.split() for line in text["verdicts"].splitlines() if " induction " in line]
-        assert [(line[0], " ".join(line[2:-6])) for line in lines] == [
+        assert [(line[0], " ".join(line[2:-7])) for line in lines] == [
             ("L1H0", "redundant"),
             ("L1H1", "redundant"),
-            ("L1H2", "attends only"),
+            ("L1H2", "no effect above delta"),
         ]
-        assert len({line[-6] for line in lines}) == 1
+        assert len({line[-7] for line in lines}) == 1
     kept = {cell: output.data["text/plain"] for cell, output in outputs(stored) if "data" in output}
     assert "L18H6" in kept["scan-it"]  # the stored one shows the pretrained model
 

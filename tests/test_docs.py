@@ -153,8 +153,10 @@ def test_python_runs(
     printed = capsys.readouterr().out
     assert printed
     if path.name == "README.md":
-        verdicts = dict(re.findall(r"^ *(L\dH\d) +\S+ +(causal|redundant|attends only)", printed, re.MULTILINE))
-        assert verdicts == {"L0H0": "causal", "L1H0": "causal", "L1H1": "attends only"}
+        verdicts = dict(
+            re.findall(r"^ *(L\dH\d) +\S+ +(causal|redundant|no effect above delta)", printed, re.MULTILINE)
+        )
+        assert verdicts == {"L0H0": "causal", "L1H0": "causal", "L1H1": "no effect above delta"}
 
 
 # ------------------------------------------------------------------------------------------------------------------ shell

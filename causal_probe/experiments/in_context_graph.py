@@ -201,7 +201,7 @@ def how_it_was_read(models: str, graphs: str, settings: Mapping[str, Any]) -> st
     return (
         f"{models} read {settings['n_sequences']} sequences of the in-context task of Nichani, Damian & Lee on {graphs} with "
         f"{settings['states']} states (Dirichlet concentration {settings['concentration']:g}) as single-token words; a head sees a graph if the "
-        "last token attends to the successors of nodes that carry it (excess above 0.5 by three standard errors)"
+        "last token, whose row predicts the next word, attends to the successors of nodes that carry it (excess above 0.5 by three standard errors)"
     )
 
 

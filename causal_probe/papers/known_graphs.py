@@ -132,7 +132,7 @@ def parent_attention(task: InContextMarkov, attention: Evidence) -> tuple[float,
     Both are over all true edges, in the head of layer 0 that is matched to the parent's slot, after averaging over sequences.
     """
     truth = true_graph(task)
-    match = match_heads(attention, truth)
+    match = match_heads(attention, truth, shift=0)  # the task asks at the last position alone
     leads = [
         head is not None and int(attention.values[0][head, child, :child].argmax()) == parent
         for child in truth

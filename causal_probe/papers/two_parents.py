@@ -110,7 +110,7 @@ def _study(run: Run, name: str, title: str) -> Reproduction:
 def _measure(run: Run, task: InContextMarkov, way: str, trained: Trained) -> tuple[dict[str, Any], list[Line]]:
     attention = mean_attention(run, trained.model, task)
     truth = true_graph(task)
-    match = match_heads(attention, truth)
+    match = match_heads(attention, truth, shift=0)  # the task asks at the last position alone
     on_parent, leading = parent_attention(task, attention)
     held_out = task.sample(EVALUATION, generator(run.seed, "evaluation"))
     loss, known = evaluate(trained.model, list(_split(held_out))), reference_losses(task, held_out)

@@ -47,7 +47,7 @@ def usual(z: Float[Tensor, "*batch pos d_head"]) -> Bool[Tensor, "*batch pos"]:
     """
     norm = z.float().norm(dim=-1)
     typical = norm[..., 1:].median(-1, keepdim=True).values
-    inside = (norm <= OUTLIER * typical) | (typical == 0)
+    inside: Tensor = (norm <= OUTLIER * typical) | (typical == 0)
     inside[..., 0] = False
     return inside
 

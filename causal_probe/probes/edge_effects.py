@@ -179,14 +179,14 @@ def edge_effects(
             provenance=describe(model),
         )
         rivals = Rivals(editing, batches, redraw, _mechanism(parents), rival_sequences)
-        margins = {edge: rivals.margins(edge) for edge in effects.gaining}
-        effects = replace(effects, margins={edge: its for edge, its in margins.items() if its is not None})
+        margins = {edge: margin for edge in effects.gaining if (margin := rivals.margins(edge)) is not None}
+        effects = replace(effects, margins=margins)
         again = {}
         for edge, confirmed in zip(effects.edges, effects.confirmed, strict=True):
             if (siblings := effects.siblings(edge)) and not confirmed:
                 others = [replace_row(layer, head, query=child, row=uniform_row(child)) for child in siblings]
-                if (its := rivals.margins(edge, others)) is not None:
-                    again[edge] = Again(rivals.gain(edge, others), its)
+                if (margin := rivals.margins(edge, others)) is not None:
+                    again[edge] = Again(rivals.gain(edge, others), margin)
         return replace(effects, again=again)
 
 

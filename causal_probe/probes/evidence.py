@@ -15,7 +15,6 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from scipy import stats
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
@@ -24,6 +23,7 @@ from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
 from causal_probe.probes.averages import Averages, Quantity, shapes
+from causal_probe.probes.claims import AboveZero
 from causal_probe.probes.p_values import t_interval
 from causal_probe.probes.reading import (
     Candidate,
@@ -39,32 +39,6 @@ from causal_probe.probes.reading import (
 from causal_probe.results import Table
 
 __all__ = ["ATTENTION", "AboveZero", "Claim", "Evidence", "Quantity"]
-
-
-@dataclass(frozen=True)
-class AboveZero:
-    """A claim: the edge's value is above zero, by a one-sided z-test over sequences.
-
-    Attributes
-    ----------
-    level
-        Family-wise level, in (0, 1).
-    n_tests
-        Bonferroni's number of tests. By default all pairs parent < child of the nodes, in all heads of the layer.
-    """
-
-    level: float = 1e-3
-    n_tests: int | None = None
-
-    def __call__(
-        self, evidence: Evidence, layer: int, head: int, nodes: Sequence[int]
-    ) -> Bool[np.ndarray, "child parent"]:
-        """Which pairs pass."""
-        z = evidence.z_values(layer, head)
-        if z is None:
-            raise CausalProbeError("One sequence has no standard error to test with. Give two or more, or a threshold.")
-        n_tests = self.n_tests or evidence.heads[layer] * len(nodes) * (len(nodes) - 1) / 2
-        return np.asarray(z > float(stats.norm.isf(self.level / n_tests)))
 
 
 #: What makes a candidate an edge: its least value; or which pairs [child, parent] of a head, over these nodes, are edges.
@@ -362,10 +336,8 @@ class Evidence(Averages):
             them, or, where ``truth`` has nodes beyond the last position, those before the last position (whose row is the
             query for what comes next, not the row of its own node). With a shift of 1 node 1 is left out: its row sees one key.
         shift
-            In which row the edges into node i are read: i - shift. Row i of a language model is about to predict token i + 1, so a head that
-            attends from there to a token's parent has its edges one row up. The default follows from the model's task, and not from
-            the result: 1 for a model that predicts the next token at each position, else 0 (:func:`~causal_probe.hooks.check.row_shift`). It is stated
-            in the result, beside what the other reading says.
+            In which row the edges into node i are read: i - shift. Row i of a language model is about to predict token i + 1. The default
+            follows from the model's task, not from the result: :attr:`shift`. The result states it, and what the other reading says.
 
         Raises
         ------
@@ -379,8 +351,8 @@ class Evidence(Averages):
             self.shifted(way)._compared(truth, layer, head, claim, its if children else seen(its, way), reversal_cost)
             for way in (shift, 1 - shift)
         )
-        numbers = {name: getattr(other, name) for name in ("shd", "precision", "recall")}
-        return replace(found, shift=shift, otherwise={"shift": 1 - shift, **numbers})
+        otherwise = {"shift": 1 - shift, "shd": other.shd, "precision": other.precision, "recall": other.recall}
+        return replace(found, shift=shift, otherwise=otherwise)
 
     @property
     def shift(self) -> int:
@@ -399,13 +371,7 @@ class Evidence(Averages):
         return replace(self, **arrays, nothing=None)  # type: ignore[arg-type]
 
     def _compared(
-        self,
-        truth: nx.DiGraph,
-        layer: int,
-        head: int,
-        claim: Claim | None,
-        children: Sequence[int],
-        reversal_cost: int,
+        self, truth: nx.DiGraph, layer: int, head: int, claim: Claim | None, children: Sequence[int], reversal_cost: int
     ) -> GraphComparison:
         found = self.graph(layer, head, claim=claim, nodes=[node for node in truth if node < self.n_positions])
         return compare(found, truth, weights=self.decisive(layer, head), children=children, reversal_cost=reversal_cost)

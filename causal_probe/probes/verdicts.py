@@ -98,8 +98,8 @@ class Answers:
         if hurts:
             if which := next((baseline for baseline in hurts if self.stands(baseline, head)), None):
                 return "causal", f"ablation hurts with {BASELINES[which]}"
-            share = max(self.exceeds(baseline, [head], self.plan.alone) or 0.0 for baseline in hurts)
-            return "undecided", f"ablation hurts, but only more than for {share:.0%} of the unflagged heads"
+            most = max(self.exceeds(baseline, [head], self.plan.alone) or 0.0 for baseline in hurts)
+            return "undecided", f"ablation hurts, but only more than for {most:.0%} of the unflagged heads"
         if helps:
             return "negative", f"ablation helps with {BASELINES[helps[0]]}"
         sets = self.plan.random[len(self.plan.flagged[name])]

@@ -258,8 +258,8 @@ class InContextMarkov(Task):
             tokens = batch.tokens.clone()
             tokens[:, node] = state
             for child in range(node + 1, n_nodes):
-                its = parents.get(child)
-                law = cumulative[row, tokens[:, its[0]]] if its else root
+                parent = next(iter(parents.get(child, ())), None)
+                law = root if parent is None else cumulative[row, tokens[:, parent]]
                 tokens[:, child] = (chance[child][:, None] >= law[:, :-1]).sum(-1)
             batches.append(Batch(tokens, batch.target, batch.tables))
         laws = torch.stack([mu, *(pi[row, batch.tokens[:, k]] for k in range(node))], 1)

@@ -63,7 +63,11 @@ def test_json_alone_on_standard_output(model: str, tmp_path: Path, capsys: pytes
     assert result == saved
     head = result["heads"][0]
     assert (head["layer"], head["head"], head["template"]) == (0, 0, "previous-token")
-    assert {"score", "chance", "excess", "stderr", "sink", "effect", "verdict"} <= set(head)
+    assert {"score", "chance", "excess", "stderr", "sink"} <= set(head)
+    # The model looks one back and copies nothing: on a task that it doesn't do there are no verdicts.
+    assert "does not surely do the task" in result["verification"]["undefined"]["verdicts"]
+    assert result["verification"]["verdicts"] == []
+    assert result["settings"]["delta"] == 0.05
     assert "Report:" in printed.err
 
 

@@ -330,7 +330,7 @@ def test_the_report_of_a_model_with_no_such_head() -> None:
 def test_the_citation_names_what_was_done() -> None:
     text = str(verified().cite())
     assert "was scored against the templates" in text
-    assert "called causal if mean ablation" in text
+    assert "called causal if either raised the loss by more than delta = 0.05 nats" in text
     assert text.count("@article{olsson2022") == 1
 
 

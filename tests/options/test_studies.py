@@ -137,7 +137,7 @@ OF_A_CELL: dict[str, tuple[str, set[str]]] = {
     "gradient": ("recover_by_gradient", {"graph_seed"}),
     "scan": ("scan", {"model", "revision", "step", "device_map"}),
 }
-NOT_IN_A_CELL = {"verify", "attributions", "top"}
+NOT_IN_A_CELL = {"verify", "delta", "attributions", "top"}
 
 
 @pytest.mark.parametrize("probe", OF_A_CELL)

@@ -137,18 +137,19 @@ def test_knowing_which_tokens_there_are_is_not_doing_the_task() -> None:
     torch.testing.assert_close(found.loss, found.without["its own loss on what is not repeated"])
 
 
-def pointers() -> Any:
-    """L0H0 looks at the same token one period back and writes where that is; L1H0 looks one after that, and says the token."""
+def pointers(n: int = 1) -> Any:
+    """L0H0, ... look at the same token one period back and write where that is; L1H0 looks one after that, and says the token."""
     model = DisentangledTransformer(D_VOCAB, 2 * PERIOD + 1, (3, 6))
     for parameter in model.parameters():
         parameter.data.zero_()
-    model.block(0, 0, query="token", key="token").diagonal().fill_(30)
-    model.block(0, 0, query="position", key="position").diagonal().fill_(-60)  # not at itself
-    model.block(1, 0, query="L0H0.position", key="position").diagonal(1).fill_(60)
+    for head in range(n):
+        model.block(0, head, query="token", key="token").diagonal().fill_(30)
+        model.block(0, head, query="position", key="position").diagonal().fill_(-60)  # not at itself
+        model.block(1, 0, query=f"L0H{head}.position", key="position").diagonal(1).fill_(60)
     model.output_block("L1H0.token").diagonal().fill_(9)
     exported = model.to_transformer_lens()
     with torch.no_grad():
-        exported.blocks[0].attn.W_V[0][:D_VOCAB] = 0  # it reads where the token is, and not the token
+        exported.blocks[0].attn.W_V[:n, :D_VOCAB] = 0  # they read where the token is, and not the token
     return exported
 
 
@@ -187,7 +188,7 @@ def test_more_harmful_unflagged_heads_keep_a_head_from_being_causal() -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(20))
 def test_random_models_have_nothing_to_verify(seed: int) -> None:
     model = DisentangledTransformer(D_VOCAB, 21, (2, 2))
     generator = torch.Generator().manual_seed(seed)
@@ -198,6 +199,21 @@ def test_random_models_have_nothing_to_verify(seed: int) -> None:
     assert "nothing to verify" in repr(found)
     assert found.to_pandas().empty
     assert found.to_dict()["verdicts"] == []
+    # And were all heads flagged: a model that doesn't do the task gets no verdicts.
+    forced = checked(model, rule=Rule(minimum_excess=-2.0))
+    assert (forced.verdicts, forced.joint) == ((), {})
+    assert "does not surely do the task" in forced.undefined["verdicts"]
+
+
+def test_redundant_pointers_are_redundant() -> None:
+    """Two heads that point at the same place: alone neither is needed, and a mean at each position can't see them even together."""
+    model = pointers(2)
+    scores = scan(model, templates=["duplicate-token"], period=PERIOD, n_sequences=8)
+    same = repeated_tokens(model, n_sequences=40, period=PERIOD, seed=1).tokens
+    found = verify(scores, model, same, measure=repeated_token, random_sets=20)
+    assert verdicts(found) == {("L0H0", "duplicate-token"): "redundant", ("L0H1", "duplicate-token"): "redundant"}
+    assert found.of(0, 0).restored.value < 0.1 < 2 < found.of(0, 0).pooled_restored.value
+    assert found.of(0, 0).reason.endswith("with its mean over all positions")
 
 
 def test_dependence_is_of_induction_heads_on_the_previous_token_head() -> None:
