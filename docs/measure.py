@@ -213,6 +213,7 @@ def verdicts(quick: bool) -> dict[str, Any]:
             "template": each.template,
             "excess": {"value": each.excess.value, "stderr": each.excess.stderr},
             "effect": {"value": each.effect.value, "stderr": each.effect.stderr},
+            "pooled_effect": {"value": each.pooled_effect.value, "stderr": each.pooled_effect.stderr},
             "verdict": each.verdict,
         }
         for each in found.verification.verdicts
@@ -229,6 +230,7 @@ def verdicts(quick: bool) -> dict[str, Any]:
         "causal": sum(verdict == "causal" for verdict in every.values()),
         "heads": heads,
         "joint": joint,
+        "delta": found.verification.rule.delta,
     }
 
 
