@@ -271,7 +271,7 @@ def test_twenty_processes(place: Path) -> None:
         given = invocation(random.Random(f"process {number}"), place)
         given = [text.replace("\udcff", "x") for text in given]
         done = subprocess.run(
-            [sys.executable, "-m", "causal_probe", *given], capture_output=True, text=True, timeout=4 * SECONDS, cwd=place / "empty",
+            [sys.executable, "-c", "from causal_probe.cli import main; main()", *given], capture_output=True, text=True, timeout=4 * SECONDS, cwd=place / "empty",
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), (given, done.stderr[-2000:])
