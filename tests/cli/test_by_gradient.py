@@ -280,8 +280,8 @@ def test_options_that_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str
     assert run("--method", "gradient", "--steps", "5", "--heads", "2,1") == 2
     said = capsys.readouterr().err
     assert "With --method gradient these options mean nothing: --heads (only with --method training), --steps" in said
-    assert run("--data", "tokens.npy", "--seed", "3") == 2
-    assert "With --data these options mean nothing: --seed" in capsys.readouterr().err
+    assert run("--method", "gradient", "--data", "tokens.npy", "--seed", "3") == 2
+    assert "With --data --method gradient these options mean nothing: --seed" in capsys.readouterr().err
     assert run("--method", "gradient", "--n-positions", "2") == 2
     assert "T must be at least 3" in capsys.readouterr().err
 

@@ -49,7 +49,7 @@ def test_a_leaderboard_as_json(model: str, capsys: pytest.CaptureFixture[str]) -
         (("recover", "--model", "MODEL", "--heads", "2,1"), "--heads (only with --method training)"),
         (
             ("recover", "--model", "MODEL", "--d-vocab", "4"),
-            "--d-vocab (only with --method training, --method gradient or --data)",
+            "--d-vocab (only with --method training, --method gradient or --data --method gradient)",
         ),
         (
             ("recover", "--states", "4"),
