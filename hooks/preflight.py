@@ -172,7 +172,12 @@ def _points(model: HookedModel, hooks: Sequence[str]) -> tuple[list[Finding], di
 
 
 def _run_faults(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None, by_point: dict[str, list[str]], *, edits: bool
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Tensor | None,
+    by_point: dict[str, list[str]],
+    *,
+    edits: bool,
 ) -> tuple[Finding, ...]:
     """What is wrong with what passes the hooks on tokens that can be run."""
     with undisturbed(model):

@@ -156,10 +156,17 @@ def ablate_heads(
         losses = []
         for batch, end, size in zip(batches, itertools.accumulate(sizes), sizes, strict=True):
             its = slice(end - size, end)
-            edits = [zero_ablate(*each) if by == "zero" else laboratory.baselines.edit("mean", *each, its) for each in chosen]
+            edits = [
+                zero_ablate(*each) if by == "zero" else laboratory.baselines.edit("mean", *each, its) for each in chosen
+            ]
             losses.append((laboratory.run(batch).loss, laboratory.run(batch, edits).loss))
     clean, ablated = (torch.cat(each).double().cpu().numpy() for each in zip(*losses, strict=True))
-    settings = {"by": by, "heads": [list(each) for each in chosen], "n_sequences": n, "references": len(references) * (by == "mean")}
+    settings = {
+        "by": by,
+        "heads": [list(each) for each in chosen],
+        "n_sequences": n,
+        "references": len(references) * (by == "mean"),
+    }
     return HeadAblation(chosen, clean, ablated, settings=settings, provenance=describe(model))
 
 
