@@ -175,13 +175,6 @@ class Result:
         ------
         CausalProbeError
             If there is no picture of results of this class, or of what is asked for.
-
-        Examples
-        --------
-        >>> from causal_probe import models, probes
-        >>> scores = probes.scan(models.DisentangledTransformer(d_vocab=12, n_positions=24), templates="induction", n_sequences=4)
-        >>> scores.plot("induction", title="mine").get_suptitle()
-        'mine'
         """
         # Pictures are drawn in a room above this one; the package stands above all rooms.
         return sys.modules[__name__.partition(".")[0]].plot(self, *what, **options)
