@@ -145,7 +145,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         ),
         "SequenceGraph": lambda: discovery.graph_from_sequences(batches[0].tokens),
         "SequenceLags": lambda: lags_from_stream(batches[0].tokens.reshape(-1), max_lag=2),
-        "SequencePlan": lambda: experiments.plan_sequences(n_positions=[6], concentration=[0.1], n_sequences=[100], graphs=1),
+        "SequencePlan": lambda: experiments.plan_sequences(n_positions=[6], concentration=[0.1], n_sequences=[100], forests=1),
         "GradientGraph": lambda: first_gradient.gradient_graph([task.sample(64, tasks.generator(0, "shown"))]),
         "GradientSlots": lambda: first_gradient.gradient_slots([pairs.sample(64, tasks.generator(n, "s")) for n in range(2)], held_out=64),
         "MesaOptimizer": lambda: mechanisms.mesa_optimizer(models.mesa_step(2, 6, a=0.1), process, n_sequences=16),

@@ -58,7 +58,7 @@ class SequencePlan(Result):
     def methods(self) -> str:
         """One sentence for a methods section."""
         return (
-            f"The share of edges that are claimed at level {self.settings['level']:g} was simulated on {self.settings['graphs']} random forests for each setting "
+            f"The share of edges that are claimed at level {self.settings['level']:g} was simulated on {self.settings['forests']} random forests for each setting "
             f"({self.measured_with})."
         )
 
@@ -76,7 +76,7 @@ class SequencePlan(Result):
             )
             for each in self.lines
         ]
-        title = f"Share of identifiable edges claimed at level {self.settings['level']:g}, over {self.settings['graphs']} random forests each"
+        title = f"Share of identifiable edges claimed at level {self.settings['level']:g}, over {self.settings['forests']} random forests each"
         columns = ("T", "S", "concentration", "prior", "sequences", "edges claimed", "graphs with a wrong claim")
         return Table(title, columns, rows, shown=max(1, len(rows)))
 
@@ -87,7 +87,7 @@ def plan_sequences(o: PlanOptions) -> SequencePlan:
 
     Examples
     --------
-    >>> plan_sequences(n_positions=[8], concentration=[0.1], n_sequences=[400], graphs=1).lines[0].wrong_graphs
+    >>> plan_sequences(n_positions=[8], concentration=[0.1], n_sequences=[400], forests=1).lines[0].wrong_graphs
     0
     """
     lines = []
@@ -95,7 +95,7 @@ def plan_sequences(o: PlanOptions) -> SequencePlan:
         o.n_positions, o.d_vocab, o.concentration, o.prior, o.n_sequences
     ):
         edges = claimed = wrong = 0
-        for index in range(o.graphs):
+        for index in range(o.forests):
             rng = np.random.default_rng([o.seed, index, columns])
             parents = [
                 ROOT if i == 0 or rng.random() < o.root_probability else int(rng.integers(i)) for i in range(columns)

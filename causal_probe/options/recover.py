@@ -177,7 +177,7 @@ class PlanOptions(SeedOption):
         ),
     ] = ("iid",)
     n_sequences: Annotated[Sequence[int], Help("Numbers of sequences N.", least=2, most=100_000)] = (250, 1000, 4000)
-    graphs: Annotated[int, Help("Random forests for each line of the table.", least=1, most=1000)] = 4
+    forests: Annotated[int, Help("Random forests for each line of the table.", least=1, most=1000)] = 4
     root_probability: RootProbability = 0.3
     level: Annotated[float, Help("Probability of any wrong claim.", least=1e-4, most=0.5)] = 0.05
 

@@ -127,9 +127,9 @@ def test_two_columns_are_never_an_edge(tmp_path: Path) -> None:
 
 
 def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ("--n-positions", "8", "--concentration", "0.1", "--n-sequences", "100,600", "--graphs", "1")
+    small = ("--n-positions", "8", "--concentration", "0.1", "--n-sequences", "100,600", "--forests", "1")
     assert run("plan", *small, "--prior", "diagonal") == 0
     assert "edges claimed" in capsys.readouterr().out
-    few, many = plan_sequences(n_positions=[8], concentration=[0.1], n_sequences=[100, 600], graphs=2).lines
+    few, many = plan_sequences(n_positions=[8], concentration=[0.1], n_sequences=[100, 600], forests=2).lines
     assert (few.wrong_graphs, many.wrong_graphs) == (0, 0)
     assert few.claimed <= many.claimed == many.edges
