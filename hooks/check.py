@@ -103,6 +103,8 @@ def attention_hooks(
         having = {int(name.split(".")[1]) for name in model.hook_dict if ATTENTION.match(name)}
         layers = [layer for layer in every if layer in having] or every
     each = list(layers)
+    if not each:
+        raise CausalProbeError("No layer was named. Name one or more, or give None for all.")
     return {(layer, point): attention_hook(layer, point) for layer in each for point in points}
 
 

@@ -75,8 +75,10 @@ def given_patterns(patterns: Any, *, low: float | None = 0.0, high: float | None
     return found
 
 
-def attention_on_nothing(patterns: dict[int, Tensor]) -> dict[int, Tensor] | None:
+def attention_on_nothing(patterns: dict[int, Tensor], *, slack: float | None = None) -> dict[int, Tensor] | None:
     """By layer, what the rows of patterns leave to one, [head, query], mean over sequences; None where all sum to one.
+
+    ``slack`` is what rounding may take from a row; by default that of the patterns' dtype.
 
     Raises
     ------
@@ -87,12 +89,12 @@ def attention_on_nothing(patterns: dict[int, Tensor]) -> dict[int, Tensor] | Non
     some = False
     for layer, its in patterns.items():
         totals = its.sum(-1, dtype=torch.promote_types(its.dtype, torch.float64))
-        slack = row_slack(its.dtype)
-        if bool((totals > 1 + slack).any()):
+        room = row_slack(its.dtype) if slack is None else slack
+        if bool((totals > 1 + room).any()):
             raise CausalProbeError(
                 f"A row of attention sums to one or less; in layer {layer} one sums to {float(totals.max()):.4g}."
             )
-        some |= bool((totals < 1 - slack).any())
+        some |= bool((totals < 1 - room).any())
         rest = (1 - totals).clamp(min=0)
         rests[layer] = rest.mean(0) if its.ndim == 4 else rest
     return rests if some else None

@@ -81,6 +81,15 @@ GOOD: dict[str, Callable[[], Call]] = {
         probes.edge_effects,
         {"model": model(), "tokens": tokens(), "loss": loss, "layer": 0, "head": 1, "candidates": [(1, 2)], "level": 1e-3, "redraw": None},
     ),
+    "probes.ablate_heads": lambda: (
+        probes.ablate_heads,
+        {"model": model(), "tokens": tokens(), "heads": "L1H0", "by": "zero", "measure": None, "reference": tokens(), "batch_size": 2},
+    ),
+    "probes.graph_selectivity": lambda: (
+        probes.graph_selectivity,
+        {"model": model(), "tokens": tokens(), "labels": [i % 2 for i in range(len(tokens()))], "graphs": [graphs.chain(4), graphs.lag(4, k=2)],
+         "shift": 0, "burn_in": 0, "permutations": 19, "seed": 0, "batch_size": 2},
+    ),
     "probes.explain": lambda: (
         probes.explain,
         {"discovery": discovery(), "outputs": probes.outputs_of(model(), "next"), "target": 11, "replacement": 1,

@@ -153,7 +153,7 @@ def test_the_seventh_notebook_says_yes_where_it_is_so_and_refuses_what_can_not_b
         for cell, output in outputs(notebook):
             text[cell] = text.get(cell, "") + (output.get("text") or output.data["text/plain"])
         assert "L1H0: induction" in text["lens-called"]
-        assert "called: ()" in text["scan-gpt2"]
+        assert re.search(r"called: (\(\)|no rows)", text["scan-gpt2"])
         assert all("FAILS" not in text[cell] and "NO " not in text[cell] for cell in ("check-gpt2", "own-class"))
         assert "SHD 0" in text["compare"].splitlines()[0]
         assert "decorative" in text["bert"]
@@ -167,7 +167,7 @@ def test_the_eighth_notebook_finds_the_planted_circuit(run: NotebookNode, stored
     for notebook in (run, stored):
         text = {cell: output.data["text/plain"] for cell, output in outputs(notebook) if "data" in output}
         assert text["blocks"].splitlines()[2].split()[:2] == ["embed", "L0H2"]
-        confirmed = [line.split()[:3] for line in text["upstream"].splitlines() if line.endswith("True")]
+        confirmed = [line.split()[:3] for line in text["upstream"].splitlines() if line.split()[-1] in ("True", "yes")]
         assert confirmed == [["L0H2", "L1H1", "key"]]
         read = {line.split()[1]: "no head sees" not in line for line in text["made"].splitlines()[2:]}
         assert read == {"chain": False, "pairs": False, "lag-2": True, "lag-3": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.in_context_graph import InContextGraph, how_it_was_read, in_context_graph
 from causal_probe.experiments.opening import is_named, open_model
 from causal_probe.experiments.saving import kept
-from causal_probe.graphs.choice import check_choice
+from causal_probe.graphs.choice import choose_graph
 from causal_probe.hooks import to_hooked
 from causal_probe.hooks.check import describe
 from causal_probe.options import takes
@@ -143,7 +144,10 @@ def leaderboard(models: Sequence[Any], o: LeaderboardOptions) -> Leaderboard:
     named = [os.fspath(model) if is_named(model) else None for model in models]
     if twice := next((name for name in named if name and named.count(name) > 1), None):
         raise CausalProbeError(f"The model {twice} was named twice. Name it once.")
-    check_choice(*o.graphs)  # before a model is loaded
+    with warnings.catch_warnings():  # before a model is loaded; what is odd about a graph is said when it is used
+        warnings.simplefilter("ignore")
+        for graph in o.graphs:
+            choose_graph(graph, n_positions=o.n_positions, root_probability=o.root_probability, seed=o.seed)
     settings = o.settings(models=[name or GIVEN for name in named])
     options = o.shared(InContextOptions, verify=False, out=None, progress=False)
     with kept(o, settings, Leaderboard) as saved:

@@ -164,7 +164,7 @@ Prior = Literal["iid", "diagonal", "asymmetric"]
 class PlanOptions(SeedOption):
     """Options of :func:`causal_probe.experiments.plan_sequences`."""
 
-    n_positions: Annotated[Sequence[int], Help("Columns T.", least=3, most=128)] = (10, 20)
+    n_positions: Annotated[Sequence[int], Help("Numbers of columns, T.", least=3, most=128)] = (10, 20)
     d_vocab: Annotated[Sequence[int], Help("Numbers of states S.", least=2, most=64)] = (3,)
     concentration: Annotated[Sequence[float], Help("Dirichlet concentrations of a matrix's entries.", above=0)] = (
         0.1,

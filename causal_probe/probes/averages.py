@@ -9,13 +9,14 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.corpus import merge_readings
 from causal_probe.hooks.moments import Moments
 from causal_probe.results import Result, merge_provenance
 
-__all__ = ["Averages", "Quantity", "shapes"]
+__all__ = ["Averages", "Quantity", "as_arrays", "shapes"]
 
 Same = TypeVar("Same", bound="Averages")
 
@@ -227,3 +228,8 @@ def _undefined(arrays: Mapping[Any, np.ndarray]) -> bool:
 def shapes(values: Mapping[Any, np.ndarray]) -> dict[Any, list[int]]:
     """The shape of each array, by its name."""
     return {name: list(array.shape) for name, array in values.items()}
+
+
+def as_arrays(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
+    """By layer, in double precision."""
+    return {layer: tensor.double().cpu().numpy() for layer, tensor in tensors.items()}

@@ -15,14 +15,13 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import GraphComparison, compare
 from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.patterns import attention_on_nothing, given_patterns
-from causal_probe.probes.averages import Averages, Quantity, shapes
+from causal_probe.probes.averages import Averages, Quantity, as_arrays, shapes
 from causal_probe.probes.claims import AboveZero
 from causal_probe.probes.p_values import t_interval
 from causal_probe.probes.reading import (
@@ -100,22 +99,22 @@ class Evidence(Averages):
         provenance: Mapping[str, Any],
     ) -> Evidence:
         """The evidence whose sums over sequences these are, by layer."""
-        errors = {layer: its.stderr for layer, its in moments.items()}
-        known = {layer: error.cpu().numpy() for layer, error in errors.items() if error is not None}
+        known = {layer: error.cpu().numpy() for layer, its in moments.items() if (error := its.stderr) is not None}
         means = {layer: its.mean for layer, its in moments.items()}
-        rest = attention_on_nothing(means) if quantity.name == ATTENTION.name else None
+        # Rows of half precision are one to some thousandths, whatever their mean is kept in.
+        rest = attention_on_nothing(means, slack=0.01) if quantity.name == ATTENTION.name else None
         return cls(
-            values=_arrays(means),
+            values=as_arrays(means),
             stderr=known or None,
             n_sequences=next(iter(moments.values())).count,
-            nothing=None if rest is None else _arrays(rest),
+            nothing=None if rest is None else as_arrays(rest),
             quantity=quantity,
             settings=settings,
             provenance=provenance,
         )
 
     @classmethod
-    def from_arrays(
+    def fromas_arrays(
         cls,
         values: Any,
         stderr: Any = None,
@@ -156,7 +155,7 @@ class Evidence(Averages):
         --------
         >>> import numpy as np
         >>> pattern = np.array([[[1, 0, 0], [0.9, 0.1, 0], [0.0, 0.7, 0.3]]])
-        >>> found = Evidence.from_arrays([pattern])
+        >>> found = Evidence.fromas_arrays([pattern])
         >>> list(found.graph("L0H0").edges)
         [(0, 1), (1, 2)]
         """
@@ -173,18 +172,18 @@ class Evidence(Averages):
             moments = {layer: Moments.of(array) for layer, array in given.items()}
             found = cls.of_moments(moments, quantity, settings, provenance)
         else:
-            errors = None if stderr is None else _arrays(given_patterns(stderr, low=0))
+            errors = None if stderr is None else as_arrays(given_patterns(stderr, low=0))
             n = 1 if n_sequences is None else n_sequences
             if errors is not None and n < 2:
                 raise CausalProbeError(f"A standard error needs two sequences or more; n_sequences is {n_sequences}.")
-            means = _arrays(given)
+            means = as_arrays(given)
             if errors is not None and shapes(errors) != shapes(means):
                 raise CausalProbeError("stderr must have the layers and the shapes of the values.")
             found = cls(means, errors, n, quantity, settings=settings, provenance=provenance)
         if quantity.name != ATTENTION.name:
             return found
         rest = attention_on_nothing(given)
-        return found if rest is None else replace(found, nothing=_arrays(rest))
+        return found if rest is None else replace(found, nothing=as_arrays(rest))
 
     # ------------------------------------------------------------------------------------------------------------- reading
 
@@ -498,7 +497,3 @@ class Evidence(Averages):
         values = self.decisive(layer, head)
         # Where the sink takes evidence away, what is left of it is 0, and no edge whatever the threshold.
         return np.asarray((values >= self._threshold(claim)) & ((values > 0) | (self.sink == "keep")))
-
-
-def _arrays(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
-    return {layer: tensor.double().cpu().numpy() for layer, tensor in tensors.items()}

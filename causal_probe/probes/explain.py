@@ -287,7 +287,8 @@ def _scores(
             raise CausalProbeError("The method 'attention' ranks tokens by attention: give pattern [query, key].")
         n_positions = judge.tokens.shape[1]
         try:
-            its = np.asarray(torch.as_tensor(pattern).detach().cpu().double())
+            given = torch.as_tensor(pattern).detach().cpu()
+            its = np.zeros(0) if given.is_complex() else np.asarray(given.double())
         except (TypeError, ValueError, RuntimeError):
             its = np.zeros(0)
         if its.shape != (n_positions, n_positions) or not np.isfinite(its).all():

@@ -153,6 +153,7 @@ def match_heads(
       slot  head  attention  swapped children
          0  L0H1        0.8                 0
          1  L0H0        0.9                 0
+      shift 0: the edges into node i are read in row i, its own; with shift 1: attention on the true parent 0.225
     """
     layer = find_layer(1 + max(evidence.values), layer)
     if layer not in evidence.values:

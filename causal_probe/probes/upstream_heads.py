@@ -25,6 +25,7 @@ from causal_probe.hooks import attention_hook
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.moments import Moments
+from causal_probe.hooks.record import each_batch
 from causal_probe.hooks.values import read_values
 from causal_probe.hooks.visible import seen_in
 from causal_probe.probes.p_values import corrected, t_p_value
@@ -223,7 +224,7 @@ def upstream(
     ([('L0H1', 'L1H0', 'key')], 'previous-token')
     """
     template = from_graph(edges) if isinstance(edges, nx.DiGraph) else find_templates(edges)[0]
-    tokens = list(tokens)  # they are gone through at each step
+    tokens = list(each_batch(tokens))  # they are gone through at each step
     first = term_reader(model, layer, head)
     start = f"L{first.layer}H{first.head}"
     batches = micro_batches(first, tokens, batch_size)

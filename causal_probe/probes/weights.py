@@ -146,8 +146,8 @@ def head_weights(model: HookedModel, *, n_positions: int | None = None) -> HeadW
     >>> model.output_block("L1H0.token").fill_diagonal_(1.0).shape
     torch.Size([3, 3])
     >>> found = head_weights(model)
-    >>> found.copying[1], round(found.previous_token[0][0], 3)
-    ((1.0,), 1.0)
+    >>> round(found.copying[1][0], 3), round(found.previous_token[0][0], 3)
+    (1.0, 1.0)
     >>> found.undefined
     {'copying L0H0': 'its W_E W_V W_O W_U is zero'}
     """

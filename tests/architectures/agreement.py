@@ -12,6 +12,7 @@ import torch
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import to_hooked
+from causal_probe.probes.ablation import Measured
 from tests.architectures import references
 from tests.architectures.zoo import ARCHITECTURES, tokens
 
@@ -81,12 +82,17 @@ def head_graphs(case: Case) -> float:
     )
 
 
+def untested(logits: torch.Tensor, batch: torch.Tensor) -> Measured:
+    """The mean loss of each sequence, and no predictor that a random model would have to beat."""
+    return Measured(references.losses(logits, batch).mean(1), None)
+
+
 def verify(case: Case) -> float:
     """The effect of ablating one head to 1e-5 of the loss."""
     scores = probes.scan(case.hooked, case.tokens, templates=TEMPLATE)
     found = probes.verify(
-        scores, case.hooked, case.tokens, reference=case.tokens, templates=[TEMPLATE], rule=probes.Rule(minimum_excess=-9, level=0.999),
-        random_sets=0,
+        scores, case.hooked, case.tokens, reference=case.tokens.roll(1, 0), templates=[TEMPLATE],
+        rule=probes.Rule(minimum_excess=-9, level=0.999), measure=untested, random_sets=0,
     )  # fmt: skip
     verdicts = {(one.layer, one.head): one.effect.value for one in found.verdicts}
     if not verdicts:

@@ -144,20 +144,20 @@ def inputs(model: Any, tokens: Tensor, modules: dict[Any, Any]) -> dict[Any, Ten
 
 
 def ablation_effect(model: Any, tokens: Tensor, layer: int, head: int) -> float:
-    """Rise of the mean loss when a head's part of the output projection's input is its mean over sequences, position by position."""
+    """Rise of the mean loss when a head's part of the output projection's input is that of the sequence before."""
     projection = output_projection(attention_modules(model)[layer])
     z = inputs(model, tokens, {0: projection})[0]
     width = z.shape[-1] // n_heads(model)
     own = slice(head * width, (head + 1) * width)
 
-    def mean(value: Tensor) -> Tensor:
+    def of_another(value: Tensor) -> Tensor:
         value = value.clone()
-        value[..., own] = value[..., own].mean(0)
+        value[..., own] = value[..., own].roll(1, 0)
         return value
 
     with torch.no_grad():
         clean = losses(model(tokens).logits, tokens).mean()
-        with edited(before(projection, mean)):
+        with edited(before(projection, of_another)):
             return float(losses(model(tokens).logits, tokens).mean() - clean)
 
 

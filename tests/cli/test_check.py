@@ -37,7 +37,7 @@ def test_a_model_on_which_not_all_works(run, tmp_path):
     tiny.opt().save_pretrained(tmp_path / "tiny")
     code, out, _ = run(tmp_path / "tiny")
     assert code == 1
-    assert "  FAILS  read attention" in out
+    assert "  FAILS  edit attention" in out
 
 
 def test_no_model(run):

@@ -53,7 +53,7 @@ def test_a_model_made_for_a_graph_reads_it_and_no_other(graph: str):
     other = experiments.in_context_graph(model, "lag-3", n_positions=POSITIONS, states=STATES)
     assert other.carriers == ()
     assert not other.answers
-    assert other.verdict == "no head sees the graph; the answer uses no more than frequencies"
+    assert other.verdict == "no head sees the graph; no use of more than frequencies is shown"
 
 
 def test_losses_by_hand(chain_model):

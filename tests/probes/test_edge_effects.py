@@ -414,7 +414,7 @@ def test_everything_that_is_wrong_with_the_candidates_is_said_at_once():
     [
         ({"candidates": []}, "there are none"),
         ({"level": 0.0}, "`level` is 0.0. It must be a finite number of more than 0 and less than 1"),
-        ({"batches": []}, "no batches"),
+        ({"batches": []}, "There are no sequences"),
         ({"layer": 2}, r"Layer 2 was asked for; there are 2 layers"),
         ({"head": 2}, "head 2 was asked for"),
         ({"candidates": [(0, 7)]}, "query 7 was asked for"),
