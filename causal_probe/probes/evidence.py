@@ -114,7 +114,7 @@ class Evidence(Averages):
         )
 
     @classmethod
-    def fromas_arrays(
+    def from_arrays(
         cls,
         values: Any,
         stderr: Any = None,
@@ -155,7 +155,7 @@ class Evidence(Averages):
         --------
         >>> import numpy as np
         >>> pattern = np.array([[[1, 0, 0], [0.9, 0.1, 0], [0.0, 0.7, 0.3]]])
-        >>> found = Evidence.fromas_arrays([pattern])
+        >>> found = Evidence.from_arrays([pattern])
         >>> list(found.graph("L0H0").edges)
         [(0, 1), (1, 2)]
         """
