@@ -34,7 +34,7 @@ def merge_scans(shards: Sequence[str | os.PathLike[str]], o: MergeOptions) -> Mo
     if not shards:
         raise CausalProbeError("There is nothing to merge. Name the folders of two scans or more.")
     files = [Path(each) / SCORES if os.path.isdir(each) else Path(each) for each in shards]
-    if absent := [os.fspath(each) for each, file in zip(shards, files, strict=True) if not file.is_file()]:
+    if absent := [os.fspath(each) for each, file in zip(shards, files, strict=True) if not os.path.isfile(file)]:
         raise CausalProbeError(
             f"No scan was saved in {', '.join(absent)}. Name folders that causal-probe scan --out has written."
         )

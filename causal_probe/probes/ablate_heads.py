@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_probe.arguments import BatchSize
+from causal_probe.arguments import BatchSize, shown
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import zero_ablate
 from causal_probe.hooks.batches import probe
@@ -172,5 +172,7 @@ def ablate_heads(
 
 def _named(heads: Any) -> Iterable[tuple[Any, ...]]:
     """Each head as it was named: one alone, or those of a list."""
+    if not isinstance(heads, (str, tuple, list)):
+        raise CausalProbeError(f"Heads are named such as 'L1H0' or (1, 0), several in a list; found {shown(heads)}.")
     pair = isinstance(heads, (tuple, list)) and len(heads) == 2 and all(isinstance(each, int) for each in heads)
     return [(heads,)] if isinstance(heads, str) or pair else [(each,) for each in heads]

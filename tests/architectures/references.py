@@ -422,7 +422,9 @@ def copying(model: Any, layer: int, head: int) -> float:
         min((name for name, _ in model.named_modules() if name.rpartition(".")[2] in finals), key=len)
     )
     logits = gain_of(final, width)(written) @ model.get_output_embeddings().weight.detach().T
-    eigenvalues = torch.linalg.eigvals(logits.double())
+    eigenvalues = torch.linalg.eigvals(
+        (logits - logits.mean(-1, keepdim=True)).double()
+    )  # a shift of all logits means nothing
     return float(eigenvalues.sum().real / eigenvalues.abs().sum())
 
 
