@@ -135,7 +135,7 @@ def _ordered_nodes(graphs: Mapping[str, nx.Graph]) -> list[Hashable]:
     if not nodes:
         raise CausalProbeError("A graph was to be drawn and it has no node.")
     if all(_place_of(node) for node in nodes):
-        return sorted(nodes, key=_place_of)
+        return sorted(nodes, key=lambda node: (_place_of(node), str(node)))
     try:
         return sorted(nodes)
     except TypeError as error:

@@ -73,7 +73,9 @@ def test_every_page_leads_to_its_sections_and_says_how_it_was_made(
         assert end.index("<pre>") < end.index("Settings") < end.index("Versions"), kind
         if kind != "everything":
             compile(reports[kind].call, kind, "exec")
-            assert any(f"\n{room}." in reports[kind].call for room in ("experiments", "papers", "sweep")), kind
+            assert any(
+                f"\n{room}." in reports[kind].call for room in ("discovery", "experiments", "papers", "sweep")
+            ), kind
 
 
 @pytest.mark.slow
