@@ -154,8 +154,10 @@ class SequenceGraph(Result):
             if self.settings.get(name)
         )
         if "data" in self.settings:
-            return f"experiments.graph_from_file({self.settings['data']!r}{asked})"
-        return f"discovery.graph_from_sequences(tokens{asked})"
+            return (
+                f"from causal_probe import experiments\n\nexperiments.graph_from_file({self.settings['data']!r}{asked})"
+            )
+        return f"from causal_probe import discovery\n\ndiscovery.graph_from_sequences(tokens{asked})"
 
     @property
     def methods(self) -> str:
