@@ -268,7 +268,7 @@ def _load_hugging_face(
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **options) if has_tokenizer else None
-    except Exception as error:  # as above: of any kind
+    except Exception as error:  # a broken tokenizer file raises errors of any kind, too
         file = gguf_file or _damaged(folder) or ", ".join(f for f in TOKENIZER_FILES if (folder / f).is_file())
         raise CausalProbeError(f"The tokenizer of {name} can't be loaded ({file}): {_reason(error)}") from error
     model, info = found

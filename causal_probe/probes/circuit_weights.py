@@ -161,7 +161,7 @@ def _own(attention: Any, name: str) -> Tensor:
         return _checked(name, getattr(attention, name), 3)
     except CausalProbeError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # a bridge builds a weight when it is named, and fails in many ways where it can't
         raise CausalProbeError(
             f"{type(attention).__name__} does not give {name} as one tensor, so what a head does can't be read from its weights: {error}"
         ) from error
@@ -170,7 +170,7 @@ def _own(attention: Any, name: str) -> Tensor:
 def _weight(model: Any, name: str) -> Tensor:
     try:
         weight = getattr(model, name)
-    except Exception as error:  # as above
+    except Exception as error:  # a bridge builds a weight when it is named, and fails in many ways where it can't
         raise CausalProbeError(
             f"{type(model).__name__} does not give {name} as one tensor, so what a head does can't be read from its weights: "
             f"{error}"

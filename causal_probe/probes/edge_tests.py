@@ -337,7 +337,7 @@ class EdgeEffects(Result):
             if edge in self.again:
                 gain, margins = self.again[edge]
                 both = _numpy(torch.cat([gain.mean[None], margins.mean]) - self.resolution)
-                errors = _numpy(torch.cat([gain.stderr[None], margins.stderr]))  # type: ignore[index, list-item]
+                errors = _numpy(torch.cat([gain.stderr[None], margins.stderr]))  # type: ignore[index, list-item]  # two sequences or more: checked above
                 decisive[index] = max(decisive[index], _t(both, errors).min())
         weights = np.zeros((nodes, nodes))
         parents, children = np.array(self.edges).T

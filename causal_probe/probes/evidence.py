@@ -367,7 +367,7 @@ class Evidence(Averages):
             and {layer: np.concatenate([0 * array[..., :1, :], array[..., :-1, :]], -2) for layer, array in its.items()}
             for what, its in (("values", self.values), ("stderr", self.stderr))
         }
-        return replace(self, **arrays, nothing=None)  # type: ignore[arg-type]
+        return replace(self, **arrays, nothing=None)  # type: ignore[arg-type]  # arrays by field name
 
     def _compared(
         self, truth: nx.DiGraph, layer: int, head: int, claim: Claim | None, children: Sequence[int], reversal_cost: int

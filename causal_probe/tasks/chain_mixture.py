@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.tasks.dirichlet import CONCENTRATIONS, dirichlet
+from causal_probe.tasks.dirichlet import check_concentration, dirichlet
 from causal_probe.tasks.graph_mixture import LabelledBatch, NextTokens, counted, next_token_losses
-from causal_probe.tasks.randomness import check_batch_size, generator
+from causal_probe.tasks.randomness import check_batch_size, generator, out_of_range
 from causal_probe.tasks.stationary import stationary_distribution
 
 __all__ = ["MarkovMixture"]
@@ -53,14 +53,10 @@ class MarkovMixture:
     def __init__(
         self, n_chains: int, *, n_positions: int, d_vocab: int, concentration: float = 1.0, seed: int = 0
     ) -> None:
-        for name, value, least in (("n_chains", n_chains, 1), ("n_positions", n_positions, 2), ("d_vocab", d_vocab, 2)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise CausalProbeError(f"{name} must be a whole number of at least {least}, not {value!r}.")
-        if not CONCENTRATIONS[0] <= concentration <= CONCENTRATIONS[1]:
-            raise CausalProbeError(
-                f"concentration must be from {CONCENTRATIONS[0]:g} to {CONCENTRATIONS[1]:g}, not {concentration!r}."
-            )
-        self.n_chains, self.n_positions, self.d_vocab, self.concentration = n_chains, n_positions, d_vocab, float(concentration)  # fmt: skip
+        counts = {"n_chains": (n_chains, 1), "n_positions": (n_positions, 2), "d_vocab": (d_vocab, 2)}
+        if wrong := out_of_range(counts, {}):
+            raise CausalProbeError(f"{'; '.join(wrong)}.")
+        self.n_chains, self.n_positions, self.d_vocab, self.concentration = n_chains, n_positions, d_vocab, check_concentration(concentration)  # fmt: skip
         #: [chain, d_vocab, d_vocab]
         self.matrices: Float[Tensor, "chain d_vocab d_vocab"] = dirichlet(
             concentration, (n_chains, d_vocab, d_vocab), generator=generator(seed, "chains"), dtype=torch.float64

@@ -18,11 +18,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["CONCENTRATIONS", "dirichlet", "log_gamma_variates"]
+from causal_probe.errors import CausalProbeError
+
+__all__ = ["CONCENTRATIONS", "check_concentration", "dirichlet", "log_gamma_variates"]
 
 #: The smallest and largest concentration. Beyond them float32 has no room for the logarithms, and rows are corners of the
 #: simplex, or uniform, to the last digit.
 CONCENTRATIONS = (1e-30, 1e30)
+
+
+def check_concentration(concentration: float) -> float:
+    """The concentration, if it is one of :data:`CONCENTRATIONS`; else a :class:`CausalProbeError`."""
+    low, high = CONCENTRATIONS
+    if not low <= concentration <= high:
+        raise CausalProbeError(f"concentration must be from {low:g} to {high:g}, not {concentration!r}.")
+    return float(concentration)
 
 
 def dirichlet(

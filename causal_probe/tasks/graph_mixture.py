@@ -26,7 +26,7 @@ from torch.nn import functional
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
 from causal_probe.graphs.check import parent_lists
-from causal_probe.tasks.dirichlet import CONCENTRATIONS, dirichlet
+from causal_probe.tasks.dirichlet import check_concentration, dirichlet
 from causal_probe.tasks.randomness import check_batch_size, generator
 
 __all__ = ["GraphMixture", "LabelledBatch", "NextTokens", "counted", "next_token_losses"]
@@ -100,10 +100,6 @@ class GraphMixture:
             raise CausalProbeError(f"transitions must be 'fixed' or 'fresh', not {transitions!r}.")
         if isinstance(d_vocab, bool) or not isinstance(d_vocab, int) or d_vocab < 2:
             raise CausalProbeError(f"The vocabulary must hold at least 2 states; d_vocab is {d_vocab!r}.")
-        if not CONCENTRATIONS[0] <= concentration <= CONCENTRATIONS[1]:
-            raise CausalProbeError(
-                f"concentration must be from {CONCENTRATIONS[0]:g} to {CONCENTRATIONS[1]:g}, not {concentration!r}."
-            )
         for graph in graphs:
             check_graph(graph)
         parents = [parent_lists(graph) for graph in graphs]
@@ -115,7 +111,7 @@ class GraphMixture:
                 f"{', with several parents for some node' if several else ''}."
             )
         self.graphs = tuple(nx.freeze(graph.copy()) for graph in graphs)
-        self.d_vocab, self.transitions, self.concentration = d_vocab, transitions, float(concentration)
+        self.d_vocab, self.transitions, self.concentration = d_vocab, transitions, check_concentration(concentration)
         self.n_positions = sizes.pop()
         #: By graph, each node's parent; -1 for roots.
         self.parents: Int[Tensor, "graph pos"] = torch.tensor(

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
-from causal_probe.tasks.randomness import check_batch_size
+from causal_probe.tasks.randomness import check_batch_size, out_of_range
 
 __all__ = ["Programs", "VariableBinding"]
 
@@ -103,9 +103,8 @@ class VariableBinding:
         copies: float = 0.5,
     ) -> None:  # fmt: skip
         counts = {"n_lines": (n_lines, 1), "n_variables": (n_variables, 2), "n_constants": (n_constants, 2)}
-        for name, (value, least) in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise CausalProbeError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+        if wrong := out_of_range(counts, {}):
+            raise CausalProbeError(f"{'; '.join(wrong)}.")
         if not hops or len(set(hops)) != len(hops) or not all(isinstance(h, int) and 1 <= h <= n_lines for h in hops):
             raise CausalProbeError(
                 f"hops are different whole numbers from 1 to n_lines = {n_lines}, one or more; found {hops!r}."
