@@ -156,7 +156,7 @@ def test_the_seventh_notebook_says_yes_where_it_is_so_and_refuses_what_can_not_b
         assert re.search(r"called: (\(\)|no rows)", text["scan-gpt2"])
         assert all("FAILS" not in text[cell] and "NO " not in text[cell] for cell in ("check-gpt2", "own-class"))
         assert "SHD 0" in text["compare"].splitlines()[0]
-        assert "decorative" in text["bert"]
+        assert "attend to later positions" in text["bert"]
         assert "not causal" in text["bert"]
 
 
