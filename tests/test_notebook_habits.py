@@ -117,7 +117,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "InContextGraph": every_report.in_context,
         "TextDiscovery": every_report.discovery,
         "Reproduction": every_report.reproduction,
-        "HeadAblation": lambda: probes.ablate_heads(tiny, tokens, "L1H0"),
+        "HeadAblation": lambda: probes.ablate_heads(tiny, tokens.repeat(2, 1), "L1H0"),
         "HeadScores": lambda: every_report.scan().scores,
         "Verification": lambda: every_report.scan().verification,
         "QKAttributions": lambda: every_report.scan().circuits[0].attributions,
