@@ -1,4 +1,4 @@
-"""What a function is given, looked at as its signature has it: one check of types and ranges, in production too.
+"""Checks of arguments against the signature, types and ranges, in production too.
 
 An option of a study (:mod:`causal_probe.options`) and an argument of a probe (:func:`checked`) are refused in the same words. A type may
 carry its range, as :class:`Help` in ``Annotated``. Of a library there would be pydantic's ``validate_call``, which turns ``"3"`` into 3 and
@@ -47,16 +47,16 @@ _short.maxstring = _short.maxother = _short.maxlong = 100
 
 @dataclass(frozen=True)
 class Help:
-    """What is said about an option.
+    """What is known about an option.
 
     Attributes
     ----------
     text
         One or two sentences.
     python
-        What a command can't do, and Python can.
+        Uses that only Python has, not the command.
     none
-        What None stands for.
+        The meaning of None.
     least, most
         The range of a number, ends included; of a sequence, of each number in it.
     above, below
@@ -64,7 +64,7 @@ class Help:
     setting
         Whether the result depends on it: what does not, such as a progress bar, is no part of ``settings``, ``call`` and sweeps.
     in_call
-        Whether ``call`` says it. A device is where, not what.
+        Whether ``call`` repeats it; a device, for one, does not change the result.
     in_command
         Whether the command has it.
     """
@@ -139,7 +139,7 @@ def check_value(name: str, value: Any, hint: Any, about: Help | None = None) -> 
 
 
 def shown(value: Any) -> str:
-    """What a message says of a value: one line, never long, whatever it is.
+    """A value as messages show it: one line, never long.
 
     >>> shown([1]), len(shown("x" * 5000))
     ('[1]', 100)

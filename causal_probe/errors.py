@@ -13,7 +13,7 @@ LONGEST = 2000
 class CausalProbeError(ValueError):
     """Raised for every input that causal-probe can't work with.
 
-    The message is one paragraph that says what was asked, what was found and what to do about it. The command
+    The message is one paragraph: what was found, what is allowed, what to do. The command
     line prints it alone, without a traceback, and exits with code 2. It is one line; the middle of a very long one, which says again
     what was given, is left out.
     """

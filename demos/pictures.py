@@ -115,7 +115,7 @@ def run_notebook(path: Path) -> None:
     metadata = notebook.metadata.copy()
     put_install_cell(notebook)
     NotebookClient(notebook, timeout=1800, record_timing=False, resources={"metadata": {"path": DEMOS}}).execute()
-    notebook.metadata = metadata  # not the Python of whoever ran it last
+    notebook.metadata = metadata  # not the Python that ran it last
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if len(output.get("data", {}).get("text/html", "")) > LONGEST_OUTPUT:

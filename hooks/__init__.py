@@ -1,4 +1,4 @@
-"""What is done *at a hook point*: check it, record there, edit there.
+"""Work at a hook point: check it, record there, edit there.
 
 Everything works on any model with TransformerLens' hook points (:class:`~causal_probe.hooks.check.HookedModel`), leaves the model as
 it was, and keeps nothing of the size of a batch.

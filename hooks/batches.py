@@ -144,7 +144,7 @@ class OfText(Cut):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Batches:
-    """What :func:`read_tokens` gives."""
+    """The result of :func:`read_tokens`."""
 
     model: HookedModel
     given: Any
@@ -231,7 +231,7 @@ class Batches:
         return read
 
 
-#: What is wrong with padding, and what to do about it.
+#: Why padding is refused, and what to do about it.
 PADDING = (
     "and attention to padding would count: no probe takes a mask. Give sequences without padding: cut them to one length, or measure "
     "those of each length by themselves."
@@ -239,7 +239,7 @@ PADDING = (
 
 
 def _apart(given: Any) -> Iterator[Any]:
-    """The batches of what was given."""
+    """The batches of the given tokens."""
     if isinstance(given, (Tensor, np.ndarray, Mapping, str)) or isinstance(getattr(given, "tokens", None), Tensor):
         return iter([given])
     if isinstance(given, Sequence) and len(given) and (_are_texts(given) or _is_number(given[0]) or is_row(given[0])):
@@ -326,7 +326,7 @@ def tokens_of_text(model: HookedModel, texts: Sequence[str]) -> Int[Tensor, "bat
 
 
 def shape_fault(tokens: Any) -> str | None:
-    """What keeps something from being tokens at all."""
+    """Faults that keep a value from being tokens at all."""
     if not isinstance(tokens, Tensor):
         return f"Tokens must be a tensor of whole numbers [batch, pos]; they are a {type(tokens).__name__}."
     odd = tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool or tokens.is_quantized
@@ -340,7 +340,7 @@ def shape_fault(tokens: Any) -> str | None:
 
 
 def token_faults(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Iterator[tuple[str, str]]:
-    """What keeps a model from being measured on tokens of the right shape: the kind of each fault, and the message."""
+    """Faults that keep a model from being measured on tokens of the right shape: the kind of each fault, and the message."""
     longest, d_vocab = context_length(model), getattr(model.cfg, "d_vocab", None)
     if longest is not None and tokens.shape[1] > longest:
         yield (

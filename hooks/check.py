@@ -1,7 +1,7 @@
-"""What a model must offer before a hook is put on it, and leaving it as it was found.
+"""The surface that a model must offer for hooks, and restoring the model after use.
 
 A probe depends on the smallest structural surface, :class:`HookedModel`, never on a class: HookedTransformer and the bridges
-of TransformerLens, and every ``HookedRootModule`` of one's own, offer it.
+of TransformerLens, and every user-written ``HookedRootModule``, offer it.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def require_hooks(model: object, names: Iterable[str]) -> None:
 
 
 def no_surface(model: object) -> str:
-    """What a model lacks of the surface."""
+    """The missing parts of the surface."""
     missing = [part for part in SURFACE if not hasattr(model, part)]
     return (
         f"A {type(model).__name__} can't be probed: it has no {', '.join(missing)}. Give what hooks.to_hooked(model, tokenizer) makes of a "

@@ -1,6 +1,6 @@
 """Continuous inputs: any hooked model read as a function of vectors, and a model of vectors run on token ids.
 
-A model that was made for token ids is given vectors by putting them in the place of its embedding, at the hook point
+A model that was made for token ids is given vectors by replacing its embedding with them, at the hook point
 ``hook_embed``, and is read at the residual stream behind its last layer (:func:`on_residual_stream`). The other way
 round, a probe that wants token ids is given a model of vectors together with the sequences that the ids name
 (:class:`OnSequences`).

@@ -56,7 +56,7 @@ BESIDE = re.compile(r"\.|README|LICENSE", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class CorpusCounts:
-    """What became of a corpus; counts of shards add up to those of the whole.
+    """Counts of a corpus's documents and tokens; counts of shards add up to those of the whole.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class Corpus(Cut):
             yield from pieces
 
     def counts(self) -> CorpusCounts:
-        """What is left in and left out, in a pass that runs no model."""
+        """What is kept and left out, counted in a pass that runs no model."""
         total = CorpusCounts()
         for _, its in self.documents():
             total += its
@@ -169,7 +169,7 @@ class CorpusPass(Cut):
     Parameters
     ----------
     corpus
-        What is read.
+        The corpus.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -198,7 +198,7 @@ class CorpusPass(Cut):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What was read, in plain JSON types: where from, how it was cut, which shards, and the :class:`CorpusCounts`."""
+        """The parts that were read, in plain JSON types: where from, how it was cut, which shards, and the :class:`CorpusCounts`."""
         its = self.corpus
         named = isinstance(its.source, (str, os.PathLike))
         return {
@@ -215,7 +215,7 @@ class CorpusPass(Cut):
 
 
 def merge_readings(*readings: Mapping[str, Any]) -> dict[str, Any]:
-    """What was read by several passes (:attr:`CorpusPass.reading`) together: counts are added up, shards stand side by side.
+    """The parts that several passes have read (:attr:`CorpusPass.reading`) together: counts are added up, shards stand side by side.
 
     Raises
     ------
@@ -260,7 +260,7 @@ def merge_readings(*readings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def missing_shards(reading: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is missing of the corpora that were read: shards such as ``"2/4"``, after their source where there are several.
+    """The missing shards of the corpora that were read: shards such as ``"2/4"``, after their source where there are several.
 
     >>> missing_shards({"source": "a.txt", "shards": [[0, 2], [1, 4]]})
     ('3/4',)

@@ -158,7 +158,7 @@ def resample_ablate(layer: Any, head: Any = None, *, donors: Float[Tensor, "batc
     layer, head
         As in :func:`replace_row`.
     donors
-        What the head read out of the sequence that is put in the place of each, such as ``z.roll(1, 0)[:, :, head]`` of the same
+        What the head read out of the sequence that replaces each, such as ``z.roll(1, 0)[:, :, head]`` of the same
         batch.
 
     Raises

@@ -1,4 +1,4 @@
-"""What passes attention hook points, averaged over sequences in one streaming pass."""
+"""Means over sequences of the values at attention hook points, in one streaming pass."""
 
 from __future__ import annotations
 

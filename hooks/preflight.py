@@ -48,7 +48,7 @@ class Finding:
         ``no-surface``, ``missing-hooks``, ``tokens``, ``too-long``, ``vocabulary``, ``padding``, ``fails``, ``not-eager``,
         ``silent-hooks``, ``shape``, ``nan``, ``row-sums``, ``not-causal`` or ``dead-hooks``.
     message
-        What was found, and what to do about it.
+        The finding, and what to do about it.
     """
 
     kind: str
@@ -123,7 +123,7 @@ def find_faults(
         Anything; what is no :class:`HookedModel` is told what it lacks. It is left as it was: the caller's hooks, training
         mode, dtype, device and gradient flags, also after an exception. The caller's hooks are active.
     tokens
-        What is to be measured on, [batch, pos].
+        The tokens to measure on, [batch, pos].
     attention_mask
         [batch, pos], 1 at tokens and 0 at padding. It is given to the model, and rows of padding are not looked at.
     hooks
@@ -160,7 +160,7 @@ def find_faults(
 
 
 def _points(model: HookedModel, hooks: Sequence[str]) -> tuple[list[Finding], dict[str, list[str]]]:
-    """What is missing, and the hook points of each kind."""
+    """The missing parts, and the hook points of each kind."""
     by_point: dict[str, list[str]] = {}
     for (_, point), name in attention_hooks(model, hooks).items():
         by_point.setdefault(point, []).append(name)
@@ -179,7 +179,7 @@ def _run_faults(
     *,
     edits: bool,
 ) -> tuple[Finding, ...]:
-    """What is wrong with what passes the hooks on tokens that can be run."""
+    """Faults of the values at the hook points, on tokens that can be run."""
     with undisturbed(model):
         known = [names for names in by_point.values() if all(name in model.hook_dict for name in names)]
         findings, silent = _run(model, tokens, mask, [name for names in known for name in names])
@@ -216,7 +216,7 @@ def _runnable(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Int[Tenso
 
 @dataclass(frozen=True)
 class _Pattern:
-    """What one layer's patterns look like."""
+    """A summary of one layer's patterns."""
 
     shape: tuple[int, ...]
     nan: Sequence[int] = ()
@@ -229,7 +229,7 @@ class _Pattern:
 def _run(
     model: HookedModel, tokens: Int[Tensor, "batch pos"], mask: Tensor | None, names: Sequence[str]
 ) -> tuple[list[Finding], set[str]]:
-    """What is wrong with the patterns, and the hook points that did not fire."""
+    """Faults of the patterns, and the hook points that did not fire."""
     fired: set[str] = set()
     patterns: dict[int, _Pattern] = {}
 

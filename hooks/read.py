@@ -35,7 +35,7 @@ def layer_index(model: object, layer: int) -> int:
 def read_layer(
     model: object, tokens: Int[Tensor, "one pos"], layer: int, *, what: Literal["pattern", "z"] = "pattern"
 ) -> Float[Tensor, "_head pos _key_or_dimension"]:
-    """What a layer's heads do on one input: their patterns [head, query, key], or their outputs [head, pos, d_head].
+    """A layer's heads on one input: their patterns [head, query, key], or their outputs [head, pos, d_head].
 
     Nothing is edited, so this also serves models whose hooks only show (as those of TransformerLens' BERT bridges), and Hugging Face
     models without any, classifiers among them: of those, the attentions that they return themselves.

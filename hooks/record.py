@@ -43,13 +43,13 @@ MICRO_BATCH = 2**28
 
 @runtime_checkable
 class Reduction(Protocol):
-    """What a probe makes of the values that pass the hook points of each layer."""
+    """A probe's reduction of the values at the hook points of each layer."""
 
     def start(self, tokens: Int[Tensor, "batch pos"]) -> None:
         """A micro-batch is about to run; its tokens are on the model's device. It may fail, and start again in parts."""
 
     def reduce(self, layer: int, *values: Tensor) -> Any:
-        """What is kept of the values at one layer's points. They belong to the model: they are not written to, and not kept."""
+        """What to keep of the values at one layer's points. They belong to the model: they are not written to, and not kept."""
 
     def add(self, reduced: Mapping[int, Any]) -> None:
         """The micro-batch has passed: by layer, what :meth:`reduce` made of it. It raises before anything is added, or not at all."""
@@ -80,7 +80,7 @@ def record(
     tokens
         Tokens [batch, pos], or an iterable of such tensors (or of anything with ``.tokens``), all of one length; on any device.
     reduction
-        What is done with the values; it is returned.
+        The reduction of the values; it is returned.
     points
         The hook points, such as ``("pattern", "z")``: ``blocks.{layer}.attn.hook_pattern`` and ``hook_z``.
     layers
@@ -214,12 +214,12 @@ class Rows:
         self._n = end
 
     def arrays(self) -> dict[Any, NDArray[Any]]:
-        """What was written: by name, and by (name, layer), [sequence, ...]."""
+        """The written values: by name, and by (name, layer), [sequence, ...]."""
         return {name: held[: self._n].copy() for name, held in self._held.items()}
 
 
 def run_layers(model: HookedModel, tokens: Tensor, n_layers: int) -> None:
-    """Run so many layers, from 0 on, and, where the model can be stopped, no more: the unembedding can cost more than several layers.
+    """Run this many layers, from 0 on, and, where the model can be stopped, no more: the unembedding can cost more than several layers.
 
     TransformerLens' bridges stop when they enter the next block, and so never after the last one. What they raise there to stop
     is raised here once the last block's output has passed; they catch it and tidy up.

@@ -22,14 +22,14 @@ __all__ = ["Answer", "self_test"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came out where the answer was known.
+    """The outcome of a self-test with a known answer.
 
     Attributes
     ----------
     question
         ``pattern-moves-values``, ``pattern-is-read-back``, ``softmax-of-scores``, ``same-as-original`` or ``nothing-stays``.
     statement
-        What should be the case.
+        The expected outcome.
     error
         Largest deviation from it: of a probability, or relative to the largest entry of what is compared. None where it is not finite,
         because a hook answered nothing, say.

@@ -15,7 +15,7 @@ from causal_probe.hooks.check import HookedModel
 
 __all__ = ["SpecialTokens", "content_tokens", "special_tokens", "text_start"]
 
-#: What a decoder puts in the place of bytes that are no character.
+#: The character that a decoder writes for bytes that are no character.
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -33,7 +33,7 @@ class SpecialTokens:
     pad
         The padding token, None where there is none.
     before, after
-        What the tokenizer puts in front of and behind a text by itself; empty without a tokenizer.
+        Tokens that the tokenizer itself adds before and after a text; empty without a tokenizer.
     """
 
     ids: frozenset[int]

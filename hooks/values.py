@@ -1,4 +1,4 @@
-"""What passes some hook points in one forward."""
+"""The values at some hook points in one forward pass."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_values(
     names
         Hook points; those that the model lacks, or that do not fire, are missing from the answer.
     n_layers
-        Only so many layers are run.
+        The number of layers to run.
     edits
         By hook point, what its value is replaced by.
 

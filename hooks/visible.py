@@ -1,4 +1,4 @@
-"""What each query of a layer can attend to: which keys its mask shows, and whether there is nothing, too, to attend to."""
+"""The keys that each query of a layer can attend to: those that its mask shows, and nothing (sinks) where the model has that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causal_probe.hooks.check import HookedModel, attention_hook, attention_hook
 
 __all__ = ["MASKED", "Masks", "has_sinks", "heads_by_layer", "seen_in", "sink_of", "window_of"]
 
-#: What TransformerLens and Hugging Face put in the place of a masked score is below this; -inf is too.
+#: What TransformerLens and Hugging Face write instead of a masked score is below this; -inf is too.
 MASKED = -1e30
 
 
@@ -62,7 +62,7 @@ def window_of(pattern: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "q
 class Masks:
     """Which keys each query sees, by layer, as the forward that is running shows it; :attr:`hooks` look at the masked scores.
 
-    A layer's scores pass before its pattern, so that whoever is shown the pattern can ask. Where they pass behind it (in models whose
+    A layer's scores pass before its pattern, so that a reader of the pattern can ask. Where they pass behind it (in models whose
     patterns can't be edited), the pattern's own window is taken.
     """
 
@@ -77,7 +77,7 @@ class Masks:
         self._of.clear()
 
     def of(self, layer: int, pattern: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "batch query key"] | None:
-        """What the layer that runs shows; None for all of the past."""
+        """The visible keys of the layer that runs; None for all of the past."""
         if layer in self._of or layer not in self._layers:
             return self._of.get(layer)
         return self._unless_all(window_of(pattern).expand(len(pattern), -1, -1))

@@ -21,7 +21,7 @@ from causal_probe.options.registry import Study
 
 __all__ = ["INTERRUPTED", "commands", "examples", "flag", "in_flags"]
 
-#: What a shell reports of a command that Ctrl-C has ended.
+#: The exit status of a command that Ctrl-C has ended.
 INTERRUPTED = 130
 
 
@@ -64,7 +64,7 @@ def in_flags(text: str) -> str:
 
 
 def _command(studies: Mapping[str, Study]) -> Callable[..., None]:
-    """The function that typer makes a command of. What was not given is None there, so what was given is known."""
+    """The function that typer makes a command of. An option that was not given is None there, so that the given ones are known."""
 
     def run(**values: Any) -> None:
         given = {name: value for name, value in values.items() if value is not None}
@@ -108,7 +108,7 @@ def _chosen(studies: Mapping[str, Study], given: dict[str, Any]) -> str:
 
 
 def _how(study: Study) -> str:
-    """What chooses a study that shares its command."""
+    """The option that chooses among the studies of one command."""
     return " ".join(filter(None, [_flag_of(study), study.method and f"--method {study.method}"]))
 
 
@@ -238,7 +238,7 @@ def _option(its: Sequence[tuple[Study, Option]], *, of: int) -> Any:
 
 
 def _said(each: Iterable[tuple[Study, str]], form: str, between: str) -> str:
-    """What studies say of an option: once if all say the same."""
+    """The help texts of an option over the studies: one if all agree."""
     texts: dict[str, list[Study]] = {}
     for study, text in each:
         texts.setdefault(text, []).append(study)

@@ -47,7 +47,7 @@ for _name, _function in commands():
 
 
 class _Said(logging.Handler):
-    """What the library logs, a line each on standard error."""
+    """The library's log, a line each on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.echo(record.getMessage(), err=True)
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if sys.argv[1:] if arguments is None else arguments:
             path = getattr(getattr(usage, "ctx", None), "command_path", "causal-probe")
             said = " ".join(str(usage.format_message()).replace("Value error, ", "").split()).rstrip(".")
-            said = said if len(said) < 1000 else f"{said[:300]} ... {said[-300:]}"  # it says again what was given
+            said = said if len(said) < 1000 else f"{said[:300]} ... {said[-300:]}"  # it repeats the arguments
             typer.echo(f"Error: {said}. See {path} --help.", err=True)
         else:
             usage.show()  # without arguments: the help

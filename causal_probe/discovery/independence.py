@@ -31,7 +31,7 @@ AT_ONCE = 4_000_000
 
 @runtime_checkable
 class IndependenceTest(Protocol):
-    """What a learner asks: how well does the data agree with x and y being independent given a set?"""
+    """A test of independence: how well do the data agree with x and y being independent given a set?"""
 
     level: float
 
@@ -47,7 +47,7 @@ class IndependenceTest(Protocol):
         ...
 
     def by_order(self) -> tuple[OrderCount, ...]:
-        """What was computed so far, by the size of the conditioning set."""
+        """The results so far, by the size of the conditioning set."""
         ...
 
 
@@ -231,7 +231,7 @@ class FisherZ:
         return p
 
     def by_order(self) -> tuple[OrderCount, ...]:
-        """What was computed so far, by the size of the conditioning set."""
+        """The results so far, by the size of the conditioning set."""
         quantile = float(stats.norm.isf(self.level / 2))
         found = []
         for order, (tests, undefined, least) in sorted(self._counts.items()):
@@ -287,6 +287,6 @@ class DSeparation:
         return self._known[key]
 
     def by_order(self) -> tuple[OrderCount, ...]:
-        """What was computed so far, by the size of the conditioning set."""
+        """The results so far, by the size of the conditioning set."""
         counts = Counter(len(given) for _, _, given in self._known)
         return tuple(OrderCount(order, tests, 0, None, None) for order, tests in sorted(counts.items()))

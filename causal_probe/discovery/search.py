@@ -1,4 +1,4 @@
-"""What the learners share: a graph that loses its edges test by test, and what was found out on the way."""
+"""The base of the learners: a graph that loses its edges test by test, and the record of these tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """What a learner found, over the variables 0..n-1.
+    """The result of a learner, over the variables 0..n-1.
 
     Attributes
     ----------
@@ -164,6 +164,6 @@ class Search:
             self.version += 1
 
     def learned(self, stopped: int | None) -> Learned:
-        """What was found."""
+        """The result."""
         separating = {pair: tuple(bits(given)) for pair, given in self.separating.items()}
         return Learned(self.graph, separating, self.evidence, self.test.by_order(), stopped)

@@ -27,7 +27,7 @@ READ = 2048
 
 
 class OwnSequences(Task):
-    """Sequences of one's own as a task: their columns but one, then its parent's token as the query; the column's token is to be predicted.
+    """A user's sequences as a task: all columns but one, then that column's parent's token as the query; the target is the column's token.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def trained_beside(tokens: NDArray[np.int64], found: SequenceGraph, *, seed: int
     Raises
     ------
     CausalProbeError
-        If no such edge was claimed: then nothing says what is to be predicted from what.
+        If no such edge was claimed: then the target and its parent are unknown.
     """
     leaves = [(parent, child) for parent, child in found.edges if child not in found.candidates]
     if not leaves:

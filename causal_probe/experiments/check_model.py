@@ -1,4 +1,4 @@
-"""What will work on a model: the preflight and a self-test with known answers, before anything is measured."""
+"""Which probes will work on a model: the preflight and a self-test with known answers, before anything is measured."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ModelCheck(Result):
     findings
         The problems, each once.
     answers
-        What came out where the answer was known; empty where a hook point is missing that the questions need.
+        The self-tests with known answers; empty where a hook point is missing that the questions need.
     """
 
     KIND = "model check"

@@ -90,7 +90,7 @@ def measure_evidence(
     model
         A model of the task's tokens.
     graph, name
-        What the rows say.
+        The meaning of the rows.
     inputs, n_sequences, level, seed
         See :func:`compare_evidence`.
 
@@ -122,7 +122,7 @@ def measure_evidence(
 
 
 def without_model(task: InContextMarkov, *, graph: str = "", seed: int = 0) -> tuple[EvidenceRow, ...]:
-    """What needs no model: no evidence at all, the learners with a perfect test, and the first gradient of an untrained model."""
+    """The methods that need no model: no evidence at all, the learners with a perfect test, and the first gradient of an untrained model."""
     study = _Study(None, task, graph, "none")
     asked = Asked(0, torch.empty(0, task.n_positions, dtype=torch.long), 0.0, seed)
     return tuple(

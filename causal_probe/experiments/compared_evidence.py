@@ -1,4 +1,4 @@
-"""What comparing kinds of evidence found: a row for each, its agreement with the truth and its cost."""
+"""The result of comparing kinds of evidence: a row for each, its agreement with the truth and its cost."""
 
 from __future__ import annotations
 

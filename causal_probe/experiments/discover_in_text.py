@@ -30,13 +30,13 @@ __all__ = ["TextDiscovery", "discover_in_text"]
 
 #: The options that the discovery itself takes.
 ASKED = ("layer", "head", "algorithm", "level", "samples", "source", "residual")
-#: What a token may be replaced by, the best first.
+#: Replacements for a token, the best first.
 REPLACEMENTS = ("mask_token_id", "unk_token_id", "pad_token_id", "eos_token_id")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TextDiscovery(Result):
-    """What :func:`discover_in_text` found.
+    """The result of :func:`discover_in_text`.
 
     Attributes
     ----------

@@ -104,7 +104,7 @@ class ExplanationStudy(Result):
     def with_cause(self) -> dict[str, Interval | None]:
         """By method: the share of *all* inputs for which a planted cause is in one of its sets, with its 95% interval (Wilson).
 
-        An input for which the method finds no set counts as one without. How many sets there are to be in says ``sets`` of
+        Inputs without any set count as misses. How many sets there are to be in says ``sets`` of
         :meth:`to_pandas`. None where the cause is unknown.
         """
         if self.planted is None:
@@ -233,7 +233,7 @@ def _sentences(n: int, rng: np.random.Generator, classes: Sequence[int]) -> tupl
 def explain_sessions(o: SessionsOptions) -> ExplanationStudy:
     """A small recommender in the manner of BERT4Rec, trained on sessions and explained on others.
 
-    Two layers, two heads, width 64, trained as BERT is: the last item and 15% of the others are to be predicted; of these others
+    Two layers, two heads, width 64, trained as BERT is: the last item and 15% of the others are the targets; of these others
     80% are masked, 10% replaced by a random item and 10% left. (With a loss at the last item alone the last layer's rows of the others
     are never trained, and a graph read from them is one of random rows: then CLEANN found a set for one session in eight.)
     Explained is the item that the model puts first at the mask, on the graphs of all heads of the last layer; items are

@@ -38,9 +38,9 @@ class GradientRecovery(Result):
     seconds
         How long it took.
     truth, comparison
-        The true graph, and how far the found one is from it; None for tokens of one's own.
+        The true graph, and the found graph's distance from it; None for a user's tokens.
     loss, reference_losses
-        The model's cross-entropy in nats on fresh sequences, and that of exact predictors; None for tokens of one's own.
+        The model's cross-entropy in nats on fresh sequences, and that of exact predictors; None for a user's tokens.
     model
         A disentangled transformer whose layer 0 attends where the evidence leads, one head per parent, whose layer 1 compares, and
         whose logits are what it attends to. Nothing in it was trained. No file of results holds it: it lies in ``model/`` of the folder.

@@ -62,7 +62,7 @@ class WordBatch:
     Attributes
     ----------
     tokens
-        What the model reads.
+        The model's input.
     states
         The task's states, without the tokens before the text.
     target
@@ -82,7 +82,7 @@ class WordBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class InContextGraph(Result):
-    """What :func:`in_context_graph` found. Losses are cross-entropies with the true next-state distribution, in nats.
+    """The result of :func:`in_context_graph`. Losses are cross-entropies with the true next-state distribution, in nats.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ class InContextGraph(Result):
 
     @property
     def methods(self) -> str:
-        """What a methods section may say."""
+        """One sentence for a methods section."""
         said = how_it_was_read(self.provenance["model"], f"the graph {self.settings['graph']}", self.settings)
         return f"{said} ({self.measured_with})."
 

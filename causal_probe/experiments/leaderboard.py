@@ -34,7 +34,7 @@ GRAPHS = ("chain", "pairs", "lag-2", "lag-3")
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Leaderboard(Result):
-    """What :func:`leaderboard` found: a reading for each model and graph, in that order.
+    """The result of :func:`leaderboard`: a reading for each model and graph, in that order.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Leaderboard(Result):
 
     @property
     def methods(self) -> str:
-        """What a methods section may say."""
+        """One sentence for a methods section."""
         models = ", ".join(dict.fromkeys(self.names))
         said = how_it_was_read(models, f"each of the graphs {', '.join(self.settings['graphs'])}", self.settings)
         return f"{said} ({self.measured_with})."

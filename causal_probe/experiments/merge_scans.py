@@ -22,7 +22,7 @@ __all__ = ["merge_scans"]
 def merge_scans(shards: Sequence[str | os.PathLike[str]], o: MergeOptions) -> ModelScan:
     """Put the scans of a corpus' shards together: the sums of each sequence stand side by side, so it is the scan of the whole.
 
-    What takes the model (graphs, patterns, verdicts) is not there.
+    Parts that need the model (graphs, patterns, verdicts) are missing.
 
     Raises
     ------

@@ -29,7 +29,7 @@ from causal_probe.training import task_loss
 __all__ = ["METHODS", "Asked", "Found", "Method", "method", "union"]
 
 ALGORITHMS: Mapping[str, Callable[[DSeparation], Learned]] = {"pc": pc, "icd": icd, "ordered-icd": ordered_icd}
-#: What the correlations are of, by name: A A^T as in the paper, the heads' outputs, and A A^T with half a residual stream (ours).
+#: The matrices whose correlations are taken, by name: A A^T as in the paper, the heads' outputs, and A A^T with half a residual stream (ours).
 SOURCES: Mapping[str, Mapping[str, Any]] = {
     "attention": {"source": "attention"},
     "values": {"source": "values"},
@@ -73,7 +73,7 @@ class Found(NamedTuple):
     n_sequences: int = 0
 
 
-#: What a method may give: evidence, of which each head's graph is taken by its own claim; or graphs.
+#: A method's result: evidence, of which each head's graph is taken by its own claim; or graphs.
 Answer: TypeAlias = Evidence | Sequence[nx.DiGraph] | Found
 
 

@@ -1,4 +1,4 @@
-"""What a scan of a model found: the heads that stand out, their graphs, what makes them attend there, and whether the model uses them."""
+"""The result of a scan: the heads that stand out, their graphs, what makes them attend there, and whether the model uses them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Example:
     Attributes
     ----------
     title
-        What the sequence is.
+        A description of the sequence.
     tokens
         Its tokens as texts.
     patterns
@@ -107,7 +107,7 @@ class HeadGraph:
 
 @dataclass(frozen=True, eq=False)
 class HeadCircuit:
-    """What makes a head attend along its template.
+    """The sources that make a head attend along its template.
 
     Attributes
     ----------
@@ -143,7 +143,7 @@ def _said_of(circuit: HeadCircuit) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelScan(Result):
-    """What :func:`~causal_probe.experiments.scan` found.
+    """The result of :func:`~causal_probe.experiments.scan`.
 
     Attributes
     ----------
@@ -183,7 +183,7 @@ class ModelScan(Result):
     timings: Mapping[str, float] = field(default_factory=dict)
 
     def rows(self, template: str) -> tuple[Row, ...]:
-        """What is shown of a template: the heads that it describes, at most ``settings["top"]``, and the best that it does not.
+        """The heads shown for a template: those that it describes, at most ``settings["top"]``, and the best that it does not.
 
         Empty where the score is undefined.
         """
@@ -241,7 +241,7 @@ class ModelScan(Result):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be known beside the table: what was read of a corpus, templates that coincide, scores that are undefined, joint effects."""
+        """Notes under the table: what was read of a corpus, templates that coincide, undefined scores, joint effects."""
         notes = [_read(reading) for reading in self.readings]
         notes += [
             f"{' and '.join(group)} coincide: the same targets on these sequences, so no score can tell them apart."
@@ -295,7 +295,7 @@ class ModelScan(Result):
 
     @property
     def methods(self) -> str:
-        """What a methods section may say."""
+        """One sentence for a methods section."""
         return " ".join(part.methods for part in self._cited)
 
     @property
@@ -363,7 +363,7 @@ class ModelScan(Result):
 
 
 def _read(reading: Mapping[str, Any]) -> str:
-    """What was read of a corpus, in a sentence."""
+    """The parts of a corpus that were read, in a sentence."""
     missing = missing_shards(reading)
     sources = reading["source"] if isinstance(reading["source"], str) else ", ".join(reading["source"])
     left = reading["left_over"] / reading["tokens"] if reading["tokens"] else 0

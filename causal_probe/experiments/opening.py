@@ -14,7 +14,7 @@ from causal_probe.options.common import LoadingOptions
 
 __all__ = ["is_named", "model_settings", "open_model"]
 
-#: What a study has loaded: the command line shows it.
+#: The model that a study has loaded: the command line shows it.
 LOG = logging.getLogger("causal_probe")
 
 

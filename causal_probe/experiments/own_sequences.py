@@ -1,4 +1,4 @@
-"""``causal-probe recover --data``: the causal graph of token sequences of one's own, and a model's attention beside it."""
+"""``causal-probe recover --data``: the causal graph of a user's token sequences, and a model's attention beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["graph_from_file"]
 
 @takes(SequencesOptions)
 def graph_from_file(data: str | os.PathLike[str], o: SequencesOptions) -> SequenceGraph | SequenceLags:
-    """Find the causal graph of token sequences of one's own (:func:`causal_probe.discovery.graph_from_sequences`).
+    """Find the causal graph of your token sequences (:func:`causal_probe.discovery.graph_from_sequences`).
 
     Returns
     -------

@@ -41,7 +41,7 @@ class Planned:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SequencePlan(Result):
-    """What :func:`plan_sequences` found: ``lines``, one for each setting."""
+    """The result of :func:`plan_sequences`: ``lines``, one for each setting."""
 
     KIND = "sequence plan"
     RESULT: ClassVar[str] = "plan.json"

@@ -41,7 +41,7 @@ __all__ = ["recover", "tested_edges"]
 ATTENTION_SEQUENCES = 4096
 PROBE_SEQUENCES = 2**15
 EVALUATION_SEQUENCES = 2**15
-#: Without a law to redraw from, every rival costs a run, and they are tested on so many sequences.
+#: Without a law to redraw from, every rival costs a run, and they are tested on this many sequences.
 RIVAL_SEQUENCES = 4096
 #: While training, the mean attention of so many sequences is looked at every so many steps, and after so many looks at ever wider
 #: intervals: a look costs several steps, and where some parent never leads all of a long run would be looked at.

@@ -100,7 +100,7 @@ def recover_by_gradient(o: GradientOptions) -> GradientRecovery:
 
 @takes(TokensOptions)
 def recover_from_tokens(data: str | os.PathLike[str], o: TokensOptions) -> GradientRecovery:
-    """Find each position's parent in token sequences of one's own; whether it has one is not decided.
+    """Find each position's most likely parent in your token sequences; whether it has one is not decided.
 
     Raises
     ------
@@ -233,5 +233,5 @@ def _check_size(d_vocab: int, n_positions: int, slots: int) -> None:
     if weights > MAX_MODEL:
         raise CausalProbeError(
             f"The model that has the graph would have {weights:,} weights for {d_vocab:,} states and {n_positions:,} positions; {MAX_MODEL:,} are the "
-            "most. Take fewer states (of one's own tokens, number those that occur from 0 on), or call gradient_graph, which builds no model."
+            "most. Take fewer states (renumber your own tokens: those that occur, from 0 on), or call gradient_graph, which builds no model."
         )

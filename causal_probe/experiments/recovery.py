@@ -1,4 +1,4 @@
-"""What recovering a known graph found, and all that it was found with."""
+"""The result of recovering a known graph, with its settings and evidence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from causal_probe.training.loop import History
 
 __all__ = ["CHECKPOINT_FILE", "Recovery", "call_of_graph", "edges_right", "write_recovered"]
 
-#: What an interrupted run leaves in its folder.
+#: The files that an interrupted run leaves in its folder.
 CHECKPOINT_FILE = "training.checkpoint.safetensors"
 #: What an edge is tested against besides, where sequences can be redrawn and where they can't.
 RIVALS = {
@@ -35,7 +35,7 @@ RIVALS = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recovery(Result):
-    """What :func:`~causal_probe.experiments.recover` found, and all that it was found with.
+    """The result of :func:`~causal_probe.experiments.recover`, and all that it was found with.
 
     Attributes
     ----------

@@ -45,15 +45,15 @@ TEXT = (
     "The old keeper of the lighthouse wrote a letter to his sister. The letter said that the lighthouse was cold, that the sea "
     "was grey, and that the old keeper missed his sister."
 )
-#: What is shown of patterns and graphs: so many heads of a template, ...
+#: Heads shown for each template, ...
 SHOWN_HEADS = 3
-#: ... and so many in all.
+#: ... and heads shown in total.
 SHOWN_IN_ALL = 12
-#: Graphs are compared with their templates' on so many sequences.
+#: Sequences on which graphs are compared with their templates' graphs.
 GRAPH_SEQUENCES = 8
-#: The model is looked at on so many.
+#: Sequences on which the model is checked before it is scanned.
 CHECKED = 32
-#: Heads are taken apart on so many sequences.
+#: Sequences on which heads' scores are taken apart.
 CIRCUIT_SEQUENCES = 8
 
 
@@ -136,7 +136,7 @@ def _texts(templates: str | Template | Iterable[str | Template] | None) -> list[
     return [each.name if isinstance(each, Template) else each for each in listed]
 
 
-# ----------------------------------------------------------------------------------------------------------- what is shown
+# -------------------------------------------------------------------------------------------------------------- shown examples
 
 
 def _leading(scores: HeadScores) -> list[tuple[int, int, str]]:

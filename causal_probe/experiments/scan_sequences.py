@@ -19,7 +19,7 @@ from causal_probe.probes.sequences import make_sequences
 
 __all__ = ["MadeSequences", "ScannedSequences", "TextSequences", "corpus_name", "sequence_length"]
 
-#: What is shown of patterns and graphs: a sequence of a period of at most so many tokens.
+#: The longest period, in tokens, of the sequence whose patterns and graphs are shown.
 SHOWN_PERIOD = 20
 #: Tokens in a sequence of a corpus, where the model can take as many.
 LENGTH = 128

@@ -31,7 +31,7 @@ def show_called(
     Parameters
     ----------
     scores
-        What :func:`causal_probe.probes.scan` found in this model.
+        The result of :func:`causal_probe.probes.scan` on this model.
     model
         The model.
     tokens

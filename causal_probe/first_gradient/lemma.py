@@ -6,10 +6,10 @@ gradient with respect to layer 0's pattern, times S T / beta, has the expectatio
     h_ij = E [ pi(s_i | s_j) / f(s_i) - sum over the states s that occur of pi(s | s_j) ]
 
 (u_i m_j of :func:`causal_probe.models.reduced.first_gradient` with p even; the last token is uniform and independent of all others). This is
-exact at every T and on every tree. The lemma's g_ij (:mod:`causal_probe.tasks.information`) has the stationary mu in the place of f, and 1
-in the place of the sum. So the lemma asks that f be mu: that *one* sequence holds many independent draws. On the chain that is so for T
+exact at every T and on every tree. The lemma's g_ij (:mod:`causal_probe.tasks.information`) has the stationary mu instead of f, and 1
+instead of the sum. So the lemma asks that f be mu: that *one* sequence holds many independent draws. On the chain that is so for T
 far above the mixing time of pi; in a forest of bounded trees, for many trees. On a star (one root, on which all other nodes depend) it
-is never so: f tends to pi(. | s_0), and with it in the place of mu every h_ij tends to 0, the edges' as well, as T grows. There the
+is never so: f tends to pi(. | s_0), and with it instead of mu every h_ij tends to 0, the edges' as well, as T grows. There the
 gradient shows a graph only because T is finite.
 """
 

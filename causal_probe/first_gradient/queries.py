@@ -1,4 +1,4 @@
-"""What :mod:`causal_probe.first_gradient.slots` is made of: the mixed derivative, the choice of queries, the test of nodes."""
+"""The parts of :mod:`causal_probe.first_gradient.slots`: the mixed derivative, the choice of queries, the test of nodes."""
 
 from __future__ import annotations
 

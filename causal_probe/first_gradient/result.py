@@ -206,7 +206,7 @@ class GradientGraph(Result):
         )
 
     def _left(self, child: int) -> str | None:
-        """What the node may be, in words; None where nothing was decided."""
+        """The possible parents of the node, in words; None if nothing was decided."""
         left = self.left
         return None if left is None else ", ".join("root" if its is None else str(its) for its in left[child])
 

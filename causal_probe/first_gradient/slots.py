@@ -70,7 +70,7 @@ class GradientSlots(Result):
     Attributes
     ----------
     evidence : NDArray, [query, child, parent]
-        Minus the mean gradient of the loss with respect to layer 0's pattern, with the token at ``query`` in the place of the last
+        Minus the mean gradient of the loss with respect to layer 0's pattern, with the token at ``query`` replacing the last
         one, times T / beta, over the share of sequences in which ``parent`` carries that token. In a tree task with the last token as
         the query that share is 1 / S, and this is :attr:`GradientGraph.evidence`; a query in the middle is matched by
         itself always, and by its relatives more often than by others, which alone would make their entries larger.

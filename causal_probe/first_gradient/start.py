@@ -1,4 +1,4 @@
-"""What staged training begins with where nodes have several parents: the graph that gradients of the untrained model show."""
+"""The start of staged training where nodes have several parents: the graph shown by gradients of the untrained model."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class GradientStream:
     n_positions
         T. Only pairs of a child i and a position j up to i are kept, others are 0.
     scale
-        What the means are multiplied by.
+        The factor of the means.
     """
 
     def __init__(self, rows: int, n_positions: int, *, scale: float) -> None:

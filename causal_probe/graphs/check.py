@@ -1,4 +1,4 @@
-"""What a causal graph over positions is, and what to say of a graph that isn't one.
+"""The definition of a causal graph over positions, and the error for a graph that is none.
 
 The nodes of a causal graph are the positions ``0..n-1``; an edge goes from parent to child, and a parent comes before
 its child, because a causal transformer attends to the past only. So such a graph is acyclic and its numbering is a

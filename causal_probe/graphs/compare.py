@@ -48,7 +48,7 @@ class GraphComparison(Result):
     reversed
         The true edges that were found in the wrong direction only, as they are in the truth.
     reversal_cost
-        What a reversed edge adds to ``shd``: 1 as one wrong edge, 2 as one missing and one extra.
+        The amount that a reversed edge adds to ``shd``: 1 as one wrong edge, 2 as one missing and one extra.
     parent_accuracy
         Share of the compared nodes with true parents whose set of found parents equals that of the true ones, in [0, 1].
         Undefined if no compared node has a true parent.
@@ -189,9 +189,9 @@ def compare(
     children
         Compare only the edges into these nodes. All nodes by default.
     reversal_cost
-        What a reversed edge adds to the structural Hamming distance, 1 or 2.
+        The amount that a reversed edge adds to the structural Hamming distance, 1 or 2.
     mode
-        What is compared. ``"directed"``: edges from parent to child. ``"skeleton"``: which nodes are joined, whatever the
+        The edges to compare. ``"directed"``: edges from parent to child. ``"skeleton"``: which nodes are joined, whatever the
         direction and the marks; an edge is written (smaller, larger) and belongs to the larger node. ``"arrowheads"``: the
         arcs (u, v) with an arrow at v, "v is no cause of u"; for graphs with marks (:mod:`causal_probe.graphs.mixed`), and for
         others the same as ``"directed"``. A bidirected edge is two arrowheads. In the last two, parents and roots are undefined.

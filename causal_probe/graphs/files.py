@@ -43,10 +43,10 @@ __all__ = ["file_form", "read_graph", "write_graph"]
 #: Bytes of the largest file that is read. A graph over 1,000 positions with all its 499,500 edges takes 27 MB of JSON.
 LARGEST_FILE = 2**26
 
-#: What a file of GraphML is called.
+#: Suffixes of GraphML files.
 GRAPHML = (".graphml", ".xml")
 
-#: What other forms are called: their text may look like an edge list.
+#: Suffixes of other formats, whose text may look like an edge list.
 OTHER_FORMS = {
     ".dot": "DOT",
     ".gv": "DOT",

@@ -23,7 +23,7 @@ def numpy_generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 def seed_sequence(seed: int, purpose: str) -> np.random.SeedSequence:
-    """What such a generator starts from.
+    """The seed of such a generator.
 
     Raises
     ------

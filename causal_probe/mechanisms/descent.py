@@ -87,7 +87,7 @@ class AlgorithmAlignment(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DescentAlignment(Result):
-    """What :func:`descent_alignment` measured.
+    """The result of :func:`descent_alignment`.
 
     Attributes
     ----------
@@ -208,7 +208,7 @@ def descent_alignment(
     task
         Where the sequences come from.
     algorithms
-        What to compare with; by default :func:`reference_algorithms` for as many steps as the model has layers (1 for a function).
+        The algorithms to compare with; by default :func:`reference_algorithms` for as many steps as the model has layers (1 for a function).
     n_sequences
         How many, at least 2.
     seed
@@ -304,7 +304,7 @@ def feature_descent(
     name
         For tables.
     n_sequences, seed
-        What the step is fitted on.
+        The data that the step is fitted on.
     dtype
         Of the inputs that ``features`` takes.
     """

@@ -38,7 +38,7 @@ NEGLIGIBLE = 1e-8
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerFeatures(Result):
-    """What :func:`layer_features` found. Called with x [..., d_x], it gives the features [..., d].
+    """The result of :func:`layer_features`. Called with x [..., d_x], it gives the features [..., d].
 
     Attributes
     ----------

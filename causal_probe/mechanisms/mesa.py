@@ -32,14 +32,14 @@ NOT_VANILLA = 0.05
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MesaOptimizer(Result):
-    """What :func:`mesa_optimizer` found; errors are standard errors over sequences.
+    """The result of :func:`mesa_optimizer`; errors are standard errors over sequences.
 
     Attributes
     ----------
     a, b
         Mean diagonals (real part) of the blocks of W_KQ and W_PV that the theory names.
     limit
-        What the theory predicts of ab: exact for normal and sparse starts.
+        The theory's prediction of ab: exact for normal and sparse starts.
     off_kq, off_pv
         Share of each matrix's Frobenius norm off the predicted form, a multiple of the identity in one block. Of W_PV the rows that
         are read, those of the prediction.

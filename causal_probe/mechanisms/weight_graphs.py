@@ -68,7 +68,7 @@ def weight_graphs(
     model
         Any disentangled transformer of the task's shape; it is left as it is.
     task
-        What the model was trained on: its graph is the truth, over the children 0..T-2.
+        The task that the model was trained on: its graph is the truth, over the children 0..T-2.
     n_sequences, seed
         Number of fresh sequences on which ablations are measured, the same ones for all, and their seed.
     level

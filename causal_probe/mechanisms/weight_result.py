@@ -1,4 +1,4 @@
-"""What :func:`causal_probe.mechanisms.weight_graphs` found."""
+"""The result of :func:`causal_probe.mechanisms.weight_graphs`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class BlockGraph:
         Blocks of token by token: correlation with the identity, rows about their mean, in [-1, 1]. 1: attends to equal states;
         -1: to different ones. Chance is about 0. None for other blocks, and without spread.
     cost, stderr
-        What the loss rises by when the block is set to zero, in nats, and its standard error over sequences, paired.
+        The rise of the loss when the block is set to zero, in nats, and its standard error over sequences, paired.
     share, share_stderr
         The cost over the in-context skill, and its standard error to first order. None without skill.
     scrambled, scrambled_stderr

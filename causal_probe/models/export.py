@@ -115,7 +115,7 @@ def real_heads(standard: Any) -> Bool[Tensor, "layer head"]:
     Parameters
     ----------
     standard
-        What :func:`to_transformer_lens` returned.
+        The result of :func:`to_transformer_lens`.
     """
     W_O: Tensor = standard.W_O  # [layer, head, d_head, d_model]
     return (W_O != 0).flatten(2).any(-1)

@@ -37,7 +37,7 @@ Mask = Literal["context", "causal"]
 
 WEIGHTS = ("W_Q", "W_K", "W_V", "W_O")
 
-#: What goes in, and the residual stream. Only the mesa-optimizer's are complex.
+#: The inputs, and the residual stream. Only the mesa-optimizer's are complex.
 Tokens = Float[Tensor, "batch pos d_token"] | Complex[Tensor, "batch pos d_token"]
 Stream = Float[Tensor, "batch pos d_model"] | Complex[Tensor, "batch pos d_model"]
 
@@ -310,7 +310,7 @@ class LinearTransformer(HookedModel):
     def predict(self, tokens: Float[Tensor, "batch pos d_token"]) -> Float[Tensor, "batch d_out"]:
         """The prediction for the last token, ``read(self(tokens))``; several times faster, while no hook is on the model.
 
-        Below the last layer the stream is computed as it is, with the products W_Q W_K' and W_V W_O in the place of their factors;
+        Below the last layer the stream is computed as it is, with the products W_Q W_K' and W_V W_O instead of their factors;
         in the last layer for one query and its y alone.
         """
         if any(point.has_hooks() for point in self.hook_dict.values()):

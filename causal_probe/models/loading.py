@@ -63,7 +63,7 @@ class LoadedModel(NamedTuple):
     tokenizer
         Its Hugging Face tokenizer; None where there is none.
     name
-        What to call it: the hub's name, or that of the folder or GGUF file without the way there.
+        The model's name: the hub's name, or that of the folder or GGUF file without the way there.
     """
 
     model: Any

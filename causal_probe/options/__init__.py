@@ -1,4 +1,4 @@
-"""What each study may be told: options, with a help text for each. Ground floor, and without torch.
+"""The options of each study, with a help text for each. Ground floor, and without torch.
 
 The options of a study are the class that :data:`STUDIES` names, of which ``described()`` says what each is.
 """

@@ -56,7 +56,7 @@ O = TypeVar("O", bound="Options")  # noqa: E741 - as in the functions that take 
 O_contra = TypeVar("O_contra", bound="Options", contravariant=True)
 R = TypeVar("R")
 
-#: How settings name what was given as an object: a graph, say.
+#: How settings name an argument that was given as an object, such as a graph.
 GIVEN = "given"
 
 
@@ -92,7 +92,7 @@ class Option:
     Attributes
     ----------
     name, hint, help
-        Its name, type and what is said about it.
+        Its name, type and help text.
     default
         ``dataclasses.MISSING`` if it must be given.
     positional
@@ -120,9 +120,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Options:
-    """What a study may be told; see the module."""
+    """The options of a study; see the module."""
 
-    #: What the study is about; None where there is nothing beside the options.
+    #: The subject of the study; None if there are only options.
     subject: ClassVar[Subject | None] = None
 
     if not TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Options:
         Parameters
         ----------
         **resolved
-            What stands in the place of an option's value (what None was found to mean, say), and what is recorded besides.
+            Values to record instead of an option's own (such as what None resolved to), and further entries.
         """
         named = {option.name for option in self.described().values() if option.help.setting}
         found = {name: _plain(getattr(self, name)) for name in self.described() if name in named}
@@ -251,7 +251,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Takes(Generic[P, O_contra]):
-    """What :func:`takes` gives; the type of the result of calling it depends on the function."""
+    """The result of :func:`takes`; the type of the result of calling it depends on the function."""
 
     def __init__(self, options: Callable[P, Any]) -> None:
         self.options = options

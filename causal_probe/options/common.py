@@ -66,7 +66,7 @@ RootProbability: TypeAlias = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaOption(Options):
-    """What counts as an effect."""
+    """The least effect that counts."""
 
     delta: Annotated[
         float,
@@ -139,7 +139,7 @@ class LoadingOptions(DeviceOption):
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions(Options):
-    """Text in the place of sequences that are made."""
+    """Text to read instead of generated sequences."""
 
     corpus: Annotated[
         Any,
@@ -158,7 +158,7 @@ class CorpusOptions(Options):
     field: Annotated[str, Help("Of the corpus: where a line of JSON, or a row, has its text.")] = "text"
 
     def strays(self) -> dict[str, Any]:
-        """What was said of a corpus, where there is none."""
+        """The options given for a corpus when there is no corpus."""
         known = self.described()
         of_it = {name: getattr(self, name) for name in ("length", "separator", "field", "shard") if name in known}
         return {name: value for name, value in of_it.items() if value not in (known[name].default, (0, 1))}

@@ -39,7 +39,7 @@ class Study:
     options
         Its options.
     about
-        What it answers, in a line.
+        The question that it answers, in one line.
     command
         The command that runs it; None if there is none. Several studies may share one: each is then a mode of it.
     mode
@@ -47,13 +47,13 @@ class Study:
     method
         As a mode: the value of ``--method`` that chooses it. A study of a subject is chosen by the subject.
     keeps
-        What an interrupted run leaves in its folder, and what is said of it.
+        What an interrupted run leaves in its folder, and the message about it.
     lists
-        The function that says what there is, where the command is given nothing.
+        The function that lists the choices when the command is given none.
     place
         The room of the function.
     examples
-        What may stand behind the command.
+        The argument that the command takes.
     """
 
     options: type[Options]

@@ -111,7 +111,7 @@ class EvidenceOptions(MeasureOptions, SavingOptions, ProgressOption):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions(SeedOption):
-    """What the studies of explanations share."""
+    """Options that the studies of explanations share."""
 
     inputs: Annotated[int, Help("How many inputs are explained.", least=1)] = 200
     max_size: Annotated[int, Help("The largest set that is tried.", least=1)] = 3

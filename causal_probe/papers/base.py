@@ -70,7 +70,7 @@ class Line:
     paper
         The paper's number, or its claim in words; None if it gives neither.
     checked
-        What says so: where in the paper or its code, or the computation that stands in for it.
+        The source: where in the paper or its code, or the computation that stands in for it.
     holds
         Whether our value agrees with the paper (rule in ``note``); None if the paper gives nothing to compare.
     note
@@ -105,7 +105,7 @@ class Reproduction(Result):
     figures
         matplotlib figures by their file's name, without an ending. They are in no file but their own.
     captions
-        What to see in each figure, by the same names.
+        A description of each figure, by the same names.
     notes
         Deviations from the paper and claims that don't hold, one paragraph each.
     method
@@ -210,7 +210,7 @@ class Reproduction(Result):
 
 
 class Run:
-    """What a reproduction is given: its options, and a way to do its parts once.
+    """The inputs of a reproduction: its options, and a way to do its parts once.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ PAPER = ("vonoswald2023",)
 #: The initial weights are a quarter of the authors' in variance, so that what training never moves
 #: (the columns that write where nothing reads) weighs less in the distance to the form.
 INITIAL_SCALE = 5e-4
-#: Five layers of shared weights: from small weights a product of so many stays on its plateau, and what two layers learn diverges in
+#: Five layers of shared weights: from small weights a product of this many stays on its plateau, and what two layers learn diverges in
 #: five. Adding one layer at a time does neither.
 GROWTH = tuple(
     (depth, 0.1, adam(steps, batch_size=512, learning_rate=rate, warm=warm))

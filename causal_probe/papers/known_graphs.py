@@ -1,4 +1,4 @@
-"""What the reproductions of Nichani, Damian & Lee 2024 share: training in parts that go on, and reading the graph that was learnt."""
+"""Shared by the reproductions of Nichani, Damian & Lee 2024: training in parts that go on, and reading the graph that was learnt."""
 
 from __future__ import annotations
 

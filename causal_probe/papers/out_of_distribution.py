@@ -36,7 +36,7 @@ VOCAB, ALPHA, ROOT_PROBABILITY = 3, 0.1, 0.5
 LENGTHS = {False: (10, 20, 40, 80, 160), True: (10, 20, 40)}
 #: Of stage 2.
 STEPS = {False: 1000, True: 300}
-#: What the rows of the test's matrices are drawn from; the first is the training's.
+#: The laws of the test matrices' rows; the first is the training's.
 CONCENTRATIONS = (0.1, 0.3, 1.0, 5.0)
 #: A near-permutation is a uniform permutation of the states, kept with this probability; else the next state is uniform.
 KEPT = 0.95

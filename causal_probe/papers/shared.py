@@ -1,4 +1,4 @@
-"""What several reproductions do: keep weights in parts, thin losses, give a mean its error, draw forests."""
+"""Helpers of several reproductions: keep weights in parts, thin losses, give a mean its error, draw forests."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ SEEDS = {True: 1, False: 3}
 
 
 def build() -> LinearTransformer:
-    """The authors' 40 features; 64 hidden units in the place of their 160."""
+    """The authors' 40 features; 64 hidden units instead of their 160."""
     return LinearTransformer(2, 11, d_hidden=64, d_features=40)
 
 

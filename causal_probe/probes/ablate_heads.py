@@ -29,7 +29,7 @@ __all__ = ["HeadAblation", "ablate_heads"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadAblation(Result):
-    """What :func:`ablate_heads` found.
+    """The result of :func:`ablate_heads`.
 
     Attributes
     ----------
@@ -107,9 +107,9 @@ def ablate_heads(
     heads
         A head, ``"L1H0"`` or ``(1, 0)``, or several in a list.
     by
-        What a head's output becomes: its ``"mean"`` over other sequences at each position, or ``"zero"``.
+        The replacement of a head's output: its ``"mean"`` over other sequences at each position, or ``"zero"``.
     measure
-        What is asked of the model, ``measure(logits, batch) -> Measured``; by default the loss of the next token at all positions
+        The measure of the model's performance, ``measure(logits, batch) -> Measured``; by default the loss of the next token at all positions
         (:func:`~causal_probe.probes.next_token`).
     reference
         Sequences over which the means are taken, of the same length, as many or several times as many as ``tokens``: each measured sequence has its

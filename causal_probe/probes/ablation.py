@@ -33,7 +33,7 @@ Hook: TypeAlias = tuple[str, Callable[..., Any]]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What is measured of each sequence.
+    """The measurements of each sequence.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Measured:
     without: Mapping[str, Float[Tensor, " batch"]] = field(default_factory=dict)
 
 
-#: What is asked of the model: ``measure(logits [batch, pos, d_vocab], batch) -> Measured``.
+#: The measure of the model's performance: ``measure(logits [batch, pos, d_vocab], batch) -> Measured``.
 Measure: TypeAlias = Callable[[Tensor, Any], Measured]
 
 

@@ -23,7 +23,7 @@ Same = TypeVar("Same", bound="Averages")
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is measured about an edge.
+    """A quantity measured about an edge.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Quantity:
     works
         The papers behind it, keys of the bibliography.
     sentence
-        What is averaged, as half a methods sentence: "the attention from child to parent".
+        The averaged quantity, as half a methods sentence: "the attention from child to parent".
     threshold, level
         What makes a candidate an edge unless another claim is asked for: the least value; or, at this family-wise level, a test that
         its value is above zero. None of the two: it must be asked for.
@@ -208,7 +208,7 @@ class Averages(Result):
         return f"{self.told()} ({self.measured_with})."
 
     def told(self) -> str:
-        """What was done, as a sentence without its end."""
+        """The method, as a sentence without its end."""
         sentence = self.quantity.sentence
         return (
             f"{sentence[:1].upper()}{sentence[1:]} was measured in {self.provenance['model']} and averaged over "

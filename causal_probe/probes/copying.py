@@ -28,7 +28,7 @@ __all__ = ["CopySensitivity", "copy_sensitivity"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CopySensitivity(Result):
-    """What :func:`copy_sensitivity` measured.
+    """The result of :func:`copy_sensitivity`.
 
     Attributes
     ----------

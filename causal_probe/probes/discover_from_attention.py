@@ -88,7 +88,7 @@ def discover_from_attention(
     groups
         The nodes, as groups of positions: tokens can be merged into words, and left out (marginalised). By default each token.
     texts
-        What the tokens are called; by default the tokenizer's, or their numbers.
+        The tokens' labels; by default the tokenizer's, or their numbers.
     stable, max_order, max_tests
         See :func:`~causal_probe.discovery.icd`.
 

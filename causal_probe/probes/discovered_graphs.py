@@ -1,4 +1,4 @@
-"""What causal discovery found: one mixed graph for each head, and everything that decided it."""
+"""The result of causal discovery: one mixed graph for each head, and everything that decided it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AttentionGraph:
     correlation
         What was tested.
     notes
-        What a reader has to know: singular matrices, orders without power, a search that stopped.
+        Warnings: singular matrices, orders without power, a search that stopped.
     """
 
     DERIVED = ("name", "tests")
@@ -63,7 +63,7 @@ class AttentionGraph:
 
     @classmethod
     def of(cls, layer: int, head: int | None, correlation: Correlation, learned: Learned) -> AttentionGraph:
-        """What a learner found, with its notes."""
+        """A learner's result, with its notes."""
         graph = learned.marks.to_networkx()
         for u, v in graph.edges:
             found = learned.evidence.get((min(u, v), max(u, v)))
@@ -92,7 +92,7 @@ class AttentionGraph:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Discovery(Result):
-    """What :func:`~causal_probe.probes.discover_from_attention` found on one input.
+    """The result of :func:`~causal_probe.probes.discover_from_attention` on one input.
 
     Attributes
     ----------
@@ -183,7 +183,7 @@ class Discovery(Result):
 
 
 def _from(settings: Mapping[str, Any]) -> str:
-    """What the correlations come from, in words."""
+    """The source of the correlations, in words."""
     if settings["source"] != "attention":
         return "its outputs"
     r = settings["residual"]

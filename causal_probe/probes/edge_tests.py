@@ -22,7 +22,7 @@ from causal_probe.results import BINARY, Result, Table, merge_provenance
 
 __all__ = ["EdgeEffects"]
 
-#: What is told of every tested pair.
+#: The fields recorded for every tested pair.
 COLUMNS = (
     "gain", "stderr", "p_value", "margin", "margin_stderr", "margin_p_value", "rival", "adjusted_p_value", "confirmed", "redundant",
     "cut", "cut_stderr",
@@ -46,7 +46,7 @@ class Again(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgeEffects(Result):
-    """What :func:`edge_effects` measured. Arrays run over the tested pairs, in the order of ``edges``; losses are in nats.
+    """The result of :func:`edge_effects`. Arrays run over the tested pairs, in the order of ``edges``; losses are in nats.
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ class EdgeEffects(Result):
 
     @property
     def resolution(self) -> float:
-        """What rounding alone can make of a gain, in nats: the machine epsilon of the loss times its mean size."""
+        """The gain that rounding alone can make, in nats: the machine epsilon of the loss times its mean size."""
         return self.epsilon * abs(self.loss)
 
     @property

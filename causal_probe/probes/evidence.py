@@ -425,7 +425,7 @@ class Evidence(Averages):
         return pd.DataFrame(rows, columns=columns)
 
     def told(self) -> str:
-        """What was done, as a sentence without its end."""
+        """The method, as a sentence without its end."""
         test = (
             "that reaches a threshold"
             if self.quantity.level is None

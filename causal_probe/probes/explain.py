@@ -43,7 +43,7 @@ METHODS = ("cleann", "attention", "gradient", "leave-one-out")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Result):
-    """What explains one decision, by one method.
+    """The explanation of one decision, by one method.
 
     Attributes
     ----------
@@ -54,12 +54,12 @@ class Explanation(Result):
     target
         The node that the decision is read from.
     decision
-        What the model decides: an index into its outputs.
+        The model's decision: an index into its outputs.
     sets
         All sets of the smallest size that change the decision, as nodes, nearest first; one for a baseline; none if no set that the
         method tried does.
     changed_to
-        What it decides with each set replaced.
+        Its decision with each set replaced.
     ranks
         The rank of that among the original outputs: 1 is the decision itself, so 2 is the most specific change. Called the
         replacement rank.

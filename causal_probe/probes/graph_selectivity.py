@@ -34,7 +34,7 @@ ByHead = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GraphSelectivity(Result):
-    """What :func:`graph_selectivity` found; numbers run over [layer][head].
+    """The result of :func:`graph_selectivity`; numbers run over [layer][head].
 
     Attributes
     ----------

@@ -75,7 +75,7 @@ class HeadScore(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScores(Result):
-    """What :func:`~causal_probe.probes.scan` found: every head of a model against every template.
+    """The result of :func:`~causal_probe.probes.scan`: every head of a model against every template.
 
     Attributes
     ----------

@@ -36,7 +36,7 @@ __all__ = ["ImpliedStep", "ImpliedSteps", "implied_step"]
 
 @dataclass(frozen=True, eq=False)
 class ImpliedStep:
-    """What one layer's weights imply; shares are of the Frobenius norm, in [0, 1], and None for weights that are zero.
+    """The step that one layer's weights imply; shares are of the Frobenius norm, in [0, 1], and None for weights that are zero.
 
     Attributes
     ----------
@@ -230,7 +230,7 @@ def _step(layer: int, QK: Tensor, OV: Tensor, d_x: int, W0: Tensor | None, *, la
 
 
 def _form_y(like: Tensor, d_x: int, W0: Tensor | None) -> Tensor:
-    """What OV writes into y per unit of -eta: the identity from y, and -W0' from x."""
+    """The effect of OV on y per unit of -eta: the identity from y, and -W0' from x."""
     form = torch.zeros_like(like)
     form[d_x:, d_x:] = torch.eye(len(like) - d_x).to(like)
     if W0 is not None:

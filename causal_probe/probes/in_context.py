@@ -90,7 +90,7 @@ class _Losses(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InContextScore(_Losses):
-    """What :func:`in_context_score` measured.
+    """The result of :func:`in_context_score`.
 
     Attributes
     ----------
@@ -197,7 +197,7 @@ def in_context_score(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CopyLosses(_Losses):
-    """What :func:`copy_losses` measured.
+    """The result of :func:`copy_losses`.
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ __all__ = ["HeadMatch", "match_heads"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadMatch(Result):
-    """What :func:`match_heads` found. Slot k is a node's k-th smallest parent, counted from 0.
+    """The result of :func:`match_heads`. Slot k is a node's k-th smallest parent, counted from 0.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ def match_heads(
     Parameters
     ----------
     evidence
-        What :func:`~causal_probe.probes.head_graphs` found.
+        The result of :func:`~causal_probe.probes.head_graphs`.
     truth
         Edges parent -> child over nodes that are positions.
     layer

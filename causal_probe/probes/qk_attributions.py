@@ -86,7 +86,7 @@ class PairGraph:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QKAttributions(Result):
-    """What :func:`qk_attributions` found. Contributions are in units of the attention score, a natural logarithm of attention.
+    """The result of :func:`qk_attributions`. Contributions are in units of the attention score, a natural logarithm of attention.
 
     Attributes
     ----------

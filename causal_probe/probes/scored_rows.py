@@ -29,7 +29,7 @@ class ScoredBatch(NamedTuple):
     terms
         The head's terms.
     targets, weights
-        What :func:`contrast` gives.
+        The result of :func:`contrast`.
     n_rows, used
         By sequence, the number of its scored rows, and whether there is any.
     """

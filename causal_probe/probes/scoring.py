@@ -35,11 +35,11 @@ class Scores(Rows):
     Parameters
     ----------
     templates
-        What is looked for.
+        The template.
     queries
         Only these rows are scored; all by default.
     masks
-        What says which keys each layer shows; by default all of the past.
+        The mask of each layer's visible keys; by default all of the past.
     """
 
     def __init__(

@@ -101,7 +101,7 @@ class SequenceComparison(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SequenceGraphs(Result):
-    """What :func:`~causal_probe.probes.head_graphs` found with ``per="sequence"``.
+    """The result of :func:`~causal_probe.probes.head_graphs` with ``per="sequence"``.
 
     The rule, for row i of a head on a sequence, with attention a: its candidate c is the earlier key, other than position 0, with
     the largest attention (of equals the smallest), and

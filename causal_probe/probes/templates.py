@@ -186,7 +186,7 @@ def induction(n: int = 1) -> Template:
     return Template(f"induction-{n}gram", targets, said, shown_by=f"{n}-gram")
 
 
-#: What :func:`~causal_probe.probes.scan` looks for by default, by name.
+#: The templates of :func:`~causal_probe.probes.scan`, by name.
 TEMPLATES: Mapping[str, Template] = {
     each.name: each
     for each in (

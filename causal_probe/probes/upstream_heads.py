@@ -92,7 +92,7 @@ class Arrow(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Upstream(Result):
-    """What :func:`upstream` found.
+    """The result of :func:`upstream`.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a causal check of heads found: the verdict on each flagged head, and the numbers that it follows from."""
+"""The result of a causal check of heads: the verdict on each flagged head, and the numbers behind it."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class Rule:
 
 
 class HeadVerdict(NamedTuple):
-    """What was found of one flagged head and template. Effects are rises of the loss in nats; what is undefined is None.
+    """The verdict on one flagged head and template. Effects are rises of the loss in nats; what is undefined is None.
 
     Attributes
     ----------
     layer, head
         Counted from 0.
     template
-        What the head was flagged for.
+        The template that the head was flagged for.
     verdict
         ``"causal"``, ``"redundant"``, ``"negative"``, ``"no effect above delta"`` or ``"undecided"``.
     reason
@@ -155,7 +155,7 @@ class JointEffect:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Verification(Result):
-    """What :func:`verify` found.
+    """The result of :func:`verify`.
 
     Attributes
     ----------
@@ -255,12 +255,12 @@ class Verification(Result):
 
     @property
     def unflagged_are(self) -> str:
-        """What is said of a head without a verdict."""
+        """The text for a head without a verdict."""
         return "no verdict" if "verdicts" in self.undefined else "not flagged"
 
     @property
     def legend(self) -> str:
-        """What verdicts and effects mean, in a sentence or two."""
+        """The meaning of verdicts and effects, in a sentence or two."""
         return (
             f"verdict: on these data and this loss; effects are told from delta = {self.rule.delta:g} nats. effect: rise of the loss in nats when the "
             "head's output is replaced by its mean at each position, or over all positions, whichever is larger in size."

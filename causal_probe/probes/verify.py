@@ -95,7 +95,7 @@ def verify(
     Parameters
     ----------
     scores
-        What :func:`~causal_probe.probes.scan` found in this model.
+        The result of :func:`~causal_probe.probes.scan` on this model.
     model
         The model. It is run in evaluation mode without gradients, with the caller's own hooks, and is left as it was.
     tokens
@@ -106,7 +106,7 @@ def verify(
         Names of the templates whose heads are verified, of those that were scanned; by default all but ``current-token``,
         ``first-token`` and those of n-grams.
     measure
-        What is asked of the model, ``measure(logits, batch) -> Measured``, with the loss of each sequence, the logit of its target, and the
+        The measure of the model's performance, ``measure(logits, batch) -> Measured``, with the loss of each sequence, the logit of its target, and the
         losses of predictors that don't do the task (without any, that is not tested). By default the loss of the next token: on the tokens
         made here where the current token has occurred before, otherwise at all positions; :func:`next_token` makes others.
     reference
@@ -281,7 +281,7 @@ def _dependence(runs: AblationRuns, verdicts: Sequence[HeadVerdict], rule: Rule)
 
 
 def _like(scores: HeadScores, seed: int | None) -> dict[str, Any]:
-    """What sequences are made with after a scan: its BOS, and another seed."""
+    """The settings of sequences made after a scan: its BOS, and another seed."""
     scanned: Mapping[str, Any] = next(
         (made for made in scores.settings.get("tokens", []) if made.get("kind") in ("repeated", "corpus")), {}
     )

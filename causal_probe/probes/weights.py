@@ -49,7 +49,7 @@ ByHead = tuple[tuple[float | None, ...], ...]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadWeights(Result):
-    """What :func:`head_weights` found. Scores run over [layer][head]; None where undefined, for a reason given in ``undefined``.
+    """The result of :func:`head_weights`. Scores run over [layer][head]; None where undefined, for a reason given in ``undefined``.
 
     Attributes
     ----------
@@ -224,7 +224,7 @@ def _previous_token(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Composition(Result):
-    """What :func:`composition` found: for every two heads of different layers, how much the later reads what the earlier writes.
+    """The result of :func:`composition`: for every two heads of different layers, how much the later reads what the earlier writes.
 
     Attributes
     ----------

@@ -15,10 +15,10 @@ from causal_probe.viz.report import Block
 
 __all__ = ["discovery_page"]
 
-#: So many heads are drawn, of so many edges in all (an edge is a kilobyte of a page that is to stay under three megabytes), ...
+#: Heads drawn at most, edges drawn in total (an edge takes a kilobyte, and a page must stay under three megabytes), ...
 DRAWN = 12
 DRAWN_EDGES = 2000
-#: ... and so many edges of each listed.
+#: ... and edges listed for each head.
 LISTED = 60
 
 HOW_TO_READ = (

@@ -16,7 +16,7 @@ HOW_TO_READ = (
     "The tasks' causal graphs are known. Each kind of evidence answers with a graph over the tokens, read from one layer, of all heads "
     "together. The skeleton says which tokens are joined; an arrowhead, that a token is no cause of the other. F1 is the harmonic mean of "
     "precision and recall, 1 if all is right. Beside it stands the F1 of joining every pair, earlier to later: so much takes no evidence. "
-    "A perfect test is d-separation in the true graph, put in the place of the correlations: what the learners can know at most."
+    "A perfect test is d-separation in the true graph, instead of the correlations: what the learners can know at most."
 )
 
 

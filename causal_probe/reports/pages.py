@@ -20,7 +20,7 @@ def report(result: Any) -> Report:
     Parameters
     ----------
     result
-        What a study returned.
+        The result of a study.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def report(result: Any) -> Report:
 def made(result: Any, title: str, summary: str, sections: Sequence[Section], **instead: Any) -> Report:
     """A page with what every result says of itself at its end: settings, the versions that it was measured with, the call, the citation.
 
-    ``instead`` is what stands in the place of its settings or its call.
+    ``instead`` replaces its settings or its call.
     """
     about = {"settings": result.settings, "call": instead.get("call") or result.call, **instead}
     return Report(
@@ -50,7 +50,7 @@ def made(result: Any, title: str, summary: str, sections: Sequence[Section], **i
 
 
 def signed(text: str) -> str:
-    """With minus signs in the place of hyphens, and in one line.
+    """With minus signs instead of hyphens, and in one line.
 
     >>> signed("-0.5 ± 0.1").split()
     ['−0.5', '±', '0.1']

@@ -11,7 +11,7 @@ from causal_probe.viz import report as page
 
 __all__ = ["reproduction_page"]
 
-#: What the table of a report shows.
+#: The columns of a report's table.
 LINES = "Each quantity: ours with its standard error, where it is an estimate; the paper's; what ours was checked by; whether it holds."
 
 

@@ -37,7 +37,7 @@ def plot(result: Any, *what: Any, **options: Any) -> Any:
     Raises
     ------
     CausalProbeError
-        If there is no picture for results of this kind, or of what is asked for.
+        If results of this kind have no picture, or none of this name.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def plot(result: Any, *what: Any, **options: Any) -> Any:
 
 
 def _one_of(what: str | None, known: Sequence[str]) -> str:
-    """What is asked for, by default the first."""
+    """The picture's name, by default the first."""
     if what is None and known:
         return known[0]
     if what is None or what not in known:

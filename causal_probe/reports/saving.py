@@ -48,7 +48,7 @@ def save(result: Any, folder: str | os.PathLike[str], *, overwrite: bool = False
     Parameters
     ----------
     result
-        What a study returned. Its JSON (``result.json``, ``scan.json``, ..., which lists all files of the folder), the tables and arrays
+        The result of a study. Its JSON (``result.json``, ``scan.json``, ..., which lists all files of the folder), the tables and arrays
         beside it, and the page.
     folder
         A new or empty folder, or one that holds an earlier result of the same settings, which is replaced.

@@ -55,7 +55,7 @@ def scan_page(result: ModelScan) -> viz.Report:
     causal = "" if verification is None else f" {_count_causal(verification)}"
     checked = [] if verification is None else [page.Section("Does the model use it?", list(_checks(verification)))]
     blocks = [page.Section("What makes them attend there", list(_circuits(result)))] * result.settings["attributions"]
-    # What takes the model: results of several processes that are merged have none.
+    # Parts that need the model: merged results of several processes have none.
     shown = [
         page.Section("Graphs of the leading heads", list(_graphs(result))),
         page.Section("Attention of the leading heads", list(_patterns(result))),

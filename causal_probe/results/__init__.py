@@ -1,4 +1,4 @@
-"""What every result shares: where it came from, how it is told, shown, kept and cited, and how files and folders are written."""
+"""The base of all results: provenance, printing, display, files, folders and citation."""
 
 from causal_probe.results.base import Result, load
 from causal_probe.results.citing import BIBLIOGRAPHY, Citation

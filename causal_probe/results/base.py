@@ -1,4 +1,4 @@
-"""What every result is: told, shown, kept and cited in one way, all of which follows from its fields."""
+"""The base of all results: printing, display, files and citation follow from the fields."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CLASSES: dict[str, type[Result]] = {}
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What was found, and where it came from: the base of every result, a dataclass with ``frozen=True, eq=False, repr=False``.
+    """A finding and its provenance: the base of every result, a dataclass with ``frozen=True, eq=False, repr=False``.
 
     A class says what it is by ``KIND`` (and ``FORMAT``, which grows when its fields change), what it builds on by ``WORKS`` and
     :attr:`methods`, and how it is shown by :meth:`table`. Files, JSON, tables and the citation follow from these and from the fields.
@@ -45,10 +45,10 @@ class Result:
     Attributes
     ----------
     settings
-        What was asked for.
+        The arguments of the call.
     provenance
-        What it was measured with: ``versions`` and ``threads`` of the process that made the result, taken when it is made, beside what
-        it is given (``describe(model)``: ``model``, ``dtype``, ``device``). A file, a copy and a merged result keep them.
+        The environment of the measurement: ``versions`` and ``threads`` of the process that made the result, taken when it is made, beside
+        what the class is given (``describe(model)``: ``model``, ``dtype``, ``device``). A file, a copy and a merged result keep them.
 
     Examples
     --------
@@ -155,7 +155,7 @@ class Result:
         reproduction                      ``plot(name)``: one of its figures, by default the first
         ================================  ==================================================================================
         =======
-        What each kind of result takes:
+        The pictures of each kind of result:
 
         - head scores, a scan: ``plot("induction", value="excess")``, every head, by default against all templates; head scores also
           ``plot("induction", model=model)``, the called heads on one sequence, in circuitsvis;
@@ -174,7 +174,7 @@ class Result:
         Raises
         ------
         CausalProbeError
-            If there is no picture of results of this class, or of what is asked for.
+            If results of this class have no picture, or none of this name.
         """
         # Pictures are drawn in a room above this one; the package stands above all rooms.
         return sys.modules[__name__.partition(".")[0]].plot(self, *what, **options)
@@ -208,7 +208,7 @@ class Result:
 
     @classmethod
     def load(cls: type[R], path: str | os.PathLike[str]) -> R:
-        """What :meth:`save` has written to a ``.safetensors`` file.
+        """Load a ``.safetensors`` file that :meth:`save` has written.
 
         Raises
         ------

@@ -28,7 +28,7 @@ __all__ = ["Undecodable", "decode", "put_back"]
 
 
 class Undecodable(ValueError):
-    """A value that is not what its hint says."""
+    """A value that does not have the type of its hint."""
 
 
 def put_back(plain: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:

@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, and that say when they are damaged.
 
 A file is written under a name beside its target, brought to the disk, and renamed; what a writer that was killed left is used up by the
-next. What is read back carries a checksum: SHA-256 over all that the file says. Nothing is ever pickled.
+next. Every file that is read back carries a checksum: SHA-256 over its content. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ABOUT, SHA256 = "causal_probe", "sha256"
 #: No header of ours is longer, in bytes, and nothing is nested deeper.
 LONGEST_HEADER, DEEPEST = 2**25, 100
-#: A writer waits so many seconds for another one of the same file.
+#: Seconds that a writer waits for another writer of the same file.
 PATIENCE = 10.0
 
 
@@ -161,7 +161,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     plain = to_jsonable(about)
     try:
-        # One entry: safetensors writes several in no certain order, and equal results are to be equal files.
+        # One entry: safetensors writes several in no certain order, and equal results must be equal files.
         said = json.dumps({SHA256: _checksum(ordered, plain), "about": plain}, allow_nan=False)
         content = save(ordered, {ABOUT: said})
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -171,7 +171,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]
 
 
 def digest(*arrays: NDArray[Any]) -> str:
-    """What tells the content of arrays from that of others: for results of data that have no name.
+    """A hash of the content of arrays: for results of data without a name.
 
     >>> digest(np.zeros(2)) == digest(np.zeros(2)) != digest(np.zeros((1, 2)))
     True
@@ -383,5 +383,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, without its number and name."""
+    """The text of an error, without its number and name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

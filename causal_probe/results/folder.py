@@ -100,7 +100,7 @@ class Claim:
         return None
 
     def _swap(self, staging: Path) -> None:
-        """Put ``staging`` in the place of the folder. Between the two renames the earlier results are in ``previous``."""
+        """Replace the folder with ``staging``. Between the two renames the earlier results are in ``previous``."""
         target, previous = self._target, beside(self._target, "previous")
         try:
             refuse_foreign(self.path, target, self._result, self._left)  # somebody may have put a file there meanwhile

@@ -26,7 +26,7 @@ __all__ = ["ARRAY", "BINARY", "UNSAVED", "set_aside", "to_jsonable"]
 BINARY: Mapping[str, bool] = {"causal_probe.json": False}
 #: Metadata of a dataclass's field with a default: in no file (a live model); a loaded result has the default.
 UNSAVED: Mapping[str, bool] = {"causal_probe.json": False, "causal_probe.saved": False}
-#: The key that stands in the place of an array that is set aside.
+#: The key that replaces an array that is set aside.
 ARRAY = "$array"
 
 Arrays = dict[str, NDArray[Any]]

@@ -47,7 +47,7 @@ def _version(package: str) -> str | None:
 
 
 def this_process(**about: Any) -> dict[str, Any]:
-    """What this process measures with: ``versions`` of the packages, ``threads`` of torch, and ``about`` (the model, its dtype and device).
+    """The environment of this process: ``versions`` of the packages, ``threads`` of torch, and ``about`` (the model, its dtype and device).
 
     Examples
     --------

@@ -67,7 +67,7 @@ def html_table(
     rows
         Their values; a float is shown with four significant digits, None as an empty cell.
     caption, notes
-        What stands above and below.
+        The texts above and below.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["csv_text", "parquet_bytes"]
 
-#: What a spreadsheet takes for a formula, unless it is a number.
+#: First characters that make a spreadsheet read a cell as a formula, unless it is a number.
 _FORMULA = re.compile(r"[=+\-@\t\r\n]")
 
 

@@ -1,4 +1,4 @@
-"""What runs in a cell: the probes of a sweep, each a plain function from options and a seed to rows and numbers."""
+"""The probes of a sweep, each a plain function from options and a seed to rows and numbers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["PROBES", "Done", "Outcome", "run_cell"]
 
 
 class Outcome(NamedTuple):
-    """What a probe found at a point.
+    """A probe's result at a point.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ def run_cell(cell: Cell, function: Callable[..., Outcome]) -> Done:
 
 @dataclass(frozen=True)
 class GraphSeed(Options):
-    """What a cell adds about its graph."""
+    """The columns that a cell adds about its graph."""
 
     _: KW_ONLY
     graph_seed: Annotated[
@@ -175,7 +175,7 @@ def _compared(comparison: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCell(SequenceOptions, SeedOption, LoadingOptions):
-    """What the cells of models share."""
+    """The base of the cells of models."""
 
     model: Annotated[str, Help(MODEL.text)]
     revision: Annotated[str | None, Help("Of a model on the hub.", none="its main one")] = None
@@ -247,7 +247,7 @@ def scan(o: ScanCell) -> Outcome:
 
 
 def _spread(scores: HeadScores, layer: int, head: int, template: str) -> dict[str, float]:
-    """What merging needs beside a score and its standard error; empty where there is none."""
+    """The numbers that merging needs beside a score and its standard error; empty if it needs none."""
     found = scores.sums[template].covariance[layer]
     return {} if found is None else {"chance_variance": found[0], "covariance": float(found[1][head])}
 

@@ -1,4 +1,4 @@
-"""What a sweep is to do: a grid or a list of points, times probes, written out as cells."""
+"""The plan of a sweep: a grid or a list of points, times probes, written out as cells."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from causal_probe.results.files import regular_size
 
 __all__ = ["Cell", "fingerprint", "plan", "read_spec"]
 
-#: What a spec may say.
+#: The keys of a spec.
 KEYS = ("probes", "grid", "cells", "settings", "threads")
 #: Options that may name a file or folder; what is in it belongs to the cell.
 PATHS = ("model", "graph", "corpus")
@@ -81,7 +81,7 @@ class Cell:
 
     @property
     def derived_seed(self) -> int:
-        """What the probe is seeded with: the first 32 bits of the SHA-256 of the cell without its model and number of threads.
+        """The probe's seed: the first 32 bits of the SHA-256 of the cell without its model and number of threads.
 
         So cells that differ in seed, probe, task or settings draw independently, and different models, such as the checkpoints
         of one run, are measured on the same sequences.

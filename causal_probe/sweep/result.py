@@ -1,4 +1,4 @@
-"""What a sweep has found."""
+"""The result of a sweep."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from causal_probe.sweep.store import Store
 
 __all__ = ["Sweep"]
 
-#: What a sweep's probes rest on.
+#: The works that a sweep's probes rest on.
 WORKS = {"recover": "nichani2024", "gradient": "nichani2024", "scan": "olsson2022", "head_graphs": "nichani2024"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep(Result):
-    """What :func:`sweep` found: cells, most of them finished.
+    """The result of :func:`sweep`: cells, most of them finished.
 
     Attributes
     ----------
     folder
         Where the results are; ``pandas.read_parquet(folder / "cells")`` reads them without this class.
     cells
-        What was asked for, in the spec's order.
+        The cells that the spec asks for, in its order.
     failed
         By key, the error of each cell that failed. It is tried again when the sweep is started again.
     spec
-        What was asked for, as it was given.
+        The spec as it was given.
     """
 
     KIND = "sweep"
@@ -153,7 +153,7 @@ class Sweep(Result):
 
     @property
     def works(self) -> tuple[str, ...]:
-        """What the probes rest on."""
+        """The works that the probes rest on."""
         return tuple(dict.fromkeys(WORKS[cell.probe] for cell in self.cells if cell.probe in WORKS))
 
     @property

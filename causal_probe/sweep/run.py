@@ -144,7 +144,7 @@ def _run(
 
 @contextlib.contextmanager
 def _workers(o: SweepOptions, *, threads: int) -> Iterator[dict[str, Any]]:
-    """What joblib.Parallel is to be called with."""
+    """The arguments of joblib.Parallel."""
     if o.backend == "loky":
         with joblib.parallel_config("loky", inner_max_num_threads=threads):
             yield {"n_jobs": o.jobs}
@@ -188,7 +188,7 @@ def _cluster(client: Any) -> Any:
 
 
 def _worker_deaths() -> tuple[type[Exception], ...]:
-    """What is raised when a worker process has died: by loky, and by Dask when a cell has killed several."""
+    """The exceptions raised when a worker process has died: by loky, and by Dask when a cell has killed several."""
     try:
         from distributed import KilledWorker
     except ImportError:

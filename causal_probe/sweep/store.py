@@ -1,6 +1,6 @@
 """Where a sweep's results lie: a folder with one Parquet file for each finished cell, which together are one dataset.
 
-    sweep.json      what was asked for
+    sweep.json      the spec
     cells/          <key>.parquet, one for each finished cell: pandas.read_parquet reads them all
     failed/         <key>.json, one for each cell that failed, with its error
     summary.csv     one row for each cell
@@ -64,7 +64,7 @@ COLUMNS = pa.schema(
         ("template", pa.string()),
         ("child", pa.int64()),
         ("parent", pa.int64()),
-        # What was measured.
+        # The measurement.
         ("score", pa.float64()),  # of a head, or the gradient's evidence for an edge
         ("chance", pa.float64()),
         ("stderr", pa.float64()),  # of score, attention or gain, whichever the probe decides by
@@ -85,11 +85,11 @@ COLUMNS = pa.schema(
         ("true", pa.bool_()),  # the edge is in the true graph
     ]
 )
-#: What pyarrow raises at a damaged file: names that are no text are ValueErrors.
+#: The exceptions of pyarrow for a damaged file: names that are no text are ValueErrors.
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RuntimeError)
 #: Where the metadata of a file holds the cell.
 METADATA = b"causal_probe.sweep"
-#: What a probe's rows may hold beside the columns, to be left out.
+#: Keys of a probe's rows that are not columns and are dropped.
 NOT_KEPT = frozenset({"rows"})
 
 
@@ -158,7 +158,7 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, cells: Sequence[Cell], spec: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder for writing; tidy up what an interruption left, and write down what is asked for.
+        """Hold the folder for writing; tidy up after an interruption, and write down the spec.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class Store:
         return str(read_sealed(path)["error"]) if path.is_file() else None
 
     def about(self, key: str) -> dict[str, Any]:
-        """What the file of a finished cell says of the cell as a whole: ``cell``, ``rows``, ``metrics``, ``versions``.
+        """The entries of a finished cell's file about the cell as a whole: ``cell``, ``rows``, ``metrics``, ``versions``.
 
         Raises
         ------

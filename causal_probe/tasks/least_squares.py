@@ -95,7 +95,7 @@ def predict_descent(
     gamma: Sequence[float] | None = None,
     W0: Float[Tensor, "d_out d_x"] | None = None,
 ) -> Float[Tensor, "batch d_out"]:
-    """What GD or GD++ predicts for the query after ``len(eta)`` steps. Differentiable.
+    """The prediction of GD or GD++ for the query after ``len(eta)`` steps. Differentiable.
 
     Plain gradient descent is computed in weight space (W and its gradient), GD++ in the space of the examples, as in the
     module's text.

@@ -42,7 +42,7 @@ class RegressionBatch:
     Attributes
     ----------
     tokens
-        What the model sees.
+        The model's input.
     target
         The query's y, without noise.
     x, y
@@ -93,7 +93,7 @@ def regression_tokens(
 
 
 class _Regression:
-    """What both tasks do with examples and a query."""
+    """Methods on examples and a query that both tasks share."""
 
     form: TokenForm = "joint"
     W0: Float[Tensor, "d_out d_x"] | None = None

@@ -8,7 +8,7 @@ In each sequence, over S states in a ring and a tree or forest of T - 1 nodes::
     query  ~  uniform, independent of all else                     the last of the T tokens
     target =  p at query + 1, 1 - p at query - 1
 
-All edges of the graph tell about one number, p, so whoever knows the graph and the law predicts with (1 + ups) / (2 + ups + downs) of all of
+All edges of the graph tell about one number, p, so a predictor that knows the graph and the law predicts with (1 + ups) / (2 + ups + downs) of all of
 them (Laplace's rule, the exact posterior mean), far better than by counting what followed the query's state.
 """
 
@@ -88,7 +88,7 @@ class RingWalk(Task):
         return Batch(tokens, pi[torch.arange(batch_size, device=p.device), tokens[:, -1]], {1: pi})
 
     def references(self) -> dict[str, Predictor]:
-        """Uniform, in-context unigram, and the posterior mean of whoever knows the graph and the law."""
+        """Uniform, in-context unigram, and the posterior mean given the graph and the law."""
         return {
             "uniform": lambda batch: uniform(self, batch.tokens),
             "in-context unigram": lambda batch: in_context_unigram(self, batch.tokens),

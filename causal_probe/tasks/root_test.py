@@ -87,7 +87,7 @@ def log_bets_against_rivals(
 ) -> Float[Tensor, "*batch pos state"]:
     """log((1 + pi(s_i | s_j) / pi(s_i | s)) / 2) for every sequence, node i and state s that a rival of the candidate j may have.
 
-    Where ``roots`` is true, the bet is that i is a root, and mu(s_i) stands in the place of pi(s_i | s_j); like the candidate, this must not
+    Where ``roots`` is true, the bet is that i is a root, and mu(s_i) replaces pi(s_i | s_j); like the candidate, this must not
     depend on the sequence. By default nowhere.
 
     The entry at the state that position k of the sequence has is the sequence's evidence against "k is the parent of i", in nats; for

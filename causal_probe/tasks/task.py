@@ -1,4 +1,4 @@
-"""What a task is: data whose causal graph is known, and the predictors that a model of it is measured against.
+"""Tasks: data whose causal graph is known, and the predictors that a model of it is compared with.
 
 A task need not inherit from anything here; :class:`Task` states the protocol, and gives the members that follow from the graph to a class
 that inherits from it. What a model's loss is compared with are the task's *own* reference predictors, which no task can inherit.
@@ -44,7 +44,7 @@ class Batch:
     Attributes
     ----------
     tokens : Int[Tensor, "batch pos"]
-        What the model sees.
+        The model's input.
     target : Float[Tensor, "batch d_vocab"]
         The next token's distribution (``targets="soft"``) or one draw from it, one-hot (``targets="hard"``).
     tables : Mapping[int, Float[Tensor, "batch context d_vocab"]]
@@ -132,7 +132,7 @@ class Task(Protocol):
     @property
     @abstractmethod
     def redraw(self) -> Redraw | None:
-        """What draws sequences anew from a node on, or None."""
+        """The function that redraws sequences from a node on, or None."""
         ...
 
     @abstractmethod
@@ -225,7 +225,7 @@ def reference_losses(task: Task, batch: Batch) -> dict[str, float]:
 
 @runtime_checkable
 class Samples(Protocol[Drawn]):
-    """What batches are drawn from: a task, or whatever else has this method."""
+    """A source of batches: a task, or any object with this method."""
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw a batch."""

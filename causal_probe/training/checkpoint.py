@@ -60,11 +60,11 @@ class Checkpoint:
     path
         The file. Its folder is made when there is something to keep.
     settings
-        What identifies the run, in plain JSON types: a checkpoint of other settings is refused.
+        Settings that identify the run, in plain JSON types: a checkpoint of other settings is refused.
     every
         Steps between two checkpoints; one is also written at the end of each stage and of the run.
     notes
-        What a callback has to remember, in plain JSON types; it is saved and comes back.
+        The state of a callback, in plain JSON types; it is saved and restored.
     overwrite
         A file that this run can't go on from is not refused: the run starts anew and replaces it.
     """

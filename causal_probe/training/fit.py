@@ -93,7 +93,7 @@ def fit(
     """
     if (probe is None) != (probe_every is None) or (probe_every is not None and probe_every < 1):
         raise CausalProbeError(
-            f"A probe is called every so many steps: give probe and probe_every (at least 1, not {probe_every}) together."
+            f"`probe` is called every `probe_every` steps: give both, and `probe_every` at least 1 (found {probe_every})."
         )
     check_sizes(model, task)
     if generator.device.type != model.W_U.device.type:
@@ -192,7 +192,7 @@ def check_moves(stages: Sequence[Stage], names: Mapping[str, nn.Parameter], *, p
 def holds_positions(
     stage: Stage, model: DisentangledTransformer, A_0: Float[Tensor, "*model head d_query d_key"]
 ) -> Callable[[], object] | None:
-    """What puts layer 0's (position, position) block back, where a stage moves the others: the optimiser moves whole matrices."""
+    """Puts layer 0's (position, position) block back, where a stage moves the others: the optimiser moves whole matrices."""
     if "A0.tokens" not in stage.moves:
         return None
     position = model.subspaces(0)["position"]

@@ -20,7 +20,7 @@ __all__ = ["Begun", "History", "check_sizes", "descend"]
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What happened at every step, in order.
+    """The record of every step, in order.
 
     Attributes
     ----------

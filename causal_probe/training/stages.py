@@ -6,7 +6,7 @@ each head of layer 0 copied (that block of its A is beta I), and the output read
 then moves layer 0's (position, position) block alone: the graph. Stage 2 freezes it and moves everything above.
 Moving all of layer 0's A in stage 1 attains less: its token blocks compete for the same gradient.
 
-Where nodes have several parents, what is given asks for too little: the last token is at most one of the parents of the node
+Where nodes have several parents, the comparison that is given asks for too little: the last token is at most one of the parents of the node
 to be predicted, so the parents in its slot are learnt and those in other slots are not. :mod:`causal_probe.training.slots` gives
 each head a slot of its own.
 
@@ -40,7 +40,7 @@ class Stage:
     Attributes
     ----------
     name
-        What the stage is called in tables and pictures.
+        The stage's name in tables and pictures.
     steps, batch_size
         Numbers of steps, and of sequences in each.
     optimizer, learning_rate, schedule, weight_decay

@@ -20,7 +20,7 @@ def as_array(values: Any, *, name: str, axes: str) -> NDArray[np.float64]:
     values
         An array, a tensor of any dtype and device (with or without gradient), or nested lists of numbers.
     name
-        What the values are, for the error message.
+        The name of the values in the error message.
     axes
         The names of the axes, by spaces: ``"head query key"``. Their number is the number of dimensions asked for.
 

@@ -59,7 +59,7 @@ def attention(
     sort_by
         The name of the score by which the heads are sorted to begin with, largest first; the default is the order given.
     max_positions, max_heads
-        Only the first so many positions and heads are kept; a note under the picture says what was left out.
+        At most this many positions and heads are kept, the first ones; a note under the picture says what was left out.
     decimals
         Decimals kept of each value; the note says so.
 

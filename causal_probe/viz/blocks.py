@@ -54,7 +54,7 @@ def blocks(
     columns
         The number of heat maps in a row; by default as many as make the drawing about square, at most 4.
     value_name
-        What the numbers are; it labels the colour bar.
+        The quantity, the label of the colour bar.
     title
         A title above the drawing.
 

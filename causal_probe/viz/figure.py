@@ -139,7 +139,7 @@ def to_svg(figure: Figure, *, prefix: str, description: str = "") -> str:
     prefix
         Put before every id, so that several drawings on a page don't share clip paths and markers.
     description
-        What the drawing shows, for those who can't see it.
+        A description of the drawing for readers who can't see it (alt text).
 
     Returns
     -------

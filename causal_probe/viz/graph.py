@@ -70,7 +70,7 @@ def graph(
     faint
         Beside one graph alone, on the same side of the line: edges that are candidates, drawn pale and dashed where the graph hasn't them.
     labels
-        What stands at the nodes: a mapping from node to label, or a sequence in the order of the nodes (the tokens of a
+        The labels of the nodes: a mapping from node to label, or a sequence in the order of the nodes (the tokens of a
         sequence, say). The default are the nodes' own names. Labels are shown as text, whatever they hold, and cut
         after 14 characters; where nodes are too close for a label each, every k-th one is shown.
     title

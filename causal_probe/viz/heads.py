@@ -35,7 +35,7 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
         Real numbers of shape [layer, head], or one list per layer where layers have different numbers of heads. Several of these by name,
         as a mapping, are drawn as small maps on one colour scale.
     score_name
-        What the score is, with its unit if it has one; it labels the colour bar.
+        The score's name, with its unit if it has one: the label of the colour bar.
     title
         A title above the drawing.
     limit

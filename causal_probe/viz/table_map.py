@@ -34,9 +34,9 @@ def table_map(
     table
         A pandas DataFrame of real numbers; missing ones stay blank.
     value_name
-        What the numbers are, with their unit; it labels the colour bar.
+        The quantity with its unit, the label of the colour bar.
     row_name, column_name
-        What the rows and columns are; they label the axes.
+        The labels of the rows' and columns' axes.
     title
         A title above the drawing.
     limit

@@ -70,7 +70,7 @@ def bundle() -> Markup:
 
 @dataclasses.dataclass(frozen=True)
 class HeadNotes:
-    """What stands beside the picture for one head: its name, its ``scores`` (name, text), and its ``edges``.
+    """The text beside the picture for one head: its name, its ``scores`` (name, text), and its ``edges``.
 
     An edge is (parent, its token, child, its token, weight); ``edges`` is None where no graph came with the head.
     """
@@ -93,11 +93,11 @@ class Widget(RenderedHTML):  # type: ignore[misc]  # circuitsvis ships no types
     props
         Its properties, in plain JSON types.
     note
-        What was rounded or left out; shown under the picture.
+        A note on rounding and omissions, shown under the picture.
     tokens
         The tokens as they are shown, for the text beside the picture.
     heads
-        What stands beside the picture, head by head.
+        The texts beside the picture, head by head.
     scores
         By name, a number for each head or None: the orders that a reader can choose.
     """
@@ -120,7 +120,7 @@ class Widget(RenderedHTML):  # type: ignore[misc]  # circuitsvis ships no types
         self.scores = dict(scores or {})
 
     def data(self) -> Markup:
-        """What the JavaScript gets, as JSON that may stand inside a ``<script>`` element: ``<``, ``>``, ``&`` and ``'`` are escaped."""
+        """The data of the JavaScript, as JSON that may stand inside a ``<script>`` element: ``<``, ``>``, ``&`` and ``'`` are escaped."""
         return htmlsafe_json_dumps({"props": self.props, "scores": [*self.scores.values()]}, separators=(",", ":"))
 
     @property

@@ -1,4 +1,4 @@
-"""What :func:`graph_from_sequences` returns: what was claimed, at which level, and what can't be known."""
+"""The result of :func:`graph_from_sequences`: what was claimed, at which level, and what can't be known."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ENUMERATED = 5
 SWEEPS = 20
 #: Concentrations of the first sweeps.
 SMOOTH = (16.0, 3.0)
-#: Starting points are ranked on this many sequences, and so many go on.
+#: Starting points are ranked on this many sequences, and this many of them are kept.
 RANKED_ON = 1000
 GO_ON = 4
 #: Moves that are scored on a few sequences, and of which a few are tried on all.

@@ -174,7 +174,7 @@ def structure_tests(
 
 
 def decide(measured: Measured, *, level: float) -> SequenceGraph:
-    """What is claimed at a level."""
+    """The claims at a level."""
     codes, best = measured.codes, measured.best
     n, columns = codes.local.shape
     structure, kind_decided = kind_of_structure(measured.gains, measured.tests, level)

@@ -75,7 +75,7 @@ def swap_test(codes: Codes, statistics: list[Statistic], *, seed: int) -> list[S
         larger = 1
         for start in range(0, CHOICES, 500):
             chosen = rng.integers(1 + DRAWS, size=(min(500, CHOICES - start), len(values)))
-            # What is as large up to rounding counts as larger.
+            # Ties up to rounding count as larger.
             larger += int((deviations[np.arange(len(values)), chosen].sum(1) >= observed - 1e-9 * variance**0.5).sum())
         gain = observed / (2 * len(pairs)) * (1 + 1 / DRAWS)
         found.append(SwapTest(larger / (1 + CHOICES), observed / variance**0.5, gain, len(values)))

@@ -339,7 +339,7 @@ def _one_parent(codes: Codes, counts: Counts, concentration: float) -> Assumptio
         sums, squares = np.zeros((3, len(pairs))), np.zeros((3, len(pairs)))
         for gains in counts.gains(child, None, concentration):
             one, two = (gains[[pair[k] for pair in pairs]].astype(np.float64) for k in (0, 1))
-            # All that has one parent or none must be worse. What "root" in the place of either adds is smoothing, not a parent.
+            # All that has one parent or none must be worse. What "root" adds instead of either is smoothing, not a parent.
             single = [one, np.logaddexp(one, 0) - HALF, one]
             if parent == ROOT:
                 single = [np.zeros_like(one), np.logaddexp(one, 0) - HALF, np.logaddexp(two, 0) - HALF]
