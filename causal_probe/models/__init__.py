@@ -8,6 +8,7 @@ from causal_probe.models.gradient_step import gradient_steps, mesa_step
 from causal_probe.models.linear import LinearTransformer
 from causal_probe.models.loading import load_model
 from causal_probe.models.reduced import ReducedTransformer
+from causal_probe.models.selective import selective_induction
 
 __all__ = [
     "DisentangledTransformer",
@@ -21,6 +22,7 @@ __all__ = [
     "load_model",
     "mesa_step",
     "save",
+    "selective_induction",
 ]
 
 
