@@ -17,6 +17,7 @@ import transformers
 from causal_probe import graphs, hooks, models, probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.loading import LoadedModel
+from causal_probe.probes.posterior_alignment import posterior_alignment
 from tests import tiny_huggingface as tiny
 
 LENGTH = 12
@@ -89,6 +90,11 @@ GOOD: dict[str, Callable[[], Call]] = {
         probes.graph_selectivity,
         {"model": model(), "tokens": tokens(), "labels": [i % 2 for i in range(len(tokens()))], "graphs": [graphs.chain(4), graphs.lag(4, k=2)],
          "shift": 0, "burn_in": 0, "permutations": 19, "seed": 0, "batch_size": 2},
+    ),
+    "probes.posterior_alignment": lambda: (
+        posterior_alignment,
+        {"model": model(), "tokens": tokens(), "graphs": [graphs.chain(4), graphs.lag(4, k=2)], "posterior": torch.tensor([[0.7] * 4, [0.3] * 4]).repeat(len(tokens()), 1, 1),
+         "shift": 0, "burn_in": 0, "least_entropy": 0.2, "batch_size": 2},
     ),
     "probes.explain": lambda: (
         probes.explain,
@@ -311,7 +317,8 @@ def scalars(argument: str) -> dict[str, Any]:
 
 
 def public() -> Iterator[str]:
-    """The functions that the rooms which measure offer."""
+    """The functions that the rooms which measure offer, and one that is imported from its own module."""
+    yield "probes.posterior_alignment"
     for room in (probes, hooks):
         for each in room.__all__:
             if inspect.isfunction(getattr(room, each)):

@@ -25,6 +25,7 @@ from causal_probe.experiments.compared_evidence import EvidenceTable
 from causal_probe.experiments.explanations import ExplanationStudy
 from causal_probe.mechanisms.dynamics import dynamics
 from causal_probe.probes.explain import summarise
+from causal_probe.probes.posterior_alignment import posterior_alignment
 from causal_probe.reports import plot
 from causal_probe.results import Result
 from tests.viz import every_report
@@ -138,6 +139,9 @@ def probed() -> dict[str, Callable[[], Any]]:
         "CopySensitivity": lambda: probes.copy_sensitivity(linear.float(), torch.randn(2, 4, 3)),
         "GraphSelectivity": lambda: probes.graph_selectivity(
             models.DisentangledTransformer(3, 12), mixed.tokens, mixed.labels, mixture.graphs, permutations=19
+        ),
+        "PosteriorAlignment": lambda: posterior_alignment(
+            models.DisentangledTransformer(3, 12), mixed.tokens, mixture.graphs, mixture.posterior(mixed.tokens)
         ),
         "ImpliedSteps": lambda: probes.implied_step(linear.double()),
         "DescentAlignment": lambda: mechanisms.descent_alignment(

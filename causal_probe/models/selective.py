@@ -116,7 +116,11 @@ def _checked(lags: Sequence[int], matrix: Tensor, n_positions: int) -> list[int]
             f"Lags are two or more different whole numbers from 1 to {n_positions - 2}; found {list(lags)}."
         )
     square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] >= 2
-    if not square or not bool((matrix >= 0).all()) or not torch.allclose(matrix.sum(-1), torch.ones(()).double(), atol=1e-6):
+    if (
+        not square
+        or not bool((matrix >= 0).all())
+        or not torch.allclose(matrix.sum(-1), torch.ones(()).double(), atol=1e-6)
+    ):
         raise CausalProbeError(
             f"`matrix` holds transition probabilities [state, next state], each row with the sum 1; found the shape {list(matrix.shape)}"
             f"{f' with row sums from {matrix.sum(-1).min():.4g} to {matrix.sum(-1).max():.4g}' if square else ''}."

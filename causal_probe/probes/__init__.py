@@ -7,7 +7,7 @@ What does each head look at?
     :func:`from_graph`, :func:`successor_of_parent`, or a :class:`Template` of your own, on :func:`repeated_tokens` by default.
     :func:`score_patterns` scores patterns without a model. :func:`head_graphs`: which position does each position look at?
     :func:`match_heads`: which head looks at which parent? :func:`graph_selectivity`: does it follow a graph that changes from sequence
-    to sequence?
+    to sequence? :func:`~causal_probe.probes.posterior_alignment.posterior_alignment`: does it weigh graphs as the exact posterior does?
 Does the model need it?
     :func:`verify` ablates what a scan flagged, by the constants in a :class:`Rule`, on the loss :func:`next_token`.
     :func:`ablate_heads` takes some heads away; :func:`edge_effects` cuts single edges.

@@ -5,7 +5,7 @@ from typing import Any
 
 from causal_probe.tasks.autoregressive import AutoregressiveProcess
 from causal_probe.tasks.chain_mixture import MarkovMixture
-from causal_probe.tasks.graph_mixture import GraphMixture, splice
+from causal_probe.tasks.graph_mixture import GraphMixture
 from causal_probe.tasks.least_squares import one_step_optimum, predict_descent
 from causal_probe.tasks.markov import InContextMarkov
 from causal_probe.tasks.randomness import generator
@@ -32,7 +32,6 @@ __all__ = [
     "one_step_optimum",
     "predict_descent",
     "reference_losses",
-    "splice",
 ]
 
 #: Every task, in one line. Those over one graph follow :class:`Task`; mixtures and programs have a graph for each sequence, the last three vectors for tokens.

@@ -29,7 +29,7 @@ from causal_probe.graphs.check import parent_lists
 from causal_probe.tasks.dirichlet import check_concentration, dirichlet
 from causal_probe.tasks.randomness import check_batch_size, generator
 
-__all__ = ["GraphMixture", "LabelledBatch", "NextTokens", "SplicedBatch", "counted", "next_token_losses", "splice"]
+__all__ = ["GraphMixture", "LabelledBatch", "NextTokens", "counted", "next_token_losses"]
 
 #: From a batch to the predicted distribution of each token given those before it, [batch, pos, d_vocab].
 NextTokens = Callable[["LabelledBatch"], Float[Tensor, "batch pos d_vocab"]]
@@ -53,49 +53,46 @@ class LabelledBatch:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def splice(self, at: int) -> tuple[LabelledBatch, Int[Tensor, " batch"]]:
+        """Give each sequence, from position ``at`` on, the tail of a sequence with another label; the batch keeps the prefixes' labels.
 
-@dataclass(frozen=True)
-class SplicedBatch(LabelledBatch):
-    """Sequences that change their law: ``labels`` has that of each prefix, ``tails`` that of each tail."""
+        Just behind the splice a head that has read the law out of the context still follows the prefix's; a head that looks at the last few
+        tokens alone does not. The n-th sequence of a label takes the tail of the n-th of the next label, around in both.
 
-    tails: Int[Tensor, " batch"]
+        Parameters
+        ----------
+        at
+            The first position of the tails, from 1 to T - 1.
 
+        Returns
+        -------
+        tuple
+            The batch, and the tails' labels.
 
-def splice(batch: LabelledBatch, at: int) -> SplicedBatch:
-    """Give each sequence, from position ``at`` on, the tail of a sequence with another label.
+        Raises
+        ------
+        CausalProbeError
+            If ``at`` lies outside the sequences, or all have one label.
 
-    Just behind the splice a head that has read the law out of the context still follows the prefix's; a head that looks at the last few tokens
-    alone does not. The n-th sequence of a label takes the tail of the n-th of the next label, around in both.
-
-    Parameters
-    ----------
-    batch
-        Sequences of two labels or more.
-    at
-        The first position of the tails, from 1 to T - 1.
-
-    Raises
-    ------
-    CausalProbeError
-        If ``at`` lies outside the sequences, or all have one label.
-
-    Examples
-    --------
-    >>> batch = LabelledBatch(torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([0, 1]))
-    >>> splice(batch, at=2).tokens.tolist()
-    [[0, 0, 1], [1, 1, 0]]
-    """
-    tokens, labels = batch.tokens, batch.labels
-    if isinstance(at, bool) or not isinstance(at, int) or not 1 <= at < tokens.shape[1]:
-        raise CausalProbeError(f"`at` is {at!r}. It must be a whole number from 1 to {tokens.shape[1] - 1}.")
-    there = labels.unique().tolist()
-    if len(there) < 2:
-        raise CausalProbeError("Tails come from sequences with another label: give sequences of two labels or more.")
-    source = torch.empty_like(labels)
-    for label, following in zip(there, [*there[1:], there[0]], strict=True):
-        its, others = (torch.nonzero(labels == each)[:, 0] for each in (label, following))
-        source[its] = others[torch.arange(len(its), device=labels.device) % len(others)]
-    return SplicedBatch(torch.cat([tokens[:, :at], tokens[source, at:]], 1), labels, labels[source])
+        Examples
+        --------
+        >>> batch, tails = LabelledBatch(torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([0, 1])).splice(at=2)
+        >>> batch.tokens.tolist(), batch.labels.tolist(), tails.tolist()
+        ([[0, 0, 1], [1, 1, 0]], [0, 1], [1, 0])
+        """
+        tokens, labels = self.tokens, self.labels
+        if isinstance(at, bool) or not isinstance(at, int) or not 1 <= at < tokens.shape[1]:
+            raise CausalProbeError(f"`at` is {at!r}. It must be a whole number from 1 to {tokens.shape[1] - 1}.")
+        there = sorted(set(labels.tolist()))
+        if len(there) < 2:
+            raise CausalProbeError(
+                "Tails come from sequences with another label: give sequences of two labels or more."
+            )
+        source = torch.empty_like(labels)
+        for label, following in zip(there, [*there[1:], there[0]], strict=True):
+            its, others = (torch.nonzero(labels == each)[:, 0] for each in (label, following))
+            source[its] = others[torch.arange(len(its), device=labels.device) % len(others)]
+        return LabelledBatch(torch.cat([tokens[:, :at], tokens[source, at:]], 1), labels), labels[source]
 
 
 class GraphMixture:

@@ -120,7 +120,7 @@ def test_nothing_to_watch() -> None:
 
 
 def test_a_probe_needs_its_rhythm() -> None:
-    with pytest.raises(CausalProbeError, match="give probe and probe_every"):
+    with pytest.raises(CausalProbeError, match="`probe` is called every `probe_every` steps: give both"):
         training.fit(
             DisentangledTransformer(3, 8),
             TASK,

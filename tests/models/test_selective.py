@@ -109,27 +109,27 @@ def test_heads_that_do_not_select_have_none() -> None:
 
 def test_behind_another_prefix_it_follows_the_prefix(model: Any, batch: Any) -> None:
     """Forty-eight tokens under one lag and six under another: the head still looks where the first lag's parents are."""
-    spliced = tasks.splice(batch, at=48)
-    assert bool((spliced.labels != spliced.tails).all())
+    spliced, tails = batch.splice(at=48)
+    assert bool((spliced.labels != tails).all())
     short = spliced.tokens[:, :54]
     graphs = [graph.subgraph(range(54)) for graph in TASK.graphs]
     prefix = probes.graph_selectivity(model, short, spliced.labels, graphs, shift=1, burn_in=48)
-    tail = probes.graph_selectivity(model, short, spliced.tails, graphs, shift=1, burn_in=48)
+    tail = probes.graph_selectivity(model, short, tails, graphs, shift=1, burn_in=48)
     assert prefix.selectivity[2][0] > 0.95
     assert tail.selectivity[2][0] < 0
 
 
 def test_splice_takes_another_laws_tail(batch: Any) -> None:
-    spliced = tasks.splice(batch, at=20)
+    spliced, tails = batch.splice(at=20)
     assert torch.equal(spliced.tokens[:, :20], batch.tokens[:, :20])
     assert torch.equal(spliced.labels, batch.labels)
     given = {tuple(row): label for row, label in zip(batch.tokens[:, 20:].tolist(), batch.labels.tolist(), strict=True)}
-    for row, tail in zip(spliced.tokens[:, 20:].tolist(), spliced.tails.tolist(), strict=True):
+    for row, tail in zip(spliced.tokens[:, 20:].tolist(), tails.tolist(), strict=True):
         assert given[tuple(row)] == tail
     with pytest.raises(CausalProbeError, match="`at` is 64"):
-        tasks.splice(batch, at=64)
+        batch.splice(at=64)
     with pytest.raises(CausalProbeError, match="two labels or more"):
-        tasks.splice(tasks.graph_mixture.LabelledBatch(batch.tokens, torch.zeros_like(batch.labels)), at=20)
+        tasks.graph_mixture.LabelledBatch(batch.tokens, torch.zeros_like(batch.labels)).splice(at=20)
 
 
 @pytest.mark.parametrize(
