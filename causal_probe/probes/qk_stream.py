@@ -68,6 +68,18 @@ class StreamParts:
     z: Mapping[int, Float[Tensor, "batch pos head _d_head"]]
     factor: Mapping[int, Float[Tensor, "batch pos one"] | None]
 
+    def by(
+        self, source: str, writer: Float[Tensor, "_d_head d_model"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What one source has written; of a head, ``writer`` takes its z to the stream."""
+        if source in self.written:
+            return self.written[source]
+        place = head_of(source)
+        assert place is not None and writer is not None
+        factor = self.factor[place[0]]
+        value = self.z[place[0]][:, :, place[1]].to(writer) @ writer
+        return value if factor is None else value * factor.to(value)
+
 
 class StreamReader:
     """Ready to take the stream before a layer apart.

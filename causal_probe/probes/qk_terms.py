@@ -21,7 +21,7 @@ give the score, and the scores not the attention, is refused.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,6 +125,14 @@ class TermReader(ABC):
     @abstractmethod
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         """The terms on one batch."""
+
+    @abstractmethod
+    def lost_without(
+        self, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[str]], terms: Terms
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """By group of sources, what queries (with the factor c) and keys lose, as they meet in the scores, if the group is taken out of the stream that the
+        layer reads, with every norm computed anew. None where a source is not in the stream.
+        """
 
 
 def term_reader(model: HookedModel, layer: Any, head: Any = None) -> TermReader:
@@ -239,6 +247,52 @@ class _Summed(TermReader):
         added = self._added(tokens) if self.added else None
         return _checked(whole, found.get(here["attn_scores"]), found[here["pattern"]], self.head, added)
 
+    def lost_without(
+        self, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[str]], terms: Terms
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """What queries and keys lose without each group of sources."""
+        stream, scale = self.stream.streams[-1], [] if self.scale is None else [self.scale]
+        carried = [name for side in self.sides.values() for name in (*side.carried, *side.behind)]
+        found = read_values(self.model, tokens, [*self.stream.hooks, *scale, *carried], n_layers=self.layer + 1)
+        parts, whole = self.stream(found), self._both(found, terms)
+        writers = self._writers({source for group in groups for source in group})
+        lost: list[tuple[Tensor, Tensor] | None] = []
+        for group in groups:
+            if {ALIBI, BIAS}.intersection(group):
+                lost.append(None)
+                continue
+            left = found[stream].to(self.W["q"])
+            for source in group:
+                left = left - parts.by(source, writers.get(source)).to(left)
+            # What the point shows is put there, not changed: a bridge may call a hook once for each of its names.
+            edits = {stream: lambda value, left=left: left.to(value)}
+            without = self._both(read_values(self.model, tokens, carried, n_layers=self.layer + 1, edits=edits), terms)
+            each = [before - after for before, after in zip(whole, without, strict=True)]
+            numbers = [self.sources.index(source) for source in group]
+            if not any(part.any() for part in each) and bool(terms.unrotated_key[numbers].sum(0).any()):
+                raise CausalProbeError(
+                    f"An edit at {stream} doesn't reach layer {self.layer}'s attention, so sources can't be taken out. Give pairs=0."
+                )
+            lost.append((terms.factor * each[0], each[1]))
+        return lost
+
+    def _both(self, found: Mapping[str, Tensor], terms: Terms) -> list[Float[Tensor, "batch pos d_head"]]:
+        """Queries and keys as they meet in the scores, but for c."""
+        both = []
+        for side, turn in zip(self.sides.values(), terms.turns, strict=True):
+            final = side.final(found, self.head) if turn.normed else turn(side.raw(found, self.head).to(self.W["q"]))
+            assert final is not None  # turns have read it
+            both.append(final.to(self.W["q"]))
+        return both
+
+    def _writers(self, sources: set[str]) -> dict[str, Float[Tensor, "_d_head d_model"]]:
+        """What takes the z of the heads among the sources to the stream; read when it is asked for, and only then held."""
+        places = {source: place for source in sources if (place := head_of(source)) and source in self.through["q"]}
+        if not places:
+            return {}
+        with circuit_weights(self.model) as (_, weights):
+            return {source: weights.W_O[n][h] for source, (n, h) in places.items()}
+
     def _added(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, " pos"]:
         """What the model adds to the scores of each key (ALiBi): what is left of them where the queries are zero."""
         length = tokens.shape[1]
@@ -271,7 +325,7 @@ class _Summed(TermReader):
         for number, source in enumerate(self.sources[:-1]):
             if source == ALIBI:
                 terms[number] = 0
-            elif place := head_of(source):
+            elif source not in parts.written and (place := head_of(source)):
                 factor = parts.factor[place[0]]
                 by = scale if factor is None else scale * factor.to(W)
                 terms[number] = parts.z[place[0]][:, :, place[1]].to(W) @ self.through[what][source] * by
@@ -345,6 +399,13 @@ class _Concatenated(TermReader):
         seen = seen_in(found.get(here["attn_scores"]), found[here["pattern"]])
         terms = Terms(query, key, query, key, 1.0, (Turn(None), Turn(None)), pattern, seen, None, None, 0.0)
         return _checked(terms, found.get(here["attn_scores"]), found[here["pattern"]], self.head, None)
+
+    def lost_without(
+        self, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[str]], terms: Terms
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """The terms themselves: there are no norms, and each part of the stream is read by itself."""
+        each = [[self.sources.index(source) for source in group] for group in groups]
+        return [(terms.query[numbers].sum(0), terms.key[numbers].sum(0)) for numbers in each]
 
 
 # -------------------------------------------------------------------------------------------------------------------- checks
