@@ -12,7 +12,8 @@ Does the model need it?
     :func:`verify` ablates what a scan flagged, by the constants in a :class:`Rule`, on the loss :func:`next_token`.
     :func:`ablate_heads` takes some heads away; :func:`edge_effects` cuts single edges.
 Why does a head look there?
-    :func:`qk_attributions` takes its scores apart by what it reads; :func:`upstream` by the heads that wrote it.
+    :func:`qk_attributions` takes its scores apart by what it reads, a dictionary's features among it (:func:`parts_along`);
+    :func:`upstream` by the heads that wrote it.
 What is in the weights?
     :func:`head_weights`, :func:`composition`; :func:`implied_step` reads linear attention as gradient descent.
 What does the model do with its context?
@@ -39,6 +40,7 @@ from causal_probe.probes.implied_step import implied_step
 from causal_probe.probes.in_context import copy_losses, in_context_score
 from causal_probe.probes.match import match_heads
 from causal_probe.probes.qk_attributions import qk_attributions
+from causal_probe.probes.qk_split import parts_along
 from causal_probe.probes.scan import scan
 from causal_probe.probes.score_gradients import score_gradients
 from causal_probe.probes.scoring import score_patterns
@@ -79,6 +81,7 @@ __all__ = [
     "next_token",
     "offset",
     "outputs_of",
+    "parts_along",
     "qk_attributions",
     "repeated_tokens",
     "scan",

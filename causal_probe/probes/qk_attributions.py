@@ -26,6 +26,7 @@ from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.moments import Moments, merged
 from causal_probe.probes.qk_pairs import PairGraph, pair_graphs, together
+from causal_probe.probes.qk_split import Parts, grouped
 from causal_probe.probes.qk_terms import Terms, head_of, term_reader
 from causal_probe.probes.scored_rows import micro_batches, scored_batches
 from causal_probe.probes.templates import Template, find_templates, from_graph
@@ -184,7 +185,7 @@ class QKAttributions(Result):
         logs = [None] * self.contribution.size if self.attention is None else self.attention.ravel().tolist()
         intervened = {(pair.query, pair.key): pair.intervened for pair in self.pairs}
         rows = [
-            (*pair, found, error, found / self.total if self.total else None, log, intervened.get(pair))
+            (*pair, found, error, found / self.total if self.total else None, log, intervened.get((pair[0], pair[1])))
             for (pair, found, error), log in zip(pairs, logs, strict=True)
         ]
         rows.sort(key=lambda row: -row[2])
@@ -204,7 +205,8 @@ def qk_attributions(
     head: Any = None,
     *,
     edges: str | Template | nx.DiGraph,
-    sources: str | Callable[[str], str] = "split",
+    sources: str | Callable[[str], str] | Mapping[str, Any] = "split",
+    parts: Mapping[str, Parts] | None = None,
     pairs: Annotated[int, Help("", least=0)] = 3,
     competition: bool = False,
     batch_size: BatchSize = None,
@@ -231,7 +233,14 @@ def qk_attributions(
     sources
         ``"split"``: every embedding, head and MLP by itself, and what a layer without attention has in its place (``L0.mixer``).
         ``"layers"``: a layer's heads together. ``"kinds"``: all heads, all MLPs, all mixers.
-        Or a function from a source's name to that of its group.
+        Or named groups, ``{"words": ["embed", "L0.mlp"]}``, one number each, where a source in none stands by itself; or a function from a
+        source's name to that of its group.
+    parts
+        Sources of your own, instead of the model's: by the name of a source (``"embed"``, ``"L3.mlp"``, ``"L2H1"``) or a hook point of the stream
+        (``"blocks.N.hook_resid_pre"``, all that was written before layer N; ``hook_attn_out``; ``hook_mlp_out``), a function from the activation there,
+        [batch, pos, d_model], to a dict of named parts of its shape, such as a dictionary's features (:func:`~causal_probe.probes.parts_along`
+        makes one of directions). Each part is the source ``"L3.mlp.NAME"`` (of the stream ``"streamN.NAME"``), and what they don't sum to is one more,
+        ``"L3.mlp.error"``, so that all still sum to the score. An activation is what the source adds to the stream, behind a norm that follows it.
     pairs
         Of so many pairs, those of the largest contribution, say also what they alone would attend to, and intervene on them
         (:class:`~causal_probe.probes.qk_pairs.PairGraph`); it costs a second pass, and a forward for each of their sources.
@@ -271,16 +280,36 @@ def qk_attributions(
 
     Not 30, and not 1, for the row whose token is that of position 0: there layer 0 has nothing before it to copy and copies the
     token itself, a second match, which lowers one row in six by 30 / 6.
+
+    What layer 0's head has written along the directions of two tokens, in the standard form of the same model:
+
+    >>> standard = model.to_transformer_lens()
+    >>> head = model.subspaces(1)["L0H0.token"]
+    >>> ours = parts_along({f"token {n}": torch.eye(standard.cfg.d_model)[head.start + n] for n in (0, 1)})
+    >>> found = qk_attributions(standard, tokens, 1, 0, edges="induction", parts={"L0H0": ours}, pairs=0)
+    >>> [source for source in found.sources if source.startswith("L0H0")]
+    ['L0H0.token 0', 'L0H0.token 1', 'L0H0.error']
+    >>> round(found.of("embed", "L0H0.token 1"), 2)
+    5.0
     """
     template = from_graph(edges) if isinstance(edges, nx.DiGraph) else find_templates(edges)[0]
-    group = GROUPS.get(sources) if isinstance(sources, str) else sources
-    if group is None:
+    if isinstance(sources, str) and sources not in GROUPS:
         raise CausalProbeError(
-            f"Sources can't be put together by {sources!r}; choose {', '.join(GROUPS)}, or give a function."
+            f"Sources can't be put together by {sources!r}; choose {', '.join(GROUPS)}, or give named groups or a function."
         )
     reader = term_reader(model, layer, head)
-    names, members = _groups(reader.sources, group)
     batches = micro_batches(reader, tokens, batch_size)
+    if parts:
+        reader.cut(parts, batches[0])
+        batches = micro_batches(reader, batches, batch_size)
+    group = (
+        grouped(sources, reader.sources)
+        if isinstance(sources, Mapping)
+        else GROUPS[sources]
+        if isinstance(sources, str)
+        else sources
+    )
+    names, members = _groups(reader.sources, group)
 
     found: dict[str, Moments] = {}
     rows, error, has_cap = 0, 0.0, False
@@ -333,11 +362,18 @@ def qk_attributions(
         error=error,
         settings={
             "edges": template.name,
-            "sources": sources if isinstance(sources, str) else "a function",
+            "sources": _said(sources),
+            **({"parts": sorted(parts)} if parts else {}),
             **({"competition": True} if competition else {}),
         },
         provenance=describe(model),
     )
+
+
+def _said(sources: str | Callable[[str], str] | Mapping[str, Any]) -> Any:
+    if isinstance(sources, Mapping):
+        return {name: [its] if isinstance(its, str) else list(its) for name, its in sources.items()}
+    return sources if isinstance(sources, str) else "a function"
 
 
 def _weighted(

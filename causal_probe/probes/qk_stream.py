@@ -75,7 +75,8 @@ class StreamParts:
         if source in self.written:
             return self.written[source]
         place = head_of(source)
-        assert place is not None and writer is not None
+        assert place is not None
+        assert writer is not None
         factor = self.factor[place[0]]
         value = self.z[place[0]][:, :, place[1]].to(writer) @ writer
         return value if factor is None else value * factor.to(value)

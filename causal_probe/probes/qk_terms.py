@@ -22,11 +22,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
@@ -37,72 +36,14 @@ from causal_probe.hooks.values import read_values
 from causal_probe.hooks.visible import heads_by_layer, seen_in, sink_of
 from causal_probe.probes.circuit_weights import circuit_weights, norms_of_attention
 from causal_probe.probes.qk_sides import Side, Turn, sides, turns
+from causal_probe.probes.qk_split import Cut, Parts, covered, cut_stream
 from causal_probe.probes.qk_stream import BIAS, StreamParts, StreamReader, head_of, require_small
+from causal_probe.probes.qk_sums import Terms, checked_terms
 
 __all__ = ["BIAS", "TermReader", "Terms", "head_of", "term_reader"]
 
 #: The source of what a model adds to its scores by the distance alone; it meets itself in a number of its own.
 ALIBI = "alibi"
-#: Entries of a capped score this near to the cap are not turned back into the score before the cap.
-SATURATED = 0.95
-
-
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """What each source gives to a head's queries and keys, on one batch.
-
-    Attributes
-    ----------
-    query, key
-        By source, its part of the queries and of the keys, as they meet in the scores: rotated, and the factor c in the query; with one
-        number more where the model adds to its scores (ALiBi), the source of which meets itself there.
-        ``scores[i, j]`` is the sum over all pairs of sources of ``query[s, i] . key[t, j]``.
-    unrotated_query, unrotated_key
-        The same before what depends on the position alone, and without c.
-    factor
-        c.
-    turns
-        What depends on the position alone, of the query and of the key: rotations, and the gains of their norms.
-    pattern
-        The head's attention.
-    seen
-        Which keys each query sees.
-    cap
-        The soft cap; None where there is none.
-    sink
-        The logit of attention on nothing; None where there is none.
-    error
-        By how much the scores that the model uses differ from the sums, at most, after each row's mean difference was taken away
-        (what is added to all scores of a row does not change its attention); behind the cap, if there is one.
-    """
-
-    query: Float[Tensor, "source batch pos _d_head"]
-    key: Float[Tensor, "source batch pos _d_head"]
-    unrotated_query: Float[Tensor, "source batch pos d_head"]
-    unrotated_key: Float[Tensor, "source batch pos d_head"]
-    factor: float
-    turns: tuple[Turn, Turn]
-    pattern: Float[Tensor, "batch pos pos"]
-    seen: Bool[Tensor, "batch pos pos"]
-    cap: float | None
-    sink: float | None
-    error: float
-
-    @property
-    def scores(self) -> Float[Tensor, "batch pos pos"]:
-        """The sum over all pairs of sources, of every query with every key, also those that it doesn't see."""
-        return self.query.sum(0) @ self.key.sum(0).mT
-
-    def capped(self, scores: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
-        """Scores as the softmax gets them."""
-        return scores if self.cap is None else self.cap * (scores / self.cap).tanh()
-
-    def attention(self, scores: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
-        """The attention that scores give, before the cap: over the keys that are seen, and the sink."""
-        used = self.capped(scores).masked_fill(~self.seen, -torch.inf)
-        if self.sink is None:
-            return used.softmax(-1)
-        return torch.cat([used, torch.full_like(used[..., :1], self.sink)], -1).softmax(-1)[..., :-1]
 
 
 class TermReader(ABC):
@@ -121,6 +62,20 @@ class TermReader(ABC):
 
     def __init__(self, model: Any, layer: int, head: int) -> None:
         self.model, self.layer, self.head = model, layer, head
+        #: Of the widest numbers that are held for each source and position; 0 for no wider than a term.
+        self.width = 0
+
+    def cut(self, parts: Mapping[str, Parts], tokens: Int[Tensor, "batch pos"]) -> None:
+        """Put parts of activations in the place of sources.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such activation below the layer, or its parts are not of its shape.
+        """
+        raise CausalProbeError(
+            "The sources of this model are the parts of a concatenated stream, and can't be cut further; give `parts` for a model whose sources add to one stream."
+        )
 
     @abstractmethod
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
@@ -208,6 +163,8 @@ class _Summed(TermReader):
         has_norm = before == "ln1" and getattr(model.cfg, "normalization_type", None) is not None
         self.scale = f"blocks.{layer}.ln1.hook_scale" if has_norm else None
         self.cap = _soft_cap(model, layer)
+        self._cuts: list[Cut] = []
+        self._kept: dict[str, Tensor] = {}
         self._turns: dict[int, tuple[Turn, Turn]] = {}
         self._rows: dict[int, Tensor] = {}
 
@@ -226,7 +183,7 @@ class _Summed(TermReader):
             )
         W = self.W["q"]
         inverse = W.new_ones(1, 1, 1) if self.scale is None else 1 / found[self.scale].to(W)
-        parts = self.stream(found)
+        parts = self._parts(found)
         both = self._both_turns(tokens)
         terms = [self._terms(what, found, parts, inverse, turn) for what, turn in zip("qk", both, strict=True)]
         pattern = found[here["pattern"]][:, self.head].to(W)
@@ -245,7 +202,41 @@ class _Summed(TermReader):
             0.0,
         )
         added = self._added(tokens) if self.added else None
-        return _checked(whole, found.get(here["attn_scores"]), found[here["pattern"]], self.head, added)
+        return checked_terms(whole, found.get(here["attn_scores"]), found[here["pattern"]], self.head, added)
+
+    def cut(self, parts: Mapping[str, Parts], tokens: Int[Tensor, "batch pos"]) -> None:
+        """Put parts of activations in the place of sources; these tokens show the parts' names."""
+        for point, function in parts.items():
+            name, replaced, value = covered(point, self.stream.names, self.layer)
+            if twice := [source for cut in self._cuts for source in cut.replaced if source in replaced]:
+                raise CausalProbeError(
+                    f"{twice[0]} is in two activations that were to be cut into parts; leave one out."
+                )
+            self._cuts.append(Cut(name, replaced, value, function))
+        self._kept = self._writers({source for cut in self._cuts if cut.point is None for source in cut.replaced})
+        found = read_values(self.model, tokens[:1], self.stream.hooks, n_layers=self.layer + 1)
+        new = tuple(self._parts(found).written)
+        gone = {source: cut for cut in self._cuts for source in cut.replaced}
+        names: list[str] = []
+        for source in self.sources:
+            if source not in gone:
+                names.append(source)
+            elif source == gone[source].replaced[0]:
+                names += [name for name in new if name.startswith(f"{gone[source].name}.") and name not in self.sources]
+        if len(set(names)) < len(names):
+            raise CausalProbeError(f"Two parts have one name among {', '.join(names)}; choose other names.")
+        self.sources = tuple(names)
+        self.width = int(self.W["q"].shape[0])
+
+    def _parts(self, found: Mapping[str, Tensor]) -> StreamParts:
+        whole = self.stream(found)
+
+        def value_of(cut: Cut) -> Tensor:
+            if cut.point is not None:
+                return found[cut.point]
+            return whole.by(cut.replaced[0], self._kept.get(cut.replaced[0]))
+
+        return cut_stream(whole, self._cuts, value_of) if self._cuts else whole
 
     def lost_without(
         self, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[str]], terms: Terms
@@ -254,7 +245,7 @@ class _Summed(TermReader):
         stream, scale = self.stream.streams[-1], [] if self.scale is None else [self.scale]
         carried = [name for side in self.sides.values() for name in (*side.carried, *side.behind)]
         found = read_values(self.model, tokens, [*self.stream.hooks, *scale, *carried], n_layers=self.layer + 1)
-        parts, whole = self.stream(found), self._both(found, terms)
+        parts, whole = self._parts(found), self._both(found, terms)
         writers = self._writers({source for group in groups for source in group})
         lost: list[tuple[Tensor, Tensor] | None] = []
         for group in groups:
@@ -398,7 +389,7 @@ class _Concatenated(TermReader):
         pattern = found[here["pattern"]][:, self.head].to(query)
         seen = seen_in(found.get(here["attn_scores"]), found[here["pattern"]])
         terms = Terms(query, key, query, key, 1.0, (Turn(None), Turn(None)), pattern, seen, None, None, 0.0)
-        return _checked(terms, found.get(here["attn_scores"]), found[here["pattern"]], self.head, None)
+        return checked_terms(terms, found.get(here["attn_scores"]), found[here["pattern"]], self.head, None)
 
     def lost_without(
         self, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[str]], terms: Terms
@@ -406,52 +397,3 @@ class _Concatenated(TermReader):
         """The terms themselves: there are no norms, and each part of the stream is read by itself."""
         each = [[self.sources.index(source) for source in group] for group in groups]
         return [(terms.query[numbers].sum(0), terms.key[numbers].sum(0)) for numbers in each]
-
-
-# -------------------------------------------------------------------------------------------------------------------- checks
-
-
-def _checked(
-    terms: Terms,
-    scores: Float[Tensor, "batch head pos pos"] | None,
-    like: Float[Tensor, "batch head pos pos"],
-    head: int,
-    added: Float[Tensor, " pos"] | None,
-) -> Terms:
-    """Terms that are not turned yet, turned, with the factor c, once their sum has been seen to be the score that the model uses, and to give its attention."""
-    pattern, seen, cap = terms.pattern, terms.seen, terms.cap
-    query, key = (turn(part) for turn, part in zip(terms.turns, (terms.query, terms.key), strict=True))
-    for part, turn in zip((query, key), terms.turns, strict=True):
-        if turn.shift is not None:  # a norm's own bias
-            part[-1] += turn.shift
-    sums = query.sum(0) @ key.sum(0).mT
-    rest = 0 if added is None else added
-    # Some bridges show the pattern in the scores' place. Its logarithm is the score, but for a number for each row.
-    shown = None if scores is None else scores[:, head].to(pattern)
-    used = pattern.log() if shown is None or bool((shown == pattern).all()) else shown
-    compared = seen & (pattern > torch.finfo(pattern.dtype).tiny)
-    fitting, target = compared, used
-    if cap is not None:
-        fitting = compared & (used.abs() < SATURATED * cap)
-        target = cap * (used / cap).clamp(-SATURATED, SATURATED).atanh()
-    ours, theirs = (_less_row_mean(values, fitting) for values in (sums, target - rest))
-    power = float((ours * ours).sum())
-    c = float((ours * theirs).sum()) / power if power > 0 else 1.0
-    query = c * query
-    if added is not None:  # it meets itself in one more number
-        query, key = (torch.nn.functional.pad(part, (0, 1)) for part in (query, key))
-        query[-2, ..., -1], key[-2, ..., -1] = 1, added
-    terms = replace(terms, query=query, key=key, factor=c)
-    ours, theirs = (_less_row_mean(values, compared) for values in (terms.capped(terms.scores), used))
-    error = float((theirs - ours).abs().max())
-    require_small(error, of=1 + float(theirs.abs().max()), like=like, what="The head's scores")
-    require_small(
-        float((terms.attention(terms.scores) - pattern).abs().max()), of=1.0, like=like, what="The head's attention"
-    )
-    return replace(terms, error=error)
-
-
-def _less_row_mean(values: Float[Tensor, "batch pos pos"], seen: Tensor) -> Float[Tensor, "batch pos pos"]:
-    values = torch.where(seen, values, 0).double()
-    mean = values.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(seen, values - mean, 0)
