@@ -13,7 +13,7 @@ Does the model need it?
     :func:`ablate_heads` takes some heads away; :func:`edge_effects` cuts single edges.
 Why does a head look there?
     :func:`qk_attributions` takes its scores apart by what it reads, a dictionary's features among it (:func:`parts_along`);
-    :func:`upstream` by the heads that wrote it.
+    :func:`upstream` by the heads that wrote it. :func:`attribution_graph` writes either for circuit-tracer's viewer.
 What is in the weights?
     :func:`head_weights`, :func:`composition`; :func:`implied_step` reads linear attention as gradient descent.
 What does the model do with its context?
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from causal_probe.probes.ablate_heads import ablate_heads
 from causal_probe.probes.ablation import next_token
+from causal_probe.probes.attribution_graph import attribution_graph
 from causal_probe.probes.copying import copy_sensitivity
 from causal_probe.probes.discover_from_attention import discover_from_attention
 from causal_probe.probes.edge_effects import edge_effects
@@ -64,6 +65,7 @@ __all__ = [
     "TEMPLATES",
     "Template",
     "ablate_heads",
+    "attribution_graph",
     "composition",
     "copy_losses",
     "copy_sensitivity",
