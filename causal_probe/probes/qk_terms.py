@@ -35,7 +35,8 @@ from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.values import read_values
 from causal_probe.hooks.visible import heads_by_layer, seen_in, sink_of
 from causal_probe.probes.circuit_weights import circuit_weights, norms_of_attention
-from causal_probe.probes.qk_sides import Side, Turn, sides, turns
+from causal_probe.probes.qk_caught import is_catchable
+from causal_probe.probes.qk_sides import Side, Turn, read, sides, turns
 from causal_probe.probes.qk_split import Cut, Parts, covered, cut_stream
 from causal_probe.probes.qk_stream import BIAS, StreamParts, StreamReader, head_of, require_small
 from causal_probe.probes.qk_sums import Terms, checked_terms
@@ -170,12 +171,31 @@ class _Summed(TermReader):
 
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         """The terms on one batch."""
+        try:
+            return self._read(tokens)
+        except CausalProbeError:
+            if self.sides["q"].caught or not is_catchable(self.model, self.layer):
+                raise
+            self._catch(True)
+            try:
+                return self._read(tokens)
+            except CausalProbeError:
+                self._catch(False)
+            raise
+
+    def _catch(self, whether: bool) -> None:
+        for side in self.sides.values():
+            side.caught = whether
+        self._turns.clear()
+
+    def _read(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         here = {what: attention_hook(self.layer, what) for what in ("attn_scores", "pattern")}
         carried = [name for side in self.sides.values() for name in side.carried]
         behind = [name for side in self.sides.values() for name in side.behind]
         scale = [] if self.scale is None else [self.scale]
         names = [*self.stream.hooks, *scale, *carried, *behind, *here.values()]
-        found = read_values(self.model, tokens, names, n_layers=self.layer + 1)
+        both_sides = (self.sides["q"], self.sides["k"])
+        found = read(self.model, tokens, names, both_sides)
         needed = [*carried, here["pattern"], *self.stream.needed, *scale]
         if silent := [name for name in needed if name not in found]:
             raise CausalProbeError(
@@ -244,7 +264,8 @@ class _Summed(TermReader):
         """What queries and keys lose without each group of sources."""
         stream, scale = self.stream.streams[-1], [] if self.scale is None else [self.scale]
         carried = [name for side in self.sides.values() for name in (*side.carried, *side.behind)]
-        found = read_values(self.model, tokens, [*self.stream.hooks, *scale, *carried], n_layers=self.layer + 1)
+        both_sides = (self.sides["q"], self.sides["k"])
+        found = read(self.model, tokens, [*self.stream.hooks, *scale, *carried], both_sides)
         parts, whole = self._parts(found), self._both(found, terms)
         writers = self._writers({source for group in groups for source in group})
         lost: list[tuple[Tensor, Tensor] | None] = []
@@ -257,7 +278,7 @@ class _Summed(TermReader):
                 left = left - parts.by(source, writers.get(source)).to(left)
             # What the point shows is put there, not changed: a bridge may call a hook once for each of its names.
             edits = {stream: lambda value, left=left: left.to(value)}
-            without = self._both(read_values(self.model, tokens, carried, n_layers=self.layer + 1, edits=edits), terms)
+            without = self._both(read(self.model, tokens, carried, both_sides, edits=edits), terms)
             each = [before - after for before, after in zip(whole, without, strict=True)]
             numbers = [self.sources.index(source) for source in group]
             if not any(part.any() for part in each) and bool(terms.unrotated_key[numbers].sum(0).any()):

@@ -126,10 +126,10 @@ def test_the_table_has_it_for_the_pairs_that_were_looked_at():
 
 
 def test_an_edit_that_reaches_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
-    from causal_probe.probes import qk_terms
+    from causal_probe.probes import qk_sides
 
-    read = qk_terms.read_values
-    monkeypatch.setattr(qk_terms, "read_values", lambda *args, edits=None, **options: read(*args, **options))
+    read = qk_sides.read_values
+    monkeypatch.setattr(qk_sides, "read_values", lambda *args, edits=None, **options: read(*args, **options))
     model = to_hooked(ARCHITECTURES["Llama 3"].build())
     with pytest.raises(CausalProbeError, match="doesn't reach layer 1's attention"):
         probes.qk_attributions(model, tokens(2, 8), LAYER, HEAD, edges="previous-token", pairs=1)
