@@ -25,9 +25,9 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
+from causal_probe.hooks.caught import catch
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.values import read_values
-from causal_probe.probes.qk_caught import catch
 from causal_probe.probes.qk_stream import fitted, require_small
 
 __all__ = ["Side", "Turn", "read", "sides", "turns"]

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
+from causal_probe.hooks.caught import is_catchable
 from causal_probe.hooks.check import HookedModel, require_hooks
 from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.values import read_values
 from causal_probe.hooks.visible import heads_by_layer, seen_in, sink_of
 from causal_probe.probes.circuit_weights import circuit_weights, norms_of_attention
-from causal_probe.probes.qk_caught import is_catchable
 from causal_probe.probes.qk_sides import Side, Turn, read, sides, turns
 from causal_probe.probes.qk_split import Cut, Parts, covered, cut_stream
 from causal_probe.probes.qk_stream import BIAS, StreamParts, StreamReader, head_of, require_small

@@ -33,7 +33,9 @@ def is_catchable(model: Any, layer: int) -> bool:
 
 @contextmanager
 def catch(model: Any, layer: int) -> Iterator[dict[str, Tensor]]:
-    """While this is open, each forward puts the layer's queries and keys, [batch, pos, head, d_head], under ``"q"`` and ``"k"``; they are left as they are."""
+    """While this is open, each forward puts the layer's queries and keys, [batch, pos, head, d_head], under ``"q"`` and ``"k"``, and where it can be seen the
+    values under ``"v"``, what the heads read of them under ``"z"`` and the pattern under ``"pattern"``; all are left as they are.
+    """
     attention = _attention(model, layer)
     home: Any = sys.modules[type(attention).__module__]
     found: dict[str, Tensor] = {}
@@ -45,9 +47,17 @@ def catch(model: Any, layer: int) -> Iterator[dict[str, Tensor]]:
         function: Callable[..., Any] = getattr(home, FUNCTION)
 
         def watched(module: Any, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
+            made = function(module, query, key, *args, **options)
             if module is attention:
                 keep(query, key)
-            return function(module, query, key, *args, **options)
+                value = args[0] if args else options.get("value")
+                if (
+                    isinstance(value, Tensor)
+                    and isinstance(made, tuple)
+                    and all(isinstance(its, Tensor) for its in made[:2])
+                ):
+                    found.update(v=value.detach().transpose(1, 2), z=made[0].detach(), pattern=made[1].detach())
+            return made
 
         setattr(home, FUNCTION, watched)
         try:
