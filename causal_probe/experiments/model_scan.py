@@ -126,7 +126,7 @@ class HeadCircuit:
     def strongest(self) -> list[dict[str, Any]]:
         """The pairs of sources that contribute most."""
         return [
-            {str(name): value for name, value in row.items()}
+            {str(name): None if pd.isna(value) else value for name, value in row.items()}
             for row in self.attributions.top(STRONGEST).to_dict("records")
         ]
 

@@ -631,7 +631,9 @@ def test_attention_on_nothing_is_a_column():
                 rows = []
                 for i in range(12):
                     seen = [j for j in range(i + 1) if j > i - window]
-                    on = [j for j in seen if j > 0 and int(batch[b, j - 1]) == int(batch[b, i]) and j <= i and j - 1 < i]
+                    on = [
+                        j for j in seen if j > 0 and int(batch[b, j - 1]) == int(batch[b, i]) and j <= i and j - 1 < i
+                    ]
                     if on and len(on) < len(seen):
                         rows.append(1 - float(patterns[layer][b, head, i].sum()))
                 if rows:
@@ -641,7 +643,7 @@ def test_attention_on_nothing_is_a_column():
                 assert one.nothing is None
                 continue
             assert one.nothing == pytest.approx(np.mean(each), abs=1e-5)
-            assert one.nothing > 0.001
+    assert max(one.nothing for one in found.of("previous-token")) > 0.01
     assert found.to_nothing
     assert "nothing" in found.to_pandas().columns
     assert "nothing" in found.table().columns
