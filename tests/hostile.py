@@ -69,10 +69,6 @@ def sums() -> Any:
 
 #: A good call of every public function of the rooms that measure: what is not in here is not tried, and a test sees it.
 GOOD: dict[str, Callable[[], Call]] = {
-    "probes.attribution_graph": lambda: (
-        probes.attribution_graph,
-        {"result": probes.qk_attributions(model(), tokens(), 1, 0, edges="induction", pairs=0), "path": None, "prompt": ["a", "b"], "at": (1, 0), "k": 2},
-    ),
     "probes.composition": lambda: (probes.composition, {"model": own_model(), "kinds": ["q"]}),
     "probes.copy_losses": lambda: (probes.copy_losses, {"model": model(), "tokens": tokens(), "period": LENGTH // 2, "start": 0, "batch_size": 2}),
     "probes.copy_sensitivity": lambda: (probes.copy_sensitivity, {"model": sums(), "inputs": torch.ones(2, 4, 3), "layer": 0}),
@@ -113,7 +109,6 @@ GOOD: dict[str, Callable[[], Call]] = {
         probes.qk_attributions,
         {"model": model(), "tokens": tokens(), "layer": 1, "head": 0, "edges": "induction", "sources": "layers", "pairs": 1, "batch_size": 2},
     ),
-    "probes.parts_along": lambda: (probes.parts_along, {"directions": {"one": torch.ones(4)}, "coefficients": None}),
     "probes.repeated_tokens": lambda: (probes.repeated_tokens, {"model": model(), "n_sequences": 2, "period": 5, "bos": "auto", "seed": 0}),
     "probes.scan": lambda: (
         probes.scan, {"model": model(), "tokens": tokens(), "templates": ["previous-token"], "queries": [3], "batch_size": 2},

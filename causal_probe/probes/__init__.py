@@ -12,8 +12,9 @@ Does the model need it?
     :func:`verify` ablates what a scan flagged, by the constants in a :class:`Rule`, on the loss :func:`next_token`.
     :func:`ablate_heads` takes some heads away; :func:`edge_effects` cuts single edges.
 Why does a head look there?
-    :func:`qk_attributions` takes its scores apart by what it reads, a dictionary's features among it (:func:`parts_along`);
-    :func:`upstream` by the heads that wrote it. :func:`attribution_graph` writes either for circuit-tracer's viewer.
+    :func:`qk_attributions` takes its scores apart by what it reads, a dictionary's features among it (:func:`causal_probe.probes.qk_split.parts_along`);
+    :func:`upstream` by the heads that wrote it. :func:`causal_probe.probes.attribution_graph.attribution_graph`
+    writes either for circuit-tracer's viewer.
 What is in the weights?
     :func:`head_weights`, :func:`composition`; :func:`implied_step` reads linear attention as gradient descent.
 What does the model do with its context?
@@ -30,7 +31,6 @@ from __future__ import annotations
 
 from causal_probe.probes.ablate_heads import ablate_heads
 from causal_probe.probes.ablation import next_token
-from causal_probe.probes.attribution_graph import attribution_graph
 from causal_probe.probes.copying import copy_sensitivity
 from causal_probe.probes.discover_from_attention import discover_from_attention
 from causal_probe.probes.edge_effects import edge_effects
@@ -41,7 +41,6 @@ from causal_probe.probes.implied_step import implied_step
 from causal_probe.probes.in_context import copy_losses, in_context_score
 from causal_probe.probes.match import match_heads
 from causal_probe.probes.qk_attributions import qk_attributions
-from causal_probe.probes.qk_split import parts_along
 from causal_probe.probes.scan import scan
 from causal_probe.probes.score_gradients import score_gradients
 from causal_probe.probes.scoring import score_patterns
@@ -65,7 +64,6 @@ __all__ = [
     "TEMPLATES",
     "Template",
     "ablate_heads",
-    "attribution_graph",
     "composition",
     "copy_losses",
     "copy_sensitivity",
@@ -83,7 +81,6 @@ __all__ = [
     "next_token",
     "offset",
     "outputs_of",
-    "parts_along",
     "qk_attributions",
     "repeated_tokens",
     "scan",

@@ -238,7 +238,7 @@ def qk_attributions(
     parts
         Sources of your own, instead of the model's: by the name of a source (``"embed"``, ``"L3.mlp"``, ``"L2H1"``) or a hook point of the stream
         (``"blocks.N.hook_resid_pre"``, all that was written before layer N; ``hook_attn_out``; ``hook_mlp_out``), a function from the activation there,
-        [batch, pos, d_model], to a dict of named parts of its shape, such as a dictionary's features (:func:`~causal_probe.probes.parts_along`
+        [batch, pos, d_model], to a dict of named parts of its shape, such as a dictionary's features (:func:`~causal_probe.probes.qk_split.parts_along`
         makes one of directions). Each part is the source ``"L3.mlp.NAME"`` (of the stream ``"streamN.NAME"``), and what they don't sum to is one more,
         ``"L3.mlp.error"``, so that all still sum to the score. An activation is what the source adds to the stream, behind a norm that follows it.
     pairs

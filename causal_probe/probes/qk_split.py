@@ -120,7 +120,7 @@ def grouped(groups: Mapping[Any, Any], sources: tuple[str, ...]) -> Callable[[st
     Raises
     ------
     CausalProbeError
-        If a source is unknown or in two groups, or a group has the name of a source that isn't in it.
+        If a group is no list of names, a source is unknown or in two groups, or a group has the name of a source that isn't in it.
 
     >>> group = grouped({"words": ["embed", "L0.mlp"]}, ("embed", "L0H0", "L0.mlp"))
     >>> [group(source) for source in ("embed", "L0H0", "L0.mlp")]
@@ -128,7 +128,12 @@ def grouped(groups: Mapping[Any, Any], sources: tuple[str, ...]) -> Callable[[st
     """
     of: dict[str, str] = {}
     for name, members in groups.items():
-        for source in [members] if isinstance(members, str) else list(members):
+        each = [members] if isinstance(members, str) else members
+        if not isinstance(each, (list, tuple, set, frozenset)):
+            raise CausalProbeError(
+                f"`sources` has a group {name!r} of a {type(members).__name__}. A group is a list of sources' names."
+            )
+        for source in each:
             if source not in sources:
                 raise CausalProbeError(f"The group {name!r} names {source!r}; the sources are {', '.join(sources)}.")
             if source in of:

@@ -12,6 +12,7 @@ import torch
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
+from causal_probe.probes.attribution_graph import attribution_graph
 
 #: Fields of the format and their types, as circuit-tracer's viewer and Neuronpedia's read them.
 METADATA = {"slug": str, "scan": str, "transcoder_list": list, "prompt_tokens": list, "prompt": str}
@@ -60,7 +61,7 @@ def follows_the_format(graph: dict[str, Any]) -> None:
 def test_the_links_into_the_head_sum_to_its_score(model: DisentangledTransformer, tokens: torch.Tensor):
     found = probes.qk_attributions(model.to_transformer_lens(), tokens, 1, 0, edges="induction")
     for k in (1, 3, 1000):
-        graph = probes.attribution_graph(found, k=k)
+        graph = attribution_graph(found, k=k)
         follows_the_format(graph)
         top = graph["qParams"]["clickedId"]
         into = [link for link in graph["links"] if link["target"] == top]
@@ -81,7 +82,7 @@ def test_one_edge_of_one_sequence_stands_in_its_prompt(model: DisentangledTransf
     edge.add_nodes_from(range(12))
     found = probes.qk_attributions(model, tokens[:1], 1, 0, edges=edge)
     words = [f"w{n}" for n in range(12)]
-    graph = probes.attribution_graph(found, prompt=words, at=(6, 1))
+    graph = attribution_graph(found, prompt=words, at=(6, 1))
     follows_the_format(graph)
     assert graph["metadata"]["prompt_tokens"] == words
     assert {node["ctx_idx"] for node in graph["nodes"]} == {1, 6}
@@ -89,7 +90,7 @@ def test_one_edge_of_one_sequence_stands_in_its_prompt(model: DisentangledTransf
 
 def test_arrows_are_links(model: DisentangledTransformer, tokens: torch.Tensor):
     found = probes.upstream(model.to_transformer_lens(), tokens, 1, 0, edges="induction")
-    graph = probes.attribution_graph(found)
+    graph = attribution_graph(found)
     follows_the_format(graph)
     assert sorted(link["weight"] for link in graph["links"]) == sorted(arrow.drop for arrow in found.arrows)
     (confirmed,) = (node for node in graph["nodes"] if node["clerp"].endswith(", confirmed"))
@@ -99,7 +100,7 @@ def test_arrows_are_links(model: DisentangledTransformer, tokens: torch.Tensor):
 def test_the_file_and_the_list_beside_it(model: DisentangledTransformer, tokens: torch.Tensor, tmp_path: Path):
     found = probes.qk_attributions(model, tokens, 1, 0, edges="induction", pairs=0)
     for name in ("one", "other", "one"):
-        graph = probes.attribution_graph(found, tmp_path / f"{name}.json")
+        graph = attribution_graph(found, tmp_path / f"{name}.json")
         assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == graph
     listed = json.loads((tmp_path / "graph-metadata.json").read_text(encoding="utf-8"))["graphs"]
     assert [each["slug"] for each in listed] == ["other", "one"]
@@ -133,4 +134,4 @@ def test_tables_of_both_as_csv_and_parquet(model: DisentangledTransformer, token
 def test_what_is_refused(model: DisentangledTransformer, tokens: torch.Tensor, options: dict[str, Any], said: str):
     found = probes.qk_attributions(model, tokens, 1, 0, edges="induction", pairs=0)
     with pytest.raises(CausalProbeError, match=said):
-        probes.attribution_graph(found, **options)
+        attribution_graph(found, **options)

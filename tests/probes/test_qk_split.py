@@ -13,6 +13,7 @@ from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import to_hooked
 from causal_probe.models import DisentangledTransformer
+from causal_probe.probes.qk_split import parts_along
 from causal_probe.probes.qk_terms import term_reader
 from tests.architectures.zoo import ARCHITECTURES, tokens
 
@@ -42,7 +43,7 @@ def test_a_planted_dictionary():
     start = model.subspaces(1)["L0H0.token"].start
     words = {f"token {n}": torch.eye(standard.cfg.d_model)[start + n] for n in range(6)}
     found = probes.qk_attributions(
-        standard, sequences, 1, 0, edges="induction", parts={"L0H0": probes.parts_along(words)}, pairs=0
+        standard, sequences, 1, 0, edges="induction", parts={"L0H0": parts_along(words)}, pairs=0
     )
     plain = probes.qk_attributions(standard, sequences, 1, 0, edges="induction", pairs=0)
     # By hand: on a row of token n, the pair's score is 10 (n + 1) on the targets, and on every other key that holds n before it.
@@ -80,7 +81,7 @@ def test_parts_and_rest_sum_to_the_score(name: str, point: str, replaced: tuple[
     model = to_hooked(ARCHITECTURES[name].build())
     batch = tokens(3, 8)
     decoder, encode = dictionary(32, 5)
-    parts = probes.parts_along({f"f{n}": decoder[n] for n in range(5)}, encode)
+    parts = parts_along({f"f{n}": decoder[n] for n in range(5)}, encode)
     plain, found = attributed(model, batch), attributed(model, batch, parts={point: parts})
     new = [source for source in found.sources if source not in plain.sources]
     assert len(new) == 6
@@ -103,7 +104,7 @@ def test_a_feature_by_hand():
     batch = tokens(2, 6)
     decoder, encode = dictionary(32, 3)
     reader = term_reader(model, LAYER, HEAD)
-    reader.cut({"L0.mlp": probes.parts_along({f"f{n}": decoder[n] for n in range(3)}, encode)}, batch)
+    reader.cut({"L0.mlp": parts_along({f"f{n}": decoder[n] for n in range(3)}, encode)}, batch)
     terms = reader(batch)
     _, cache = model.run_with_cache(batch)
     mlp, scale = cache["blocks.0.hook_mlp_out"], cache["blocks.1.ln1.hook_scale"]
@@ -116,7 +117,7 @@ def test_a_feature_by_hand():
 
 def test_a_part_is_taken_out_like_any_source():
     model = to_hooked(ARCHITECTURES["Qwen3"].build())
-    whole = probes.parts_along({"all": torch.ones(32)}, lambda value: value.new_zeros(*value.shape[:2], 1))
+    whole = parts_along({"all": torch.ones(32)}, lambda value: value.new_zeros(*value.shape[:2], 1))
     batch = tokens(3, 8)
     plain = attributed(model, batch, pairs=49)
     found = attributed(model, batch, pairs=64, parts={"L0.mlp": whole})  # all of it is the error
@@ -133,7 +134,7 @@ def test_a_part_is_taken_out_like_any_source():
 
 def test_least_squares_by_default():
     directions = {"one": torch.tensor([1.0, 0, 0, 0]), "other": torch.tensor([1.0, 1, 0, 0])}
-    parts = probes.parts_along(directions)(torch.tensor([[[3.0, 5, 7, 0]]]))
+    parts = parts_along(directions)(torch.tensor([[[3.0, 5, 7, 0]]]))
     assert torch.allclose(parts["one"], torch.tensor([-2.0, 0, 0, 0]), atol=1e-6)
     assert torch.allclose(parts["other"], torch.tensor([5.0, 5, 0, 0]), atol=1e-6)
 
@@ -155,6 +156,7 @@ def test_named_groups_are_sums():
     [
         ({"a": ["embd"]}, "names 'embd'; the sources are embed"),
         ({"a": ["embed"], "b": ["embed"]}, "in two groups"),
+        ({"a": 3}, "A group is a list of sources' names"),
         ({"embed": ["L0.mlp"]}, "has the name of a source that isn't in it"),
     ],
 )
@@ -174,8 +176,8 @@ def test_groups_that_are_refused(groups: Mapping[Any, Any], said: str):
         ({"embed": lambda value: {"a": value / 0}}, "not finite"),
         ({"embed": lambda value: {"error": value}}, "which is what the parts leave"),
         ({"embed": lambda value: {}, "blocks.1.hook_resid_pre": lambda value: {}}, "in two activations"),
-        ({"embed": probes.parts_along({"a": torch.ones(3)})}, "have 3 numbers, the activation 32"),
-        ({"embed": probes.parts_along({"a": torch.ones(32)}, lambda value: value)}, "coefficients"),
+        ({"embed": parts_along({"a": torch.ones(3)})}, "have 3 numbers, the activation 32"),
+        ({"embed": parts_along({"a": torch.ones(32)}, lambda value: value)}, "coefficients"),
     ],
 )
 def test_parts_that_are_refused(parts: Mapping[str, Any], said: str):
@@ -187,7 +189,7 @@ def test_parts_that_are_refused(parts: Mapping[str, Any], said: str):
 def test_directions_that_are_refused():
     for directions in ({}, {"a": torch.ones(2, 2)}, {"a": torch.ones(2), "b": torch.ones(3)}):
         with pytest.raises(CausalProbeError, match="vectors of one length"):
-            probes.parts_along(directions)
+            parts_along(directions)
 
 
 def test_a_concatenated_stream_has_its_parts_already():
