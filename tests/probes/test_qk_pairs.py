@@ -129,7 +129,12 @@ def test_an_edit_that_reaches_nothing_is_refused(monkeypatch: pytest.MonkeyPatch
     from causal_probe.probes import qk_sides
 
     read = qk_sides.read_values
-    monkeypatch.setattr(qk_sides, "read_values", lambda *args, edits=None, **options: read(*args, **options))
+
+    def without_streams(*args: Any, edits: Any = None, **options: Any) -> dict[str, torch.Tensor]:
+        kept = {name: edit for name, edit in (edits or {}).items() if "resid" not in name}
+        return read(*args, edits=kept, **options)
+
+    monkeypatch.setattr(qk_sides, "read_values", without_streams)
     model = to_hooked(ARCHITECTURES["Llama 3"].build())
     with pytest.raises(CausalProbeError, match="doesn't reach layer 1's attention"):
         probes.qk_attributions(model, tokens(2, 8), LAYER, HEAD, edges="previous-token", pairs=1)
