@@ -185,6 +185,63 @@ def circuit(quick: bool) -> dict[str, Any]:
     }
 
 
+@measurement("circuit-gemma", "CAUSAL_PROBE_GEMMA=FOLDER python docs/measure.py circuit-gemma")
+def circuit_gemma(quick: bool) -> dict[str, Any]:
+    """What makes the best induction head of Gemma-3-270M attend: chosen by a scan, taken apart on other sequences."""
+    from causal_probe import hooks, models, probes
+
+    folder = os.environ.get("CAUSAL_PROBE_GEMMA")
+    if not folder:
+        raise SystemExit(
+            "This needs Gemma-3-270M: CAUSAL_PROBE_GEMMA names the folder of its GGUF file (tests/real_model.py says where it is to be had)."
+        )
+    model = hooks.to_hooked(*models.load_model(folder))
+    sequences, period = (2, 8) if quick else (12, 30)
+    chosen, fresh = (
+        probes.repeated_tokens(model, n_sequences=n, bos="yes", period=period, seed=seed).tokens
+        for seed, n in ((0, 6), (1, sequences))
+    )
+    best = probes.scan(model, chosen, templates="induction").top("induction", 1)[0]
+    head = f"L{best.layer}H{best.head}"
+    split = probes.qk_attributions(model, fresh, head, edges="induction", pairs=5)
+    key, query = (split.margin(side).iloc[0] for side in ("key", "query"))
+    found = probes.upstream(model, fresh, head, edges="induction", depth=1)
+    arrows = sorted(found.arrows, key=lambda arrow: -arrow.drop)
+    return {
+        "head": head,
+        "n_sequences": sequences,
+        "period": period,
+        "attention": split.score,
+        "score": {"value": split.total, "stderr": split.total_stderr},
+        "error": split.error,
+        "key": {"source": key["source"], "value": float(key["contribution"]), "stderr": float(key["stderr"])},
+        "query": {"source": query["source"], "value": float(query["contribution"]), "stderr": float(query["stderr"])},
+        "pairs": [
+            {
+                "query": pair.query,
+                "key": pair.key,
+                "predicted": pair.predicted,
+                "intervened": {"value": pair.intervened, "stderr": pair.intervened_stderr},
+                "hits": pair.hits,
+            }
+            for pair in split.pairs
+        ],
+        "arrows": [
+            {
+                "source": arrow.source,
+                "side": arrow.side,
+                "drop": {"value": arrow.drop, "stderr": arrow.stderr},
+                "controls": arrow.controls,
+                "largest_control": arrow.largest_control,
+                "p_value": arrow.p_value,
+                "confirmed": "yes" if arrow.confirmed else "no",
+            }
+            for arrow in arrows
+        ],
+        "roles": {name: role for name, (role, _) in found.roles.items()},
+    }
+
+
 @measurement("in-context-graphs", "causal-probe leaderboard FOLDER --bos yes")
 def in_context_graphs(quick: bool) -> dict[str, Any]:
     """Which graphs SmolLM2 reads in its context."""

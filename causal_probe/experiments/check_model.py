@@ -13,6 +13,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.opening import is_named, open_model
 from causal_probe.hooks import find_faults, self_test, to_hooked
 from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.gradients import find_routes
 from causal_probe.hooks.preflight import Finding, context_length
 from causal_probe.hooks.self_test import Answer
 from causal_probe.hooks.tokens import content_tokens, special_tokens
@@ -25,12 +26,14 @@ __all__ = ["ModelCheck", "check_model"]
 
 #: Patterns that are read and not edited.
 READING = "reading"
+#: Scores whose gradient can be taken: at the scores, at the pattern, or through the mask that is added to them.
+GRADIENTS = "gradients"
 #: By capability: the live hook points that it needs, and the questions that must be answered rightly.
 ABILITIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "read attention (scan, head graphs)": ((READING,), ("pattern-is-read-back", "same-as-original", "nothing-stays")),
     "edit attention (edge effects)": (("pattern",), ("pattern-moves-values", "same-as-original", "nothing-stays")),
     "ablate heads (verify)": (("z",), ("same-as-original", "nothing-stays")),
-    "gradients by score": (("attn_scores",), ("softmax-of-scores", "same-as-original", "nothing-stays")),
+    "gradients by score": ((GRADIENTS,), ("same-as-original", "nothing-stays")),
 }
 
 #: Sequences and tokens that the model is tried on.
@@ -130,6 +133,9 @@ def check_model(model: Any, o: CheckOptions) -> ModelCheck:
     tokens = _tokens(hooked)
     findings = {what: find_faults(hooked, tokens, hooks=(what,)) for what in ("pattern", "z", "attn_scores")}
     findings[READING] = find_faults(hooked, tokens, edits=False)
+    findings[GRADIENTS] = _without_gradients(hooked, tokens) if not findings[READING] else findings[READING]
+    if not findings[GRADIENTS]:  # scores that are only shown do no harm
+        findings["attn_scores"] = ()
     answers: tuple[Answer, ...] = ()
     if not {"missing-hooks", "silent-hooks", "not-eager", "fails", "shape"} & {f.kind for f in findings["pattern"]}:
         try:
@@ -153,6 +159,22 @@ def check_model(model: Any, o: CheckOptions) -> ModelCheck:
         settings=o.settings(),
         provenance=describe(hooked),
     )
+
+
+def _without_gradients(model: HookedModel, tokens: Tensor) -> tuple[Finding, ...]:
+    """Why gradients by score can't be taken; empty where they can."""
+
+    def loss(model: Any, batch: Tensor) -> Tensor:
+        found = model(batch)
+        logits = getattr(found, "logits", found)
+        each: Tensor = (logits[0] if isinstance(logits, tuple) else logits).float()
+        return -each.log_softmax(-1).flatten(1).mean(1)
+
+    try:
+        find_routes(model, tokens[:1], loss)
+    except CausalProbeError as error:
+        return (Finding("dead-hooks", str(error)),)
+    return ()
 
 
 def _tokens(model: HookedModel) -> Tensor:

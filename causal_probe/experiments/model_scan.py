@@ -126,7 +126,7 @@ class HeadCircuit:
     def strongest(self) -> list[dict[str, Any]]:
         """The pairs of sources that contribute most."""
         return [
-            {str(name): value for name, value in row.items()}
+            {str(name): None if pd.isna(value) else value for name, value in row.items()}
             for row in self.attributions.top(STRONGEST).to_dict("records")
         ]
 
@@ -317,7 +317,8 @@ class ModelScan(Result):
         """Of each template the heads that it describes, and the best that it does not."""
         interval = [] if self.intervals is None else ["95% interval"]
         checked = [] if self.verification is None else ["verdict", "effect (nats)"]
-        columns = ["template", "head", "score", "chance", "excess", *interval, "sink", *checked, "called"]
+        nothing = ["nothing"] * self.scores.to_nothing
+        columns = ["template", "head", "score", "chance", "excess", *interval, "sink", *nothing, *checked, "called"]
         cells: list[list[object]] = []
         for name in self.scores.names:
             rows = self.rows(name)
@@ -329,7 +330,7 @@ class ModelScan(Result):
                     told = [verdict.verdict, f"{verdict.shown.value:.3f} ± {verdict.shown.stderr:.3f}"]
                 cells.append(
                     [name, row.name, f"{s.score:.3f}", f"{s.chance:.3f}", f"{s.excess:.3f}{error}", *[self.interval(s)] * len(interval),
-                     f"{s.sink:.3f}", *told, "yes" if row.called else "no"]
+                     f"{s.sink:.3f}", *[f"{s.nothing:.3f}"] * len(nothing), *told, "yes" if row.called else "no"]
                 )  # fmt: skip
             if not rows:
                 cells.append([name, "-", *[None] * (len(columns) - 2)])

@@ -12,7 +12,9 @@ Does the model need it?
     :func:`verify` ablates what a scan flagged, by the constants in a :class:`Rule`, on the loss :func:`next_token`.
     :func:`ablate_heads` takes some heads away; :func:`edge_effects` cuts single edges.
 Why does a head look there?
-    :func:`qk_attributions` takes its scores apart by what it reads; :func:`upstream` by the heads that wrote it.
+    :func:`qk_attributions` takes its scores apart by what it reads, a dictionary's features among it (:func:`causal_probe.probes.qk_split.parts_along`);
+    :func:`upstream` by the heads that wrote it. :func:`causal_probe.probes.attribution_graph.attribution_graph`
+    writes either for circuit-tracer's viewer.
 What is in the weights?
     :func:`head_weights`, :func:`composition`; :func:`implied_step` reads linear attention as gradient descent.
 What does the model do with its context?

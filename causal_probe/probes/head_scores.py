@@ -29,7 +29,7 @@ CALLED = 0.5
 #: "Surely": by so many standard errors.
 SURELY = 3.0
 #: The numbers of a head that may be undefined.
-NUMBERS = ("score", "chance", "excess", "stderr", "excess_stderr", "sink")
+NUMBERS = ("score", "chance", "excess", "stderr", "excess_stderr", "sink", "nothing")
 
 
 class HeadScore(NamedTuple):
@@ -54,6 +54,8 @@ class HeadScore(NamedTuple):
         Standard error of ``excess`` (a ratio of means, by the delta method); None for one sequence.
     sink
         Attention on position 0, in [0, 1], on the same rows.
+    nothing
+        Attention on nothing, in [0, 1], on the same rows: of heads with a learnt sink (GPT-OSS), what their attention leaves to one; 0 of others.
     rows
         Number of scored rows: those that have a target, and see a key that is none.
     n_sequences
@@ -69,6 +71,7 @@ class HeadScore(NamedTuple):
     stderr: float | None
     excess_stderr: float | None
     sink: float | None
+    nothing: float | None
     rows: int
     n_sequences: int
 
@@ -106,6 +109,11 @@ class HeadScores(Result):
     def heads(self) -> tuple[int, ...]:
         """Number of heads of each layer."""
         return tuple(layer.shape[1] for layer in self.sums[self.names[0]].attention)
+
+    @property
+    def to_nothing(self) -> bool:
+        """Whether some head can attend to nothing; :attr:`HeadScore.nothing` is then a column of the table."""
+        return any(found.nothing for found in self.sums.values())
 
     def of(self, layer: Any, head: Any = None, template: str | None = None) -> Any:
         """One head against one template, ``of("L18H6", "induction")``; every head against one, ``of("induction")``; or one against every, ``of("L18H6")``.
@@ -174,7 +182,7 @@ class HeadScores(Result):
         Parameters
         ----------
         value
-            ``"excess"``, ``"score"``, ``"stderr"``, ``"excess_stderr"``, ``"sink"`` or ``"chance"``.
+            ``"excess"``, ``"score"``, ``"stderr"``, ``"excess_stderr"``, ``"sink"``, ``"nothing"`` or ``"chance"``.
 
         Raises
         ------
@@ -209,7 +217,7 @@ class HeadScores(Result):
         >>> scores = probes.scan(model, templates="previous-token", n_sequences=4, period=10)
         >>> scores.called("previous-token")
         1 row
-          head  template        score  chance  excess  stderr  excess_stderr     sink  rows  n_sequences
+          head  template        score  chance  excess  stderr  excess_stderr     sink  nothing  rows  n_sequences
           L0H0  previous-token ...
         >>> scores.of("previous-token").to_pandas()["head"].tolist(), scores.of("L1H0")[0].template
         ([0, 0], 'previous-token')
@@ -331,16 +339,24 @@ class HeadScores(Result):
         """By template: the head with the largest score."""
         counts = sorted({len(found.rows) for found in self.sums.values()})
         rows = []
+        last = ["nothing"] * self.to_nothing
         for name in self.names:
             best = next(iter(self.top(name, 1)), None)
-            cells: tuple[object, ...] = (None,) * 5
+            cells: tuple[object, ...] = (None,) * (5 + len(last))
             if best is not None:
-                cells = (f"L{best.layer}H{best.head}", best.score, best.chance, best.excess, best.sink)
+                cells = (
+                    f"L{best.layer}H{best.head}",
+                    best.score,
+                    best.chance,
+                    best.excess,
+                    best.sink,
+                    *[best.nothing] * len(last),
+                )
             rows.append((name, *cells))
         return Table(
             f"HeadScores of {self.provenance['model']}: {sum(self.heads)} heads in {len(self.heads)} layers, {len(self.names)} "
             f"templates, {' or '.join(f'{count:,}' for count in counts)} sequences",
-            ("template", "best head", "score", "chance", "excess", "sink"),
+            ("template", "best head", "score", "chance", "excess", "sink", *last),
             rows,
             [
                 *(f"the same targets on these sequences: {', '.join(group)}" for group in self.coinciding),

@@ -7,8 +7,8 @@ the other visible keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any
 
@@ -22,14 +22,15 @@ from torch import Tensor
 
 from causal_probe.arguments import BatchSize, Help
 from causal_probe.errors import CausalProbeError
-from causal_probe.graphs import GraphComparison, compare
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.moments import Moments, merged
-from causal_probe.probes.qk_terms import TermReader, Terms, head_of, term_reader
+from causal_probe.probes.qk_pairs import PairGraph, pair_graphs, together
+from causal_probe.probes.qk_split import Parts, grouped
+from causal_probe.probes.qk_terms import Terms, head_of, term_reader
 from causal_probe.probes.scored_rows import micro_batches, scored_batches
 from causal_probe.probes.templates import Template, find_templates, from_graph
-from causal_probe.results import BINARY, Result, Table
+from causal_probe.results import Result, Table
 
 __all__ = ["PairGraph", "QKAttributions", "qk_attributions"]
 
@@ -43,45 +44,6 @@ GROUPS: Mapping[str, Callable[[str], str]] = {
         "heads" if head_of(source) else {"mlp": "MLPs", "mixer": "mixers"}.get(source.rpartition(".")[2], source)
     ),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class PairGraph:
-    """What one pair of sources alone would have the head attend to.
-
-    Attributes
-    ----------
-    query, key
-        The sources.
-    hits
-        Share of the rows whose largest score, of this pair alone, is on an edge: in [0, 1], mean over rows, then sequences.
-    stderr
-        Its standard error over sequences; None for one.
-    scores
-        The pair's score from query to key, mean over sequences; minus infinity where the query doesn't see the key.
-    queries
-        The rows that have an edge in some sequence.
-    """
-
-    query: str
-    key: str
-    hits: float
-    stderr: float | None
-    scores: Float[np.ndarray, "pos pos"] = field(metadata=BINARY)  # JSON holds no infinities
-    queries: tuple[int, ...]
-
-    @property
-    def graph(self) -> nx.DiGraph:
-        """Key -> query for the largest mean score of each row in ``queries``."""
-        graph = nx.DiGraph()
-        graph.add_nodes_from(range(len(self.scores)))
-        graph.add_edges_from((int(self.scores[query].argmax()), query) for query in self.queries)
-        graph.remove_edges_from(list(nx.selfloop_edges(graph)))
-        return graph
-
-    def compare(self, truth: nx.DiGraph) -> GraphComparison:
-        """:func:`causal_probe.graphs.compare` of :attr:`graph` with a graph over the same positions, for the rows in ``queries``."""
-        return compare(self.graph, truth, children=list(self.queries))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,7 +79,8 @@ class QKAttributions(Result):
     score, chance
         The head's attention on the edges, and even attention's, as :func:`~causal_probe.probes.scan` has them.
     pairs
-        What the pairs of the largest contribution would attend to alone.
+        The pairs of the largest contribution, one by one: what each would attend to alone, and its ``intervened`` contribution, by taking its
+        sources out of the stream with every norm computed anew, beside the ``predicted`` one, whose norms are held.
     rows, n_sequences
         Number of scored rows, and of sequences that have one.
     error
@@ -195,7 +158,9 @@ class QKAttributions(Result):
             "capped": "the scores have no soft cap",
             "attention": "competition=True was not asked for",
         }
-        return {name: reason for name, reason in reasons.items() if getattr(self, name) is None}
+        silent = [f"{pair.query} and {pair.key}" for pair in self.pairs if pair.intervened is None]
+        outside = {"intervened": f"a source is not in the stream: {'; '.join(silent)}"} if silent else {}
+        return {name: reason for name, reason in reasons.items() if getattr(self, name) is None} | outside
 
     @property
     def methods(self) -> str:
@@ -208,7 +173,9 @@ class QKAttributions(Result):
         )
 
     def table(self) -> Table:
-        """One row per pair, largest contribution first: query, key, contribution, stderr, share (of the total), and attention."""
+        """One row per pair, largest contribution first: query, key, contribution, stderr, share (of the total), attention, and, of :attr:`pairs`,
+        the contribution by intervention, with every norm computed anew.
+        """
         spread = "" if self.total_stderr is None else f" ± {self.total_stderr:.2f}"
         behind = "" if self.capped is None else f" ({self.capped:.2f} behind the soft cap)"
         errors = np.full(self.contribution.shape, None) if self.stderr is None else self.stderr
@@ -216,15 +183,16 @@ class QKAttributions(Result):
             product(self.sources, repeat=2), self.contribution.ravel().tolist(), errors.ravel().tolist(), strict=True
         )
         logs = [None] * self.contribution.size if self.attention is None else self.attention.ravel().tolist()
+        intervened = {(pair.query, pair.key): pair.intervened for pair in self.pairs}
         rows = [
-            (*pair, found, error, found / self.total if self.total else None, log)
+            (*pair, found, error, found / self.total if self.total else None, log, intervened.get((pair[0], pair[1])))
             for (pair, found, error), log in zip(pairs, logs, strict=True)
         ]
         rows.sort(key=lambda row: -row[2])
         return Table(
             f"QKAttributions of L{self.layer}H{self.head} of {self.provenance['model']} on {self.edges}: attention {self.score:.3f} "
             f"(chance {self.chance:.3f}), score on edges less others {self.total:.2f}{spread}{behind}, {self.rows} rows of {self.n_sequences} sequences",
-            ("query", "key", "contribution", "stderr", "share", "attention"),
+            ("query", "key", "contribution", "stderr", "share", "attention", "intervened"),
             rows,
         )
 
@@ -237,7 +205,8 @@ def qk_attributions(
     head: Any = None,
     *,
     edges: str | Template | nx.DiGraph,
-    sources: str | Callable[[str], str] = "split",
+    sources: str | Callable[[str], str] | Mapping[str, Any] = "split",
+    parts: Mapping[str, Parts] | None = None,
     pairs: Annotated[int, Help("", least=0)] = 3,
     competition: bool = False,
     batch_size: BatchSize = None,
@@ -264,9 +233,17 @@ def qk_attributions(
     sources
         ``"split"``: every embedding, head and MLP by itself, and what a layer without attention has in its place (``L0.mixer``).
         ``"layers"``: a layer's heads together. ``"kinds"``: all heads, all MLPs, all mixers.
-        Or a function from a source's name to that of its group.
+        Or named groups, ``{"words": ["embed", "L0.mlp"]}``, one number each, where a source in none stands by itself; or a function from a
+        source's name to that of its group.
+    parts
+        Sources of your own, instead of the model's: by the name of a source (``"embed"``, ``"L3.mlp"``, ``"L2H1"``) or a hook point of the stream
+        (``"blocks.N.hook_resid_pre"``, all that was written before layer N; ``hook_attn_out``; ``hook_mlp_out``), a function from the activation there,
+        [batch, pos, d_model], to a dict of named parts of its shape, such as a dictionary's features (:func:`~causal_probe.probes.qk_split.parts_along`
+        makes one of directions). Each part is the source ``"L3.mlp.NAME"`` (of the stream ``"streamN.NAME"``), and what they don't sum to is one more,
+        ``"L3.mlp.error"``, so that all still sum to the score. An activation is what the source adds to the stream, behind a norm that follows it.
     pairs
-        Of so many pairs, those of the largest contribution, say also what they alone would attend to; it costs a second pass.
+        Of so many pairs, those of the largest contribution, say also what they alone would attend to, and intervene on them
+        (:class:`~causal_probe.probes.qk_pairs.PairGraph`); it costs a second pass, and a forward for each of their sources.
     competition
         Say also what each pair adds to the log of the attention, where keys compete: :attr:`QKAttributions.attention`.
     batch_size
@@ -303,16 +280,36 @@ def qk_attributions(
 
     Not 30, and not 1, for the row whose token is that of position 0: there layer 0 has nothing before it to copy and copies the
     token itself, a second match, which lowers one row in six by 30 / 6.
+
+    What layer 0's head has written along the directions of two tokens, in the standard form of the same model:
+
+    >>> standard = model.to_transformer_lens()
+    >>> head = model.subspaces(1)["L0H0.token"]
+    >>> ours = parts_along({f"token {n}": torch.eye(standard.cfg.d_model)[head.start + n] for n in (0, 1)})
+    >>> found = qk_attributions(standard, tokens, 1, 0, edges="induction", parts={"L0H0": ours}, pairs=0)
+    >>> [source for source in found.sources if source.startswith("L0H0")]
+    ['L0H0.token 0', 'L0H0.token 1', 'L0H0.error']
+    >>> round(found.of("embed", "L0H0.token 1"), 2)
+    5.0
     """
     template = from_graph(edges) if isinstance(edges, nx.DiGraph) else find_templates(edges)[0]
-    group = GROUPS.get(sources) if isinstance(sources, str) else sources
-    if group is None:
+    if isinstance(sources, str) and sources not in GROUPS:
         raise CausalProbeError(
-            f"Sources can't be put together by {sources!r}; choose {', '.join(GROUPS)}, or give a function."
+            f"Sources can't be put together by {sources!r}; choose {', '.join(GROUPS)}, or give named groups or a function."
         )
     reader = term_reader(model, layer, head)
-    names, members = _groups(reader.sources, group)
     batches = micro_batches(reader, tokens, batch_size)
+    if parts:
+        reader.cut(parts, batches[0])
+        batches = micro_batches(reader, batches, batch_size)
+    group = (
+        grouped(sources, reader.sources)
+        if isinstance(sources, Mapping)
+        else GROUPS[sources]
+        if isinstance(sources, str)
+        else sources
+    )
+    names, members = _groups(reader.sources, group)
 
     found: dict[str, Moments] = {}
     rows, error, has_cap = 0, 0.0, False
@@ -322,7 +319,7 @@ def qk_attributions(
             continue
         rows += int(n_rows.sum())
         targets, n_rows = targets[used], n_rows[used]
-        query, key = (_together(x[:, used], members, len(names)) for x in (terms.query, terms.key))
+        query, key = (together(x[:, used], members, len(names)) for x in (terms.query, terms.key))
         table = _weighted(query, key, weights[used], n_rows)
         measured = {
             "table": table,
@@ -359,17 +356,24 @@ def qk_attributions(
         by_key=found["key"],
         score=float(found["score"].mean),
         chance=float(found["chance"].mean),
-        pairs=tuple(_alone(reader, batches, template, names, members, chosen)) if chosen else (),
+        pairs=tuple(pair_graphs(reader, batches, template, names, members, chosen)) if chosen else (),
         rows=rows,
         n_sequences=found["total"].count,
         error=error,
         settings={
             "edges": template.name,
-            "sources": sources if isinstance(sources, str) else "a function",
+            "sources": _said(sources),
+            **({"parts": sorted(parts)} if parts else {}),
             **({"competition": True} if competition else {}),
         },
         provenance=describe(model),
     )
+
+
+def _said(sources: str | Callable[[str], str] | Mapping[str, Any]) -> Any:
+    if isinstance(sources, Mapping):
+        return {name: [its] if isinstance(its, str) else list(its) for name, its in sources.items()}
+    return sources if isinstance(sources, str) else "a function"
 
 
 def _weighted(
@@ -412,45 +416,3 @@ def _groups(sources: tuple[str, ...], group: Callable[[str], str]) -> tuple[tupl
         raise CausalProbeError(f"A group's name must be text; the function gave {strangers[0]!r}.")
     names = tuple(dict.fromkeys(of))
     return names, [names.index(name) for name in of]
-
-
-def _together(
-    terms: Float[Tensor, "source batch pos d"], members: list[int], n: int
-) -> Float[Tensor, "group batch pos d"]:
-    if n == len(members):
-        return terms
-    index = torch.tensor(members, device=terms.device)
-    return terms.new_zeros(n, *terms.shape[1:]).index_add_(0, index, terms)
-
-
-def _alone(
-    reader: TermReader,
-    batches: Iterable[Tensor],
-    template: Template,
-    names: tuple[str, ...],
-    members: list[int],
-    chosen: list[tuple[int, int]],
-) -> Iterator[PairGraph]:
-    hits: dict[tuple[int, int], list[Tensor]] = {pair: [] for pair in chosen}
-    sums: dict[tuple[int, int], Any] = dict.fromkeys(chosen, 0)
-    queries: Any = False
-    count = 0
-    for terms, targets, _, n_rows, used in scored_batches(reader, batches, template):
-        scored = targets.any(-1)
-        queries, count = scored.any(0) | queries, count + len(scored)
-        query, key = (_together(x, members, len(names)) for x in (terms.query, terms.key))
-        for pair in chosen:
-            scores = (query[pair[0]] @ key[pair[1]].mT).masked_fill(~terms.seen, -torch.inf)
-            best = targets.gather(-1, scores.argmax(-1, keepdim=True))[..., 0]
-            hits[pair].append(((best & scored).sum(-1) / n_rows)[used].double())
-            sums[pair] = sums[pair] + scores.sum(0).double()
-    for pair in chosen:
-        moments = Moments.of(torch.cat(hits[pair]))
-        yield PairGraph(
-            query=names[pair[0]],
-            key=names[pair[1]],
-            hits=float(moments.mean),
-            stderr=None if moments.stderr is None else float(moments.stderr),
-            scores=(sums[pair] / count).cpu().numpy(),
-            queries=tuple(queries.nonzero().flatten().tolist()),
-        )

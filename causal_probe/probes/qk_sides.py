@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,12 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
+from causal_probe.hooks.caught import catch
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.values import read_values
 from causal_probe.probes.qk_stream import fitted, require_small
 
-__all__ = ["Side", "Turn", "sides", "turns"]
+__all__ = ["Side", "Turn", "read", "sides", "turns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,8 @@ class Side(ABC):
 
     def __init__(self, what: str, layer: int, n_heads: int) -> None:
         self.what, self.layer, self.n_heads = what, layer, n_heads
+        #: Whether what meets in the scores passes no hook point, and is caught where it goes into the attention.
+        self.caught = False
 
     def hook(self, name: str) -> str:
         """A hook point of the layer's attention."""
@@ -99,7 +102,8 @@ class Side(ABC):
 
     def final(self, found: Mapping[str, Tensor], head: int) -> Tensor | None:
         """One head's queries or keys as they meet in the scores; None where no hook point behind the projection shows them."""
-        name = next((name for name in reversed(list(found)) if name in self.behind), None)
+        shown = self.behind[-1:] if self.caught else self.behind
+        name = next((name for name in reversed(list(found)) if name in shown), None)
         if name is None:
             return None
         value = found[name]
@@ -197,13 +201,31 @@ def sides(model: Any, layer: int, n_heads: int) -> tuple[Side, Side]:
     return _Projected("q", layer, n_heads), _Projected("k", layer, n_heads)
 
 
+def read(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    names: Iterable[str],
+    both: tuple[Side, Side],
+    *,
+    edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> dict[str, Tensor]:
+    """The values at hook points up to a layer; of one whose queries and keys are caught, these where hook points behind the projection would show them."""
+    layer = both[0].layer
+    if not both[0].caught:
+        return read_values(model, tokens, names, n_layers=layer + 1, edits=edits)
+    with catch(model, layer) as caught:
+        found = read_values(model, tokens, names, n_layers=layer + 1, edits=edits)
+    return found | {side.behind[-1]: caught[side.what] for side in both if side.what in caught}
+
+
 def turns(
     model: HookedModel, tokens: Int[Tensor, "batch pos"], both: tuple[Side, Side], head: int, like: Tensor
 ) -> tuple[Turn, Turn]:
     """What becomes of unit vectors in the place of one head's queries and keys, at each position of tokens of this length."""
     query, key = both
     layer, n_heads, d_head = query.layer, query.n_heads, like.shape[-1]
-    normed = any(f"blocks.{layer}.attn.hook_{what}_normed" in model.hook_dict for what in "qk")
+    caught = query.caught or key.caught
+    normed = caught or any(f"blocks.{layer}.attn.hook_{what}_normed" in model.hook_dict for what in "qk")
     # Where a norm mixes a head's numbers, or all heads', every head carries the same vector; else each another one, to save rows.
     eye = torch.eye(d_head, dtype=like.dtype, device=like.device)
     if normed:
@@ -214,7 +236,7 @@ def turns(
     edits = {name: edit for side in (both if normed else (query,)) for name, edit in side.units(rows).items()}
     angles = [attention_hook(layer, name) for name in ("cos", "sin")]
     names = [name for side in both for name in (*side.behind, *side.carried)]
-    found = read_values(model, tokens[:1].expand(len(rows), -1), [*names, *angles], n_layers=layer + 1, edits=edits)
+    found = read(model, tokens[:1].expand(len(rows), -1), [*names, *angles], both, edits=edits)
     if normed:
         return _normed(query, found, head, like), _normed(key, found, head, like)
     each = [query.final(found, h) for h in range(n_heads)]

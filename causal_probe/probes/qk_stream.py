@@ -23,6 +23,8 @@ __all__ = ["BIAS", "StreamParts", "StreamReader", "head_of", "require_small"]
 
 #: The source that holds what depends on no token: the biases of queries and keys, and those of the heads' outputs below.
 BIAS = "bias"
+#: The hook point of what mixes positions beside a layer's attention.
+MIXER = "blocks.{}.mamba.hook_out"
 #: A sum may miss what it must give by so many times the largest value, in these precisions. (Hugging Face's RMSNorm computes
 #: in single precision in a model of double precision, too.)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -68,6 +70,19 @@ class StreamParts:
     z: Mapping[int, Float[Tensor, "batch pos head _d_head"]]
     factor: Mapping[int, Float[Tensor, "batch pos one"] | None]
 
+    def by(
+        self, source: str, writer: Float[Tensor, "_d_head d_model"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What one source has written; of a head, ``writer`` takes its z to the stream."""
+        if source in self.written:
+            return self.written[source]
+        place = head_of(source)
+        assert place is not None
+        assert writer is not None
+        factor = self.factor[place[0]]
+        value = self.z[place[0]][:, :, place[1]].to(writer) @ writer
+        return value if factor is None else value * factor.to(value)
+
 
 class StreamReader:
     """Ready to take the stream before a layer apart.
@@ -87,9 +102,12 @@ class StreamReader:
         positions = getattr(model.cfg, "positional_embedding_type", None) == "standard" and "hook_pos_embed" in there
         self.embeddings = ("embed", "pos_embed") if positions else ("embed",)
         self.has_mlps = not getattr(model.cfg, "attn_only", False)
+        #: By layer that mixes positions beside its attention (Falcon-H1's Mamba), the numbers by which attention and mixer are multiplied.
+        self.beside = {n: both for n in range(layer) if self.heads[n] and (both := _beside(model, n)) is not None}
         names: list[str] = [*self.embeddings]
         for n, count in enumerate(self.heads):
-            names += [f"L{n}H{h}" for h in range(count)] if count else [f"L{n}.mixer"]
+            names += [f"L{n}H{h}" for h in range(count)]
+            names += [f"L{n}.mixer"] if not count or n in self.beside else []
             names += [f"L{n}.mlp"] if self.has_mlps else []
         self.names = tuple(names)
         self.streams = [f"blocks.{n}.hook_resid_pre" for n in range(layer + 1)]
@@ -103,6 +121,8 @@ class StreamReader:
                 else (f"blocks.{n}.hook_resid_mid",)
             )
         ]  # fmt: skip
+        mixers = [MIXER.format(n) for n in self.beside]
+        self.needed += mixers
         self.hooks = [*self.needed, *each, *(["hook_pos_embed"] if positions else [])]
 
     def __call__(self, found: Mapping[str, Tensor]) -> StreamParts:
@@ -139,6 +159,10 @@ class StreamReader:
                     raise CausalProbeError(
                         f"What layer {n}'s attention writes passes no hook point, so the stream can't be taken apart."
                     )
+                if n in self.beside:
+                    by, mixed_by = self.beside[n]
+                    attention, mixed = raw * by, found[MIXER.format(n)] * mixed_by
+                    written[f"L{n}.mixer"], added = mixed, added - mixed
                 factor[n] = None if raw.data_ptr() == attention.data_ptr() else self._factor(n, raw, attention)
                 rest = added - attention
                 if (mlp := found.get(f"blocks.{n}.hook_mlp_out")) is not None:
@@ -166,6 +190,15 @@ class StreamReader:
             float((added - factor * through).abs().max()), of=float(added.abs().max()), like=added, what=f"The outputs of layer {layer}'s attention"
         )  # fmt: skip
         return factor
+
+
+def _beside(model: object, layer: int) -> tuple[float, float] | None:
+    """Of a layer that mixes positions beside its attention, by what either is multiplied; None of others."""
+    if MIXER.format(layer) not in getattr(model, "hook_dict"):  # noqa: B009 - any model
+        return None
+    block = getattr(model, "blocks")[layer]  # noqa: B009
+    original = getattr(block, "original_component", block)
+    return tuple(float(getattr(original, f"{which}_out_multiplier", 1.0)) for which in ("attn", "ssm"))  # type: ignore[return-value]
 
 
 def fitted(vectors: Float[Tensor, "*any d"], to: Float[Tensor, "*any d"]) -> Float[Tensor, "*any one"]:

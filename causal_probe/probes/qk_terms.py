@@ -21,88 +21,30 @@ give the score, and the scores not the attention, is refused.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
+from causal_probe.hooks.caught import is_catchable
 from causal_probe.hooks.check import HookedModel, require_hooks
 from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.values import read_values
 from causal_probe.hooks.visible import heads_by_layer, seen_in, sink_of
 from causal_probe.probes.circuit_weights import circuit_weights, norms_of_attention
-from causal_probe.probes.qk_sides import Side, Turn, sides, turns
+from causal_probe.probes.qk_sides import Side, Turn, read, sides, turns
+from causal_probe.probes.qk_split import Cut, Parts, covered, cut_stream
 from causal_probe.probes.qk_stream import BIAS, StreamParts, StreamReader, head_of, require_small
+from causal_probe.probes.qk_sums import Terms, checked_terms
 
 __all__ = ["BIAS", "TermReader", "Terms", "head_of", "term_reader"]
 
 #: The source of what a model adds to its scores by the distance alone; it meets itself in a number of its own.
 ALIBI = "alibi"
-#: Entries of a capped score this near to the cap are not turned back into the score before the cap.
-SATURATED = 0.95
-
-
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """What each source gives to a head's queries and keys, on one batch.
-
-    Attributes
-    ----------
-    query, key
-        By source, its part of the queries and of the keys, as they meet in the scores: rotated, and the factor c in the query; with one
-        number more where the model adds to its scores (ALiBi), the source of which meets itself there.
-        ``scores[i, j]`` is the sum over all pairs of sources of ``query[s, i] . key[t, j]``.
-    unrotated_query, unrotated_key
-        The same before what depends on the position alone, and without c.
-    factor
-        c.
-    turns
-        What depends on the position alone, of the query and of the key: rotations, and the gains of their norms.
-    pattern
-        The head's attention.
-    seen
-        Which keys each query sees.
-    cap
-        The soft cap; None where there is none.
-    sink
-        The logit of attention on nothing; None where there is none.
-    error
-        By how much the scores that the model uses differ from the sums, at most, after each row's mean difference was taken away
-        (what is added to all scores of a row does not change its attention); behind the cap, if there is one.
-    """
-
-    query: Float[Tensor, "source batch pos _d_head"]
-    key: Float[Tensor, "source batch pos _d_head"]
-    unrotated_query: Float[Tensor, "source batch pos d_head"]
-    unrotated_key: Float[Tensor, "source batch pos d_head"]
-    factor: float
-    turns: tuple[Turn, Turn]
-    pattern: Float[Tensor, "batch pos pos"]
-    seen: Bool[Tensor, "batch pos pos"]
-    cap: float | None
-    sink: float | None
-    error: float
-
-    @property
-    def scores(self) -> Float[Tensor, "batch pos pos"]:
-        """The sum over all pairs of sources, of every query with every key, also those that it doesn't see."""
-        return self.query.sum(0) @ self.key.sum(0).mT
-
-    def capped(self, scores: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
-        """Scores as the softmax gets them."""
-        return scores if self.cap is None else self.cap * (scores / self.cap).tanh()
-
-    def attention(self, scores: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
-        """The attention that scores give, before the cap: over the keys that are seen, and the sink."""
-        used = self.capped(scores).masked_fill(~self.seen, -torch.inf)
-        if self.sink is None:
-            return used.softmax(-1)
-        return torch.cat([used, torch.full_like(used[..., :1], self.sink)], -1).softmax(-1)[..., :-1]
 
 
 class TermReader(ABC):
@@ -121,10 +63,32 @@ class TermReader(ABC):
 
     def __init__(self, model: Any, layer: int, head: int) -> None:
         self.model, self.layer, self.head = model, layer, head
+        #: Of the widest numbers that are held for each source and position; 0 for no wider than a term.
+        self.width = 0
+
+    def cut(self, parts: Mapping[str, Parts], tokens: Int[Tensor, "batch pos"]) -> None:
+        """Put parts of activations in the place of sources.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such activation below the layer, or its parts are not of its shape.
+        """
+        raise CausalProbeError(
+            "The sources of this model are the parts of a concatenated stream, and can't be cut further; give `parts` for a model whose sources add to one stream."
+        )
 
     @abstractmethod
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         """The terms on one batch."""
+
+    @abstractmethod
+    def lost_without(
+        self, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[str]], terms: Terms
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """By group of sources, what queries (with the factor c) and keys lose, as they meet in the scores, if the group is taken out of the stream that the
+        layer reads, with every norm computed anew. None where a source is not in the stream.
+        """
 
 
 def term_reader(model: HookedModel, layer: Any, head: Any = None) -> TermReader:
@@ -200,17 +164,38 @@ class _Summed(TermReader):
         has_norm = before == "ln1" and getattr(model.cfg, "normalization_type", None) is not None
         self.scale = f"blocks.{layer}.ln1.hook_scale" if has_norm else None
         self.cap = _soft_cap(model, layer)
+        self._cuts: list[Cut] = []
+        self._kept: dict[str, Tensor] = {}
         self._turns: dict[int, tuple[Turn, Turn]] = {}
         self._rows: dict[int, Tensor] = {}
 
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         """The terms on one batch."""
+        try:
+            return self._read(tokens)
+        except CausalProbeError:
+            if self.sides["q"].caught or not is_catchable(self.model, self.layer):
+                raise
+            self._catch(True)
+            try:
+                return self._read(tokens)
+            except CausalProbeError:
+                self._catch(False)
+            raise
+
+    def _catch(self, whether: bool) -> None:
+        for side in self.sides.values():
+            side.caught = whether
+        self._turns.clear()
+
+    def _read(self, tokens: Int[Tensor, "batch pos"]) -> Terms:
         here = {what: attention_hook(self.layer, what) for what in ("attn_scores", "pattern")}
         carried = [name for side in self.sides.values() for name in side.carried]
         behind = [name for side in self.sides.values() for name in side.behind]
         scale = [] if self.scale is None else [self.scale]
         names = [*self.stream.hooks, *scale, *carried, *behind, *here.values()]
-        found = read_values(self.model, tokens, names, n_layers=self.layer + 1)
+        both_sides = (self.sides["q"], self.sides["k"])
+        found = read(self.model, tokens, names, both_sides)
         needed = [*carried, here["pattern"], *self.stream.needed, *scale]
         if silent := [name for name in needed if name not in found]:
             raise CausalProbeError(
@@ -218,7 +203,7 @@ class _Summed(TermReader):
             )
         W = self.W["q"]
         inverse = W.new_ones(1, 1, 1) if self.scale is None else 1 / found[self.scale].to(W)
-        parts = self.stream(found)
+        parts = self._parts(found)
         both = self._both_turns(tokens)
         terms = [self._terms(what, found, parts, inverse, turn) for what, turn in zip("qk", both, strict=True)]
         pattern = found[here["pattern"]][:, self.head].to(W)
@@ -237,7 +222,88 @@ class _Summed(TermReader):
             0.0,
         )
         added = self._added(tokens) if self.added else None
-        return _checked(whole, found.get(here["attn_scores"]), found[here["pattern"]], self.head, added)
+        return checked_terms(whole, found.get(here["attn_scores"]), found[here["pattern"]], self.head, added)
+
+    def cut(self, parts: Mapping[str, Parts], tokens: Int[Tensor, "batch pos"]) -> None:
+        """Put parts of activations in the place of sources; these tokens show the parts' names."""
+        for point, function in parts.items():
+            name, replaced, value = covered(point, self.stream.names, self.layer)
+            if twice := [source for cut in self._cuts for source in cut.replaced if source in replaced]:
+                raise CausalProbeError(
+                    f"{twice[0]} is in two activations that were to be cut into parts; leave one out."
+                )
+            self._cuts.append(Cut(name, replaced, value, function))
+        self._kept = self._writers({source for cut in self._cuts if cut.point is None for source in cut.replaced})
+        found = read_values(self.model, tokens[:1], self.stream.hooks, n_layers=self.layer + 1)
+        new = tuple(self._parts(found).written)
+        gone = {source: cut for cut in self._cuts for source in cut.replaced}
+        names: list[str] = []
+        for source in self.sources:
+            if source not in gone:
+                names.append(source)
+            elif source == gone[source].replaced[0]:
+                names += [name for name in new if name.startswith(f"{gone[source].name}.") and name not in self.sources]
+        if len(set(names)) < len(names):
+            raise CausalProbeError(f"Two parts have one name among {', '.join(names)}; choose other names.")
+        self.sources = tuple(names)
+        self.width = int(self.W["q"].shape[0])
+
+    def _parts(self, found: Mapping[str, Tensor]) -> StreamParts:
+        whole = self.stream(found)
+
+        def value_of(cut: Cut) -> Tensor:
+            if cut.point is not None:
+                return found[cut.point]
+            return whole.by(cut.replaced[0], self._kept.get(cut.replaced[0]))
+
+        return cut_stream(whole, self._cuts, value_of) if self._cuts else whole
+
+    def lost_without(
+        self, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[str]], terms: Terms
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """What queries and keys lose without each group of sources."""
+        stream, scale = self.stream.streams[-1], [] if self.scale is None else [self.scale]
+        carried = [name for side in self.sides.values() for name in (*side.carried, *side.behind)]
+        both_sides = (self.sides["q"], self.sides["k"])
+        found = read(self.model, tokens, [*self.stream.hooks, *scale, *carried], both_sides)
+        parts, whole = self._parts(found), self._both(found, terms)
+        writers = self._writers({source for group in groups for source in group})
+        lost: list[tuple[Tensor, Tensor] | None] = []
+        for group in groups:
+            if {ALIBI, BIAS}.intersection(group):
+                lost.append(None)
+                continue
+            left = found[stream].to(self.W["q"])
+            for source in group:
+                left = left - parts.by(source, writers.get(source)).to(left)
+            # What the point shows is put there, not changed: a bridge may call a hook once for each of its names.
+            edits = {stream: lambda value, left=left: left.to(value)}
+            without = self._both(read(self.model, tokens, carried, both_sides, edits=edits), terms)
+            each = [before - after for before, after in zip(whole, without, strict=True)]
+            numbers = [self.sources.index(source) for source in group]
+            if not any(part.any() for part in each) and bool(terms.unrotated_key[numbers].sum(0).any()):
+                raise CausalProbeError(
+                    f"An edit at {stream} doesn't reach layer {self.layer}'s attention, so sources can't be taken out. Give pairs=0."
+                )
+            lost.append((terms.factor * each[0], each[1]))
+        return lost
+
+    def _both(self, found: Mapping[str, Tensor], terms: Terms) -> list[Float[Tensor, "batch pos d_head"]]:
+        """Queries and keys as they meet in the scores, but for c."""
+        both = []
+        for side, turn in zip(self.sides.values(), terms.turns, strict=True):
+            final = side.final(found, self.head) if turn.normed else turn(side.raw(found, self.head).to(self.W["q"]))
+            assert final is not None  # turns have read it
+            both.append(final.to(self.W["q"]))
+        return both
+
+    def _writers(self, sources: set[str]) -> dict[str, Float[Tensor, "_d_head d_model"]]:
+        """What takes the z of the heads among the sources to the stream; read when it is asked for, and only then held."""
+        places = {source: place for source in sources if (place := head_of(source)) and source in self.through["q"]}
+        if not places:
+            return {}
+        with circuit_weights(self.model) as (_, weights):
+            return {source: weights.W_O[n][h] for source, (n, h) in places.items()}
 
     def _added(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, " pos"]:
         """What the model adds to the scores of each key (ALiBi): what is left of them where the queries are zero."""
@@ -271,7 +337,7 @@ class _Summed(TermReader):
         for number, source in enumerate(self.sources[:-1]):
             if source == ALIBI:
                 terms[number] = 0
-            elif place := head_of(source):
+            elif source not in parts.written and (place := head_of(source)):
                 factor = parts.factor[place[0]]
                 by = scale if factor is None else scale * factor.to(W)
                 terms[number] = parts.z[place[0]][:, :, place[1]].to(W) @ self.through[what][source] * by
@@ -344,53 +410,11 @@ class _Concatenated(TermReader):
         pattern = found[here["pattern"]][:, self.head].to(query)
         seen = seen_in(found.get(here["attn_scores"]), found[here["pattern"]])
         terms = Terms(query, key, query, key, 1.0, (Turn(None), Turn(None)), pattern, seen, None, None, 0.0)
-        return _checked(terms, found.get(here["attn_scores"]), found[here["pattern"]], self.head, None)
+        return checked_terms(terms, found.get(here["attn_scores"]), found[here["pattern"]], self.head, None)
 
-
-# -------------------------------------------------------------------------------------------------------------------- checks
-
-
-def _checked(
-    terms: Terms,
-    scores: Float[Tensor, "batch head pos pos"] | None,
-    like: Float[Tensor, "batch head pos pos"],
-    head: int,
-    added: Float[Tensor, " pos"] | None,
-) -> Terms:
-    """Terms that are not turned yet, turned, with the factor c, once their sum has been seen to be the score that the model uses, and to give its attention."""
-    pattern, seen, cap = terms.pattern, terms.seen, terms.cap
-    query, key = (turn(part) for turn, part in zip(terms.turns, (terms.query, terms.key), strict=True))
-    for part, turn in zip((query, key), terms.turns, strict=True):
-        if turn.shift is not None:  # a norm's own bias
-            part[-1] += turn.shift
-    sums = query.sum(0) @ key.sum(0).mT
-    rest = 0 if added is None else added
-    # Some bridges show the pattern in the scores' place. Its logarithm is the score, but for a number for each row.
-    shown = None if scores is None else scores[:, head].to(pattern)
-    used = pattern.log() if shown is None or bool((shown == pattern).all()) else shown
-    compared = seen & (pattern > torch.finfo(pattern.dtype).tiny)
-    fitting, target = compared, used
-    if cap is not None:
-        fitting = compared & (used.abs() < SATURATED * cap)
-        target = cap * (used / cap).clamp(-SATURATED, SATURATED).atanh()
-    ours, theirs = (_less_row_mean(values, fitting) for values in (sums, target - rest))
-    power = float((ours * ours).sum())
-    c = float((ours * theirs).sum()) / power if power > 0 else 1.0
-    query = c * query
-    if added is not None:  # it meets itself in one more number
-        query, key = (torch.nn.functional.pad(part, (0, 1)) for part in (query, key))
-        query[-2, ..., -1], key[-2, ..., -1] = 1, added
-    terms = replace(terms, query=query, key=key, factor=c)
-    ours, theirs = (_less_row_mean(values, compared) for values in (terms.capped(terms.scores), used))
-    error = float((theirs - ours).abs().max())
-    require_small(error, of=1 + float(theirs.abs().max()), like=like, what="The head's scores")
-    require_small(
-        float((terms.attention(terms.scores) - pattern).abs().max()), of=1.0, like=like, what="The head's attention"
-    )
-    return replace(terms, error=error)
-
-
-def _less_row_mean(values: Float[Tensor, "batch pos pos"], seen: Tensor) -> Float[Tensor, "batch pos pos"]:
-    values = torch.where(seen, values, 0).double()
-    mean = values.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(seen, values - mean, 0)
+    def lost_without(
+        self, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[str]], terms: Terms
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """The terms themselves: there are no norms, and each part of the stream is read by itself."""
+        each = [[self.sources.index(source) for source in group] for group in groups]
+        return [(terms.query[numbers].sum(0), terms.key[numbers].sum(0)) for numbers in each]

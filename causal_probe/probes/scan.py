@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from jaxtyping import Int
@@ -19,7 +20,7 @@ from causal_probe.hooks.corpus import Corpus, CorpusPass
 from causal_probe.hooks.preflight import require_measurable
 from causal_probe.hooks.record import each_batch, micro_batches, record
 from causal_probe.hooks.tokens import content_tokens
-from causal_probe.hooks.visible import Masks
+from causal_probe.hooks.visible import Masks, has_sinks
 from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.scoring import Scores, settings_of
 from causal_probe.probes.sequences import longest_ngram, make_sequences
@@ -181,7 +182,9 @@ def _recorded(
 ) -> Scores:
     masks = Masks(model)
     with model.hooks(fwd_hooks=masks.hooks):
-        return record(model, batches, Scores(templates, queries, masks), batch_size=batch_size)
+        return record(
+            model, batches, Scores(templates, queries, masks, partial(has_sinks, model)), batch_size=batch_size
+        )
 
 
 def _counted(batches: Iterable[Tensor], bar: Any) -> Iterator[Tensor]:

@@ -81,7 +81,7 @@ def micro_batches(reader: TermReader, tokens: Any, batch_size: int | None) -> li
         )
     if batch_size is not None:
         return batches
-    size = max(1, NUMBERS // (4 * len(reader.sources) * batches[0].shape[1] * reader.d_head))
+    size = max(1, NUMBERS // (4 * len(reader.sources) * batches[0].shape[1] * max(reader.d_head, reader.width)))
     return [piece for batch in batches for piece in torch.split(batch, size)]
 
 

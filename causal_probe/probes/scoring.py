@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,21 @@ class Scores(Rows):
         Only these rows are scored; all by default.
     masks
         The mask of each layer's visible keys; by default all of the past.
+    to_nothing
+        Whether a layer's heads can attend to nothing; by default none can.
     """
 
     def __init__(
-        self, templates: tuple[Template, ...], queries: Sequence[int] | None, masks: Masks | None = None
+        self,
+        templates: tuple[Template, ...],
+        queries: Sequence[int] | None,
+        masks: Masks | None = None,
+        to_nothing: Callable[[int], bool] = lambda layer: False,
     ) -> None:
         super().__init__()
         self.templates = templates
         self._queries = queries
-        self._masks = masks
+        self._masks, self._to_nothing = masks, to_nothing
         self._tokens = torch.zeros(0, 0, dtype=torch.long)
         self._groups: list[Targets] = []
         self._within: list[tuple[Tensor, list[Targets]]] = []
@@ -67,7 +73,9 @@ class Scores(Rows):
         groups = self._seen(layer, pattern)
         parts = torch.split(pattern, [len(targets.pairs) for targets in groups])
         pairs = list(zip(groups, parts, strict=True))
+        nothing = [targets.nothing(part).float() for targets, part in pairs] if self._to_nothing(layer) else []
         return {
+            **({"nothing": _joined(nothing)} if nothing else {}),
             "attention": _joined([targets.attention(part).float() for targets, part in pairs]),
             "sink": _joined([targets.sink(part).float() for targets, part in pairs]),
             "rows": _joined([targets.rows for targets in groups]),
@@ -101,6 +109,11 @@ class Scores(Rows):
         attention, sink = (
             [arrays.get((what, layer), none) for layer in range(n_layers)] for what in ("attention", "sink")
         )
+        nothing = (
+            [arrays.get(("nothing", n), np.zeros_like(sink[n])) for n in range(n_layers)]
+            if any(name[0] == "nothing" for name in arrays)
+            else []
+        )
         rows, chance = (
             np.stack(
                 [arrays.get((what, layer), np.zeros_like(arrays[what, layers[0]])) for layer in range(n_layers)], 1
@@ -117,6 +130,7 @@ class Scores(Rows):
                 sink=tuple(its[..., i] for its in sink),
                 rows=rows[..., i],
                 chance=chance[..., i],
+                nothing=tuple(its[..., i] for its in nothing),
             )
             for i, name in enumerate(names)
         }
@@ -175,12 +189,12 @@ def score_patterns(
         raise CausalProbeError(
             f"Patterns of {len(tokens)} sequences of {n_pos} tokens are [{len(tokens)}, head, {n_pos}, {n_pos}]; there are {wrong}."
         )
-    attention_on_nothing(given)
+    some_to_nothing = attention_on_nothing(given) is not None
     if ahead := [layer for layer, its in given.items() if bool((its.triu(1) > row_slack(its.dtype)).any())]:
         raise CausalProbeError(
             f"The patterns of layer {ahead[0]} attend to later positions. Templates are about earlier ones: give those of a causal model."
         )
-    scores = Scores(wanted, queries)
+    scores = Scores(wanted, queries, to_nothing=lambda layer: some_to_nothing)
     scores.start(tokens)
     scores.add({layer: scores.reduce(layer, pattern) for layer, pattern in given.items()})
     first = next(iter(given.values()))
@@ -247,6 +261,12 @@ class Targets:
         """Sum over the scored rows of the attention on position 0."""
         exact = _exact(pattern)
         return pattern[..., 0].to(exact) @ self.scored.to(pattern.device, exact)
+
+    def nothing(self, pattern: Float[Tensor, "batch _head query key"]) -> Float[Tensor, "batch _head template"]:
+        """Sum over the scored rows of the attention on nothing, that is, what a row's attention leaves to one."""
+        exact = _exact(pattern)
+        left = (1 - pattern.sum(-1, dtype=exact)).clamp(min=0)
+        return left @ self.scored.to(pattern.device, exact)
 
 
 def compile_targets(

@@ -25,12 +25,15 @@ class TemplateSums:
         Number of scored rows, [sequence, layer]; one column where all layers see the same keys.
     chance
         Sum over the scored rows of the share of visible keys that are targets, likewise.
+    nothing
+        By layer: sum over the scored rows of each head's attention on nothing (a learnt sink); empty where no layer has that.
     """
 
     attention: tuple[Float[np.ndarray, "sequence _head"], ...]
     sink: tuple[Float[np.ndarray, "sequence _head"], ...]
     rows: Int[np.ndarray, "sequence layer"]
     chance: Float[np.ndarray, "sequence layer"]
+    nothing: tuple[Float[np.ndarray, "sequence _head"], ...] = ()
 
     def merge(self, *others: TemplateSums) -> TemplateSums:
         """The sums of the sequences of all, in order."""
@@ -44,12 +47,15 @@ class TemplateSums:
             sink=tuple(map(np.concatenate, zip(*(one.sink for one in all_of), strict=True))),
             rows=rows,
             chance=chance,
+            nothing=tuple(map(np.concatenate, zip(*(one.nothing for one in all_of), strict=True))),
         )
 
     def first(self, n: int) -> TemplateSums:
         """The sums of the first ``n`` sequences."""
-        attention, sink = (tuple(layer[:n] for layer in layers) for layers in (self.attention, self.sink))
-        return TemplateSums(attention, sink, self.rows[:n], self.chance[:n])
+        attention, sink, nothing = (
+            tuple(layer[:n] for layer in layers) for layers in (self.attention, self.sink, self.nothing)
+        )
+        return TemplateSums(attention, sink, self.rows[:n], self.chance[:n], nothing)
 
     def of_layer(self, layer: int) -> tuple[Int[np.ndarray, " sequence"], Float[np.ndarray, " sequence"]]:
         """One layer's ``rows`` and ``chance``."""
@@ -77,7 +83,7 @@ class TemplateSums:
 
     @cached_property
     def summary(self) -> tuple[dict[str, Float[np.ndarray, " _head"]], ...] | None:
-        """By layer, ``score``, ``chance``, ``excess``, ``stderr``, ``excess_stderr`` and ``sink`` of each head.
+        """By layer, ``score``, ``chance``, ``excess``, ``stderr``, ``excess_stderr``, ``sink`` and ``nothing`` of each head.
 
         The standard errors are NaN for one sequence, all numbers where no row of the layer is scored. None if none is in any layer.
         """
@@ -90,7 +96,7 @@ class TemplateSums:
         used = rows > 0
         if not used.any():
             nothing = np.full(self.attention[layer].shape[1], np.nan)
-            return dict.fromkeys(("score", "chance", "excess", "stderr", "excess_stderr", "sink"), nothing)
+            return dict.fromkeys(("score", "chance", "excess", "stderr", "excess_stderr", "sink", "nothing"), nothing)
         rows = rows[used]
         chances = chance_sums[used] / rows
         chance = chances.mean()
@@ -106,6 +112,7 @@ class TemplateSums:
             "stderr": _stderr(scores),
             "excess_stderr": _stderr(residuals) / (1 - chance),
             "sink": (self.sink[layer][used] / rows[:, None]).mean(0),
+            "nothing": (self.nothing[layer][used] / rows[:, None]).mean(0) if self.nothing else np.zeros_like(score),
         }
 
 

@@ -140,21 +140,6 @@ class Result:
     def plot(self, *what: Any, **options: Any) -> Any:
         """The picture of this result, where there is one.
 
-        result                            what is drawn
-        ================================  ==================================================================================
-        head scores, scan                 ``plot("induction", value="excess")``: every head, by default against all templates
-        head scores, with the model       ``plot("induction", model=model)``: the called heads on one sequence, in circuitsvis
-        verification                      the rise of the loss without each head; ``plot("dependence")``: which heads need which
-        upstream                          the confirmed arrows, by layer
-        QK attributions                   the sources that matter most
-        evidence                          ``plot("L0H1", truth=dag)``: a head's graph; without a head: every head's values
-        discovery, discovery in a text    ``plot("L5H3")``: a head's mixed graph, by default the first
-        recovery, gradient recovery       the true graph above, the found one below; ``plot("training")``: the loss
-        leaderboard, evidence table       ``plot("excess")``: one figure by model (or evidence) and graph
-        dynamics                          the series with their change-points
-        reproduction                      ``plot(name)``: one of its figures, by default the first
-        ================================  ==================================================================================
-        =======
         The pictures of each kind of result:
 
         - head scores, a scan: ``plot("induction", value="excess")``, every head, by default against all templates; head scores also

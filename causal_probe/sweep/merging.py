@@ -26,7 +26,7 @@ __all__ = ["merge_shards"]
 OF_A_CELL = ("cell", "shard", "options", "derived_seed", "inputs", "versions")
 PLACE = ("layer", "head", "template")
 MEASURED = (
-    "score", "chance", "stderr", "chance_variance", "covariance", "excess", "excess_stderr", "sink", "measured_rows", "n_sequences", "found",
+    "score", "chance", "stderr", "chance_variance", "covariance", "excess", "excess_stderr", "sink", "nothing", "measured_rows", "n_sequences", "found",
 )  # fmt: skip
 
 
@@ -78,10 +78,16 @@ def _pooled(rows: pd.DataFrame) -> dict[str, Any]:
     n, total = rows["n_sequences"].to_numpy(float), counts["n_sequences"]
     if not total:
         return {**dict.fromkeys(MEASURED), **counts, "found": False}
-    s, c, sink = (rows[name].to_numpy(float) for name in ("score", "chance", "sink"))
+    s, c, sink, nothing = (rows[name].to_numpy(float) for name in ("score", "chance", "sink", "nothing"))
     score, chance = float(n @ s / total), float(n @ c / total)
     excess = (score - chance) / (1 - chance)
-    pooled: dict[str, Any] = {"score": score, "chance": chance, "excess": excess, "sink": float(n @ sink / total)}
+    pooled: dict[str, Any] = {
+        "score": score,
+        "chance": chance,
+        "excess": excess,
+        "sink": float(n @ sink / total),
+        "nothing": float(n @ nothing / total),
+    }
     pooled |= {**dict.fromkeys(("stderr", "chance_variance", "covariance", "excess_stderr")), "found": False}
     if total > 1:
         within = {

@@ -73,6 +73,7 @@ COLUMNS = pa.schema(
         ("excess", pa.float64()),
         ("excess_stderr", pa.float64()),
         ("sink", pa.float64()),
+        ("nothing", pa.float64()),
         ("attention", pa.float64()),
         ("gain", pa.float64()),
         ("margin", pa.float64()),  # of an edge: its gain less the gain with the child redrawn as a root

@@ -37,10 +37,11 @@ reference that uses transformers alone:
 | `in_context_score` | the logits | 1e-5 nats |
 
 ✓ agrees; a number is a note: why it is refused. The first {common} are the decoders that most people use; a judgement, not a count. Beyond random
-weights, SmolLM2-135M (4-bit Instruct file) is in the tests.
+weights, two trained models are in the tests: SmolLM2-135M (4-bit Instruct file), and Gemma-3-270M (4-bit file) where the environment variable
+`CAUSAL_PROBE_GEMMA` names its folder.
 
 Layers see what their mask shows: in a sliding window, chance and contrast count the keys in the window alone. Where a model attends to nothing (GPT-OSS's
-sinks), rows of attention sum to less than one, and `Evidence.nothing` holds the rest. In hybrids the layers with attention are probed; what the others write is one
+sinks), rows of attention sum to less than one, and `Evidence.nothing` holds the rest and `nothing` is a column of a scan. In hybrids the layers with attention are probed; what the others write is one
 source, `L0.mixer`.
 
 """
@@ -62,7 +63,21 @@ PIECES = """
 | latent attention (MLA) | the two steps are one matrix, the norm between them one more number; rotated numbers of the key are shared by all heads |
 | output gate (Qwen3.5) | a head's output is what the projection reads, behind the gate |
 | experts | a layer's MLP is one source, whatever experts it uses |
-| layer without attention | one source, `mixer` |
+| layer without attention; Mamba beside attention (Falcon-H1) | one source, `mixer` |
+| queries and keys that pass no hook point (Phi-3.5-MoE, Llama 4, GPT-J) | they are caught where transformers' own attention gets them; one norm more, or none, is read by unit vectors as above |
+
+Of the pairs of sources with the largest contribution, [`intervened`](../concepts/ablation.md#what-makes-a-head-attend-probesqk_attributions-probesupstream) says what is left of them
+when every norm is computed anew; a source can be cut into parts of your own.
+
+## What stays refused
+
+| model | probe | feature |
+|---|---|---|
+| Gemma 4 | `qk_attributions`, `upstream`, `head_weights` | heads of full attention are wider than those of a window, which the bridge cuts by one width |
+| GLM-5 | `upstream` | which keys a query sees depends on the sequence (a sparse index) |
+| XGLM | `score_gradients` | its attention takes one mask for all heads, and shows no live scores |
+| Cohere, Cohere2, Command R+, Hunyuan V1 with TransformerLens 3.9 | all | the bridge computes another model, or there is none |
+| state-space models without attention | all | there is no attention |
 """
 
 

@@ -293,6 +293,22 @@ def parts(model: Any, tokens: Tensor, layer: int, head: int, side: str, written:
         own = norm.norms[at]
         through = frozen(own, inputs(model, tokens, {0: own})[0].reshape(*part.shape[:2], d_head))
         return [(own, slice(0, d_head), through(part[..., at * d_head : (at + 1) * d_head]))]
+    if hasattr(attention, "qk_norm"):  # one without weights for both, behind the rotation: its scales, by the number of heads
+        x = inputs(model, tokens, {0: projection})[0]
+        with torch.no_grad():
+            raw = [each(x).unflatten(-1, (-1, d_head)) for each in (attention.q_proj, attention.k_proj)]
+        scales = {
+            each.shape[2]: torch.rsqrt(each.square().mean(-1, keepdim=True) + attention.qk_norm.eps) for each in raw
+        }
+        assert len(scales) == 2
+        by_head = part.unflatten(-1, (-1, d_head))
+        at = head * by_head.shape[2] // heads
+        columns = slice(at * d_head, (at + 1) * d_head)
+        scale = scales[by_head.shape[2]][:, :, at]
+        return [
+            (projection, columns, (by_head[:, :, at], scale)),  # type: ignore[list-item]
+            (attention.qk_norm, None, lambda value: value * scales[value.shape[2]]),  # type: ignore[list-item]
+        ]
     if norm is None:
         at = head if side == "query" else head * (part.shape[-1] // d_head) // heads
         columns = slice(at * d_head, (at + 1) * d_head)
@@ -306,11 +322,12 @@ def parts(model: Any, tokens: Tensor, layer: int, head: int, side: str, written:
     if side == "query" and part.shape[-1] == 2 * heads * d_head:  # beside its gate
         part = part.unflatten(-1, (heads, -1))[..., :d_head].flatten(-2)
     by_head = part.unflatten(-1, (-1, d_head))  # [batch, pos, head, d_head]
-    if (
-        names.index(next(name for name in names if hasattr(attention, name))) == 2
-    ):  # behind the rotation, which keeps lengths
+    turned_first = type(attention).__name__.startswith("NanoChat")
+    if turned_first or names.index(next(name for name in names if hasattr(attention, name))) == 2:
+        # behind the rotation, which keeps lengths
         at = head * by_head.shape[2] // heads
-        scale = torch.rsqrt(full[:, at].square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        eps = norm.eps if turned_first else norm.variance_epsilon
+        scale = torch.rsqrt(full[:, at].square().mean(-1, keepdim=True) + eps)
         columns = slice(at * d_head, (at + 1) * d_head)
         held = frozen(norm, full)  # its scale is that of the clean forward
         return [(projection, columns, (by_head[:, :, at], scale)), (norm, None, held)]  # type: ignore[list-item]

@@ -21,7 +21,7 @@ REFUSED = {
 #: Beside the common ones; `make architectures` looks at all.
 CHECKED = (
     "Mistral, short window", "StarCoder2", "StableLM-2 12B", "Hunyuan V1", "GLM-4-0414", "Command R+", "BLOOM", "Falcon-RW", "FlexOlmo", "Granite 4",
-    "LFM2", "OPT", "OLMo", "GPT-Neo",
+    "LFM2", "OPT", "OLMo", "GPT-Neo", "GPT-J", "Phi-3.5-MoE", "Llama 4", "NanoChat", "AFMoE", "Falcon-H1",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from causal_probe import hooks
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import check_model, open_model
 from causal_probe.models import save
@@ -59,13 +60,25 @@ def test_a_model_whose_patterns_are_decorative():
         "read attention": True,
         "edit attention": False,
         "ablate heads": True,
-        "gradients by score": False,
+        "gradients by score": True,  # through the mask
     }
-    assert [finding.kind for finding in found.findings] == ["dead-hooks", "dead-hooks"]
+    assert [finding.kind for finding in found.findings] == ["dead-hooks"]
     lines = str(found).splitlines()
     assert "  works  read attention (scan, head graphs)" in lines
     assert "  NO     a head reads the value at the position that its pattern names" in lines
-    assert sum(line.startswith("  - blocks.0.attn.hook_") for line in lines) == 2
+    assert sum(line.startswith("  - blocks.0.attn.hook_") for line in lines) == 1
+
+
+def test_gradients_work_where_the_probe_takes_them_and_nowhere_else():
+    from causal_probe import probes
+    from tests.architectures.zoo import ARCHITECTURES, tokens
+
+    for name, route in (("OPT", "mask"), ("GPT-2", "scores"), ("XGLM", None)):
+        model = ARCHITECTURES[name].build()
+        assert check_model(model).abilities["gradients by score"] == (route is not None)
+        if route is not None:
+            found = probes.score_gradients(hooks.to_hooked(model), tokens(2, 8))
+            assert set(found.settings["routes"].values()) == {route}
 
 
 def test_a_model_without_attention():

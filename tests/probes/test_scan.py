@@ -614,3 +614,41 @@ def test_the_number_of_sequences_is_checked_before_memory_is_taken(make):
         CausalProbeError, match=r"1,000,000,000 sequences of periods of .* at most [\d,]+ are made at once"
     ):
         make(DisentangledTransformer(d_vocab=12, n_positions=48), n_sequences=10**9)
+
+
+def test_attention_on_nothing_is_a_column():
+    """By a plain loop over transformers' own patterns, on the rows that the template scores; 0 and no column without sinks."""
+    from tests.architectures.zoo import ARCHITECTURES, tokens
+
+    original, batch = ARCHITECTURES["GPT-OSS"].build(), tokens(3, 12)
+    found = scan(to_hooked(original), batch, templates=["previous-token", "induction"])
+    with torch.no_grad():
+        patterns = original(batch, output_attentions=True).attentions
+    for layer, window in enumerate((5, 99)):
+        for head in range(4):
+            each = []
+            for b in range(3):
+                rows = []
+                for i in range(12):
+                    seen = [j for j in range(i + 1) if j > i - window]
+                    on = [
+                        j for j in seen if j > 0 and int(batch[b, j - 1]) == int(batch[b, i]) and j <= i and j - 1 < i
+                    ]
+                    if on and len(on) < len(seen):
+                        rows.append(1 - float(patterns[layer][b, head, i].sum()))
+                if rows:
+                    each.append(np.mean(rows))
+            one = found.of(layer, head, "induction")
+            if not each:
+                assert one.nothing is None
+                continue
+            assert one.nothing == pytest.approx(np.mean(each), abs=1e-5)
+    assert max(one.nothing for one in found.of("previous-token")) > 0.01
+    assert found.to_nothing
+    assert "nothing" in found.to_pandas().columns
+    assert "nothing" in found.table().columns
+    merged = found.merge(found)
+    assert merged.of(1, 0, "previous-token").nothing == pytest.approx(found.of(1, 0, "previous-token").nothing)
+    plain = scan(to_hooked(ARCHITECTURES["Llama 3"].build()), batch, templates="previous-token")
+    assert plain.of(0, 0, "previous-token").nothing == 0
+    assert "nothing" not in plain.table().columns
