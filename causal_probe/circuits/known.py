@@ -41,8 +41,9 @@ class KnownCircuit:
     truth
         The edges (source, receiver). Each has ``kind``: ``"token"`` (what passes depends on the tokens) or ``"positional"`` (on the position
         alone); ``contrast``: the :data:`CONTRASTS` under which it has an effect; and, where edges stand in for each other, ``redundant_with``:
-        the edges without which its effect is seen (an OR gate), else ``()``. The graph's attribute ``gates`` maps "or" and "and" to the
-        sources that meet in such a gate, one tuple for each.
+        the edges without which its effect is seen (an OR gate), else ``()``. The graph's attributes: ``gates`` maps "or" and "and" to pairs of
+        the receiver in which such a gate is and the sources that meet there; ``exact`` names the contrasts under which all other edges have no effect
+        whatever. In a model with norms that is "resample" alone: a part of another length changes the scale of all else, and so every edge has an effect.
     constant
         Edges that carry the same at all positions but the first of all sequences, so that the truth leaves them out under every contrast but zero:
         those of a BOS token and of constants.

@@ -77,7 +77,7 @@ def plant(
         program.d_vocab, (LOOKED_AT, program.n_positions), generator=torch.Generator().manual_seed(0)
     )
     held = program.run(tokens)
-    truth = nx.DiGraph(name=name, gates=_gates(program))
+    truth = nx.DiGraph(name=name, gates=_gates(program), exact=("resample",) if norm else CONTRASTS)
     for source, receiver in program.edges():
         positional = bool((held[source] == held[source][:1]).all())
         truth.add_edge(
