@@ -40,7 +40,7 @@ class TruthCheck(Result):
     outside
         By edge that has no effect under this contrast by the truth but is in it under another, or is constant, its largest change.
     others
-        The largest change when all edges are ablated together that are not in the truth of this contrast.
+        The largest change when all edges are ablated together that are not in the truth of this contrast (nor, under "zero", constant).
     baseline
         The largest change when every edge is ablated.
     clean
@@ -138,7 +138,9 @@ def check_truth(
         known = [*circuit.truth.edges, *circuit.constant]
         outside = {_shown(edge): run.change({edge}) for edge in known if edge not in truth}
         everything = circuit.candidates()
-        others = run.change({edge for edge in everything if edge not in truth})
+        # What is the same everywhere is missed where it becomes zero.
+        aside = {*truth, *(circuit.constant if contrast == "zero" else ())}
+        others = run.change({edge for edge in everything if edge not in aside})
         baseline = run.change(set(everything))
     return TruthCheck(
         circuit.name,

@@ -40,7 +40,7 @@ class KnownCircuit:
         A model with hook points, of TransformerLens' names.
     truth
         The edges (source, receiver). Each has ``kind``: ``"token"`` (what passes depends on the tokens) or ``"positional"`` (on the position
-        alone); ``contrast``: the :data:`CONTRASTS` under which it has an effect; and, where edges stand in for each other, ``redundant_with``:
+        alone) or ``"constant"``; ``contrast``: the :data:`CONTRASTS` under which it has an effect; and, where edges stand in for each other, ``redundant_with``:
         the edges without which its effect is seen (an OR gate), else ``()``. The graph's attributes: ``gates`` maps "or" and "and" to pairs of
         the receiver in which such a gate is and the sources that meet there; ``exact`` names the contrasts under which all other edges have no effect
         whatever. In a model with norms that is "resample" alone: a part of another length changes the scale of all else, and so every edge has an effect.
