@@ -50,7 +50,6 @@ class TruthCheck(Result):
     """
 
     KIND: ClassVar[str] = "truth-check"
-    WORKS: ClassVar[tuple[str, ...]] = ()
 
     name: str
     contrast: str
@@ -67,8 +66,9 @@ class TruthCheck(Result):
         """Whether every true edge has an effect, and all others together have none."""
         return not self.without_effect and self.others <= self.settings["tolerance"] * self.baseline
 
+    @property
     def methods(self) -> str:
-        """How it was measured, in one sentence."""
+        """One sentence for a methods section."""
         return (
             f"Each edge of {self.name} was ablated alone (contrast: {self.contrast}) on {self.settings['n_sequences']} sequences, and all others together; "
             f"an effect is a change of the metric by more than {self.settings['tolerance']:g} of the change when every edge is ablated."

@@ -24,10 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.circuits.check_truth import parts_of
-from causal_probe.circuits.known import CONTRASTS, Edge, KnownCircuit, order_of
+from causal_probe.circuits.known import CONTRASTS, KnownCircuit, order_of
 from causal_probe.circuits.rasp_programs import PROGRAMS, RaspProgram
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.standard import StandardTransformer
+from causal_probe.models.standard import MLP, Attention, StandardTransformer
 
 __all__ = ["compiled_circuit", "has_tracr"]
 
@@ -43,7 +43,9 @@ def has_tracr() -> bool:
     return importlib.util.find_spec("tracr") is not None
 
 
-def compiled_circuit(name: str, program: RaspProgram | None = None, *, dtype: torch.dtype = torch.float32) -> KnownCircuit:
+def compiled_circuit(
+    name: str, program: RaspProgram | None = None, *, dtype: torch.dtype = torch.float32
+) -> KnownCircuit:
     """Compile a program.
 
     Parameters
@@ -107,9 +109,7 @@ def compiled_circuit(name: str, program: RaspProgram | None = None, *, dtype: to
             redundant_with=(),
             **({"without_effect": reason} if reason else {}),
         )
-    return KnownCircuit(
-        full, model, truth, tuple(constant), behaviour.sample, behaviour.metric, its.description
-    )
+    return KnownCircuit(full, model, truth, tuple(constant), behaviour.sample, behaviour.metric, its.description)
 
 
 def _kind(part: Float[Tensor, "batch pos d"]) -> str:
@@ -126,7 +126,14 @@ def _craft(program: RaspProgram) -> _Crafted:
     """Run tracr's passes up to heads and MLPs over named directions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of JAX and of the compiler are not about the program
-        from tracr.compiler import basis_inference, craft_graph_to_model, expr_to_craft_graph, nodes, rasp_to_graph, validating
+        from tracr.compiler import (
+            basis_inference,
+            craft_graph_to_model,
+            expr_to_craft_graph,
+            nodes,
+            rasp_to_graph,
+            validating,
+        )
         from tracr.craft import bases
         from tracr.rasp import rasp
 
@@ -155,9 +162,7 @@ def _craft(program: RaspProgram) -> _Crafted:
     tokens = {value: bases.BasisDirection(rasp.tokens.label, value) for value in (*program.vocab, BOS, PAD)}
     positions = [bases.BasisDirection(rasp.indices.label, i) for i in range(program.n)]
     output = list(found.sink[nodes.OUTPUT_BASIS])
-    return _Crafted(
-        sop, layers, tokens, positions, bases.BasisDirection("one"), output, bool(rasp.is_categorical(sop))
-    )
+    return _Crafted(sop, layers, tokens, positions, bases.BasisDirection("one"), output, bool(rasp.is_categorical(sop)))
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ class _Crafted:
 
     def read(self) -> dict[str, set[Any]]:
         """By receiver, the directions that it reads."""
-        found = {}
+        found: dict[str, set[Any]] = {}
         for layer, (heads, mlp) in enumerate(self.layers):
             for h, head in enumerate(heads):
                 spaces = {"q": head.w_qk.left_space, "k": head.w_qk.right_space, "v": head.w_ov.input_space}
@@ -220,7 +225,11 @@ class _Crafted:
         at = self.directions()
         every = [head for heads, _ in self.layers for head in heads]
         mlps = [mlp for _, mlp in self.layers if mlp is not None]
-        spaces = [len(s.basis) for h in every for s in (h.w_qk.left_space, h.w_qk.right_space, h.w_ov.input_space, h.w_ov.output_space)]
+        spaces = [
+            len(s.basis)
+            for h in every
+            for s in (h.w_qk.left_space, h.w_qk.right_space, h.w_ov.input_space, h.w_ov.output_space)
+        ]
         model = StandardTransformer(
             len(self.tokens),
             1 + len(self.positions),
@@ -251,17 +260,18 @@ class _Crafted:
             for number, direction in enumerate(self.positions):
                 model.W_pos[1 + number, at[direction]] = 1
             for layer, (heads, mlp) in enumerate(self.layers):
-                block = model.blocks[layer]
+                attn: Attention = model.blocks[layer].attn
                 for h, head in enumerate(heads):
                     qk, ov = head.w_qk, head.w_ov
                     # score = (x onto left) matrix . (x onto right), value = (x onto input) matrix, written to output
-                    put(block.attn.W_Q[h], rows(qk.left_space), slice(None), qk.matrix)
-                    put(block.attn.W_K[h], rows(qk.right_space), slice(None), torch.eye(len(qk.right_space.basis)))
-                    put(block.attn.W_V[h], rows(ov.input_space), slice(None), ov.matrix)
-                    put(block.attn.W_O[h], slice(None), rows(ov.output_space), torch.eye(len(ov.output_space.basis)))
-                if mlp is not None:
-                    put(block.mlp.W_in, rows(mlp.fst.input_space), slice(None), mlp.fst.matrix)
-                    put(block.mlp.W_out, slice(None), rows(mlp.snd.output_space), mlp.snd.matrix)
+                    put(attn.W_Q[h], rows(qk.left_space), slice(None), qk.matrix)
+                    put(attn.W_K[h], rows(qk.right_space), slice(None), torch.eye(len(qk.right_space.basis)))
+                    put(attn.W_V[h], rows(ov.input_space), slice(None), ov.matrix)
+                    put(attn.W_O[h], slice(None), rows(ov.output_space), torch.eye(len(ov.output_space.basis)))
+                its: MLP | None = model.blocks[layer].mlp
+                if mlp is not None and its is not None:
+                    put(its.W_in, rows(mlp.fst.input_space), slice(None), mlp.fst.matrix)
+                    put(its.W_out, slice(None), rows(mlp.snd.output_space), mlp.snd.matrix)
             for number, direction in enumerate(self.output):
                 model.W_U[at[direction], number] = 1
         model.row_shift = 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from causal_probe.circuits.known import Edge, KnownCircuit
 from causal_probe.circuits.planting import plant
-from causal_probe.circuits.program import Gate, Match, Offset, Pointer, Program, Table
+from causal_probe.circuits.program import Component, Gate, Match, Offset, Pointer, Program, Table
 
 __all__ = ["HAND_SET"]
 
@@ -86,9 +85,9 @@ def _and_gate() -> Program:
     "Key composition, beside a head that reads what the circuit writes (L1H1) and one that copies what it reads (L0H1): nobody reads them.",
 )
 def _unread_head() -> Program:
-    heads = {"L0H0": Offset(1, "embed"), "L0H1": Offset(3, "embed")}
-    more = {"L1H0": Match("embed", "L0H0", "embed"), "L1H1": Offset(1, "L0H0")}
-    return Program(S, T, {**heads, **more}, "L1H0")
+    heads: dict[str, Component] = {"L0H0": Offset(1, "embed"), "L0H1": Offset(3, "embed")}
+    heads |= {"L1H0": Match("embed", "L0H0", "embed"), "L1H1": Offset(1, "L0H0")}
+    return Program(S, T, heads, "L1H0")
 
 
 @handset(

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from causal_probe.circuits.known import CONTRASTS, Edge, KnownCircuit
 from causal_probe.circuits.program import Component, Gate, Match, Offset, Pointer, Program, Table
+from causal_probe.circuits.turning import random_rotation, turn
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.standard import EPS, StandardTransformer
+from causal_probe.models.standard import EPS, MLP, Attention, RMSNorm, StandardTransformer
 
 __all__ = ["plant"]
 
@@ -175,27 +176,29 @@ def _model(
             block = model.blocks[layer]
             if isinstance(component, (Table, Gate)):
                 inputs, biases, outputs, constant = hidden[each]
+                mlp: MLP | None = block.mlp
+                assert mlp is not None
                 for source, rows in inputs.items():
-                    block.mlp.W_in[at[source], : len(biases)] += rows.to(dtype)
-                block.mlp.b_in[: len(biases)] = biases
-                block.mlp.W_out[: len(biases), at[each]] = outputs.to(dtype)
-                block.mlp.b_out[at[each]] = constant.to(dtype)
-            else:
+                    mlp.W_in[at[source], : len(biases)] += rows.to(dtype)
+                mlp.b_in[: len(biases)] = biases
+                mlp.W_out[: len(biases), at[each]] = outputs.to(dtype)
+                mlp.b_out[at[each]] = constant.to(dtype)
+            elif head is not None:
                 _set_head(block.attn, head, component, at, program.n_positions)
                 # z W_O: the copied symbol, in the head's own subspace.
                 block.attn.W_V[head, at[component.value], : sizes[each]].fill_diagonal_(1)
                 block.attn.W_O[head, : sizes[each], at[each]].fill_diagonal_(1)
         model.W_U[at[program.output]].fill_diagonal_(1)
         if rotation is not None:
-            _turn(model, rotation)
+            turn(model, random_rotation(model.cfg.d_model, rotation))
         if norm:
             _take_norms_back(model, places, rotation)
     return model
 
 
-def _set_head(attn: torch.nn.Module, head: int | None, component: Component, at: Mapping[str, slice], n: int) -> None:
+def _set_head(attn: Attention, head: int, component: Component, at: Mapping[str, slice], n: int) -> None:
     """Queries and keys; ``n`` is the number of positions."""
-    W_Q, W_K = attn.W_Q[head], attn.W_K[head]  # type: ignore[index]
+    W_Q, W_K = attn.W_Q[head], attn.W_K[head]
     position = at["pos_embed"]
     if isinstance(component, Offset):
         # score(i, j) = DECIDES [j = max(i - back, 0)]
@@ -231,13 +234,13 @@ def _hidden(component: Table | Gate, sizes: Mapping[str, int]) -> tuple[dict[str
     if isinstance(component, Gate):
         n = len(component.inputs)
         # or: u = 2.5 n_holding - 1; and: u = 4 n_holding - (4 n - 2)
-        slope, bias = (2.5, -1.0) if component.kind == "or" else (4.0, 2.0 - 4 * n)
+        slope, threshold = (2.5, -1.0) if component.kind == "or" else (4.0, 2.0 - 4 * n)
         inputs = {}
         for source in component.inputs:
             inputs[source] = torch.zeros(sizes[source], 2)
             inputs[source][component.symbol] = slope
         outputs = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
-        return inputs, torch.tensor([bias, bias - 1]), outputs, torch.tensor([1.0, 0.0])
+        return inputs, torch.tensor([threshold, threshold - 1]), outputs, torch.tensor([1.0, 0.0])
     table = torch.tensor(component.table)
     # u = 4 n_right - (4 n_inputs - 2), one for each entry of the table.
     entries = torch.cartesian_prod(*(torch.arange(size) for size in table.shape)).reshape(table.numel(), -1)
@@ -251,27 +254,18 @@ def _hidden(component: Table | Gate, sizes: Mapping[str, int]) -> tuple[dict[str
     return inputs, torch.cat([bias, bias - 1]), torch.cat([outputs, -outputs]), torch.zeros(component.n_out)
 
 
-def _turn(model: StandardTransformer, generator: torch.Generator) -> None:
-    """Every vector x of the stream becomes x R, for a random rotation R."""
-    d = model.cfg.d_model
-    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
-    R = (q * r.diagonal().sign()).to(model.W_E)
-    for weight in _writing(model):
-        weight.copy_(weight @ R)
-    for weight in _reading(model):
-        weight.copy_(R.mT @ weight)
-
-
 def _take_norms_back(
     model: StandardTransformer, places: Mapping[str, tuple[int, int | None]], rotation: torch.Generator | None
 ) -> None:
     """The reading weights over what the norm before them multiplies by: its gain, and the inverse root mean square of so many vectors of length 1."""
     d = model.cfg.d_model
 
-    def undo(norm: torch.nn.Module, n_written: int, weights: list[Tensor]) -> None:
+    def undo(norm: RMSNorm | None, n_written: int, weights: list[Tensor]) -> None:
+        if norm is None:
+            return
         if rotation is not None:
-            norm.w.copy_(0.5 + torch.rand(d, generator=rotation))  # type: ignore[operator]
-        factor = norm.w / (n_written / d + EPS) ** 0.5  # type: ignore[operator]
+            norm.w.copy_(0.5 + torch.rand(d, generator=rotation))
+        factor = norm.w / (n_written / d + EPS) ** 0.5
         for weight in weights:
             weight.div_(factor[:, None])
 
@@ -281,23 +275,4 @@ def _take_norms_back(
         if block.mlp is not None:
             within = before + sum(its == layer and head is not None for its, head in places.values())
             undo(block.ln2, within, [block.mlp.W_in])
-    if model.ln_final is not None:
-        undo(model.ln_final, 2 + len(places), [model.W_U])
-
-
-def _writing(model: StandardTransformer) -> list[Tensor]:
-    """The weights whose last axis is the stream."""
-    found = [model.W_E, model.W_pos]
-    for block in model.blocks:
-        found += [block.attn.W_O, block.attn.b_O]
-        found += [] if block.mlp is None else [block.mlp.W_out, block.mlp.b_out]
-    return found
-
-
-def _reading(model: StandardTransformer) -> list[Tensor]:
-    """The weights whose last but one axis is the stream."""
-    found = []
-    for block in model.blocks:
-        found += [block.attn.W_Q, block.attn.W_K, block.attn.W_V]
-        found += [] if block.mlp is None else [block.mlp.W_in]
-    return [*found, model.W_U]
+    undo(model.ln_final, 2 + len(places), [model.W_U])

@@ -67,7 +67,7 @@ def random_circuit(
     --------
     >>> circuit = random_circuit(0)
     >>> circuit
-    KnownCircuit('planted-0', 15 of 193 edges)
+    KnownCircuit('planted-0', 20 of 203 edges)
     """
     names = names_of([(n_heads, mlps)] * n_layers)
     if d_vocab < 3 or n_positions < 3 or not 1 <= size <= len(names):
@@ -94,7 +94,9 @@ def random_circuit(
     )
 
 
-def _draw(names: Sequence[str], d_vocab: int, n_positions: int, size: int, generator: torch.Generator) -> Program | None:
+def _draw(
+    names: Sequence[str], d_vocab: int, n_positions: int, size: int, generator: torch.Generator
+) -> Program | None:
     """Components for all names, and an output whose circuit has the size; None if there is none."""
 
     def below(n: int) -> int:

@@ -92,7 +92,12 @@ def _induction(rasp: Any) -> Any:
     return rasp.Aggregate(rasp.Select(back(rasp, 1), rasp.tokens, equal), rasp.tokens).named("induced")
 
 
-@program("induction-two-back", "The token two after the previous occurrence of this one.", ("a", "b", "c", "d"), repeated=True)
+@program(
+    "induction-two-back",
+    "The token two after the previous occurrence of this one.",
+    ("a", "b", "c", "d"),
+    repeated=True,
+)
 def _induction_two(rasp: Any) -> Any:
     return rasp.Aggregate(rasp.Select(back(rasp, 2), rasp.tokens, equal), rasp.tokens).named("induced")
 

@@ -59,11 +59,9 @@ class Attention(HookedAttention):
 
     def __init__(self, n_heads: int, d_model: int, d_head: int) -> None:
         super().__init__()
-        for name in ("W_Q", "W_K", "W_V"):
-            setattr(self, name, nn.Parameter(torch.zeros(n_heads, d_model, d_head)))
+        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.zeros(n_heads, d_model, d_head)) for _ in range(3))
         self.W_O = nn.Parameter(torch.zeros(n_heads, d_head, d_model))
-        for name in ("b_Q", "b_K", "b_V"):
-            setattr(self, name, nn.Parameter(torch.zeros(n_heads, d_head)))
+        self.b_Q, self.b_K, self.b_V = (nn.Parameter(torch.zeros(n_heads, d_head)) for _ in range(3))
         self.b_O = nn.Parameter(torch.zeros(d_model))
 
     def forward(self, inputs: Sequence[Tensor]) -> Float[Tensor, "batch pos d_model"]:
@@ -146,7 +144,7 @@ class Block(nn.Module):
         """The normed stream that one side of the heads reads: one for each head only where a hook may change it."""
         if not hook.has_hooks():
             return normed
-        each = hook(x[:, :, None].expand(-1, -1, self.n_heads, -1).clone())
+        each: Tensor = hook(x[:, :, None].expand(-1, -1, self.n_heads, -1).clone())
         return each if self.ln1 is None else self.ln1(each, hooked=False)
 
 
