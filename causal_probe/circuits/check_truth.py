@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,10 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import describe, require_hooks, undisturbed
 from causal_probe.results import Result, Table
 
-__all__ = ["TruthCheck", "ablate", "check_truth"]
+__all__ = ["Runs", "TruthCheck", "ablate", "check_truth", "parts_of"]
+
+#: What gives the parts that are put in the place of a source's: made where they are used, so that thousands of edges fit into memory.
+Donor: TypeAlias = Callable[[], Float[Tensor, "batch pos d_model"]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -128,20 +131,20 @@ def check_truth(
     generator = torch.Generator().manual_seed(seed)
     tokens = circuit.sample(n_sequences, generator)
     with undisturbed(model):
-        run = _Runs(circuit, tokens, contrast, generator, draws if contrast == "resample" else 1)
+        run = Runs(circuit, tokens, contrast, generator, draws if contrast == "resample" else 1)
         truth = circuit.edges(contrast)
         partners: dict[Edge, tuple[Edge, ...]] = {
             edge: circuit.truth.edges[edge].get("redundant_with", ()) for edge in truth
         }
-        effects = {_shown(edge): run.change({edge, *partners[edge]}) for edge in truth}
-        alone = {_shown(edge): run.change({edge}) for edge in truth if partners[edge]}
+        effects = {_shown(edge): run.change([edge, *partners[edge]]) for edge in truth}
+        alone = {_shown(edge): run.change([edge]) for edge in truth if partners[edge]}
         known = [*circuit.truth.edges, *circuit.constant]
-        outside = {_shown(edge): run.change({edge}) for edge in known if edge not in truth}
+        outside = {_shown(edge): run.change([edge]) for edge in known if edge not in truth}
         everything = circuit.candidates()
         # What is the same everywhere is missed where it becomes zero.
         aside = {*truth, *(circuit.constant if contrast == "zero" else ())}
-        others = run.change({edge for edge in everything if edge not in aside})
-        baseline = run.change(set(everything))
+        others = run.change([edge for edge in everything if edge not in aside])
+        baseline = run.change(everything)
     return TruthCheck(
         circuit.name,
         contrast,
@@ -161,18 +164,17 @@ def _shown(edge: Edge) -> str:
     return f"{edge[0]} -> {edge[1]}"
 
 
-class _Runs:
+class Runs:
     """The model on some tokens, clean and with edges ablated."""
 
     def __init__(
         self, circuit: KnownCircuit, tokens: Int[Tensor, "batch pos"], contrast: str, generator: torch.Generator, draws: int
     ) -> None:  # fmt: skip
         self.model, self.metric, self.tokens = circuit.model, circuit.metric, tokens
-        parts = parts_of(self.model, tokens)
-        edges = circuit.candidates()
-        self.donors = [
-            {edge: _replacement(parts[edge[0]], contrast, generator) for edge in edges} for _ in range(draws)
-        ]
+        self.contrast, self.generator = contrast, generator
+        self.parts = parts_of(self.model, tokens)
+        #: By draw and edge, in which order the parts of other sequences and positions are taken.
+        self.donors: list[dict[Edge, Donor]] = [{} for _ in range(draws)]
         self.before = self.metric(self.model(tokens), tokens)
         self.clean = float(self.before.mean())
 
@@ -180,30 +182,30 @@ class _Runs:
         """The largest change of the metric on any sequence and draw."""
         if not edges:
             return 0.0
-        return max(
-            float((ablate(self.model, self.tokens, {edge: each[edge] for edge in edges}, self.metric) - self.before).abs().max())
-            for each in self.donors
-        )  # fmt: skip
+        largest = 0.0
+        for drawn in self.donors:
+            for edge in edges:
+                if edge not in drawn:
+                    drawn[edge] = self._donor(self.parts[edge[0]])
+            after = ablate(self.model, self.tokens, {edge: drawn[edge] for edge in edges}, self.metric)
+            largest = max(largest, float((after - self.before).abs().max()))
+        return largest
 
-
-def _replacement(
-    part: Float[Tensor, "batch pos d_model"], contrast: str, generator: torch.Generator
-) -> Float[Tensor, "batch pos d_model"]:
-    """By what a source's part is replaced at each sequence and position."""
-    if contrast == "zero":
-        return torch.zeros_like(part)
-    if contrast == "mean-by-position":
-        return part.mean(0, keepdim=True).expand_as(part)
-    later = part[:, 1:].flatten(0, 1)
-    if contrast == "mean":
-        new = later.mean(0).expand_as(part[:, 1:])
-    else:
+    def _donor(self, part: Float[Tensor, "batch pos d_model"]) -> Donor:
+        """What gives the parts of a source that replace its own; of other sequences and positions, only their order is kept."""
+        if self.contrast == "zero":
+            return lambda: torch.zeros_like(part)
+        if self.contrast == "mean-by-position":
+            return lambda: part.mean(0, keepdim=True).expand_as(part)
+        later = part[:, 1:]
+        if self.contrast == "mean":
+            return lambda: torch.cat([part[:, :1], later.mean((0, 1)).expand_as(later)], 1)
         # Each goes to the place of another one: a random order, taken round in a circle.
-        order = torch.randperm(len(later), generator=generator)
-        drawn = torch.empty_like(later)
-        drawn[order] = later[order.roll(1)]
-        new = drawn.reshape(part[:, 1:].shape)
-    return torch.cat([part[:, :1], new], 1)
+        n = later.shape[0] * later.shape[1]
+        order = torch.randperm(n, generator=self.generator)
+        taken = torch.empty_like(order)
+        taken[order] = order.roll(1)
+        return lambda: torch.cat([part[:, :1], later.flatten(0, 1)[taken.to(part.device)].reshape(later.shape)], 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------- plain hooks
@@ -249,7 +251,7 @@ def _watching(model: Any, sources: Iterable[str], found: dict[str, Tensor]) -> l
 def ablate(
     model: Any,
     tokens: Int[Tensor, "batch pos"],
-    donors: Mapping[Edge, Float[Tensor, "batch pos d_model"]],
+    donors: Mapping[Edge, Donor],
     metric: Callable[[Tensor, Tensor], Tensor],
 ) -> Float[Tensor, " batch"]:
     """The metric when some edges are ablated at once.
@@ -257,19 +259,19 @@ def ablate(
     Parameters
     ----------
     donors
-        By edge, what the receiver gets in the place of what the source writes in this run.
+        By edge, what gives the parts [batch, pos, d_model] that the receiver gets in the place of what the source writes in this run.
     """
     now: dict[str, Tensor] = {}
-    by_receiver: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    by_receiver: dict[str, dict[str, Donor]] = defaultdict(dict)
     for (source, receiver), donor in donors.items():
         by_receiver[receiver][source] = donor
 
-    def replace(parts: Mapping[str, Tensor], head: int | None) -> Callable[..., Tensor]:
+    def replace(parts: Mapping[str, Donor], head: int | None) -> Callable[..., Tensor]:
         def edit(value: Tensor, hook: Any) -> Tensor:
             value = value.clone()
             at = value if head is None else value[:, :, head]
             for source, donor in parts.items():
-                at += donor - now[source]
+                at += donor() - now[source]
             return value
 
         return edit

@@ -138,16 +138,18 @@ def _craft(program: RaspProgram) -> _Crafted:
         from tracr.rasp import rasp
 
         sop = program.make(rasp)
-        if problems := validating.static_validate(sop):
-            raise CausalProbeError(
-                "tracr can't compile this program: "
-                + "; ".join(f"{each.expr.name}: {each.reason}" for each in problems)
-            )
+        problems = [f"{each.expr.name}: {each.reason}" for each in validating.static_validate(sop)]
         found = rasp_to_graph.extract_rasp_graph(sop)
-        basis_inference.infer_bases(found.graph, found.sink, set(program.vocab), program.n)
         bos = bases.BasisDirection(rasp.tokens.label, BOS)
-        expr_to_craft_graph.add_craft_components_to_rasp_graph(found.graph, bos_dir=bos)
-        craft = craft_graph_to_model.craft_graph_to_model(found.graph, found.sources)
+        try:
+            basis_inference.infer_bases(found.graph, found.sink, set(program.vocab), program.n)
+            expr_to_craft_graph.add_craft_components_to_rasp_graph(found.graph, bos_dir=bos)
+            craft = craft_graph_to_model.craft_graph_to_model(found.graph, found.sources)
+        except (NotImplementedError, TypeError, ValueError, AssertionError) as error:
+            reason = "; ".join(problems) or str(error) or type(error).__name__
+            raise CausalProbeError(
+                f"tracr can't compile this program: {reason}. Selections are of one Select each, of categorical keys and queries."
+            ) from error
     # Heads and MLPs in the order attention, MLP, attention, ...; tracr leaves out those that are not needed.
     layers: list[tuple[list[Any], Any]] = []
     half = 0

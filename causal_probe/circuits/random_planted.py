@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from causal_probe.arguments import Count, checked
-from causal_probe.circuits.check_truth import check_truth
+from causal_probe.circuits.check_truth import Runs
 from causal_probe.circuits.known import KnownCircuit, order_of
 from causal_probe.circuits.planting import plant
 from causal_probe.circuits.program import Component, Match, Offset, Program, Table, names_of
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.check import undisturbed
 
 __all__ = ["random_circuit"]
 
 #: So often a circuit is drawn again where an edge has next to no effect.
 TRIES = 100
-#: Of the change when every edge is ablated: an edge with less on each of 32 sequences is drawn again.
-LEAST = 0.05
+#: A circuit is drawn again if one of its edges changes the metric, which is 1, by less on each of so many sequences.
+LEAST, LOOKED_AT = 0.05, 32
 
 
 @checked
@@ -39,8 +40,8 @@ def random_circuit(
 
     Every head and MLP that the model has room for writes something. Those of the circuit are what the answer follows from; each reads one to three
     variables of others, at least one of them a token's. All others are distractors: they read variables too, those of the circuit among them, and
-    write into directions that nobody in the circuit reads. A circuit is drawn again while some edge changes the metric by less than 5% of what
-    ablating every edge does, on each of 32 sequences: planted, but without effect, as where a table gives the same for all that its other input
+    write into directions that nobody in the circuit reads. A circuit is drawn again while some edge, resampled, changes the metric by less than
+    0.05 (of 1) on each of 32 sequences: planted, but without effect, as where a table gives the same for all that its other input
     leaves possible.
 
     Parameters
@@ -86,8 +87,11 @@ def random_circuit(
             norm=norm,
             rotation=generator if rotate else None,
         )
-        found = check_truth(circuit, n_sequences=32, tolerance=LEAST, draws=1)
-        if not found.without_effect:
+        with undisturbed(circuit.model):
+            looked_at = torch.Generator().manual_seed(0)
+            runs = Runs(circuit, circuit.sample(LOOKED_AT, looked_at), "resample", looked_at, 1)
+            weakest = min(runs.change([edge]) for edge in circuit.edges())
+        if weakest >= LEAST:
             return circuit
     raise CausalProbeError(
         f"None of {TRIES} random circuits of size {size} had an effect of every edge; ask for a smaller size or more layers."
