@@ -66,8 +66,9 @@ class TruthCheck(Result):
 
     @property
     def holds(self) -> bool:
-        """Whether every true edge has an effect, and all others together have none."""
-        return not self.without_effect and self.others <= self.settings["tolerance"] * self.baseline
+        """Whether every true edge has an effect, all others together have none, and edges that stand in for each other have none alone."""
+        none = self.settings["tolerance"] * self.baseline
+        return not self.without_effect and max([self.others, *self.alone.values()]) <= none
 
     @property
     def methods(self) -> str:
@@ -91,6 +92,7 @@ class TruthCheck(Result):
 @checked
 def check_truth(
     circuit: KnownCircuit,
+    tokens: Int[Tensor, "batch pos"] | None = None,
     *,
     contrast: str = "resample",
     n_sequences: Count = 64,
@@ -102,6 +104,8 @@ def check_truth(
 
     Parameters
     ----------
+    tokens
+        On which sequences, all that there are for instance; None: ``n_sequences`` are drawn.
     contrast
         One of ``"resample"``, ``"mean"``, ``"mean-by-position"``, ``"zero"`` (:class:`~causal_probe.circuits.KnownCircuit`).
     n_sequences
@@ -125,11 +129,13 @@ def check_truth(
     >>> found.holds, len(found.effects)
     (True, 7)
     """
+    if tokens is not None and len(tokens) < 2:
+        raise CausalProbeError("Parts are taken from other sequences: give two or more.")
     if contrast not in CONTRASTS:
         raise CausalProbeError(f"Unknown contrast {contrast!r}; choose from {', '.join(CONTRASTS)}.")
     model = circuit.model
     generator = torch.Generator().manual_seed(seed)
-    tokens = circuit.sample(n_sequences, generator)
+    tokens = circuit.sample(n_sequences, generator) if tokens is None else tokens
     with undisturbed(model):
         run = Runs(circuit, tokens, contrast, generator, draws if contrast == "resample" else 1)
         truth = circuit.edges(contrast)
@@ -155,7 +161,7 @@ def check_truth(
         baseline,
         run.clean,
         tuple(edge for edge, effect in effects.items() if effect <= tolerance * baseline),
-        settings={"n_sequences": n_sequences, "tolerance": tolerance, "draws": draws, "seed": seed},
+        settings={"n_sequences": len(tokens), "tolerance": tolerance, "draws": draws, "seed": seed},
         provenance=describe(model),
     )
 

@@ -82,6 +82,26 @@ def test_an_edge_too_many_is_found() -> None:
     assert not found.holds
 
 
+def test_an_edge_that_needs_no_other_is_not_called_redundant() -> None:
+    circuit = known_circuit("and-gate")
+    truth = circuit.truth.copy()
+    truth.edges["L0H0", "L0.mlp"]["redundant_with"] = (("L0H1", "L0.mlp"),)
+    found = check_truth(replace(circuit, truth=truth))
+    assert found.alone["L0H0 -> L0.mlp"] > 0.1
+    assert not found.holds
+
+
+def test_all_sequences_there_are() -> None:
+    circuit = HAND_SET["or-gate"]()
+    every = torch.cartesian_prod(*[torch.arange(4)] * 5)
+    scored = every[(every[:, :-1] == 0).any(-1)]
+    found = check_truth(circuit, scored, draws=1)
+    assert found.holds
+    assert found.settings["n_sequences"] == len(scored) == 4**5 - 3**4 * 4
+    with pytest.raises(CausalProbeError, match="give two or more"):
+        check_truth(circuit, scored[:1])
+
+
 def test_a_positional_edge_is_in_no_contrast_by_position() -> None:
     found = check_truth(known_circuit("value-composition"), contrast="mean-by-position")
     assert found.holds
