@@ -17,7 +17,18 @@ import torch
 from matplotlib.figure import Figure
 
 import causal_probe
-from causal_probe import circuits, discovery, experiments, first_gradient, graphs, mechanisms, models, probes, tasks, training
+from causal_probe import (
+    circuits,
+    discovery,
+    experiments,
+    first_gradient,
+    graphs,
+    mechanisms,
+    models,
+    probes,
+    tasks,
+    training,
+)
 from causal_probe.discovery.sequences.lags import lags_from_stream
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import check_model
