@@ -1,6 +1,7 @@
 """Does the truth about every known circuit hold? Each true edge ablated alone, and all others together, under each contrast: ``make known-circuits``.
 
-All circuits set by hand, all programs compiled by tracr (where it is installed), and 200 random planted ones with norms, of which "resample" alone is exact.
+All circuits set by hand, all programs compiled by tracr (where it is installed) on every sequence there is, and 200 random planted ones with norms, of which "resample" alone
+is exact.
 ``--random N`` takes N of them.
 """
 
@@ -20,7 +21,8 @@ def checked(names: list[str]) -> Iterator[tuple[str, str, int, int, bool, float,
     for name in names:
         circuit = circuits.known_circuit(name)
         for contrast in circuit.truth.graph["exact"]:
-            found = circuits.check_truth(circuit, contrast=contrast, seed=1)
+            every = None if circuit.every is None else circuit.every()
+            found = circuits.check_truth(circuit, every, contrast=contrast, seed=1)
             smallest = min(found.effects.values()) / found.baseline
             yield (
                 name,

@@ -13,6 +13,8 @@ Gupta et al., "InterpBench: semi-synthetic transformers for evaluating mechanist
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.circuits.check_truth import parts_of
-from causal_probe.circuits.known import CONTRASTS, KnownCircuit, order_of
+from causal_probe.circuits.known import CONTRASTS, MOST_SEQUENCES, KnownCircuit, order_of
 from causal_probe.circuits.rasp_programs import PROGRAMS, RaspProgram
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.standard import MLP, Attention, StandardTransformer
@@ -109,7 +111,16 @@ def compiled_circuit(
             redundant_with=(),
             **({"without_effect": reason} if reason else {}),
         )
-    return KnownCircuit(full, model, truth, tuple(constant), behaviour.sample, behaviour.metric, its.description)
+    return KnownCircuit(
+        full,
+        model,
+        truth,
+        tuple(constant),
+        behaviour.sample,
+        behaviour.metric,
+        its.description,
+        behaviour.every if behaviour.n_sequences <= MOST_SEQUENCES else None,
+    )
 
 
 def _kind(part: Float[Tensor, "batch pos d"]) -> str:
@@ -289,6 +300,21 @@ class _Behaviour:
         self.bos = list(crafted.tokens).index(BOS)
         self.place = {direction.value: number for number, direction in enumerate(crafted.output)}
         self.known: dict[tuple[int, ...], list[Any]] = {}
+
+    @property
+    def n_sequences(self) -> int:
+        """How many sequences there are."""
+        size = len(self.values)
+        return math.factorial(size) if self.program.repeated else size**self.program.n
+
+    def every(self) -> Int[Tensor, "n pos"]:
+        """All of them."""
+        size, length = len(self.values), self.program.n
+        if self.program.repeated:
+            rows = torch.tensor(list(itertools.permutations(range(size)))).repeat(1, -(-length // size))[:, :length]
+        else:
+            rows = torch.cartesian_prod(*[torch.arange(size)] * length).reshape(-1, length)
+        return torch.cat([torch.full((len(rows), 1), self.bos), rows], 1)
 
     def sample(self, n: int, generator: torch.Generator) -> Int[Tensor, "n pos"]:
         """BOS, then tokens drawn evenly, or a random order again and again."""

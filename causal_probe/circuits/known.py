@@ -18,11 +18,14 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["CONTRASTS", "Edge", "KnownCircuit", "order_of", "receivers_of", "sources_of"]
+__all__ = ["CONTRASTS", "MOST_SEQUENCES", "Edge", "KnownCircuit", "order_of", "receivers_of", "sources_of"]
 
 #: By what the part of a source is replaced: that of another (sequence, position); its mean over sequences and positions; its mean over sequences at each
 #: position; zero. In the first two, position 0 is neither in the pool nor replaced.
 CONTRASTS = ("resample", "mean", "mean-by-position", "zero")
+
+#: A circuit with more sequences does not list them all.
+MOST_SEQUENCES = 20_000
 
 #: A source and a receiver.
 Edge: TypeAlias = tuple[str, str]
@@ -53,6 +56,8 @@ class KnownCircuit:
         ``(logits, tokens) -> [n]``, signed: higher is better.
     description
         What it computes, and how.
+    every
+        All sequences that can be drawn, [n, pos], where they are no more than :data:`MOST_SEQUENCES`; else None.
     """
 
     name: str
@@ -62,6 +67,7 @@ class KnownCircuit:
     sample: Callable[[int, torch.Generator], Int[Tensor, "n pos"]]
     metric: Callable[[Float[Tensor, "n pos d_out"], Int[Tensor, "n pos"]], Float[Tensor, " n"]]
     description: str
+    every: Callable[[], Int[Tensor, "n pos"]] | None = None
 
     def edges(self, contrast: str = "resample") -> list[Edge]:
         """The edges that have an effect under a contrast, in the order of the model.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from causal_probe.circuits.known import CONTRASTS, Edge, KnownCircuit
+from causal_probe.circuits.known import CONTRASTS, MOST_SEQUENCES, Edge, KnownCircuit
 from causal_probe.circuits.program import Component, Gate, Match, Offset, Pointer, Program, Table
 from causal_probe.circuits.turning import random_rotation, turn
 from causal_probe.errors import CausalProbeError
@@ -90,7 +90,14 @@ def plant(
         )
     scored = _from_two if scored is None else scored
     return KnownCircuit(
-        name, model, truth, (), partial(_sample, program, scored), partial(_metric, program, scored), description
+        name,
+        model,
+        truth,
+        (),
+        partial(_sample, program, scored),
+        partial(_metric, program, scored),
+        description,
+        partial(_every, program, scored) if program.d_vocab**program.n_positions <= MOST_SEQUENCES else None,
     )
 
 
@@ -112,6 +119,13 @@ def _sample(program: Program, scored: Scored, n: int, generator: torch.Generator
     raise CausalProbeError(
         f"Of {100 * 16} sequences or more, fewer than {n} have a position that counts: `scored` is too strict."
     )
+
+
+def _every(program: Program, scored: Scored) -> Int[Tensor, "n pos"]:
+    """All sequences with a position that counts."""
+    tokens = torch.cartesian_prod(*[torch.arange(program.d_vocab)] * program.n_positions)
+    tokens = tokens.reshape(-1, program.n_positions)
+    return tokens[scored(program.run(tokens)).any(-1)]
 
 
 def _metric(

@@ -124,6 +124,8 @@ class Program:
                 raise CausalProbeError(
                     f"{name} is a {type(component).__name__}; a head is an Offset, Match or Pointer, an MLP a Table or Gate."
                 )
+            if problem := _problem(component, self.sizes()):
+                raise CausalProbeError(f"{name} {problem}")
         if self.output not in self.components:
             raise CausalProbeError(
                 f"The output is one of the components {', '.join(self.components)}; found {self.output}."
@@ -187,6 +189,31 @@ class Program:
             for source in sources
         ]
         return [*dict.fromkeys(found), (self.output, "logits")]
+
+
+def _problem(component: Component, sizes: Mapping[str, int]) -> str | None:
+    """What is wrong with a component, given the numbers of symbols of all variables; None for nothing."""
+    if isinstance(component, Offset) and component.back < 0:
+        return f"attends {component.back} positions back; 0 or more are allowed."
+    if isinstance(component, Pointer) and sizes[component.query] != sizes["pos_embed"]:
+        return f"takes {component.query} for a position, which has {sizes[component.query]} symbols, not the {sizes['pos_embed']} of positions."
+    if isinstance(component, Match) and sizes[component.query] != sizes[component.key]:
+        both = f"{component.query} of {sizes[component.query]} symbols with {component.key} of {sizes[component.key]}"
+        return f"compares {both}; give variables of as many symbols."
+    if isinstance(component, Gate):
+        least = min(sizes[each] for each in component.inputs)
+        if component.kind not in ("or", "and") or not 0 <= component.symbol < least:
+            return f"is a gate {component.kind!r} of symbol {component.symbol}; gates are 'or' and 'and', of symbols 0 to {least - 1}."
+    if isinstance(component, Table):
+        wanted = tuple(sizes[each] for each in component.inputs)
+        rows = component.table if len(wanted) == 2 else (component.table,)
+        shape = (len(rows), *{len(row) for row in rows if isinstance(row, tuple)})[2 - len(wanted) :]
+        if len(wanted) not in (1, 2) or len(set(component.inputs)) < len(wanted) or shape != wanted:
+            return f"looks up {', '.join(component.inputs)}, of {' x '.join(map(str, wanted))} symbols, in a table of another shape; one or two different inputs are allowed."
+        entries = {entry for row in rows if isinstance(row, tuple) for entry in row}
+        if strange := [entry for entry in entries if entry not in range(component.n_out)]:
+            return f"writes {strange[0]}; its symbols are 0 to {component.n_out - 1}."
+    return None
 
 
 def names_of(layers: Sequence[tuple[int, bool]]) -> list[str]:

@@ -14,6 +14,8 @@ from causal_probe.circuits import check_truth, known_circuit
 from causal_probe.circuits.check_truth import ablate, parts_of
 from causal_probe.circuits.handset import HAND_SET
 from causal_probe.circuits.known import KnownCircuit, order_of, sources_of
+from causal_probe.circuits.planting import plant
+from causal_probe.circuits.program import Match, Offset, Program
 from causal_probe.errors import CausalProbeError
 
 
@@ -92,14 +94,17 @@ def test_an_edge_that_needs_no_other_is_not_called_redundant() -> None:
 
 
 def test_all_sequences_there_are() -> None:
-    circuit = HAND_SET["or-gate"]()
-    every = torch.cartesian_prod(*[torch.arange(4)] * 5)
-    scored = every[(every[:, :-1] == 0).any(-1)]
-    found = check_truth(circuit, scored, draws=1)
+    heads = {"L0H0": Offset(1, "embed"), "L1H0": Match("embed", "L0H0", "embed")}
+    circuit = plant("short", Program(3, 6, heads, "L1H0"), description="Induction on short sequences.")
+    assert circuit.every is not None
+    tokens = circuit.every()
+    assert len(tokens) == len(tokens.unique(dim=0)) == 3**6  # type: ignore[no-untyped-call]
+    found = check_truth(circuit, tokens, draws=1)
     assert found.holds
-    assert found.settings["n_sequences"] == len(scored) == 4**5 - 3**4 * 4
+    assert found.settings["n_sequences"] == 3**6
+    assert known_circuit("key-composition").every is None
     with pytest.raises(CausalProbeError, match="give two or more"):
-        check_truth(circuit, scored[:1])
+        check_truth(circuit, tokens[:1])
 
 
 def test_a_positional_edge_is_in_no_contrast_by_position() -> None:

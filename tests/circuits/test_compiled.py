@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import warnings
 from typing import Any
 
@@ -40,25 +40,22 @@ def test_the_model_gives_what_rasp_gives(name: str) -> None:
     circuit = compiled_circuit(name)
     behaviour: Any = circuit.metric.__self__  # type: ignore[attr-defined]
     program = PROGRAMS[name]
-    size = len(program.vocab)
-    if program.repeated:  # every sequence of the shape that it is for
-        rows = [(order * 3)[: program.n] for order in itertools.permutations(range(size))]
-    else:
-        rows = list(itertools.product(range(size), repeat=program.n))
-    rows = rows[:: max(1, len(rows) // 300)]
-    tokens = torch.tensor([[behaviour.bos, *row] for row in rows])
+    assert circuit.every is not None
+    tokens = circuit.every()
+    assert len(tokens) == (math.factorial(len(program.vocab)) if program.repeated else len(program.vocab) ** program.n)
+    tokens = tokens[:: max(1, len(tokens) // 300)]
     logits = circuit.model(tokens)[:, 1:].detach()
     compared = 0
     for i, right in enumerate(behaviour.right(tokens)):
         for j, value in enumerate(right):
             if behaviour.crafted.categorical:
                 if value in behaviour.place:
-                    assert int(logits[i, j].argmax()) == behaviour.place[value], (rows[i], j)
+                    assert int(logits[i, j].argmax()) == behaviour.place[value], (tokens[i], j)
                     compared += 1
             else:
                 assert float(logits[i, j, 0]) == pytest.approx(0 if value is None else float(value), abs=1e-5)
                 compared += 1
-    assert compared > len(rows)
+    assert compared > len(tokens)
 
 
 @needs_tracr
@@ -107,6 +104,14 @@ def test_the_rule_leaves_bos_and_one_aside() -> None:
 def test_the_truth_holds(name: str, contrast: str) -> None:
     found = check_truth(compiled_circuit(name), contrast=contrast, n_sequences=48)
     assert found.holds, repr(found)
+
+
+@needs_tracr
+@pytest.mark.parametrize("name", ["induction", "been-before"])
+def test_on_all_sequences_the_truth_holds(name: str) -> None:
+    circuit = compiled_circuit(name)
+    assert circuit.every is not None
+    assert check_truth(circuit, circuit.every(), draws=1).holds
 
 
 @needs_tracr

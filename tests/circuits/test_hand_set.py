@@ -10,7 +10,7 @@ import torch
 from causal_probe.circuits import check_truth, known_circuit
 from causal_probe.circuits.handset import HAND_SET
 from causal_probe.circuits.known import CONTRASTS, receivers_of, sources_of
-from causal_probe.circuits.program import Gate, Offset, Program, Table
+from causal_probe.circuits.program import Component, Gate, Match, Offset, Pointer, Program, Table
 from causal_probe.errors import CausalProbeError
 
 # ------------------------------------------------------------------------------------------- what is right, by plain loops
@@ -153,6 +153,25 @@ def test_candidates_are_all_that_comes_before() -> None:
     assert receivers_of(circuit.model) == ["L0H0.q", "L0H0.k", "L0H0.v", "L0.mlp", "L1H0.q", "L1H0.k", "L1H0.v", "L1.mlp", "logits"]  # fmt: skip
     assert len(circuit.candidates()) == 3 * 2 + 3 + 3 * 4 + 5 + 6
     assert set(circuit.truth.edges) <= set(circuit.candidates())
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "said"),
+    [
+        ("L0H0", Offset(-1, "embed"), "L0H0 attends -1 positions back"),
+        ("L0H0", Pointer("embed", 1, "embed"), "takes embed for a position, which has 3 symbols, not the 4"),
+        ("L0H0", Match("embed", "pos_embed", "embed"), "compares embed of 3 symbols with pos_embed of 4"),
+        ("L0.mlp", Gate("xor", ("embed",), 0), "a gate 'xor' of symbol 0; gates are 'or' and 'and', of symbols 0 to 2"),
+        ("L0.mlp", Gate("or", ("embed",), 3), "of symbol 3"),
+        ("L0.mlp", Table(("embed",), (0, 1), 2), "of 3 symbols, in a table of another shape"),
+        ("L0.mlp", Table(("embed", "pos_embed"), ((0, 1, 0), (0, 1, 0), (0, 1, 0)), 2), "of 3 x 4 symbols, in a table"),
+        ("L0.mlp", Table(("embed", "embed"), ((0, 1, 0), (0, 1, 0), (0, 1, 0)), 2), "one or two different inputs"),
+        ("L0.mlp", Table(("embed",), (0, 1, 2), 2), "writes 2; its symbols are 0 to 1"),
+    ],
+)
+def test_what_is_no_component_is_refused(name: str, component: Component, said: str) -> None:
+    with pytest.raises(CausalProbeError, match=said):
+        Program(3, 4, {name: component}, name)
 
 
 def test_what_is_no_program_is_refused() -> None:
