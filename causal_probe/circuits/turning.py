@@ -92,7 +92,8 @@ def compressed(
 
     R starts at the principal components of the streams, scaled to keep lengths, and is trained by Adam on fresh sequences to keep the logits and, at
     every layer, the stream that R^T reads back (mean squared errors, added). The truth keeps its edges and kinds; ``exact`` is empty: what overlaps has effects that
-    nobody planted.
+    nobody planted, and a planted edge may lose its own, as the training asks for what is computed and not how. The description says which metric was attained.
+    Programs of tracr come out right; hand-set heads that match symbols, with scores in the hundreds, often don't.
 
     Parameters
     ----------
@@ -162,4 +163,8 @@ def compressed(
     small.load_state_dict(turned(R.detach()))
     truth: nx.DiGraph = circuit.truth.copy()
     truth.graph["exact"] = ()
-    return replace(circuit, name=small.cfg.model_name, model=small, truth=truth)
+    tokens = circuit.sample(n_sequences, generator)
+    with torch.no_grad():
+        before, after = (float(circuit.metric(each(tokens), tokens).mean()) for each in (model, small))
+    said = f"{circuit.description} In {d_model} of {cfg.d_model} dimensions: the metric is {after:.3f}, where it was {before:.3f}."
+    return replace(circuit, name=small.cfg.model_name, model=small, truth=truth, description=said)

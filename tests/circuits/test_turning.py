@@ -31,6 +31,7 @@ def test_compression_keeps_what_is_computed_and_mixes_the_parts() -> None:
     assert found.without_effect == ()
     assert found.others > 0.01  # directions overlap, so other edges have an effect, too
     assert small.truth.graph["exact"] == ()
+    assert "In 16 of 22 dimensions: the metric is" in small.description
     assert circuit.truth.graph["exact"] != ()
 
 
