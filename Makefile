@@ -6,7 +6,7 @@ JOBS ?= 2
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: help demo level reproduce pictures results gallery docs architectures test test-tl4 test-tl3 faults lint bench setup setup-tl3 clean
+.PHONY: help demo level reproduce pictures results gallery docs architectures known-circuits test test-tl4 test-tl3 faults lint bench setup setup-tl3 clean
 
 help:
 	@echo "make demo    recover a known causal graph and write the report to out/demo"
@@ -15,6 +15,7 @@ help:
 	@echo "make reproduce  recover twenty random forests, staged and jointly: the paper's Figure 9 setting"
 	@echo "make faults  kill every command that writes, or fill its disk, at every file operation: hours"
 	@echo "make level   check the level of confirmed edges on some thousand wrong candidates; draws out/level.svg"
+	@echo "make known-circuits  check the truth of every model of known circuit: minutes"
 	@echo "make bench   run the benchmarks (tests/benchmarks), some of them for minutes"
 	@echo "make pictures  draw README's picture anew, from what make demo wrote, and run the notebooks anew"
 	@echo "make results write the site's page of results; ARGS=\"NAME ... --quick\" measures these anew, ARGS=--list says which there are"
@@ -34,6 +35,9 @@ reproduce: setup
 
 level: setup
 	$(TL4)/bin/python demos/level_of_edges.py
+
+known-circuits: setup
+	$(TL4)/bin/python demos/known_circuits.py
 
 pictures: demo
 	$(TL4)/bin/python demos/pictures.py

@@ -14,6 +14,7 @@ The subpackages, from the ground up:
 `viz`             pictures and the parts of a page
 `first_gradient`  from data to a graph, without a trained model
 `mechanisms`      from a model and a task to numbers: descent, mesa, weights, learning
+`circuits`        models whose every edge is known
 `experiments`     whole studies: a task, a model, training, probes and a comparison
 `papers`          figures of the papers, reproduced
 `sweep`           large work: many studies, on many processes
@@ -39,6 +40,7 @@ from causal_probe.errors import CausalProbeError
 
 if TYPE_CHECKING:
     from causal_probe import (
+        circuits,
         discovery,
         errors,
         experiments,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CausalProbeError",
+    "circuits",
     "discovery",
     "errors",
     "experiments",

@@ -17,7 +17,18 @@ import torch
 from matplotlib.figure import Figure
 
 import causal_probe
-from causal_probe import discovery, experiments, first_gradient, graphs, mechanisms, models, probes, tasks, training
+from causal_probe import (
+    circuits,
+    discovery,
+    experiments,
+    first_gradient,
+    graphs,
+    mechanisms,
+    models,
+    probes,
+    tasks,
+    training,
+)
 from causal_probe.discovery.sequences.lags import lags_from_stream
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import check_model
@@ -163,6 +174,7 @@ def probed() -> dict[str, Callable[[], Any]]:
             tasks.SineRegression(8),
             n_sequences=64,
         ),
+        "TruthCheck": lambda: circuits.check_truth(circuits.known_circuit("and-gate"), n_sequences=8),
         "MesaTraining": lambda: mechanisms.train_mesa(process, steps=3, batch_size=8),
         "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, n_sequences=64),
     }  # fmt: skip
