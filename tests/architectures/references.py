@@ -293,7 +293,9 @@ def parts(model: Any, tokens: Tensor, layer: int, head: int, side: str, written:
         own = norm.norms[at]
         through = frozen(own, inputs(model, tokens, {0: own})[0].reshape(*part.shape[:2], d_head))
         return [(own, slice(0, d_head), through(part[..., at * d_head : (at + 1) * d_head]))]
-    if hasattr(attention, "qk_norm"):  # one without weights for both, behind the rotation: its scales, by the number of heads
+    if hasattr(
+        attention, "qk_norm"
+    ):  # one without weights for both, behind the rotation: its scales, by the number of heads
         x = inputs(model, tokens, {0: projection})[0]
         with torch.no_grad():
             raw = [each(x).unflatten(-1, (-1, d_head)) for each in (attention.q_proj, attention.k_proj)]
