@@ -308,3 +308,16 @@ def test_constraints_are_plain_pins() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
     # The two supported lines share the pins, so TransformerLens itself is named by the Makefile.
     assert not any(line.lower().startswith("transformer-lens==") for line in lines)
+
+
+def test_every_module_with_arrays_is_checked_at_run_time(pytestconfig: pytest.Config) -> None:
+    """Only these hold no array and are called millions of times: mypy alone checks their types."""
+    checked = tuple(pytestconfig.getoption("--jaxtyping-packages").split(",")[:-1])
+    left = {
+        module: path
+        for module, path in modules().items()
+        if not any(module == name or module.startswith(name + ".") for name in checked)
+    }
+    bit_sets = {f"causal_probe.discovery.{name}" for name in ("icd", "marks", "orientation", "possible_d_sep")}
+    assert set(left) == {"causal_probe", "causal_probe.errors", "causal_probe.discovery"} | bit_sets
+    assert not [module for module, path in left.items() if "jaxtyping" in path.read_text(encoding="utf-8")]
