@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.tokens import text_start
 
@@ -249,16 +250,17 @@ def _padded(answers: list[list[int]]) -> Int[Tensor, "prompt 1 choice"]:
     return torch.tensor([each + [NONE] * (widest - len(each)) for each in answers], dtype=torch.long).unsqueeze(1)
 
 
-def read_prompts(path: str | Path, model: HookedModel, *, bos: str = "auto") -> Prompts:
+@probe
+def read_prompts(model: HookedModel, path: str | Path, *, bos: str = "auto") -> Prompts:
     """Prompts from a file of JSON lines.
 
     Parameters
     ----------
+    model
+        Its tokenizer cuts the texts.
     path
         Each line an object with ``clean`` (the prompt) and ``answer`` (one token, or a list of them: ``" Mary"``); if wanted ``wrong`` (the same for wrong
         answers) and ``corrupted`` (a prompt of the same length from which the answer doesn't follow).
-    model
-        Its tokenizer cuts the texts.
     bos
         Whether a BOS token comes first: ``"yes"``, ``"no"``, or ``"auto"``, what the tokenizer does by itself.
 
@@ -269,7 +271,8 @@ def read_prompts(path: str | Path, model: HookedModel, *, bos: str = "auto") -> 
 
     Examples
     --------
-    >>> read_prompts("no.jsonl", model=None)
+    >>> from causal_probe.models import DisentangledTransformer
+    >>> read_prompts(DisentangledTransformer(d_vocab=3, n_positions=4), "no.jsonl")
     Traceback (most recent call last):
     causal_probe.errors.CausalProbeError: no.jsonl can't be read: No such file or directory.
     """

@@ -140,7 +140,7 @@ def test_a_file_is_read_and_answers_are_read_in_their_place(tmp_path: Path) -> N
         {"clean": "a dog and a", "answer": [" cat"], "wrong": " dog", "corrupted": "a cow and a"},
     ]
     file.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-    prompts = read_prompts(file, model)
+    prompts = read_prompts(model, file)
     assert prompts.name == "mine"
     assert len(prompts) == 2
     text = model.tokenizer.text
@@ -179,7 +179,7 @@ def test_files_that_are_no_prompts(tmp_path: Path, content: str, message: str) -
     file = tmp_path / "bad.jsonl"
     file.write_text(content)
     with pytest.raises(CausalProbeError, match=message):
-        read_prompts(file, worded())
+        read_prompts(worded(), file)
 
 
 def test_files_that_are_no_text_and_models_without_words(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_files_that_are_no_text_and_models_without_words(tmp_path: Path) -> None
         (tmp_path / "x", "No such"),
     ):
         with pytest.raises(CausalProbeError, match=f"can't be read: .*{message}"):
-            read_prompts(path, worded())
+            read_prompts(worded(), path)
     bare = DisentangledTransformer(d_vocab=60, n_positions=64)
     with pytest.raises(CausalProbeError, match="has no tokenizer"):
         prompts_of(bare, [Texts("a", (" b",))])
