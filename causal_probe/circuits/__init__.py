@@ -1,7 +1,9 @@
-"""Whole circuits: models whose every edge is known, and prompts with their answers."""
+"""Whole circuits: which edges carry a behaviour, prompts that ask for one, and models whose every edge is known."""
 
 from causal_probe.circuits.check_truth import check_truth
 from causal_probe.circuits.compiled import compiled_circuit
+from causal_probe.circuits.find_circuit import find_circuit
+from causal_probe.circuits.found import Circuit
 from causal_probe.circuits.known import KnownCircuit
 from causal_probe.circuits.named import known_circuit, known_circuits
 from causal_probe.circuits.prompt_tasks import task_prompts
@@ -9,10 +11,12 @@ from causal_probe.circuits.prompts import Prompts, read_prompts
 from causal_probe.circuits.random_planted import random_circuit
 
 __all__ = [
+    "Circuit",
     "KnownCircuit",
     "Prompts",
     "check_truth",
     "compiled_circuit",
+    "find_circuit",
     "known_circuit",
     "known_circuits",
     "random_circuit",

@@ -66,9 +66,9 @@ class StreamParts:
         By layer, what each head's part is multiplied by; None for one.
     """
 
-    written: Mapping[str, Float[Tensor, "batch pos d_model"]]
-    z: Mapping[int, Float[Tensor, "batch pos head _d_head"]]
-    factor: Mapping[int, Float[Tensor, "batch pos one"] | None]
+    written: dict[str, Float[Tensor, "batch pos d_model"]]
+    z: dict[int, Float[Tensor, "batch pos head _d_head"]]
+    factor: dict[int, Float[Tensor, "batch pos one"] | None]
 
     def by(
         self, source: str, writer: Float[Tensor, "_d_head d_model"] | None = None
@@ -85,7 +85,7 @@ class StreamParts:
 
 
 class StreamReader:
-    """Ready to take the stream before a layer apart.
+    """Ready to take the stream before a layer apart; that before the layer behind the last one is what the logits are read from.
 
     Attributes
     ----------
@@ -111,6 +111,8 @@ class StreamReader:
             names += [f"L{n}.mlp"] if self.has_mlps else []
         self.names = tuple(names)
         self.streams = [f"blocks.{n}.hook_resid_pre" for n in range(layer + 1)]
+        if layer == len(heads):  # the stream behind the last layer
+            self.streams[-1] = f"blocks.{layer - 1}.hook_resid_post"
         self.needed = [*self.streams, *(attention_hook(n, "z") for n, count in enumerate(self.heads) if count)]
         each = [
             name
@@ -133,53 +135,67 @@ class StreamReader:
         CausalProbeError
             If what a layer adds is not what its attention and its MLP write.
         """
-        streams = [found[name] for name in self.streams]
-        written: dict[str, Tensor] = {"embed": streams[0]}
-        if "pos_embed" in self.embeddings:
-            written |= {"embed": streams[0] - found["hook_pos_embed"], "pos_embed": found["hook_pos_embed"]}
-        z, factor = {}, {}
-        for n, count in enumerate(self.heads):
-            added = streams[n + 1] - streams[n]
-            if not count:
-                middle = found.get(f"blocks.{n}.hook_resid_mid") if self.has_mlps else None
-                mixed = added if middle is None else middle - streams[n]
-                written[f"L{n}.mixer"] = mixed
-                rest = added - mixed
-            else:
-                values = found[attention_hook(n, "z")]
-                z[n] = values.reshape(*values.shape[:2], count, -1)
-                attention = found.get(f"blocks.{n}.hook_attn_out")
-                raw = next(
-                    (found[at] for at in (f"blocks.{n}.attn.o.hook_out", f"blocks.{n}.attn.hook_out") if at in found),
-                    attention,
+        parts = self.embedded(found)
+        for n in range(len(self.heads)):
+            self.add_layer(n, found, parts)
+        return parts
+
+    def embedded(self, found: Mapping[str, Tensor]) -> StreamParts:
+        """What the embeddings have written, before any layer has."""
+        stream = found[self.streams[0]]
+        if "pos_embed" not in self.embeddings:
+            return StreamParts({"embed": stream}, {}, {})
+        positions = found["hook_pos_embed"]
+        return StreamParts({"embed": stream - positions, "pos_embed": positions}, {}, {})
+
+    def add_layer(self, n: int, found: Mapping[str, Tensor], parts: StreamParts) -> None:
+        """What one layer has written is put to the parts of those before it.
+
+        Raises
+        ------
+        CausalProbeError
+            If what the layer adds is not what its attention and its MLP write.
+        """
+        count, (before, behind) = self.heads[n], (found[self.streams[n]], found[self.streams[n + 1]])
+        written, z, factor = parts.written, parts.z, parts.factor
+        added = behind - before
+        if not count:
+            middle = found.get(f"blocks.{n}.hook_resid_mid") if self.has_mlps else None
+            mixed = added if middle is None else middle - before
+            written[f"L{n}.mixer"] = mixed
+            rest = added - mixed
+        else:
+            values = found[attention_hook(n, "z")]
+            z[n] = values.reshape(*values.shape[:2], count, -1)
+            attention = found.get(f"blocks.{n}.hook_attn_out")
+            raw = next(
+                (found[at] for at in (f"blocks.{n}.attn.o.hook_out", f"blocks.{n}.attn.hook_out") if at in found),
+                attention,
+            )
+            if attention is None:
+                attention = raw
+            if attention is None or raw is None:
+                raise CausalProbeError(
+                    f"What layer {n}'s attention writes passes no hook point, so the stream can't be taken apart."
                 )
-                if attention is None:
-                    attention = raw
-                if attention is None or raw is None:
-                    raise CausalProbeError(
-                        f"What layer {n}'s attention writes passes no hook point, so the stream can't be taken apart."
-                    )
-                if n in self.beside:
-                    by, mixed_by = self.beside[n]
-                    attention, mixed = raw * by, found[MIXER.format(n)] * mixed_by
-                    written[f"L{n}.mixer"], added = mixed, added - mixed
-                factor[n] = None if raw.data_ptr() == attention.data_ptr() else self._factor(n, raw, attention)
-                rest = added - attention
-                if (mlp := found.get(f"blocks.{n}.hook_mlp_out")) is not None:
-                    error = float((rest - mlp).abs().max())
-                    require_small(
-                        error, of=float(streams[n + 1].abs().max()), like=added, what=f"The outputs of layer {n}"
-                    )
-                elif not self.has_mlps:
-                    require_small(
-                        float(rest.abs().max()),
-                        of=float(added.abs().max()),
-                        like=added,
-                        what=f"The outputs of layer {n}",
-                    )
-            if self.has_mlps:
-                written[f"L{n}.mlp"] = rest
-        return StreamParts(written, z, factor)
+            if n in self.beside:
+                by, mixed_by = self.beside[n]
+                attention, mixed = raw * by, found[MIXER.format(n)] * mixed_by
+                written[f"L{n}.mixer"], added = mixed, added - mixed
+            factor[n] = None if raw.data_ptr() == attention.data_ptr() else self._factor(n, raw, attention)
+            rest = added - attention
+            if (mlp := found.get(f"blocks.{n}.hook_mlp_out")) is not None:
+                error = float((rest - mlp).abs().max())
+                require_small(error, of=float(behind.abs().max()), like=added, what=f"The outputs of layer {n}")
+            elif not self.has_mlps:
+                require_small(
+                    float(rest.abs().max()),
+                    of=float(added.abs().max()),
+                    like=added,
+                    what=f"The outputs of layer {n}",
+                )
+        if self.has_mlps:
+            written[f"L{n}.mlp"] = rest
 
     def _factor(self, layer: int, raw: Tensor, added: Tensor) -> Float[Tensor, "batch pos one"]:
         """By what the layer's attention is multiplied at each position on its way to the stream, but for a norm's gain."""

@@ -1,0 +1,125 @@
+"""By what a source's part is replaced: the contrast, on which it depends what is in a circuit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from causal_probe.circuits.partial import Clean, Layers
+from causal_probe.errors import CausalProbeError
+from causal_probe.probes.qk_stream import StreamParts
+
+__all__ = ["ABOUT", "Contrast", "contrast_of"]
+
+#: What each contrast is, and what is not in a circuit that is found with it.
+ABOUT: Mapping[str, str] = {
+    "resample": "the part at another (prompt, position), one for all sources; what is the same at all of them is in no circuit, and neither is what passes at "
+    "position 0, at special tokens and at outlier positions",
+    "mean": "the part's mean over prompts and positions; what is the same at all of them is in no circuit, and neither is what passes at position 0, at special "
+    "tokens and at outlier positions; a mean may be far from all parts",
+    "mean-by-position": "the part's mean over prompts at each position; what depends on the position alone is in no circuit",
+    "corrupted": "the part in the corrupted prompt; what both prompts have in common is in no circuit",
+    "zero": "zero; whatever is written counts, constants too, and no model has seen such a stream",
+}
+#: A position is an outlier where the stream of some layer is so many times as long as that layer's median.
+OUTLIER = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """What replaces the parts of each source, on some prompts.
+
+    Attributes
+    ----------
+    name
+        A key of :data:`ABOUT`.
+    place
+        Where parts are replaced, [row, pos].
+    """
+
+    name: str
+    layers: Layers
+    clean: StreamParts
+    place: Bool[Tensor, "row pos"]
+    donors: Int[Tensor, " kept"] | None = None
+    other: StreamParts | None = None
+
+    def replacement(self, source: str) -> Float[Tensor, "row pos d_model"]:
+        """What stands in the source's place; the part itself where nothing is replaced."""
+        part = self.layers.part(self.clean, source)
+        if self.name == "zero":
+            return torch.zeros_like(part)
+        if self.name == "corrupted":
+            assert self.other is not None
+            return self.layers.part(self.other, source)
+        if self.name == "mean-by-position":
+            return part.mean(0, keepdim=True).expand_as(part)
+        kept = part[self.place]
+        new = part.clone()
+        new[self.place] = kept.mean(0) if self.donors is None else kept[self.donors]
+        return new
+
+    def delta(self, source: str, now: Tensor | None = None) -> Float[Tensor, "row pos d_model"]:
+        """What is added to a receiver's input: the replacement less what the source writes, in the clean run or ``now``."""
+        change = self.replacement(source) - (self.layers.part(self.clean, source) if now is None else now)
+        change[~self.place] = 0
+        return change
+
+
+def contrast_of(
+    name: str,
+    layers: Layers,
+    clean: Clean,
+    corrupted: Clean | None,
+    special: frozenset[int],
+    generator: torch.Generator,
+) -> Contrast:
+    """A contrast on the prompts of one clean run.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such contrast, or there are no corrupted prompts and they are asked for, or no position is left to take parts from.
+    """
+    if name not in ABOUT:
+        raise CausalProbeError(f"Unknown contrast {name!r}; choose from {', '.join(ABOUT)}.")
+    everywhere = torch.ones_like(clean.tokens, dtype=torch.bool)
+    if name == "corrupted":
+        if corrupted is None:
+            raise CausalProbeError(
+                "The contrast 'corrupted' takes corrupted prompts, and there are none. Give them, or choose resample."
+            )
+        return Contrast(name, layers, clean.parts, everywhere, other=corrupted.parts)
+    if name in ("zero", "mean-by-position"):
+        return Contrast(name, layers, clean.parts, everywhere)
+    place = (
+        everywhere
+        & ~outliers(clean)
+        & ~torch.isin(clean.tokens, torch.tensor(sorted(special), device=clean.tokens.device))
+    )
+    place[:, 0] = False
+    n = int(place.sum())
+    if n < 2:
+        raise CausalProbeError(
+            "Parts are taken from other positions, and fewer than two are left without position 0, special tokens and outliers. Give longer prompts, or choose "
+            "the contrast zero or mean-by-position."
+        )
+    if name == "mean":
+        return Contrast(name, layers, clean.parts, place)
+    order = torch.randperm(n, generator=generator)  # each gets the next one's in a random order, and so never its own
+    donors = torch.empty_like(order)
+    donors[order] = order.roll(1)
+    return Contrast(name, layers, clean.parts, place, donors=donors.to(clean.tokens.device))
+
+
+def outliers(clean: Clean) -> Bool[Tensor, "row pos"]:
+    """Where the stream of some layer is far longer than elsewhere: attention sinks and the like."""
+    found = torch.zeros_like(clean.tokens, dtype=torch.bool)
+    for stream in clean.streams[1:]:
+        length = stream.norm(dim=-1)
+        found |= length > OUTLIER * length.median()
+    return found

@@ -1,0 +1,206 @@
+"""Edges and their ablation: one source's part of one receiver's input is replaced, and everything behind is computed anew."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_probe.circuits.contrasts import Contrast
+from causal_probe.circuits.known import Edge
+from causal_probe.circuits.partial import SIDES, Clean, Layers
+from causal_probe.circuits.prompts import Score
+from causal_probe.hooks import attention_hook
+from causal_probe.probes.qk_stream import StreamParts
+
+__all__ = ["Interventions", "Receiver", "edges_of", "receivers"]
+
+#: So many tokens are run at once.
+TOKENS = 6_000
+
+
+class Receiver:
+    """What reads the stream: a head's queries, a group's keys or values, an MLP, or the logits.
+
+    Attributes
+    ----------
+    name
+        ``L1H0.q``, ``L1.mlp``, ``logits``; keys and values that several heads share have the name of the first of them.
+    layer, side, number
+        The layer (that behind the last for logits); ``"q"``, ``"k"``, ``"v"``, ``"mlp"`` or ``"logits"``; the head's or group's number.
+    """
+
+    def __init__(self, name: str, layer: int, side: str, number: int = 0) -> None:
+        self.name, self.layer, self.side, self.number = name, layer, side, number
+
+
+def receivers(layers: Layers) -> dict[str, Receiver]:
+    """All receivers of a model, in the order in which they read."""
+    found = []
+    for layer, count in enumerate(layers.heads):
+        for side in SIDES:
+            if count and side in layers.attends[layer]:
+                groups = layers.groups[layer][side]
+                found += [Receiver(f"L{layer}H{n * count // groups}.{side}", layer, side, n) for n in range(groups)]
+        if layers.reader.has_mlps:
+            found.append(Receiver(f"L{layer}.mlp", layer, "mlp"))
+    return {each.name: each for each in [*found, Receiver("logits", layers.n, "logits")]}
+
+
+def reaches(layers: Layers, source: str, receiver: Receiver) -> bool:
+    """Whether a source writes before a receiver reads."""
+    if source in ("embed", "pos_embed"):
+        return True
+    layer = int(source[1:].replace(".", "H").split("H")[0])
+    same = layer == receiver.layer and receiver.side == "mlp" and not source.endswith(".mlp") and layers.in_turn[layer]
+    return layer < receiver.layer or same
+
+
+def edges_of(layers: Layers, read: Mapping[str, Receiver]) -> list[Edge]:
+    """All edges, receiver by receiver."""
+    return [(source, name) for name, each in read.items() for source in layers.sources if reaches(layers, source, each)]
+
+
+class Interventions:
+    """A model on some prompts, with edges ablated.
+
+    Attributes
+    ----------
+    clean
+        The unedited run.
+    before
+        The metric there, by prompt.
+    """
+
+    def __init__(
+        self, layers: Layers, clean: Clean, contrast: Contrast, score: Score, rows: Int[Tensor, " row"]
+    ) -> None:
+        self.layers, self.clean, self.contrast, self.score, self.rows = layers, clean, contrast, score, rows
+        self.read = receivers(layers)
+        self.before = self._scored(clean.logits)
+
+    def _scored(self, logits: Tensor) -> Float[Tensor, " row"]:
+        return self.score(logits, self.rows.repeat(len(logits) // len(self.rows))).double()
+
+    # ------------------------------------------------------------------------------------------------------- edge by edge
+
+    def effects(self, edges: Sequence[Edge], progress: Callable[[int], Any] | None = None) -> Float[Tensor, "edge row"]:
+        """By how much the metric falls when each edge is ablated alone, by prompt.
+
+        Parameters
+        ----------
+        progress
+            Is told how many edges are done.
+        """
+        found: dict[Edge, Tensor] = {}
+        for (layer, side), group in self._grouped(edges).items():
+            size = max(1, TOKENS // self.clean.tokens.numel())
+            for at in range(0, len(group), size):
+                some = group[at : at + size]
+                after = self._ablated(layer, side, some).reshape(len(some), -1)
+                found |= dict(zip(some, self.before - after, strict=True))
+                if progress is not None:
+                    progress(len(found))
+        return torch.stack([found[edge] for edge in edges]) if edges else self.before.new_zeros(0, len(self.before))
+
+    def _grouped(self, edges: Sequence[Edge]) -> dict[tuple[int, str], list[Edge]]:
+        found: dict[tuple[int, str], list[Edge]] = defaultdict(list)
+        for edge in edges:
+            receiver = self.read[edge[1]]
+            found[receiver.layer, receiver.side].append(edge)
+        return found
+
+    def _ablated(self, layer: int, side: str, edges: Sequence[Edge]) -> Float[Tensor, " rows"]:
+        n, (tokens, stream) = len(edges), (self.clean.tokens, self.clean.streams[layer])
+        change = torch.cat([self.contrast.delta(source) for source, _ in edges])
+        tokens, stream = tokens.repeat(n, 1), stream.repeat(n, 1, 1)
+        if side == "logits":
+            return self._scored(self.layers.to_logits(tokens, layer, stream + change))
+        if side == "mlp":
+            z = self._z(layer, n)
+            behind = self.layers.behind_mlp(tokens, layer, stream + change, z)
+            return self._scored(self.layers.to_logits(tokens, layer + 1, behind - change))
+        new = self.layers.sides_of(tokens, layer, stream + change)[side]
+        rows = len(self.clean.tokens)
+        puts = [
+            (side, self.read[receiver].number, new, slice(at * rows, (at + 1) * rows))
+            for at, (_, receiver) in enumerate(edges)
+        ]
+        return self._scored(self.layers.to_logits(tokens, layer, stream, self.layers.put(layer, puts)))
+
+    def _z(self, layer: int, n: int) -> Tensor | None:
+        z = self.clean.z.get(layer)
+        return None if z is None else z.repeat(n, *[1] * (z.ndim - 1))
+
+    # -------------------------------------------------------------------------------------------------- many edges at once
+
+    def without(self, cut: Collection[Edge]) -> Float[Tensor, " row"]:
+        """The metric when edges are ablated together: each receiver gets the replacements of its cut edges, and what its other sources write in this run."""
+        layers, tokens = self.layers, self.clean.tokens
+        by_receiver: dict[str, set[str]] = defaultdict(set)
+        for source, receiver in cut:
+            by_receiver[receiver].add(source)
+        stream = self.clean.streams[0]
+        parts = StreamParts(
+            {name: value for name, value in self.clean.parts.written.items() if name in layers.reader.embeddings},
+            {},
+            {},
+        )
+        # What replaces each source, and less what it writes now, is asked for once.
+        change = _Kept(lambda source: self.contrast.delta(source, layers.part(parts, source)))
+        for layer in range(layers.n):
+            puts = self._puts(layer, stream, by_receiver, change)
+            names = layers.of_layer(layer)
+            found, _ = layers.run(tokens, start=layer, stream=stream, puts=puts, names=names, until=layer + 1)
+            found[layers.reader.streams[layer]] = stream
+            layers.reader.add_layer(layer, found, parts)
+            behind = found[layers.reader.streams[layer + 1]]
+            if sources := by_receiver.get(f"L{layer}.mlp"):
+                changed = sum((change(source) for source in sorted(sources)), torch.zeros_like(stream))
+                z = found.get(attention_hook(layer, "z"))
+                edited = layers.behind_mlp(tokens, layer, stream + changed, z) - changed
+                parts.written[f"L{layer}.mlp"] = parts.written[f"L{layer}.mlp"] + edited - behind
+                behind = edited
+            stream = behind
+        changed = sum((change(source) for source in sorted(by_receiver.get("logits", ()))), torch.zeros_like(stream))
+        return self._scored(layers.to_logits(tokens, layers.n, stream + changed))
+
+    def _puts(
+        self, layer: int, stream: Tensor, by_receiver: Mapping[str, set[str]], change: Callable[[str], Tensor]
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        """A layer's queries, keys and values of streams with edges cut; receivers that lose the same sources share a row."""
+        sets: dict[frozenset[str], list[Receiver]] = defaultdict(list)
+        for name, sources in by_receiver.items():
+            receiver = self.read[name]
+            if receiver.layer == layer and receiver.side in SIDES:
+                sets[frozenset(sources)].append(receiver)
+        if not sets:
+            return {}
+        rows, everything = len(stream), list(sets)
+        size = max(1, TOKENS // self.clean.tokens.numel())
+        puts: list[tuple[str, int, Tensor, slice]] = []
+        for at in range(0, len(everything), size):
+            some = everything[at : at + size]
+            edited = torch.cat([sum((change(s) for s in sorted(sources)), stream) for sources in some])
+            new = self.layers.sides_of(self.clean.tokens.repeat(len(some), 1), layer, edited)
+            for number, lost in enumerate(some):
+                own = slice(number * rows, (number + 1) * rows)
+                puts += [(each.side, each.number, new[each.side][own], slice(None)) for each in sets[lost]]
+        return self.layers.put(layer, puts)
+
+
+class _Kept:
+    """A function of a source that is computed once for each."""
+
+    def __init__(self, function: Callable[[str], Tensor]) -> None:
+        self.function, self.found = function, {}  # type: ignore[var-annotated]
+
+    def __call__(self, source: str) -> Tensor:
+        if source not in self.found:
+            self.found[source] = self.function(source)
+        found: Tensor = self.found[source]
+        return found
