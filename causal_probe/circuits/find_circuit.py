@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from causal_probe.arguments import Count, Level, Seed
 from causal_probe.circuits.contrasts import ABOUT, contrast_of
@@ -23,8 +24,9 @@ from causal_probe.circuits.partial import SIDES, Layers
 from causal_probe.circuits.prompts import Prompts, Score
 from causal_probe.circuits.screen import attributions
 from causal_probe.errors import CausalProbeError
-from causal_probe.hooks.batches import probe
+from causal_probe.hooks.batches import probe, read_tokens
 from causal_probe.hooks.check import HookedModel, describe, undisturbed
+from causal_probe.hooks.record import token_batches
 from causal_probe.hooks.tokens import special_tokens
 from causal_probe.probes.p_values import holm, t_interval, t_p_value
 
@@ -57,7 +59,7 @@ def find_circuit(
     pairs: int | None = None,
     sizes: Count = 4,
     seed: Seed = 0,
-    progress: Callable[[str, int, int], Any] | None = None,
+    progress: bool = False,
 ) -> Circuit:
     """Find the edges that carry a behaviour, with a test for each.
 
@@ -100,7 +102,7 @@ def find_circuit(
     seed
         Of the split and of the draws.
     progress
-        Called with (stage, done, of).
+        Show a bar of the edges that are tested, on standard error.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def find_circuit(
     >>> found.compare(known)[:2], len(found.confirmed), round(found.kept, 2)
     ((1.0, 1.0), 9, 1.0)
     """
-    given, name, score = _asked(prompts, metric)
+    given, name, score = _asked(model, prompts, metric)
     tokens, corrupted = given.tokens, given.corrupted
     parts = _split(len(tokens), seed)
     if pairs is not None and pairs < 0:
@@ -135,7 +137,6 @@ def find_circuit(
     if delta is not None and not 0 <= delta < math.inf:
         raise CausalProbeError(f"delta is {delta}; it is a finite number of at least 0.")
     generator, drawn = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    told = progress or (lambda *_: None)
     with undisturbed(model):
         device = describe(model)["device"] or "cpu"
         tokens = tokens.to(device)
@@ -153,13 +154,13 @@ def find_circuit(
         edges = edges_of(layers, run.read)
         fall = run.before - run.without(edges)
         least = _smallest(delta, run.before, fall, name)
-        told("screen", 0, 1)
         screened = attributions(run)
         del run
         chosen, at_random = _chosen(edges, screened, most, sampled, drawn)
         # 2. Test
         run = runs(1)
-        effects = run.effects(chosen, lambda done: told("test", done, len(chosen))).cpu().numpy()
+        with tqdm(total=len(chosen), desc="edges", disable=not progress) as bar:
+            effects = run.effects(chosen, bar.update).cpu().numpy()
         tested = _tested(chosen, effects, screened, at_random, level, least, correction)
         confirmed = sorted(
             (edge for edge in chosen if tested[edge].status == "confirmed"), key=lambda edge: -tested[edge].effect
@@ -171,13 +172,7 @@ def find_circuit(
         # 3. Report
         run = runs(2)
         baseline = run.without(edges)
-        again = dict(
-            zip(
-                members,
-                run.effects(members, lambda done: told("report", done, len(members))).cpu().numpy(),
-                strict=True,
-            )
-        )
+        again = dict(zip(members, run.effects(members).cpu().numpy(), strict=True))
         curve = _curve(run, edges, members, baseline, sizes, drawn)
         clean_mean, base_mean = float(run.before.mean()), float(baseline.mean())
     found = list(tested.values())
@@ -219,7 +214,7 @@ class _Given:
     settings: dict[str, Any]
 
 
-def _asked(prompts: Any, metric: Any) -> tuple[_Given, str, Score]:
+def _asked(model: HookedModel, prompts: Any, metric: Any) -> tuple[_Given, str, Score]:
     """The prompts, the metric's name, and the metric by rows."""
     if isinstance(prompts, Prompts):
         if metric is not None and not isinstance(metric, str):
@@ -227,18 +222,11 @@ def _asked(prompts: Any, metric: Any) -> tuple[_Given, str, Score]:
                 "Prompts with answers have metrics of their own, by name; give a function with plain tokens."
             )
         name = metric or ("log-probability" if prompts.wrong is None else "logit-difference")
-        return (
-            _Given(prompts.name, prompts.tokens, prompts.corrupted, dict(prompts.settings)),
-            name,
-            prompts.score(name),
-        )
-    tokens = prompts if isinstance(prompts, Tensor) else getattr(prompts, "tokens", None)
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
-        said = (
-            f"{list(tokens.shape)} of {tokens.dtype}" if isinstance(tokens, Tensor) else f"a {type(prompts).__name__}"
-        )
-        raise CausalProbeError(f"Prompts are circuits.Prompts, or tokens [prompt, pos] of whole numbers; found {said}.")
-    given = _Given("tokens", tokens.long(), None, {})
+        corrupted = None if prompts.corrupted is None else _tokens(model, prompts.corrupted)
+        given = _Given(prompts.name, _tokens(model, prompts.tokens), corrupted, dict(prompts.settings))
+        return given, name, prompts.score(name)
+    tokens = _tokens(model, prompts)
+    given = _Given("tokens", tokens, None, {})
     if metric is None:
         if tokens.shape[1] < 2:
             raise CausalProbeError("A next token has a token before it: give prompts of two tokens or more.")
@@ -258,6 +246,13 @@ def _asked(prompts: Any, metric: Any) -> tuple[_Given, str, Score]:
         return values
 
     return given, str(getattr(metric, "__name__", "metric")), score
+
+
+def _tokens(model: HookedModel, prompts: Any) -> Int[Tensor, "prompt pos"]:
+    batches = list(token_batches(read_tokens(model, prompts)))
+    if not batches:
+        raise CausalProbeError("There are no prompts.")
+    return torch.cat(batches)
 
 
 def _next_token(logits: Tensor, tokens: Tensor) -> Tensor:

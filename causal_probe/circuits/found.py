@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import networkx as nx
 import pandas as pd
@@ -158,6 +158,7 @@ class Circuit(Result):
     """
 
     KIND = "circuit"
+    RESULT: ClassVar[str] = "circuit.json"
     WORKS = ("elhage2021",)
     DERIVED = ("kept", "lost")
 
@@ -173,6 +174,16 @@ class Circuit(Result):
     detectable: float
     sizes: tuple[Size, ...]
     gates: tuple[Gate, ...]
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why there is no value."""
+        found = {} if self.sizes else dict.fromkeys(("kept", "lost"), "no edge was confirmed")
+        return {
+            **found,
+            "again": "only the circuit's edges are measured again",
+            **({"missed": "all edges were tested"} if self.missed is None else {}),
+        }
 
     @property
     def confirmed(self) -> list[tuple[str, str]]:

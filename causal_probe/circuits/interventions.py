@@ -94,7 +94,7 @@ class Interventions:
         Parameters
         ----------
         progress
-            Is told how many edges are done.
+            Is told how many edges are done, each time.
         """
         found: dict[Edge, Tensor] = {}
         for (layer, side), group in self._grouped(edges).items():
@@ -104,7 +104,7 @@ class Interventions:
                 after = self._ablated(layer, side, some).reshape(len(some), -1)
                 found |= dict(zip(some, self.before - after, strict=True))
                 if progress is not None:
-                    progress(len(found))
+                    progress(len(some))
         return torch.stack([found[edge] for edge in edges]) if edges else self.before.new_zeros(0, len(self.before))
 
     def _grouped(self, edges: Sequence[Edge]) -> dict[tuple[int, str], list[Edge]]:

@@ -9,6 +9,7 @@ an edge whose effect bends, or a metric that is flat at the clean run, is seen (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from causal_probe.circuits.interventions import Interventions, reaches
 from causal_probe.circuits.known import Edge
-from causal_probe.circuits.partial import SIDES, Clean
+from causal_probe.circuits.partial import SIDES
 from causal_probe.hooks import attention_hook
 
 __all__ = ["attributions"]
@@ -36,46 +37,61 @@ def attributions(run: Interventions, *, steps: int = 4) -> dict[Edge, float]:
     Of all edges.
     """
     layers, rows = run.layers, len(run.before)
+    start = run.clean.streams[0]
+    embedded = sum((run.contrast.delta(source) for source in layers.reader.embeddings), torch.zeros_like(start))
+    points = [_backward(run, start + step / steps * embedded) for step in range(steps)]
     found: dict[Edge, float] = {}
-    embedded = sum(
-        (run.contrast.delta(source) for source in layers.reader.embeddings), torch.zeros_like(run.clean.streams[0])
-    )
-    for step in range(steps):
-        at = step / steps
-        stream = run.clean.streams[0] + at * embedded
-        for receiver, gradient in _gradients(run, stream):
-            for source in layers.sources:
-                if reaches(layers, source, run.read[receiver]):
-                    value = -float((gradient * run.contrast.delta(source)).sum()) / rows / steps
-                    found[source, receiver] = found.get((source, receiver), 0.0) + value
+    for layer in range(layers.n + 1):
+        each: dict[str, Tensor] = {}
+        for point in points:
+            for name, gradient in _gradients(run, layer, point):
+                each[name] = each[name] + gradient if name in each else gradient
+        if not each:
+            continue
+        stacked = torch.stack([gradient.flatten() for gradient in each.values()])
+        for source in layers.sources:
+            reached = [reaches(layers, source, run.read[name]) for name in each]
+            if any(reached):
+                values = stacked @ run.contrast.delta(source).flatten() / (-rows * steps)
+                its = zip(each, values.tolist(), reached, strict=True)
+                found |= {(source, name): value for name, value, whether in its if whether}
     return found
 
 
-def _gradients(run: Interventions, embeddings: Tensor) -> Iterator[tuple[str, Float[Tensor, "row pos d_model"]]]:
-    """The gradient of the sum of the metric by each receiver's input, on given embeddings."""
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """A run on given embeddings: streams and z by layer, and the gradients of the metric by queries, keys and values and by the streams."""
+
+    streams: list[Tensor]
+    z: dict[int, Tensor]
+    by_side: dict[tuple[int, str], Tensor]
+    by_stream: dict[int, Tensor]
+
+
+def _gradients(run: Interventions, layer: int, point: _Point) -> Iterator[tuple[str, Float[Tensor, "row pos d_model"]]]:
+    """The gradient of the sum of the metric by the input of each receiver of a layer."""
     layers, tokens = run.layers, run.clean.tokens
-    point, by_side, by_stream = _backward(run, embeddings)
-    for name, receiver in run.read.items():
-        layer = receiver.layer
-        if receiver.side == "logits":
-            yield name, by_stream[layers.n]
-            continue
-        with torch.enable_grad():
-            leaf = torch.zeros_like(point.streams[layer], requires_grad=True)
-            if receiver.side == "mlp":
-                z = point.z.get(layer)
-                out = layers.behind_mlp(tokens, layer, point.streams[layer] + leaf, None if z is None else z.detach())
-                (through,) = torch.autograd.grad(out, leaf, by_stream[layer + 1])
-                yield name, through - by_stream[layer + 1]  # what passes by the MLP is no part of its input
-                continue
-            new = layers.sides_of(tokens, layer, point.streams[layer] + leaf)[receiver.side]
-            wanted = layers.only(layer, receiver.side, receiver.number, by_side[layer, receiver.side])
-            (through,) = torch.autograd.grad(new, leaf, wanted.reshape(new.shape))
-        yield name, through
+    its = [receiver for receiver in run.read.values() if receiver.layer == layer]
+    if layer == layers.n:
+        yield its[0].name, point.by_stream[layer]
+        return
+    with torch.enable_grad():
+        leaf = torch.zeros_like(point.streams[layer], requires_grad=True)
+        stream = point.streams[layer] + leaf
+        new = layers.sides_of(tokens, layer, stream) if layers.attends.get(layer) else {}
+        for receiver in its:
+            if receiver.side in SIDES:
+                own = new[receiver.side]
+                wanted = layers.only(layer, receiver.side, receiver.number, point.by_side[layer, receiver.side])
+                (through,) = torch.autograd.grad(own, leaf, wanted.reshape(own.shape), retain_graph=True)
+                yield receiver.name, through
+            elif receiver.side == "mlp":
+                out, behind = layers.behind_mlp(tokens, layer, stream, point.z.get(layer)), point.by_stream[layer + 1]
+                (through,) = torch.autograd.grad(out, leaf, behind)
+                yield receiver.name, through - behind  # what passes by the MLP is no part of its input
 
 
-def _backward(run: Interventions, embeddings: Tensor) -> tuple[Clean, dict[tuple[int, str], Tensor], dict[int, Tensor]]:
-    """A run on given embeddings, and the gradients of the metric by queries, keys and values and by the streams behind the layers."""
+def _backward(run: Interventions, embeddings: Tensor) -> _Point:
     layers, tokens = run.layers, run.clean.tokens
     leaves: dict[Any, Tensor] = {}
     found: dict[str, Tensor] = {}
@@ -107,15 +123,13 @@ def _backward(run: Interventions, embeddings: Tensor) -> tuple[Clean, dict[tuple
         assert logits is not None
         total = run.score(logits, run.rows).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    by = {
-        key: torch.zeros_like(leaf) if gradient is None else gradient.detach()
-        for (key, leaf), gradient in zip(leaves.items(), gradients, strict=True)
-    }
+    by_side: dict[tuple[int, str], Tensor] = {}
+    by_stream: dict[int, Tensor] = {}
+    for (key, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        value = torch.zeros_like(leaf) if gradient is None else gradient.detach()
+        if isinstance(key, tuple):
+            by_side[key] = value
+        else:
+            by_stream[key] = value
     streams = [embeddings.detach(), *(found[name].detach() for name in layers.reader.streams[1:])]
-    z = {layer: found[name].detach() for layer, name in z_names.items()}
-    point = Clean(tokens, streams, run.clean.parts, {}, z, logits.detach())
-    return (
-        point,
-        {key: value for key, value in by.items() if isinstance(key, tuple)},
-        {key: value for key, value in by.items() if not isinstance(key, tuple)},
-    )
+    return _Point(streams, {layer: found[name].detach() for layer, name in z_names.items()}, by_side, by_stream)

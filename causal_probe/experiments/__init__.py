@@ -12,6 +12,7 @@ from causal_probe.experiments.explanations import explain_sentiment, explain_ses
 from causal_probe.experiments.in_context_graph import in_context_graph
 from causal_probe.experiments.leaderboard import leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
+from causal_probe.experiments.model_circuit import model_circuit as model_circuit
 from causal_probe.experiments.opening import open_model
 
 # Of the commands; in Python there is causal_probe.discovery.graph_from_sequences. Not offered.

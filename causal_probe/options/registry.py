@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from causal_probe.options.base import Options
+from causal_probe.options.circuit import CircuitOptions
 from causal_probe.options.discover import DiscoverOptions
 from causal_probe.options.recover import (
     GradientOptions,
@@ -129,6 +130,12 @@ STUDIES: Mapping[str, Study] = {
             "MODEL --attributions --out out/circuits",
             "MODEL --corpus FOLDER --shard 0/4 --out out/shard0",
         ),
+    ),
+    "model_circuit": Study(
+        CircuitOptions,
+        "Which edges between heads and MLPs carry a behaviour? Each edge with its effect, its test and the contrast.",
+        command="circuit",
+        examples=("MODEL --task induction --out out/circuit", "MODEL --task prompts.jsonl --contrast corrupted --json"),
     ),
     "merge_scans": Study(
         MergeOptions,

@@ -30,7 +30,7 @@ class CircuitWeights:
     """
 
     W_E: Float[Tensor, "d_vocab d_model"]
-    W_U: Float[Tensor, "d_model d_vocab"]
+    W_U: Float[Tensor, "d_model d_out"]
     W_Q: list[Float[Tensor, "_head d_model d_head"]]
     W_K: list[Float[Tensor, "_head d_model d_head"]]
     W_V: list[Float[Tensor, "_head d_model d_value"]]

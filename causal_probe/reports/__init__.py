@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 # Each registers its pages.
-from causal_probe.reports import by_gradient, discovery, evidence, in_context, paper, recovery, scan, sequences, sweep  # noqa: F401
+from causal_probe.reports import (  # noqa: F401
+    by_gradient,
+    circuit,
+    discovery,
+    evidence,
+    in_context,
+    paper,
+    recovery,
+    scan,
+    sequences,
+    sweep,
+)
 from causal_probe.reports.pages import report
 from causal_probe.reports.pictures import plot as plot
 from causal_probe.reports.saving import load, save, write_page

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from causal_probe import viz
+from causal_probe.circuits import Circuit
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.compared_evidence import EvidenceTable
 from causal_probe.experiments.discover_in_text import TextDiscovery
@@ -100,6 +101,15 @@ def _(result: Verification, what: str | None = None, **options: Any) -> Figure:
 @plot.register
 def _(result: Upstream, **options: Any) -> Figure:
     return viz.graph(result.graph, **{"title": f"What makes {result.head} attend: {result.edges}", **options})
+
+
+@plot.register
+def _(result: Circuit, **options: Any) -> Figure:
+    if not result.members:
+        raise CausalProbeError("No edge was confirmed, so there is no circuit to draw.")
+    return viz.graph(
+        result.by_component, **{"title": f"What carries the {result.metric} ({result.contrast})", **options}
+    )
 
 
 @plot.register

@@ -147,6 +147,7 @@ class Result:
         - a verification: the rise of the loss without each head; ``plot("dependence")``, which heads need which;
         - upstream: the confirmed arrows, by layer;
         - QK attributions: the sources that matter most;
+        - a circuit: its edges between components, by layer;
         - evidence: ``plot("L0H1", truth=dag)``, a head's graph; without a head, every head's values;
         - a discovery: ``plot("L5H3")``, a head's mixed graph, by default the first;
         - a recovery: the true graph above, the found one below; ``plot("training")``, the loss;

@@ -143,11 +143,13 @@ def _ordered_nodes(graphs: Mapping[str, nx.Graph]) -> list[Hashable]:
 
 
 def _place_of(node: Hashable) -> tuple[int, ...]:
-    """Where a component of a model stands, by its name: embeddings, then by layer its heads, then its MLP; empty for other nodes.
+    """Where a component of a model stands, by its name: embeddings, then by layer its heads, then its MLP, the logits last; empty for other nodes.
 
-    >>> sorted(["L10H0", "L2.mlp", "L2H11", "L2H3.token", "embed"], key=_place_of)
-    ['embed', 'L2H3.token', 'L2H11', 'L2.mlp', 'L10H0']
+    >>> sorted(["logits", "L10H0", "L2.mlp", "L2H11", "L2H3.token", "embed"], key=_place_of)
+    ['embed', 'L2H3.token', 'L2H11', 'L2.mlp', 'L10H0', 'logits']
     """
+    if node == "logits":
+        return (10**9,)
     if node in ("embed", "pos_embed", "token", "position"):
         return (-1,)
     # A part of a head's output goes by the head, as in L0H0.token.

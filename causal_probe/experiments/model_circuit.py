@@ -1,0 +1,40 @@
+"""The circuit of a behaviour in a model, end to end: load the model, make or read prompts, find the circuit, write the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from causal_probe.circuits import Circuit, find_circuit, read_prompts, task_prompts
+from causal_probe.experiments.opening import model_settings, open_model
+from causal_probe.experiments.saving import kept
+from causal_probe.options import takes
+from causal_probe.options.circuit import PROMPT_TASKS, CircuitOptions
+
+__all__ = ["model_circuit"]
+
+
+@takes(CircuitOptions)
+def model_circuit(model: Any, o: CircuitOptions) -> Circuit:
+    """Find the edges that carry a behaviour (:func:`causal_probe.circuits.find_circuit`), each with its test.
+
+    Raises
+    ------
+    CausalProbeError
+        If the task's words are not tokens of the model, a file's prompts can't be used, the model does not do the task, or can't be taken apart.
+    """
+    hooked, about = model_settings(model, o)
+    settings = o.settings(**about)
+    with kept(o, settings, Circuit) as saved:
+        if hooked is None:
+            hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
+        if o.task in PROMPT_TASKS:
+            prompts = task_prompts(hooked, o.task, n=o.n_prompts, seed=o.seed, bos=o.bos)
+        else:
+            prompts = read_prompts(hooked, o.task, bos=o.bos)
+        shared = {
+            name: getattr(o, name)
+            for name in ("metric", "contrast", "level", "delta", "correction", "most", "sampled", "seed", "progress")
+        }
+        found = find_circuit(hooked, prompts, **shared)
+        return saved(dataclasses.replace(found, settings={**found.settings, **settings}))

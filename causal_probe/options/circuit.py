@@ -1,0 +1,82 @@
+"""Finding the circuit of a behaviour in a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from causal_probe.arguments import Help
+from causal_probe.errors import CausalProbeError
+from causal_probe.options.base import Subject
+from causal_probe.options.common import MODEL, Bos, LoadingOptions, ProgressOption, SavingOptions, SeedOption
+
+__all__ = ["PROMPT_TASKS", "CircuitOptions"]
+
+#: The tasks that :func:`causal_probe.circuits.task_prompts` makes.
+PROMPT_TASKS = ("induction", "ioi", "greater-than", "successor", "docstring")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
+    """Options of :func:`causal_probe.experiments.model_circuit`."""
+
+    subject: ClassVar[Subject | None] = MODEL
+
+    task: Annotated[
+        str,
+        Help(
+            "What the model is asked: induction (repeated random tokens), ioi, greater-than, successor, docstring, made of words that are one token of the model; or "
+            'FILE.jsonl with prompts of your own, a line each: {"clean": "When Mary and John went home, John gave a key to", "answer": " Mary", "wrong": " John"}, and if '
+            'wanted "corrupted", a prompt of the same length.'
+        ),
+    ] = "induction"
+    metric: Annotated[
+        Literal["logit-difference", "log-probability", "probability-difference"] | None,
+        Help(
+            "What the edges are asked to carry; higher is better.",
+            none="logit-difference, without wrong answers log-probability",
+        ),
+    ] = None
+    contrast: Annotated[
+        Literal["resample", "mean", "mean-by-position", "corrupted", "zero"],
+        Help("By what the ablated part of a receiver's input is replaced; what both have in common is in no circuit."),
+    ] = "resample"
+    level: Annotated[float, Help("Level of the tests of edges.", above=0, below=0.5)] = 0.05
+    delta: Annotated[
+        float | None,
+        Help(
+            "The smallest effect of an edge that counts, in units of the metric.",
+            none="a hundredth of the metric's fall when every edge is ablated",
+            least=0,
+        ),
+    ] = None
+    correction: Annotated[
+        Literal["fdr", "family-wise"],
+        Help(
+            "Over the tested edges: fdr, the share of false ones among the confirmed; family-wise, the probability of any."
+        ),
+    ] = "fdr"
+    n_prompts: Annotated[
+        int,
+        Help("How many prompts of a task are made: a third each to screen, to test, to report.", least=24, most=10**6),
+    ] = 96
+    most: Annotated[int, Help("How many edges are tested at most.", least=2)] = 200
+    sampled: Annotated[
+        int, Help("How many of these are drawn at random from those that the screen left out.", least=1)
+    ] = 40
+    bos: Bos = "auto"
+
+    def check(self) -> None:
+        """A task that there is, or a file; fewer drawn than tested."""
+        if self.task not in PROMPT_TASKS:
+            if not self.task.endswith(".jsonl"):
+                raise CausalProbeError(
+                    f"`task` is {self.task!r}; it is {', '.join(PROMPT_TASKS)}, or a file of prompts that ends in .jsonl."
+                )
+            if not os.path.isfile(self.task):
+                raise CausalProbeError(f"`task` is {self.task!r}, and there is no such file.")
+        if self.sampled > self.most:
+            raise CausalProbeError(
+                f"`sampled` is {self.sampled}, and `most` is {self.most}: no more can be drawn than are tested."
+            )
