@@ -174,6 +174,11 @@ def probed() -> dict[str, Callable[[], Any]]:
             tasks.SineRegression(8),
             n_sequences=64,
         ),
+        "Circuit": lambda: circuits.find_circuit(
+            (known := circuits.known_circuit("duplicate-token")).model,
+            known.sample(24, torch.Generator().manual_seed(0)),
+            known.metric,
+        ),
         "TruthCheck": lambda: circuits.check_truth(circuits.known_circuit("and-gate"), n_sequences=8),
         "MesaTraining": lambda: mechanisms.train_mesa(process, steps=3, batch_size=8),
         "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, n_sequences=64),

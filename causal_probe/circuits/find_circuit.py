@@ -182,7 +182,7 @@ def find_circuit(
             found[number] = edge._replace(again=value, again_stderr=stderr)
     unread = [f"L{layer}" for layer in layers.carriers if layers.attends[layer] != SIDES]
     settings = {
-        "n_prompts": [len(rows) for rows in parts], "contrast_is": ABOUT[contrast], "correction": correction, "most": most, "sampled": sampled,
+        "split": [len(rows) for rows in parts], "contrast_is": ABOUT[contrast], "correction": correction, "most": most, "sampled": sampled,
         "pairs": n_pairs, "seed": seed, "prompts": given.name, "attention_not_read": unread, **{f"prompts_{key}": value for key, value in given.settings.items()},
     }  # fmt: skip
     return Circuit(

@@ -258,7 +258,7 @@ class Circuit(Result):
     @property
     def methods(self) -> str:
         """One sentence for a methods section."""
-        n = self.settings["n_prompts"]
+        n = self.settings["split"]
         correction = {"fdr": "Benjamini and Hochberg", "family-wise": "Holm"}[self.settings["correction"]]
         return (
             f"Of {self.candidates} edges of {self.provenance['model']}, {len(self.edges)} were tested on {n[1]} prompts, after a screen on {n[0]}: the source's part of the "

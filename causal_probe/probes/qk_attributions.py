@@ -283,6 +283,7 @@ def qk_attributions(
 
     What layer 0's head has written along the directions of two tokens, in the standard form of the same model:
 
+    >>> from causal_probe.probes.qk_split import parts_along
     >>> standard = model.to_transformer_lens()
     >>> head = model.subspaces(1)["L0H0.token"]
     >>> ours = parts_along({f"token {n}": torch.eye(standard.cfg.d_model)[head.start + n] for n in (0, 1)})

@@ -36,7 +36,8 @@ OTHER: dict[str, Any] = {
     "templates": ["induction"], "corpus": "texts", "shard": "1/4", "head": "mean", "algorithm": "pc", "samples": 100, "source": "values",
     "explain": "-1", "models": ["trained"], "ratings": "u.data", "backend": "dask", "scheduler": "tcp://x:1", "separator": "--",
     "dtype": "float64", "text": "c d", "name": "sine", "out": "y", "concentration": 0.25, "level": 0.25, "root_probability": 0.25,
-    "residual": 0.25, "device": "cpu", "learning_rate": 0.25, "field": "body", "prior": "diagonal", "beside": "folder",
+    "residual": 0.25, "device": "cpu", "learning_rate": 0.25, "field": "body", "prior": "diagonal", "beside": "folder", "task": "ioi",
+    "metric": "log-probability", "contrast": "zero", "correction": "family-wise", "n_prompts": 48, "most": 50,
 }  # fmt: skip
 
 

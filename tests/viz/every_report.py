@@ -13,7 +13,7 @@ import networkx as nx
 import torch
 import transformers
 
-from causal_probe import experiments, graphs, hooks, models, probes, tasks, viz
+from causal_probe import circuits, experiments, graphs, hooks, models, probes, tasks, viz
 from causal_probe.discovery import graph_from_sequences
 from causal_probe.errors import CausalProbeWarning
 from causal_probe.papers.base import Line, Reproduction
@@ -109,6 +109,13 @@ def discovery() -> Any:
 
 
 @cache
+def circuit() -> Any:
+    """A planted circuit, of which not every edge is tested."""
+    known = circuits.known_circuit("planted-5")
+    tokens = known.sample(48, torch.Generator().manual_seed(0))
+    return circuits.find_circuit(known.model, tokens, known.metric, most=40, sampled=10, sizes=2)
+
+
 def reproduction() -> Any:
     return Reproduction(
         name="tiny",
@@ -185,6 +192,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "leaderboard": leaderboard,
     "discover": discovery,
     "reproduce": reproduction,
+    "circuit": circuit,
 }
 
 
