@@ -26,7 +26,7 @@ __all__ = ["selective"]
 
 LAGS, D_VOCAB, LENGTH = (1, 2, 3), 5, 64
 WIDTH, HEADS, D_HEAD = 64, 3, 16
-STEPS = {True: 1_500, False: 6_000}
+STEPS = {True: 3_000, False: 6_000}
 BATCH, RATE, CLIP = 64, 2e-3, 1.0
 SEEDS = {True: 1, False: 2}
 SEQUENCES = {True: 512, False: 2_048}
@@ -76,7 +76,7 @@ def train(run: Run, task: GraphMixture, layers: int, seed: int) -> dict[str, Any
 
 def excess(
     task: GraphMixture, predictions: Float[Tensor, "batch pos d_vocab"], batch: LabelledBatch
-) -> Float[Tensor, "batch pos"]:
+) -> Float[Tensor, "batch scored"]:
     """By sequence and position, the loss above that of exact model averaging, of tokens that have a parent."""
     best = next_token_losses(task.references()["model averaging"](batch), batch.tokens)
     return (next_token_losses(predictions, batch.tokens) - best)[:, max(LAGS) :]
@@ -165,8 +165,8 @@ def selective(run: Run) -> Reproduction:
         name="selective-induction",
         title="Three layers learn a head that follows the lag of each sequence",
         paper=("dangelo2025",),
-        summary=f"Three layers end {best[3]['excess']:.3f} nats above exact model averaging, two layers {best[2]['excess']:.3f}. Head {best[3]['head']} of the three-layer model follows "
-        f"the lag of each sequence (selectivity {best[3]['selectivity']:.2f}), and its graph is right for every lag; no head of the two-layer model does ({best[2]['selectivity']:.2f}).",
+        summary=f"Three layers end {best[3]['excess']:.3f} nats above exact model averaging, two layers {best[2]['excess']:.3f}. The selectivity of {best[3]['head']}, the most selective "
+        f"head of the three-layer model, is {best[3]['selectivity']:.2f}, and its graph is right in {min(best[3]['by_lag']):.0%} of the rows for each lag at least; the largest of the two-layer model is {best[2]['selectivity']:.2f}.",
         lines=tuple(_lines(best, rows, references, max(map(max, by_hand.selectivity)))),
         figures={
             "training": viz.curves({"": losses}, x_name="training step", y_name="loss, nats per token"),
@@ -206,7 +206,7 @@ def _lines(
         Line("two layers: loss above model averaging, nats per token", two["excess"], two["excess_error"], "not by selection", "", two["excess"] > three["excess"], f"above that of three layers; {seeds}"),
         Line(f"three layers: selectivity of {three['head']}", three["selectivity"], three["selectivity_error"], None, "permuting labels", three["p"] <= 0.01, "p at most 0.01, family-wise over heads"),
         Line(f"two layers: largest selectivity, {two['head']}", two["selectivity"], two["selectivity_error"], None, "", two["selectivity"] < 0.1, "below 0.1"),
-        Line("weights set by hand: selectivity", by_hand, None, None, "", by_hand >= 0.999, "at least 0.999"),
+        Line("weights set by hand: largest selectivity", by_hand, None, None, "", None, "of these sequences, some don't tell their lag by position 24"),
         Line(f"three layers: rows of {three['head']} right for each lag, the least", min(three["by_lag"]), None, None, "the graph of each lag", min(three["by_lag"]) == 1, "all rows, attention averaged over the sequences of one lag"),
         Line(f"three layers: lags that {three['head']}'s mean over all sequences shows", sum(share >= 0.5 for share in three["over_all"]), None, None, "", sum(share >= 0.5 for share in three["over_all"]) <= 1, "one of three at most: the mean graph is wrong for most sequences"),
         Line(f"three layers: slope of {three['head']}'s attention on the posterior", three["slope"], three["slope_error"], None, "1 hedges exactly, above 1 bets", None, "where the posterior's entropy is above 0.2 nats"),
