@@ -291,6 +291,8 @@ class Circuit(Result):
             notes.append(
                 f"of {tested} edges drawn from those left out by the screen, {confirmed} are confirmed: {low:.1%} to {high:.1%} of them (95%)"
             )
+        if unread := self.settings.get("attention_not_read"):
+            notes.append(f"queries, keys and values of layers {', '.join(unread)} can't be put in and are no receivers")
         notes += [f"{gate.kind}: {gate.first} and {gate.second}, together {gate.effect:.3g}" for gate in self.gates[:5]]
         columns = ("source", "receiver", "status", "effect", "stderr", "p", "again")
         rows = [[getattr(edge, name) for name in columns] for edge in self.edges]

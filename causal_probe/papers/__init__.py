@@ -22,6 +22,7 @@ from causal_probe.papers import (  # noqa: F401 - each enters its own
     mesa,
     out_of_distribution,
     residual,
+    selective,
     sequences_needed,
     standard,
     trees,

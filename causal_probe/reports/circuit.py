@@ -37,8 +37,16 @@ def circuit_page(result: Circuit) -> viz.Report:
             page.Section("What the circuit is worth", list(_worth(result))),
             page.Section("What is not known", [page.Paragraph(_unknown(result))]),
         ],
-        call=CircuitOptions.call("model_circuit", result.settings, repr(str(result.settings.get("model", model)))),
+        call=_call(result),
     )
+
+
+def _call(result: Circuit) -> str:
+    """The Python that gives this result: of the study, or in general."""
+    if "task" not in result.settings:
+        return "from causal_probe import circuits\n\ncircuits.find_circuit(model, prompts)"
+    named = result.settings.get("model", result.provenance["model"])
+    return CircuitOptions.call("model_circuit", result.settings, repr(str(named)))
 
 
 def _conclusion(result: Circuit) -> str:
