@@ -29,6 +29,7 @@ from causal_probe.models import DisentangledTransformer, save
 from causal_probe.papers.base import Line, Reproduction, Run, Study
 from causal_probe.reports import saving
 from tests import tiny_huggingface
+from tests.own_answers import own_answers
 from tests.results.interrupted import DONE, EVENTS, KILLED, MAKING, REFUSED, SURVIVED, full, run, tree
 
 #: What each command is told beside --out and --seed; {} is the folder of what it reads.
@@ -70,6 +71,18 @@ COMMANDS: dict[str, list[str]] = {
         "4",
         "--templates",
         "previous-token",
+    ],
+    "circuit": [
+        "circuit",
+        "{}/gpt2",
+        "--task",
+        "{}/prompts.jsonl",
+        "--contrast",
+        "corrupted",
+        "--most",
+        "6",
+        "--sampled",
+        "2",
     ],
     "merge": ["merge", "{}/shard0", "{}/shard1"],
     "leaderboard": [
@@ -118,7 +131,9 @@ def prepare(inputs: Path) -> None:
     setattr(saving, "report", lambda result: viz.Report("", [], {}, {}, ""))  # noqa: B010
     setattr(papers, "REPRODUCTIONS", {"tiny": Study(tiny, "Tiny", (1, 2))})  # noqa: B010
     save(DisentangledTransformer(d_vocab=12, n_positions=24), inputs / "model")
-    tiny_huggingface.gpt2().save_pretrained(inputs / "gpt2")
+    gpt2 = tiny_huggingface.gpt2()
+    gpt2.save_pretrained(inputs / "gpt2")
+    (inputs / "prompts.jsonl").write_text(own_answers(gpt2))
     tiny_huggingface.tokenizer().save_pretrained(inputs / "gpt2")
     np.save(inputs / "tokens.npy", np.random.default_rng(0).integers(3, size=(400, 5)))
     (inputs / "corpus.txt").write_text("t3 t4 t5 t6 t7 t8 t9 t10 t11 t12")

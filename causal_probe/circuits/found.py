@@ -13,6 +13,7 @@ import pandas as pd
 from causal_probe.arguments import checked
 from causal_probe.circuits.known import KnownCircuit
 from causal_probe.errors import CausalProbeError
+from causal_probe.options.circuit import CircuitOptions
 from causal_probe.results import Result, Table
 
 __all__ = ["Agreement", "Circuit", "CircuitEdge", "Gate", "Size", "members_of"]
@@ -254,6 +255,14 @@ class Circuit(Result):
             tuple(sorted(true - found)),
             tuple(sorted(found - true)),
         )
+
+    @property
+    def call(self) -> str:
+        """The Python that gives this result, of the study; of a call of the function, what it is in general."""
+        if "task" not in self.settings:
+            return "from causal_probe import circuits\n\ncircuits.find_circuit(model, prompts)"
+        named = self.settings.get("model", self.provenance["model"])
+        return CircuitOptions.call("model_circuit", self.settings, repr(str(named)))
 
     @property
     def methods(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from causal_probe import viz
 from causal_probe.circuits import Circuit
-from causal_probe.options.circuit import CircuitOptions
 from causal_probe.reports.pages import made, plus_minus, report
 from causal_probe.reports.pictures import plot
 from causal_probe.viz import report as page
@@ -37,16 +36,7 @@ def circuit_page(result: Circuit) -> viz.Report:
             page.Section("What the circuit is worth", list(_worth(result))),
             page.Section("What is not known", [page.Paragraph(_unknown(result))]),
         ],
-        call=_call(result),
     )
-
-
-def _call(result: Circuit) -> str:
-    """The Python that gives this result: of the study, or in general."""
-    if "task" not in result.settings:
-        return "from causal_probe import circuits\n\ncircuits.find_circuit(model, prompts)"
-    named = result.settings.get("model", result.provenance["model"])
-    return CircuitOptions.call("model_circuit", result.settings, repr(str(named)))
 
 
 def _conclusion(result: Circuit) -> str:

@@ -24,6 +24,7 @@ from causal_probe.hooks import to_hooked
 from causal_probe.reports import report
 from causal_probe.results import load
 from tests import tiny_huggingface as tiny
+from tests.own_answers import own_answers
 
 
 def found_in(name: str, n: int = 96, **options: Any) -> tuple[Circuit, circuits.KnownCircuit]:
@@ -267,20 +268,8 @@ def test_what_can_not_be_asked(tokens: Any, metric: Any, options: dict[str, Any]
 def test_the_study_writes_its_folder(tmp_path: Path) -> None:
     """A random model is asked for what it says by itself, beside what it says after a corrupted prompt."""
     model = to_hooked(tiny.gpt2(), tiny.tokenizer())
-    clean = tiny.tokens(24, 6)
-    corrupted = clean.clone()
-    corrupted[:, 2] = corrupted[:, 1]
-    with torch.no_grad():
-        likelier = (model(clean) - model(corrupted))[:, -1, 3 : tiny.D_VOCAB - 2]
-    right, wrong = (3 + likelier.argmax(-1)).tolist(), (3 + likelier.argmin(-1)).tolist()
-
-    def text(tokens: list[int]) -> str:
-        return " ".join(f"t{token}" for token in tokens)
-
-    rows = zip(clean.tolist(), corrupted.tolist(), right, wrong, strict=True)
-    lines = [{"clean": text(c), "corrupted": text(k), "answer": f" t{r}", "wrong": f" t{w}"} for c, k, r, w in rows]
     file = tmp_path / "mine.jsonl"
-    file.write_text("\n".join(json.dumps(line) for line in lines))
+    file.write_text(own_answers(model))
     found = model_circuit(
         model, task=str(file), contrast="corrupted", most=60, sampled=10, bos="no", out=tmp_path / "out"
     )

@@ -74,7 +74,8 @@ def test_every_page_leads_to_its_sections_and_says_how_it_was_made(
         if kind != "everything":
             compile(reports[kind].call, kind, "exec")
             assert any(
-                f"\n{room}." in reports[kind].call for room in ("discovery", "experiments", "papers", "sweep")
+                f"\n{room}." in reports[kind].call
+                for room in ("circuits", "discovery", "experiments", "papers", "sweep")
             ), kind
 
 
