@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.hooks.check import HookedModel, keep, require_hooks
+from causal_probe.hooks.skip import Skips
 from causal_probe.probes.circuit_weights import circuit_weights, norms_of_attention
 from causal_probe.probes.qk_sides import Side, sides
 from causal_probe.probes.qk_stream import StreamParts, StreamReader, head_of
@@ -101,8 +102,7 @@ class Layers:
         require_hooks(
             model, [*self.reader.streams, *(self.point(layer, side) for layer in self.carriers for side in SIDES)]
         )
-        self._forms: list[Any] = [None] * self.n
-        self._skips = False
+        self._passes, self._skips = Skips(model), False
         self._learn(tokens[:2])
 
     # ------------------------------------------------------------------------------------------------------------ names
@@ -114,17 +114,9 @@ class Layers:
 
     # ---------------------------------------------------------------------------------------------------------- running
 
-    @contextlib.contextmanager
-    def _from(self, start: int) -> Iterator[None]:
-        """Layers before ``start`` pass on what they get."""
-        blocks = list(self.model.blocks)[:start] if self._skips else []
-        for block, form in zip(blocks, self._forms, strict=False):
-            object.__setattr__(block, "forward", _passing(form))
-        try:
-            yield
-        finally:
-            for block in blocks:
-                object.__delattr__(block, "forward")
+    def _from(self, start: int) -> contextlib.AbstractContextManager[None]:
+        """Layers before ``start`` pass on what they get, where that can be."""
+        return self._passes.before(start if self._skips else 0)
 
     def run(
         self,
@@ -280,15 +272,8 @@ class Layers:
 
     def _learn(self, tokens: Int[Tensor, "row pos"]) -> None:
         """Whether layers can be passed over, how many groups carry each side, and that edits reach what they are to reach."""
-        handles = [
-            block.register_forward_hook(lambda _, __, out, layer=layer: self._forms.__setitem__(layer, out))
-            for layer, block in enumerate(self.model.blocks)
-        ]
-        try:
+        with self._passes.learning():
             clean = self.clean(tokens)
-        finally:
-            for handle in handles:
-                handle.remove()
         self.groups: dict[int, dict[str, int]] = {layer: {} for layer in self.carriers}
         for layer, values in clean.sides.items():
             width = clean.sides[layer]["q"].shape[-1] if values["q"].ndim == 4 else clean.parts.z[layer].shape[-1]
@@ -382,20 +367,6 @@ class Layers:
 
 def _by_head(value: Tensor, count: int) -> Tensor:
     return value if value.ndim == 4 else value.view(*value.shape[:2], count, -1)
-
-
-def _passing(form: Any) -> Callable[..., Any]:
-    """A layer's forward that returns what it gets, in the form of what the layer returns."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        stream = (
-            args[0]
-            if args
-            else next(value for value in kwargs.values() if isinstance(value, Tensor) and value.ndim == 3)
-        )
-        return (stream, *form[1:]) if isinstance(form, tuple) else stream
-
-    return forward
 
 
 def _can_stop(model: Any) -> bool:
