@@ -1,4 +1,4 @@
-"""Circuits found where they are known, and levels where there is nothing to find: `python tests/benchmarks/bench_find_circuit.py known | planted | level`.
+"""Circuits found where they are known, and levels where there is nothing to find: `python tests/benchmarks/bench_find_circuit.py known | planted | level | smollm2 | curves`.
 
 H0 of every edge: the mean fall of the metric is at most delta. Unit of replication: the prompt. Family: the tested edges of one run.
 """
@@ -6,6 +6,8 @@ H0 of every edge: the mean fall of the metric is at most delta. Unit of replicat
 from __future__ import annotations
 
 import sys
+import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +20,13 @@ from causal_probe.circuits.contrasts import contrast_of
 from causal_probe.circuits.find_circuit import _tested
 from causal_probe.circuits.interventions import Interventions, edges_of
 from causal_probe.circuits.partial import Layers
+from causal_probe.circuits.screen import attributions
 from causal_probe.hooks import to_hooked
 from causal_probe.hooks.check import undisturbed
+from causal_probe.hooks.tokens import special_tokens
+from causal_probe.models import load_model
 from tests import tiny_huggingface as tiny
+from tests.real_model import WHEEL, smollm2_folder
 
 #: Drawn after the method was settled, on the first 15.
 PLANTED = range(300, 400)
@@ -95,6 +101,52 @@ def level(runs: int, at: float = 0.05) -> None:
     )
 
 
+def smollm2() -> None:
+    """The induction circuit of SmolLM2: 48 prompts of repeated random tokens, 200 of its edges tested."""
+    model = _smollm2()
+    start = time.process_time()
+    found = find_circuit(model, circuits.task_prompts(model, "induction", n=48), most=200)
+    print(found, *found.sizes, f"{time.process_time() - start:.0f} CPU s", sep="\n")
+
+
+def curves() -> None:
+    """By contrast, the share of the metric's fall that the n edges of the largest estimates keep alone, on prompts that the estimates have not seen."""
+    model = _smollm2()
+    for task in ("ioi", "induction"):
+        prompts = circuits.task_prompts(model, task, n=24)
+        for name in ("corrupted", "resample"):
+            with undisturbed(model):
+                layers = Layers(model, prompts.tokens)
+
+                def run_on(
+                    rows: Tensor, name: str = name, layers: Layers = layers, prompts: circuits.Prompts = prompts
+                ) -> Interventions:
+                    assert prompts.corrupted is not None
+                    clean, broken = layers.clean(prompts.tokens[rows]), layers.clean(prompts.corrupted[rows])
+                    generator = torch.Generator().manual_seed(0)
+                    made = contrast_of(name, layers, clean, broken, special_tokens(model).ids, generator)
+                    return Interventions(layers, clean, made, prompts.score(), rows)
+
+                estimates = attributions(run_on(torch.arange(12)))
+                run = run_on(torch.arange(12, 24))
+                edges = edges_of(layers, run.read)
+                order = sorted(edges, key=lambda edge: -estimates[edge])
+                baseline = run.without(edges)
+                kept = []
+                for size in (100, 300, 1_000, 3_000, 10_000):
+                    inside = set(order[:size])
+                    values = run.without([edge for edge in edges if edge not in inside])
+                    kept.append(f"{size} {float((values - baseline).mean() / (run.before - baseline).mean()):.2f}")
+            print(f"{task}, {name}: kept by {', '.join(kept)}", flush=True)
+
+
+def _smollm2() -> Any:
+    folder = smollm2_folder()
+    if folder is None:
+        raise SystemExit(f"Install {WHEEL} first.")
+    return to_hooked(*load_model(folder))
+
+
 def _drawn(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -114,5 +166,9 @@ if __name__ == "__main__":
     elif what == "level":
         level(200, 0.05)
         level(200, 0.2)
+    elif what == "smollm2":
+        smollm2()
+    elif what == "curves":
+        curves()
     else:
         raise SystemExit(__doc__)
