@@ -1,4 +1,5 @@
-"""Circuits found where they are known, and levels where there is nothing to find: `python tests/benchmarks/bench_find_circuit.py known | planted | level | smollm2 | curves`.
+"""Circuits found where they are known, and levels where there is nothing to find: `python tests/benchmarks/bench_find_circuit.py known | planted | level | smollm2 | curves |
+architectures`.
 
 H0 of every edge: the mean fall of the metric is at most delta. Unit of replication: the prompt. Family: the tested edges of one run.
 """
@@ -19,13 +20,15 @@ from causal_probe.circuits import find_circuit
 from causal_probe.circuits.contrasts import contrast_of
 from causal_probe.circuits.find_circuit import _tested
 from causal_probe.circuits.interventions import Interventions, edges_of
-from causal_probe.circuits.partial import Layers
+from causal_probe.circuits.partial import SIDES, Layers
 from causal_probe.circuits.screen import attributions
-from causal_probe.hooks import to_hooked
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import attention_hook, to_hooked
 from causal_probe.hooks.check import undisturbed
 from causal_probe.hooks.tokens import special_tokens
 from causal_probe.models import load_model
 from tests import tiny_huggingface as tiny
+from tests.architectures import zoo
 from tests.real_model import WHEEL, smollm2_folder
 
 #: Drawn after the method was settled, on the first 15.
@@ -140,6 +143,44 @@ def curves() -> None:
             print(f"{task}, {name}: kept by {', '.join(kept)}", flush=True)
 
 
+def architectures() -> None:
+    """On tiny random models: which receivers there are, and whether what is pinned stays as it is."""
+    counts = {"all": 0, "MLPs and logits": 0, "refused": 0}
+    for name, architecture in zoo.ARCHITECTURES.items():
+        try:
+            model, tokens = zoo.hooked(architecture)[1], zoo.tokens(2, 10)
+            with undisturbed(model):
+                layers = Layers(model, tokens)
+                clean = layers.clean(tokens)
+                for layer, z in clean.z.items():
+                    out = f"blocks.{layer}.hook_attn_out"
+                    own, other = (
+                        layers.run(tokens, start=layer, stream=stream, puts=puts, names=[out], until=layer + 1)[0].get(
+                            out
+                        )
+                        for stream, puts in (
+                            (clean.streams[layer], {}),
+                            (
+                                clean.streams[layer] * 1.5 + 1,
+                                {attention_hook(layer, "z"): lambda value, z=z: z.to(value)},
+                            ),
+                        )
+                    )
+                    assert own is None or other is None or torch.allclose(own, other, rtol=1e-3, atol=1e-4), (
+                        name,
+                        layer,
+                    )
+            whole = all(its == SIDES for its in layers.attends.values())
+        except CausalProbeError as error:
+            counts["refused"] += 1
+            print(f"  {name}: {str(error)[:120]}")
+            continue
+        counts["all" if whole else "MLPs and logits"] += 1
+        if not whole:
+            print(f"  {name}: attention is no receiver")
+    print(f"{len(zoo.ARCHITECTURES)} architectures: {counts}")
+
+
 def _smollm2() -> Any:
     folder = smollm2_folder()
     if folder is None:
@@ -168,6 +209,8 @@ if __name__ == "__main__":
         level(200, 0.2)
     elif what == "smollm2":
         smollm2()
+    elif what == "architectures":
+        architectures()
     elif what == "curves":
         curves()
     else:
