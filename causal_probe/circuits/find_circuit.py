@@ -134,6 +134,8 @@ def find_circuit(
         raise CausalProbeError(
             f"sampled is {sampled}, and only {most} edges are tested (`most`). Draw fewer at random."
         )
+    if level >= 0.5:
+        raise CausalProbeError(f"level is {level}; a test of edges has a level below one half.")
     if delta is not None and not 0 <= delta < math.inf:
         raise CausalProbeError(f"delta is {delta}; it is a finite number of at least 0.")
     generator, drawn = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
@@ -181,9 +183,10 @@ def find_circuit(
             value, stderr, _ = _mean(again[edge.source, edge.receiver])
             found[number] = edge._replace(again=value, again_stderr=stderr)
     unread = [f"L{layer}" for layer in layers.carriers if layers.attends[layer] != SIDES]
+    mlps = [f"L{layer}.mlp" for layer, read in enumerate(layers.mlps) if layers.reader.has_mlps and not read]
     settings = {
         "split": [len(rows) for rows in parts], "contrast_is": ABOUT[contrast], "correction": correction, "most": most, "sampled": sampled,
-        "pairs": n_pairs, "seed": seed, "prompts": given.name, "attention_not_read": unread, **{f"prompts_{key}": value for key, value in given.settings.items()},
+        "pairs": n_pairs, "seed": seed, "prompts": given.name, "attention_not_read": unread, "mlps_not_read": mlps, **{f"prompts_{key}": value for key, value in given.settings.items()},
     }  # fmt: skip
     return Circuit(
         edges=tuple(sorted(found, key=lambda edge: -edge.effect)),

@@ -302,6 +302,8 @@ class Circuit(Result):
             )
         if unread := self.settings.get("attention_not_read"):
             notes.append(f"queries, keys and values of layers {', '.join(unread)} can't be put in and are no receivers")
+        if unread := self.settings.get("mlps_not_read"):
+            notes.append(f"{', '.join(unread)}: no receivers, as their input can't be edited alone")
         notes += [f"{gate.kind}: {gate.first} and {gate.second}, together {gate.effect:.3g}" for gate in self.gates[:5]]
         columns = ("source", "receiver", "status", "effect", "stderr", "p", "again")
         rows = [[getattr(edge, name) for name in columns] for edge in self.edges]

@@ -46,7 +46,7 @@ def receivers(layers: Layers) -> dict[str, Receiver]:
             if count and side in layers.attends[layer]:
                 groups = layers.groups[layer][side]
                 found += [Receiver(f"L{layer}H{n * count // groups}.{side}", layer, side, n) for n in range(groups)]
-        if layers.reader.has_mlps:
+        if layers.mlps[layer]:
             found.append(Receiver(f"L{layer}.mlp", layer, "mlp"))
     return {each.name: each for each in [*found, Receiver("logits", layers.n, "logits")]}
 

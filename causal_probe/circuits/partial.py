@@ -75,6 +75,8 @@ class Layers:
         By layer with attention, the sides that can be put in.
     in_turn
         By layer, whether its MLP reads what its attention has written.
+    mlps
+        By layer, whether it has an MLP whose input can be edited alone.
     """
 
     def __init__(self, model: HookedModel, tokens: Int[Tensor, "row pos"]) -> None:
@@ -301,6 +303,7 @@ class Layers:
                 )
         self.attends = {layer: self._reaches(clean, layer) for layer in self.carriers}
         self.in_turn = [self._in_turn(clean, layer) for layer in range(self.n)]
+        self.mlps = [self._pinned(clean, layer) for layer in range(self.n)]
 
     def _reaches(self, clean: Clean, layer: int) -> tuple[str, ...]:
         """Which of a layer's sides can be put in: with those of another stream, its heads give what they give on that stream."""
@@ -363,6 +366,26 @@ class Layers:
             self.reader.add_layer(layer, {**found, self.reader.streams[layer]: clean.streams[layer]}, parts)
             written.append(parts.written[f"L{layer}.mlp"])
         return float((written[1] - written[0]).abs().max()) > 1e-4 * float(written[0].abs().max())
+
+    def _pinned(self, clean: Clean, layer: int) -> bool:
+        """Whether a layer's MLP can be given another input alone: its attention gives what its z gives, whatever the stream, and nothing else mixes positions there."""
+        if not self.reader.has_mlps or layer not in self.carriers or layer in self.reader.beside:
+            return False
+        stream, z, out = clean.streams[layer], clean.z[layer], f"blocks.{layer}.hook_attn_out"
+
+        def run(stream: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+            name = self.reader.streams[layer + 1]
+            puts = {attention_hook(layer, "z"): lambda value: z.to(value)}
+            found, _ = self.run(clean.tokens, start=layer, stream=stream, puts=puts, names=[name, out], until=layer + 1)
+            return found[name], found.get(out)
+
+        behind, own = run(stream, z)
+        moved, _ = run(stream, 1.5 * z + z.std())
+        _, other = run(1.5 * stream + stream.std(), z)
+        writes = any(bool(self.part(clean.parts, f"L{layer}H{head}").any()) for head in range(self.heads[layer]))
+        if writes and torch.equal(behind, moved):
+            return False
+        return own is None or other is None or float((own - other).abs().max()) <= 1e-3 * float(own.abs().max())
 
 
 def _by_head(value: Tensor, count: int) -> Tensor:

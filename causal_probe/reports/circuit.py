@@ -142,4 +142,6 @@ def _unknown(result: Circuit) -> str:
         said.append(
             f"Queries, keys and values of layers {', '.join(unread)} can't all be put in, so they are no receivers."
         )
+    if unread := result.settings["mlps_not_read"]:
+        said.append(f"The inputs of {', '.join(unread)} can't be edited alone, so they are no receivers.")
     return "\n\n".join(said)

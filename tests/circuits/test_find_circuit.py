@@ -252,6 +252,7 @@ def last(logits: Tensor, tokens: Tensor) -> Tensor:
         (TOKENS, last, {"contrast": "corrupted"}, "takes corrupted prompts, and there are none"),
         (TOKENS, last, {"contrast": "noise"}, "Unknown contrast 'noise'"),
         (TOKENS, last, {"delta": -1.0}, "delta is -1.0"),
+        (TOKENS, last, {"level": 0.5}, "level is 0.5"),
         (TOKENS, last, {"most": 10, "sampled": 11}, "only 10 edges are tested"),
         (TOKENS, last, {"pairs": -1}, "pairs is -1"),
         (TOKENS + 60, last, {}, "vocabulary"),

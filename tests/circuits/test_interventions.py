@@ -159,6 +159,10 @@ def test_one_edge_cut_together_with_none_is_that_edge_and_none_cut_is_the_model(
     if name == "DeepSeek-V3":  # keys and values share what carries them
         assert not [edge for edge in edges if "H" in edge[1]]
         assert [edge for edge in edges if edge[1] == "L1.mlp"]
+    if name == "Qwen3.5":  # layer 0 mixes positions without attention, and reads the stream for that
+        assert ("L0.mixer", "L1H0.q") in edges
+        assert not [edge for edge in edges if edge[1].startswith("L0")]
+        assert [edge for edge in edges if edge[1] == "L1.mlp"]
     if name == "Pythia":  # attention and MLP stand side by side
         assert ("L1H0", "L1.mlp") not in edges
 
