@@ -10,10 +10,11 @@ import argparse
 import itertools
 import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ from causal_probe.discovery.sequences.verdicts import identifiable
 Array = NDArray[Any]
 LEVELS = (0.05, 0.001)
 HELD_OUT = 500_000
+#: Graphs between two lines of progress.
+SHOWN = 20
 ROOT_PROBABILITIES = (0.0, 0.3, 0.5, 0.8)
 #: S, T, N, concentration.
 SETTINGS = ((3, 20, 2000, 0.1), (3, 20, 2000, 1.0), (10, 32, 5000, 0.1), (2, 20, 5000, 0.5))
@@ -167,12 +170,13 @@ class Tally:
             if not a.holds:
                 self.rejected[a.name] = self.rejected.get(a.name, 0) + 1
 
-    def show(self, level: float) -> None:
+    def show(self, level: float, where: TextIO = sys.stdout) -> None:
         print(
             f"{self.name} | level {level:g} | {self.graphs} graphs | wrong graphs {self.wrong} (bound {bound(level, self.graphs)}) | best graph exact {self.exact} | edges "
             f"claimed {self.edges}/{self.true_edges} = {self.edges / max(1, self.true_edges):.1%} | roots {self.roots}/{self.true_roots} | {self.structure} | "
             f"rejected {self.rejected} | {self.seconds / max(1, self.graphs):.2f} CPU s each",
             flush=True,
+            file=where,
         )
 
 
@@ -190,6 +194,9 @@ def tally(name: str, cases: Iterator[tuple[list[int], Array]]) -> None:
         results, seconds = study(tokens)
         for found, its in zip(results, tallies, strict=True):
             its.add(found, parents, seconds)
+        if tallies[0].graphs % SHOWN == 0:  # so that a run that is cut short has said something
+            for level, its in zip(LEVELS, tallies, strict=True):
+                its.show(level, sys.stderr)
     for level, its in zip(LEVELS, tallies, strict=True):
         its.show(level)
 

@@ -139,7 +139,9 @@ def planted(sign: float) -> DisentangledTransformer:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_planted_copying_head(sign: float) -> None:
     found = head_weights(planted(sign))
-    assert found.copying == ((None,), (None, sign))
+    ((unread,), (idle, copying)) = found.copying
+    assert (unread, idle) == (None, None)
+    assert copying == pytest.approx(sign, abs=1e-6)
     assert found.undefined == {
         "copying L0H0": "its W_E W_V W_O W_U is zero",
         "copying L1H0": "its W_E W_V W_O W_U is zero",

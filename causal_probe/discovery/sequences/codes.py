@@ -40,12 +40,15 @@ class Codes:
     base
         [n_sequences, n_columns]; the smoothed frequency of each entry's token among the *other* entries of its sequence. With the entry itself
         counted, a token that is seen twice would look like half of what an edge has to explain.
+    diagonal
+        How much likelier a token is to follow itself along an edge than its frequency says, before an edge has been seen: 1 where rows are alike.
     """
 
     local: NDArray[np.intp]
     shared: NDArray[np.intp]
     d_vocab: int
     base: NDArray[np.float32]
+    diagonal: float = 1.0
 
     @property
     def ranked(self) -> bool:
@@ -54,11 +57,18 @@ class Codes:
 
     def take(self, rows: slice | NDArray[np.intp]) -> Codes:
         """The same for some of the sequences."""
-        return Codes(self.local[rows], self.shared[rows], self.d_vocab, self.base[rows])
+        return Codes(self.local[rows], self.shared[rows], self.d_vocab, self.base[rows], self.diagonal)
 
     def columns(self, chosen: Sequence[int]) -> Codes:
         """The same for some of the columns; frequencies are still those in the whole sequence."""
-        return Codes(self.local[:, chosen], self.shared[:, chosen], self.d_vocab, self.base[:, chosen])
+        return Codes(self.local[:, chosen], self.shared[:, chosen], self.d_vocab, self.base[:, chosen], self.diagonal)
+
+    def prior(self, parent: int, child: int) -> NDArray[np.float32]:
+        """In each sequence, the expected probability of the child's token behind the parent's, over its frequency, before any edge has been seen."""
+        same = self.local[:, parent] == self.local[:, child]
+        return np.asarray(
+            np.where(same, self.diagonal, 1) / (1 + self.base[:, parent] * (self.diagonal - 1)), np.float32
+        )
 
 
 def stated_memory(n_sequences: int, n_columns: int, distinct: int) -> int:

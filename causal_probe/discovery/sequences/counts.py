@@ -1,14 +1,15 @@
 """The closed-form score of a forest: transitions integrated out, one Dirichlet-multinomial for each row and sequence.
 
 For sequence n let b_n(y) be the smoothed frequency of token y in that sequence. A root's token has the law b_n. The transitions out
-of token x are a draw from Dirichlet(A b_n), one for each x and sequence, shared by all edges; integrated out,
+of token x are a draw from Dirichlet(A b_nx), one for each x and sequence, shared by all edges; b_nx is b_n with x itself w times as likely
+(:attr:`.Codes.diagonal`), divided by its sum. Integrated out,
 
-    score_n(G) = sum_x [ log Gamma(A) / Gamma(A + n_x) + sum_y log Gamma(A b_n(y) + n_xy) / Gamma(A b_n(y)) ] - sum_edges log b_n(s_child)
+    score_n(G) = sum_x [ log Gamma(A) / Gamma(A + n_x) + sum_y log Gamma(A b_nx(y) + n_xy) / Gamma(A b_nx(y)) ] - sum_edges log b_n(s_child)
 
 where n_xy counts the edges of G whose parent has token x and whose child has token y. It is the log Bayes factor of G against "no edges", in
 nats, and 0 for the graph without edges. Equal scores one by one: the gain of an edge, given all other edges, is
 
-    log [ (n_xy / b_n(y) + A) / (n_x + A) ]        (counts without that edge),
+    log [ (n_xy / b_n(y) + A b_nx(y) / b_n(y)) / (n_x + A) ]        (counts without that edge),
 
 so a change of one parent changes the score by a difference of two such gains, exactly. Only equality of tokens enters.
 """
@@ -46,6 +47,8 @@ class Counts:
         self.distinct = int(codes.local.max()) + 1
         self._token = np.ascontiguousarray(codes.local.T)
         self._inverse_base = np.ascontiguousarray(1 / codes.base.T)
+        self._diagonal = np.float32(codes.diagonal)
+        self._share = np.ascontiguousarray(1 / (1 + codes.base.T * (self._diagonal - 1)))
         row = np.arange(self.n_sequences)
         self._from = self._token + row * self.distinct
         self._pair = self._token * self.distinct + row * self.distinct**2
@@ -86,7 +89,11 @@ class Counts:
                 count -= shared
                 total -= shared
             count *= self._inverse_base[child, rows]
-            count += A
+            if self._diagonal == 1:
+                count += A
+            else:
+                same = self._token[chosen, rows] == self._token[child, rows]
+                count += A * np.where(same, self._diagonal, np.float32(1)) * self._share[chosen, rows]
             total += A
             count /= total
             yield np.log(count, out=count)
@@ -99,7 +106,7 @@ class Counts:
     def over_root(self, child: int, concentration: float) -> NDArray[np.float64]:
         """Gain of the child's parent over "root" in each sequence, less its mean had the token been drawn from the rest of the sequence.
 
-        If the child is a root, its token is such a draw, up to the error of the frequencies.
+        If the child is a root, its token is such a draw, up to the error of the frequencies. Of rows that are alike (w = 1), as :meth:`sibling_gains`.
         """
         rows, law = np.arange(self.n_sequences), self._rest(child)
         counts = self._without(child)[rows, self._token[self.parents[child]]]
@@ -152,20 +159,19 @@ class Counts:
         for child in children:
             count, total = self.others(child)
             count *= self._inverse_base[child]
-            # The two integers and the base take few values together: evaluate each once.
+            prior = self.codes.prior(self.parents[child], child)
             for index, A in enumerate(CONCENTRATIONS.astype(np.float32)):
-                totals[index] += np.log((count + A) / (total + A)).sum(dtype=np.float64)
+                totals[index] += np.log((count + A * prior) / (total + A)).sum(dtype=np.float64)
         return float(CONCENTRATIONS[int(totals.argmax())])
 
     def score(self, parents: Sequence[int], concentration: float) -> float:
         """Mean score of a graph over sequences, in nats; the counts are left along that graph."""
-        return float(polya(self.codes.local, self.codes.base, parents, concentration).mean())
+        return float(polya(self.codes, parents, concentration).mean())
 
 
-def polya(
-    local: NDArray[np.intp], base: NDArray[np.float32], parents: Sequence[int], concentration: float
-) -> NDArray[np.float64]:
+def polya(codes: Codes, parents: Sequence[int], concentration: float) -> NDArray[np.float64]:
     """The score of a graph in each sequence, by adding edge after edge: exactly the closed form of the module's docstring."""
+    local, base = codes.local, codes.base
     n, distinct = len(local), int(local.max()) + 1
     rows = np.arange(n)
     counts = np.zeros((n, distinct, distinct), np.float32)
@@ -175,7 +181,8 @@ def polya(
         if parent == ROOT:
             continue
         x, y = local[:, parent], local[:, child]
-        score += np.log((counts[rows, x, y] / base[:, child] + concentration) / (totals[rows, x] + concentration))
+        prior = concentration * codes.prior(parent, child)
+        score += np.log((counts[rows, x, y] / base[:, child] + prior) / (totals[rows, x] + concentration))
         counts[rows, x, y] += 1
         totals[rows, x] += 1
     return score

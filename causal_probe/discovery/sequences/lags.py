@@ -137,7 +137,7 @@ def lags_from_stream(
     candidate = max(fitted, key=lambda lag: fitted[lag][1])
     concentration = fitted[candidate][0]
     tests = structure_tests(first, second, graphs[candidate], concentration, graphs[candidate], seed=seed)
-    scores = {lag: polya(windows.local, windows.base, graph, concentration) for lag, graph in graphs.items()}
+    scores = {lag: polya(windows, graph, concentration) for lag, graph in graphs.items()}
     p_values = {
         lag: float(stats.norm.sf(z_of(scores[candidate] - its))) for lag, its in scores.items() if lag != candidate
     }
@@ -178,4 +178,4 @@ def _lag_graph(width: int, lag: int, max_lag: int) -> Parents:
 def _fitted(codes: Codes, graph: Parents) -> tuple[float, float]:
     """The concentration of the best score, and that score."""
     concentration = Counts(codes, graph).fit() or float(CONCENTRATIONS[-1])
-    return concentration, float(polya(codes.local, codes.base, graph, concentration).mean())
+    return concentration, float(polya(codes, graph, concentration).mean())

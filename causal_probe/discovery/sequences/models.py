@@ -150,9 +150,7 @@ def compare_models(
     """
     if fit.ranked:
         own = Counts(fit, parents).fit()
-        plain = _gain(
-            np.zeros(len(held_out.local)) if own is None else polya(held_out.local, held_out.base, parents, own)
-        )
+        plain = _gain(np.zeros(len(held_out.local)) if own is None else polya(held_out, parents, own))
         return dict.fromkeys(("one_matrix_a_sequence", "new_in_each"), plain) | dict.fromkeys(
             ("one_matrix", "fixed_alone", "fixed_besides"), Gain(0.0, None)
         )

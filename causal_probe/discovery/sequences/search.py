@@ -7,6 +7,7 @@ exchange or hand over all children of two columns, until none helps. The result 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,13 +38,14 @@ LEAST = 1e-7
 
 @dataclass(frozen=True)
 class Found:
-    """The best forest, its concentration (None without an edge), its mean score in nats, and how many searches ended in it of how many."""
+    """The best forest, its concentration (None without an edge), its mean score in nats, how many searches ended in it of how many, and its :attr:`.Codes.diagonal`."""
 
     parents: Parents
     concentration: float | None
     score: float
     reached: int
     tried: int
+    diagonal: float = 1.0
 
 
 def search(codes: Codes, *, begin: Sequence[Parents] | None = None) -> Found:
@@ -51,9 +53,9 @@ def search(codes: Codes, *, begin: Sequence[Parents] | None = None) -> Found:
     columns = codes.local.shape[1]
     if columns <= ENUMERATED:
         return enumerate_forests(codes)
-    counts = Counts(codes)
     if begin is None:
         begin = _ranked(codes, starts(codes))
+    counts = Counts(codes)
     scores: dict[tuple[int, ...], tuple[float, float | None]] = {(ROOT,) * columns: (0.0, None)}
     ended = []
     for graph in begin:
@@ -76,7 +78,8 @@ def search(codes: Codes, *, begin: Sequence[Parents] | None = None) -> Found:
                 break
         else:
             break
-    return Found(list(best), scores[best][1], scores[best][0], sum(graph == best for graph in ended), len(ended))
+    often = sum(graph == best for graph in ended)
+    return Found(list(best), scores[best][1], scores[best][0], often, len(ended), codes.diagonal)
 
 
 def ascend(
@@ -106,7 +109,7 @@ def enumerate_forests(codes: Codes) -> Found:
     """Score every forest at every concentration; there are n_columns! of them."""
     columns = codes.local.shape[1]
     counts = Counts(codes)
-    best = Found([ROOT] * columns, None, 0.0, 1, 1)
+    best = Found([ROOT] * columns, None, 0.0, 1, 1, codes.diagonal)
     tried = 0
     for graph in itertools.product(*(range(ROOT, child) for child in range(columns))):
         tried += 1
@@ -115,8 +118,8 @@ def enumerate_forests(codes: Codes) -> Found:
         for concentration in CONCENTRATIONS:
             score = counts.score(graph, concentration)
             if score > best.score:
-                best = Found(list(graph), float(concentration), score, 1, 1)
-    return Found(best.parents, best.concentration, best.score, tried, tried)
+                best = Found(list(graph), float(concentration), score, 1, 1, codes.diagonal)
+    return dataclasses.replace(best, reached=tried, tried=tried)
 
 
 _Scores = dict[tuple[int, ...], tuple[float, float | None]]

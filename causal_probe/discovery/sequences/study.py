@@ -45,6 +45,9 @@ MAX_MEMORY = 2**31
 SEARCHED = 4000
 #: A part of the gain below this share is not named beside the other.
 LEAST_SHARE = 0.05
+#: How much likelier a token is to follow itself in the other laws that are tried, and by how many nats over all sequences one must be better.
+DIAGONALS = (4.0, 0.25)
+WORTH = 5.0
 #: A level below this can't be reached by the Monte Carlo test for structure.
 LEAST_LEVEL = 1e-4
 
@@ -131,14 +134,12 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
     tree, _ = chow_liu(first.shared)
     concentration = found.concentration or float(CONCENTRATIONS[-1])
     tests = structure_tests(first, second, found.parents, concentration, tree, seed=seed)
-    counts = Counts(codes)
     # Each half's search ends in a local optimum; the better of the two on all sequences is judged, the other is one more rival.
-    other, best = sorted(
-        (_polish(codes, counts, each) for each in (found, search(second))), key=lambda each: each.score
-    )
-    counts.set(best.parents)
+    other, best = sorted((_polish(codes, each) for each in (found, search(second))), key=lambda each: each.score)
+    counts = Counts(codes, best.parents)
     p_values = rejections(counts, best.concentration)
     hubs = hub_rivals(codes, best.parents, best.concentration, other.parents)
+    hubs += [HubRival(each, 1.0) for each in _other_law(codes, first, best)]
     nodes = judge(best.parents, p_values, hubs, n_sequences=len(codes.local), level=LEVEL)
     sure = [best.parents[node.column] if node.verdict == "edge" else ROOT for node in nodes]
     gains = compare_models(first, second, found.parents, tree, sure, seed=seed + 2)
@@ -165,7 +166,7 @@ def structure_tests(
     new_test, fixed_test = swap_test(
         second,
         [
-            lambda some: polya(some.local, some.base, parents, concentration),
+            lambda some: polya(some, parents, concentration),
             lambda some: np.zeros(len(some.local)) if fixed is None else fixed.log_q(some, tree).sum(1),
         ],
         seed=seed + 1,
@@ -219,11 +220,12 @@ def decide(measured: Measured, *, level: float) -> SequenceGraph:
     )
 
 
-def _polish(codes: Codes, counts: Counts, found: Found) -> Found:
+def _polish(codes: Codes, found: Found) -> Found:
     """The best graph of half of the sequences, improved on all."""
     if found.concentration is None:
-        counts.set(found.parents)
         return found
+    codes = dataclasses.replace(codes, diagonal=found.diagonal)
+    counts = Counts(codes)
     fitted = ascend(counts, found.parents, found.concentration)
     if fitted is None:
         return dataclasses.replace(found, parents=list(counts.parents), concentration=None, score=0.0)
@@ -231,8 +233,22 @@ def _polish(codes: Codes, counts: Counts, found: Found) -> Found:
     ascend(counts, counts.parents, root_concentration(fitted), fit=False, sweeps=3)
     parents = list(counts.parents)
     fitted = counts.fit() or fitted
-    score = float(polya(codes.local, codes.base, parents, fitted).mean())
+    score = float(polya(codes, parents, fitted).mean())
     return dataclasses.replace(found, parents=parents, concentration=fitted, score=score)
+
+
+def _other_law(codes: Codes, first: Codes, best: Found) -> list[tuple[tuple[int, int], ...]]:
+    """In what the best graph is another if a token likes to follow itself, or shuns it; empty where the data do not ask for such rows.
+
+    Where tokens mostly follow themselves, rows that are alike may explain a wrong graph better than the true one.
+    """
+    found = []
+    for diagonal in DIAGONALS:
+        its = _polish(codes, search(dataclasses.replace(first, diagonal=diagonal)))
+        if its.concentration is not None and len(codes.local) * (its.score - best.score) > WORTH:
+            columns = enumerate(zip(best.parents, its.parents, strict=True))
+            found.append(tuple((column, new) for column, (old, new) in columns if new != old))
+    return found
 
 
 def kind_of_structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest], level: float) -> tuple[str, bool]:

@@ -138,13 +138,13 @@ def hub_rivals(
     moves = hub_moves(parents)
     if len(moves) > SCREENED:
         moves = [moves[i] for i in np.random.default_rng(0).choice(len(moves), SCREENED, replace=False)]
-    scored = [float(polya(few.local, few.base, graph, concentration).mean()) for graph in moves]
+    scored = [float(polya(few, graph, concentration).mean()) for graph in moves]
     closest = sorted(zip(scored, moves, strict=True), key=lambda item: -item[0])[:TESTED]
-    best = polya(codes.local, codes.base, parents, concentration)
+    best = polya(codes, parents, concentration)
     found = []
     rivals = [graph for _, graph in closest] + ([list(other)] if list(other) != list(parents) else [])
     for graph in rivals:
-        difference = best - polya(codes.local, codes.base, graph, concentration)
+        difference = best - polya(codes, graph, concentration)
         z = _z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), len(best))[0]
         changed = tuple((c, new) for c, (old, new) in enumerate(zip(parents, graph, strict=True)) if old != new)
         found.append(HubRival(changed, float(stats.norm.sf(z))))
@@ -297,9 +297,10 @@ def _order(codes: Codes, counts: Counts, concentration: float) -> Assumption:
                 float(z.max()),
                 f"column {later[int(z.argmax())]} predicts column {child} better than any column before it",
             )
-    best = polya(codes.local, codes.base, counts.parents, concentration)
+    best = polya(codes, counts.parents, concentration)
     for component in nx.weakly_connected_components(graph):
-        if len(component) < 3:
+        # Transitions between two tokens are reversible: the law is the same whatever the root.
+        if len(component) < 3 or counts.distinct == 2:
             continue
         edges = graph.subgraph(component).to_undirected()
         first = min(component)
@@ -310,7 +311,7 @@ def _order(codes: Codes, counts: Counts, concentration: float) -> Assumption:
                 turned[child] = parent
             tests += 1
             # The score is the same in whatever order edges are added: a parent need not stand first.
-            difference = polya(codes.local, codes.base, turned, concentration) - best
+            difference = polya(codes, turned, concentration) - best
             turned_z = float(_z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), n)[0])
             # A root is scored by frequencies, a child by counts: re-rooting changes the score a little where it changes no law.
             if turned_z > worst and difference.mean() > LEAST_TURN * best.mean():
@@ -409,7 +410,7 @@ def one_matrix_for_all(first: Codes, second: Codes, parents: Sequence[int]) -> A
     if found.concentration is None:
         return Assumption(name, True, 1.0, "")
     others = second.columns(rest)
-    p = float(stats.norm.sf(z_of(polya(others.local, others.base, found.parents, found.concentration))))
+    p = float(stats.norm.sf(z_of(polya(others, found.parents, found.concentration))))
     edges = ", ".join(f"{rest[parent]} > {rest[child]}" for child, parent in enumerate(found.parents) if parent != ROOT)
     return Assumption(
         name, p > ASSUMPTION_LEVEL, p, f"other transitions run along {edges}" if p <= ASSUMPTION_LEVEL else ""
