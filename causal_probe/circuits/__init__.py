@@ -6,6 +6,7 @@ from causal_probe.circuits.find_circuit import find_circuit
 from causal_probe.circuits.found import Circuit
 from causal_probe.circuits.known import KnownCircuit
 from causal_probe.circuits.named import known_circuit, known_circuits
+from causal_probe.circuits.one_prompt import prompt_circuit
 from causal_probe.circuits.prompt_tasks import task_prompts
 from causal_probe.circuits.prompts import Prompts, read_prompts
 from causal_probe.circuits.random_planted import random_circuit
@@ -19,6 +20,7 @@ __all__ = [
     "find_circuit",
     "known_circuit",
     "known_circuits",
+    "prompt_circuit",
     "random_circuit",
     "read_prompts",
     "task_prompts",

@@ -13,7 +13,7 @@ from causal_probe.circuits.partial import Clean, Layers
 from causal_probe.errors import CausalProbeError
 from causal_probe.probes.qk_stream import StreamParts
 
-__all__ = ["ABOUT", "Contrast", "contrast_of"]
+__all__ = ["ABOUT", "Contrast", "contrast_of", "contrast_with"]
 
 #: What each contrast is, and what is not in a circuit that is found with it.
 ABOUT: Mapping[str, str] = {
@@ -45,7 +45,7 @@ class Contrast:
     layers: Layers
     clean: StreamParts
     place: Bool[Tensor, "row pos"]
-    donors: Int[Tensor, " kept"] | None = None
+    donors: Int[Tensor, " kept"] | Int[Tensor, "row pos"] | None = None
     other: StreamParts | None = None
 
     def replacement(self, source: str) -> Float[Tensor, "row pos d_model"]:
@@ -53,9 +53,9 @@ class Contrast:
         part = self.layers.part(self.clean, source)
         if self.name == "zero":
             return torch.zeros_like(part)
-        if self.name == "corrupted":
-            assert self.other is not None
-            return self.layers.part(self.other, source)
+        if self.other is not None:  # parts of other prompts, row by row: at the same position, or at the donors'
+            part = self.layers.part(self.other, source)
+            return part if self.donors is None else part.take_along_dim(self.donors[..., None], 1)
         if self.name == "mean-by-position":
             return part.mean(0, keepdim=True).expand_as(part)
         kept = part[self.place]
@@ -96,12 +96,7 @@ def contrast_of(
         return Contrast(name, layers, clean.parts, everywhere, other=corrupted.parts)
     if name in ("zero", "mean-by-position"):
         return Contrast(name, layers, clean.parts, everywhere)
-    place = (
-        everywhere
-        & ~outliers(clean)
-        & ~torch.isin(clean.tokens, torch.tensor(sorted(special), device=clean.tokens.device))
-    )
-    place[:, 0] = False
+    place = _ordinary(clean, special)
     n = int(place.sum())
     if n < 2:
         raise CausalProbeError(
@@ -114,6 +109,44 @@ def contrast_of(
     donors = torch.empty_like(order)
     donors[order] = order.roll(1)
     return Contrast(name, layers, clean.parts, place, donors=donors.to(clean.tokens.device))
+
+
+def contrast_with(
+    name: str,
+    layers: Layers,
+    clean: Clean,
+    others: Clean,
+    special: frozenset[int],
+    generator: torch.Generator,
+) -> Contrast:
+    """A contrast of each row with another prompt's of its own: ``"resample"`` (a position of that drawn at random) or ``"corrupted"`` (the same position).
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such contrast, or no position is left to take parts from or to replace.
+    """
+    if name == "corrupted":
+        return Contrast(name, layers, clean.parts, torch.ones_like(clean.tokens, dtype=torch.bool), other=others.parts)
+    if name != "resample":
+        raise CausalProbeError(
+            f"The contrast {name!r} is none between one prompt and its baselines; choose resample or corrupted."
+        )
+    place, weights = _ordinary(clean, special), _ordinary(others, special).double()
+    if not bool(place.any()) or not bool(weights.any(1).all()):
+        raise CausalProbeError(
+            "Parts are taken from other positions, and none is left without position 0, special tokens and outliers. Give longer texts, or choose the contrast corrupted."
+        )
+    donors = torch.multinomial(weights.cpu(), clean.tokens.shape[1], replacement=True, generator=generator)
+    return Contrast(name, layers, clean.parts, place, donors=donors.to(clean.tokens.device), other=others.parts)
+
+
+def _ordinary(clean: Clean, special: frozenset[int]) -> Bool[Tensor, "row pos"]:
+    """All positions but the first, special tokens and outliers."""
+    special_there = torch.isin(clean.tokens, torch.tensor(sorted(special), device=clean.tokens.device))
+    place = ~outliers(clean) & ~special_there
+    place[:, 0] = False
+    return place
 
 
 def outliers(clean: Clean) -> Bool[Tensor, "row pos"]:

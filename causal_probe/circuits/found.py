@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -16,7 +17,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.options.circuit import CircuitOptions
 from causal_probe.results import Result, Table
 
-__all__ = ["Agreement", "Circuit", "CircuitEdge", "Gate", "Size", "members_of"]
+__all__ = ["Agreement", "Attention", "Circuit", "CircuitEdge", "Gate", "Size", "members_of"]
 
 
 class CircuitEdge(NamedTuple):
@@ -105,6 +106,25 @@ class Size(NamedTuple):
     random_lost: float
 
 
+class Attention(NamedTuple):
+    """How much a head of a circuit of one prompt reads from a position where the circuit writes its keys or values.
+
+    Attributes
+    ----------
+    head
+        ``L18H6``.
+    query, key
+        Positions, from 0.
+    share
+        The attention there, 0 to 1, in the unchanged run.
+    """
+
+    head: str
+    query: int
+    key: int
+    share: float
+
+
 class Agreement(NamedTuple):
     """The edges of a circuit that was found beside a truth.
 
@@ -156,6 +176,8 @@ class Circuit(Result):
         The circuit kept alone and taken away alone.
     gates
         Pairs of edges that stand in for each other, or need each other.
+    text, attention
+        Of one prompt: its tokens, and from where the circuit's heads read. Its sources and receivers have positions: ``L16H0@5``. Else empty.
     """
 
     KIND = "circuit"
@@ -175,6 +197,8 @@ class Circuit(Result):
     detectable: float
     sizes: tuple[Size, ...]
     gates: tuple[Gate, ...]
+    text: tuple[str, ...] = ()
+    attention: tuple[Attention, ...] = ()
 
     @property
     def undefined(self) -> dict[str, str]:
@@ -217,12 +241,17 @@ class Circuit(Result):
 
     @property
     def by_component(self) -> nx.DiGraph:
-        """The circuit between components: a head's queries, keys and values are one node with its output; ``effect`` is the largest of an edge's ways."""
+        """The circuit between components: a head's queries, keys and values are one node with its output; ``effect`` is the largest of an edge's ways.
+
+        Of one prompt, a node is a component at a position, and edges between positions have ``attention``.
+        """
         graph = nx.DiGraph()
         for source, receiver, edge in self.graph.edges(data=True):
-            target = receiver.partition(".")[0] if "H" in receiver else receiver
+            target = re.sub(r"\.[qkv]\b", "", receiver)
             known = graph.get_edge_data(source, target, {"effect": -math.inf})
             graph.add_edge(source, target, effect=max(known["effect"], edge["effect"]))
+        for head, query, key, share in self.attention:
+            graph.add_edge(f"{head}@{key}", f"{head}@{query}", attention=share)
         return graph
 
     @checked
@@ -259,6 +288,9 @@ class Circuit(Result):
     @property
     def call(self) -> str:
         """The Python that gives this result, of the study; of a call of the function, what it is in general."""
+        if self.text and "prompt" in self.settings and "task" not in self.settings:
+            asked = ", ".join(repr(self.settings[name]) for name in ("prompt", "answer", "wrong"))
+            return f"from causal_probe import circuits\n\ncircuits.prompt_circuit(model, {asked})"
         if "task" not in self.settings:
             return "from causal_probe import circuits\n\ncircuits.find_circuit(model, prompts)"
         named = self.settings.get("model", self.provenance["model"])
@@ -269,10 +301,11 @@ class Circuit(Result):
         """One sentence for a methods section."""
         n = self.settings["split"]
         correction = {"fdr": "Benjamini and Hochberg", "family-wise": "Holm"}[self.settings["correction"]]
+        what, of = ("baselines", f"; one prompt, {len(self.text)} tokens") if self.text else ("prompts", "")
         return (
-            f"Of {self.candidates} edges of {self.provenance['model']}, {len(self.edges)} were tested on {n[1]} prompts, after a screen on {n[0]}: the source's part of the "
+            f"Of {self.candidates} edges of {self.provenance['model']}{of}, {len(self.edges)} were tested on {n[1]} {what}, after a screen on {n[0]}: the source's part of the "
             f"receiver's input was replaced ({self.contrast}) and all behind computed anew. H0: the metric ({self.metric}) falls by at most {self.delta:.3g}; one-sided "
-            f"t-tests over prompts, corrected over the tested edges ({correction}, level {self.level:g}). Effects are reported on {n[2]} further prompts ({self.measured_with})."
+            f"t-tests over {what}, corrected over the tested edges ({correction}, level {self.level:g}). Effects are reported on {n[2]} further {what} ({self.measured_with})."
         )
 
     def to_pandas(self) -> pd.DataFrame:

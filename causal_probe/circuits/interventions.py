@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from causal_probe.circuits.prompts import Score
 from causal_probe.hooks import attention_hook
 from causal_probe.probes.qk_stream import StreamParts
 
-__all__ = ["Interventions", "Receiver", "edges_of", "receivers"]
+__all__ = ["Interventions", "Receiver", "edges_of", "placed", "receivers"]
 
 #: So many tokens are run at once.
 TOKENS = 6_000
@@ -51,6 +51,16 @@ def receivers(layers: Layers) -> dict[str, Receiver]:
     return {each.name: each for each in [*found, Receiver("logits", layers.n, "logits")]}
 
 
+def placed(name: str) -> tuple[str, int | None]:
+    """A source or receiver, and the position where it is meant, counted from 0; None for all.
+
+    >>> placed("L1H0.k@5"), placed("embed")
+    (('L1H0.k', 5), ('embed', None))
+    """
+    name, _, position = name.partition("@")
+    return name, int(position) if position else None
+
+
 def reaches(layers: Layers, source: str, receiver: Receiver) -> bool:
     """Whether a source writes before a receiver reads."""
     if source in ("embed", "pos_embed"):
@@ -65,8 +75,12 @@ def edges_of(layers: Layers, read: Mapping[str, Receiver]) -> list[Edge]:
     return [(source, name) for name, each in read.items() for source in layers.sources if reaches(layers, source, each)]
 
 
+#: A part of a receiver's input: a source, at a position or all, added or taken back.
+Term: TypeAlias = tuple[str, int | None, int]
+
+
 class Interventions:
-    """A model on some prompts, with edges ablated.
+    """A model on some prompts, with edges ablated, at all positions or at one (``("L0H1@5", "L1H0.k@5")``).
 
     Attributes
     ----------
@@ -110,13 +124,15 @@ class Interventions:
     def _grouped(self, edges: Sequence[Edge]) -> dict[tuple[int, str], list[Edge]]:
         found: dict[tuple[int, str], list[Edge]] = defaultdict(list)
         for edge in edges:
-            receiver = self.read[edge[1]]
+            receiver = self.read[placed(edge[1])[0]]
             found[receiver.layer, receiver.side].append(edge)
         return found
 
     def _ablated(self, layer: int, side: str, edges: Sequence[Edge]) -> Float[Tensor, " rows"]:
         n, (tokens, stream) = len(edges), (self.clean.tokens, self.clean.streams[layer])
-        change = torch.cat([self.contrast.delta(source) for source, _ in edges])
+        change = torch.cat(
+            [_sum([_term(source)], self.contrast.delta, torch.zeros_like(stream)) for source, _ in edges]
+        )
         tokens, stream = tokens.repeat(n, 1), stream.repeat(n, 1, 1)
         if side == "logits":
             return self._scored(self.layers.to_logits(tokens, layer, stream + change))
@@ -127,7 +143,7 @@ class Interventions:
         new = self.layers.sides_of(tokens, layer, stream + change)[side]
         rows = len(self.clean.tokens)
         puts = [
-            (side, self.read[receiver].number, new, slice(at * rows, (at + 1) * rows))
+            (side, self.read[placed(receiver)[0]].number, new, slice(at * rows, (at + 1) * rows))
             for at, (_, receiver) in enumerate(edges)
         ]
         return self._scored(self.layers.to_logits(tokens, layer, stream, self.layers.put(layer, puts)))
@@ -138,12 +154,19 @@ class Interventions:
 
     # -------------------------------------------------------------------------------------------------- many edges at once
 
-    def without(self, cut: Collection[Edge]) -> Float[Tensor, " row"]:
-        """The metric when edges are ablated together: each receiver gets the replacements of its cut edges, and what its other sources write in this run."""
+    def without(self, cut: Collection[Edge], but: Collection[Edge] = ()) -> Float[Tensor, " row"]:
+        """The metric when edges are ablated together: each receiver gets the replacements of its cut edges, and what its other sources write in this run.
+
+        Parameters
+        ----------
+        but
+            Edges, or positions of edges, of ``cut`` that are left as they are.
+        """
         layers, tokens = self.layers, self.clean.tokens
-        by_receiver: dict[str, set[str]] = defaultdict(set)
-        for source, receiver in cut:
-            by_receiver[receiver].add(source)
+        by_receiver: dict[str, set[Term]] = defaultdict(set)
+        for edges, sign in ((cut, 1), (but, -1)):
+            for source, receiver in edges:
+                by_receiver[placed(receiver)[0]].add(_term(source, sign))
         stream = self.clean.streams[0]
         parts = StreamParts(
             {name: value for name, value in self.clean.parts.written.items() if name in layers.reader.embeddings},
@@ -159,25 +182,25 @@ class Interventions:
             found[layers.reader.streams[layer]] = stream
             layers.reader.add_layer(layer, found, parts)
             behind = found[layers.reader.streams[layer + 1]]
-            if sources := by_receiver.get(f"L{layer}.mlp"):
-                changed = sum((change(source) for source in sorted(sources)), torch.zeros_like(stream))
+            if terms := by_receiver.get(f"L{layer}.mlp"):
+                changed = _sum(terms, change, torch.zeros_like(stream))
                 z = found.get(attention_hook(layer, "z"))
                 edited = layers.behind_mlp(tokens, layer, stream + changed, z) - changed
                 parts.written[f"L{layer}.mlp"] = parts.written[f"L{layer}.mlp"] + edited - behind
                 behind = edited
             stream = behind
-        changed = sum((change(source) for source in sorted(by_receiver.get("logits", ()))), torch.zeros_like(stream))
+        changed = _sum(by_receiver.get("logits", ()), change, torch.zeros_like(stream))
         return self._scored(layers.to_logits(tokens, layers.n, stream + changed))
 
     def _puts(
-        self, layer: int, stream: Tensor, by_receiver: Mapping[str, set[str]], change: Callable[[str], Tensor]
+        self, layer: int, stream: Tensor, by_receiver: Mapping[str, set[Term]], change: Callable[[str], Tensor]
     ) -> dict[str, Callable[[Tensor], Tensor]]:
         """A layer's queries, keys and values of streams with edges cut; receivers that lose the same sources share a row."""
-        sets: dict[frozenset[str], list[Receiver]] = defaultdict(list)
-        for name, sources in by_receiver.items():
+        sets: dict[frozenset[Term], list[Receiver]] = defaultdict(list)
+        for name, terms in by_receiver.items():
             receiver = self.read[name]
             if receiver.layer == layer and receiver.side in SIDES:
-                sets[frozenset(sources)].append(receiver)
+                sets[frozenset(terms)].append(receiver)
         if not sets:
             return {}
         rows, everything = len(stream), list(sets)
@@ -185,12 +208,25 @@ class Interventions:
         puts: list[tuple[str, int, Tensor, slice]] = []
         for at in range(0, len(everything), size):
             some = everything[at : at + size]
-            edited = torch.cat([sum((change(s) for s in sorted(sources)), stream) for sources in some])
+            edited = torch.cat([_sum(terms, change, stream) for terms in some])
             new = self.layers.sides_of(self.clean.tokens.repeat(len(some), 1), layer, edited)
             for number, lost in enumerate(some):
                 own = slice(number * rows, (number + 1) * rows)
                 puts += [(each.side, each.number, new[each.side][own], slice(None)) for each in sets[lost]]
         return self.layers.put(layer, puts)
+
+
+def _term(source: str, sign: int = 1) -> Term:
+    return (*placed(source), sign)
+
+
+def _sum(terms: Iterable[Term], change: Callable[[str], Tensor], start: Tensor) -> Tensor:
+    """``start`` and what is added to a receiver's input, in a fixed order, so that equal sets give equal sums."""
+    total = start.clone()
+    for source, position, sign in sorted(terms, key=str):
+        where = slice(None) if position is None else slice(position, position + 1)
+        total[:, where] += sign * change(source)[:, where]
+    return total
 
 
 class _Kept:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel
 from causal_probe.hooks.tokens import text_start
 
-__all__ = ["METRICS", "Prompts", "Score", "Texts", "prompts_of", "read_prompts"]
+__all__ = ["METRICS", "Prompts", "Score", "Texts", "prompts_of", "read_lines", "read_prompts", "token_ids"]
 
 #: (logits [row, pos, vocabulary], the rows' numbers) -> [row], higher is better.
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -199,7 +199,7 @@ def prompts_of(
     start = text_start(model, bos)
 
     def cut(text: str) -> list[int]:
-        return [*start, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return token_ids(model, text, bos)
 
     def answer(text: str, its: str) -> int:
         before, together = cut(text), cut(text + its)
@@ -245,6 +245,12 @@ def prompts_of(
     )
 
 
+def token_ids(model: HookedModel, text: str, bos: str) -> list[int]:
+    """A text's tokens, behind those that it starts with."""
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    return [*text_start(model, bos), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
 def _padded(answers: list[list[int]]) -> Int[Tensor, "prompt 1 choice"]:
     widest = max(map(len, answers))
     return torch.tensor([each + [NONE] * (widest - len(each)) for each in answers], dtype=torch.long).unsqueeze(1)
@@ -277,18 +283,18 @@ def read_prompts(model: HookedModel, path: str | Path, *, bos: str = "auto") -> 
     causal_probe.errors.CausalProbeError: no.jsonl can't be read: No such file or directory.
     """
     path = Path(path)
-    return prompts_of(model, list(_lines(path)), name=path.stem, bos=bos, settings={"file": path.name})
+    texts = [_text(line, f"{path.name}, line {number}") for number, line in read_lines(path)]
+    return prompts_of(model, texts, name=path.stem, bos=bos, settings={"file": path.name})
 
 
-def _lines(path: Path) -> Iterator[Texts]:
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers from 1."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise CausalProbeError(f"{path} can't be read: {why}.") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _text(line, f"{path.name}, line {number}")
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _text(line: str, place: str) -> Texts:

@@ -24,8 +24,8 @@ from causal_probe.hooks import attention_hook
 __all__ = ["attributions"]
 
 
-def attributions(run: Interventions, *, steps: int = 4) -> dict[Edge, float]:
-    """By edge, the first-order estimate of its effect, a mean over prompts, in units of the metric.
+def attributions(run: Interventions, *, steps: int = 4) -> dict[Edge, Float[Tensor, " pos"]]:
+    """By edge, the first-order estimate of its effect at each position, a mean over prompts, in units of the metric; the edge's own is the sum over positions.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def attributions(run: Interventions, *, steps: int = 4) -> dict[Edge, float]:
     start = run.clean.streams[0]
     embedded = sum((run.contrast.delta(source) for source in layers.reader.embeddings), torch.zeros_like(start))
     points = [_backward(run, start + step / steps * embedded) for step in range(steps)]
-    found: dict[Edge, float] = {}
+    found: dict[Edge, Tensor] = {}
     for layer in range(layers.n + 1):
         each: dict[str, Tensor] = {}
         for point in points:
@@ -48,13 +48,17 @@ def attributions(run: Interventions, *, steps: int = 4) -> dict[Edge, float]:
                 each[name] = each[name] + gradient if name in each else gradient
         if not each:
             continue
-        stacked = torch.stack([gradient.flatten() for gradient in each.values()])
-        for source in layers.sources:
-            reached = [reaches(layers, source, run.read[name]) for name in each]
-            if any(reached):
-                values = stacked @ run.contrast.delta(source).flatten() / (-rows * steps)
-                its = zip(each, values.tolist(), reached, strict=True)
-                found |= {(source, name): value for name, value, whether in its if whether}
+        stacked = torch.stack([*each.values()]).permute(2, 0, 1, 3).flatten(2)  # [pos, receiver, row and d_model]
+        reached = {source: [reaches(layers, source, run.read[name]) for name in each] for source in layers.sources}
+        its = [source for source, those in reached.items() if any(those)]
+        # One block for a layer: small results kept one by one would lie between large ones that are freed, and hold their memory.
+        values = start.new_empty(len(its), len(each), start.shape[1])
+        for number, source in enumerate(its):
+            change = run.contrast.delta(source).transpose(0, 1).flatten(1) / (-rows * steps)
+            values[number] = (stacked @ change[..., None])[..., 0].T
+        for source, by_receiver in zip(its, values, strict=True):
+            those = zip(each, by_receiver, reached[source], strict=True)
+            found |= {(source, name): value for name, value, whether in those if whether}
     return found
 
 

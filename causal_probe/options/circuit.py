@@ -31,6 +31,24 @@ class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
             'wanted "corrupted", a prompt of the same length.'
         ),
     ] = "induction"
+    text: Annotated[
+        str | None,
+        Help(
+            "One prompt instead of a task: what carries its answer, position by position? Without a space at its end.",
+            none="the task's prompts",
+        ),
+    ] = None
+    answer: Annotated[
+        str | None, Help("The answer to the text, one token with its space: ' Mary'.", none="there is no text")
+    ] = None
+    wrong: Annotated[str | None, Help("A wrong answer to the text, one token.", none="no wrong answer")] = None
+    baselines: Annotated[
+        str | None,
+        Help(
+            "FILE.txt with other prompts, a line each, at least as long as the text: parts are replaced by theirs.",
+            none="n-prompts times random tokens that stand for text",
+        ),
+    ] = None
     metric: Annotated[
         Literal["logit-difference", "log-probability", "probability-difference"] | None,
         Help(
@@ -69,6 +87,18 @@ class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
 
     def check(self) -> None:
         """A task that there is, or a file; fewer drawn than tested."""
+        if self.text is None:
+            for name in ("answer", "wrong", "baselines"):
+                if getattr(self, name) is not None:
+                    raise CausalProbeError(f"`{name}` is for one prompt: give it as `text`.")
+        elif self.answer is None:
+            raise CausalProbeError("`text` has no `answer`: what should follow it? Give one token, such as ' Mary'.")
+        elif self.contrast not in ("resample", "corrupted"):
+            raise CausalProbeError(
+                f"`contrast` is {self.contrast!r}; one prompt is compared with others by resample or corrupted."
+            )
+        if self.baselines is not None and not os.path.isfile(self.baselines):
+            raise CausalProbeError(f"`baselines` is {self.baselines!r}, and there is no such file.")
         if self.task not in PROMPT_TASKS:
             if not self.task.endswith(".jsonl"):
                 raise CausalProbeError(

@@ -7,6 +7,7 @@ from causal_probe.circuits import Circuit
 from causal_probe.reports.pages import made, plus_minus, report
 from causal_probe.reports.pictures import plot
 from causal_probe.viz import report as page
+from causal_probe.viz.text import show_token
 
 __all__ = ["circuit_page"]
 
@@ -31,12 +32,26 @@ def circuit_page(result: Circuit) -> viz.Report:
         f"A circuit of {model}",
         f"{result.settings['prompts']}, {result.metric}, contrast {result.contrast}: {_conclusion(result)}",
         [
-            page.Section("Result", [page.Headline(_headline(result)), page.Paragraph(HOW_TO_READ), *_picture(result)]),
+            page.Section(
+                "Result",
+                [page.Headline(_headline(result)), *map(page.Paragraph, _how_to_read(result)), *_picture(result)],
+            ),
             page.Section("The edges", [_edges(result)]),
             page.Section("What the circuit is worth", list(_worth(result))),
             page.Section("What is not known", [page.Paragraph(_unknown(result))]),
         ],
     )
+
+
+def _how_to_read(result: Circuit) -> list[str]:
+    if not result.text:
+        return [HOW_TO_READ]
+    tokens = ", ".join(f"{show_token(token)} ({position})" for position, token in enumerate(result.text))
+    return [
+        f"One prompt; its tokens are, with their positions: {tokens}. L0H1@5 is what head 1 of layer 0 writes at position 5. Parts were replaced by those in "
+        f"{result.settings['n_baselines']} other prompts ({result.settings['baselines']}); effects are means over these baselines, and say nothing of other prompts.",
+        HOW_TO_READ,
+    ]
 
 
 def _conclusion(result: Circuit) -> str:
@@ -70,7 +85,9 @@ def _picture(result: Circuit) -> list[page.Picture]:
     return [
         page.Picture(
             plot(result),
-            "The circuit between components, by layer; a head's queries, keys and values are one node with its output.",
+            "The circuit over the prompt's tokens."
+            if result.text
+            else "The circuit between components, by layer; a head's queries, keys and values are one node with its output.",
         )
     ]
 
@@ -91,7 +108,7 @@ def _edges(result: Circuit) -> page.Table:
     return page.Table(
         ["source", "receiver", "status", "effect", "p, corrected", "again, on other prompts"],
         rows,
-        f"Effects in units of the metric, with standard errors over prompts; delta is {result.delta:.3g}.{more}",
+        f"Effects in units of the metric, with standard errors over {'baselines' if result.text else 'prompts'}; delta is {result.delta:.3g}.{more}",
     )
 
 

@@ -26,6 +26,7 @@ from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.qk_attributions import QKAttributions
 from causal_probe.probes.upstream_heads import Upstream
 from causal_probe.probes.verification import Verification
+from causal_probe.viz.over_text import over_text
 from causal_probe.viz.widget import Widget
 
 __all__ = ["plot"]
@@ -107,6 +108,12 @@ def _(result: Upstream, **options: Any) -> Figure:
 def _(result: Circuit, **options: Any) -> Figure:
     if not result.members:
         raise CausalProbeError("No edge was confirmed, so there is no circuit to draw.")
+    if result.text:
+        effects = [(edge.source, edge.receiver, edge.effect) for edge in result.edges]
+        members = [each for each in effects if each[:2] in set(result.members)]
+        answer = result.settings.get("answer")
+        title = f"What carries the {result.metric}" + (f" of {answer[0]!r}" if answer else "")
+        return over_text(result.text, members, result.attention, **{"title": title, **options})
     return viz.graph(
         result.by_component, **{"title": f"What carries the {result.metric} ({result.contrast})", **options}
     )

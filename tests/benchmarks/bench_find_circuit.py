@@ -130,15 +130,14 @@ def curves() -> None:
                     made = contrast_of(name, layers, clean, broken, special_tokens(model).ids, generator)
                     return Interventions(layers, clean, made, prompts.score(), rows)
 
-                estimates = attributions(run_on(torch.arange(12)))
+                estimates = {edge: float(each.sum()) for edge, each in attributions(run_on(torch.arange(12))).items()}
                 run = run_on(torch.arange(12, 24))
                 edges = edges_of(layers, run.read)
                 order = sorted(edges, key=lambda edge: -estimates[edge])
                 baseline = run.without(edges)
                 kept = []
                 for size in (100, 300, 1_000, 3_000, 10_000):
-                    inside = set(order[:size])
-                    values = run.without([edge for edge in edges if edge not in inside])
+                    values = run.without(edges, but=order[:size])
                     kept.append(f"{size} {float((values - baseline).mean() / (run.before - baseline).mean()):.2f}")
             print(f"{task}, {name}: kept by {', '.join(kept)}", flush=True)
 

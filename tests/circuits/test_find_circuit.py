@@ -16,8 +16,8 @@ from torch import Tensor
 
 from causal_probe import circuits
 from causal_probe.circuits import Circuit, Prompts, find_circuit
-from causal_probe.circuits.find_circuit import _missed, _tested
 from causal_probe.circuits.found import CircuitEdge
+from causal_probe.circuits.judging import judged, missed
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments import model_circuit
 from causal_probe.hooks import to_hooked
@@ -100,13 +100,13 @@ def test_verdicts_and_their_p_values_are_those_of_scipy() -> None:
     effects = np.stack([generator.normal(mean, 0.05, 40) for mean in (1.0, 0.0, -1.0, 0.1, 0.0)])
     effects[3] += generator.normal(0, 2, 40)
     screened = dict.fromkeys(edges, 0.0)
-    found = _tested(edges, effects, screened, set(), 0.05, 0.1, "fdr")
+    found = judged(edges, effects, screened, set(), 0.05, 0.1, "fdr")
     assert [found[edge].status for edge in edges] == ["confirmed", "negligible", "negative", "undecided", "negligible"]
     raw = [stats.ttest_1samp(each, 0.1, alternative="greater").pvalue for each in effects]
     np.testing.assert_allclose([found[edge].p for edge in edges], stats.false_discovery_control(raw), atol=1e-12)
     low, high = stats.ttest_1samp(effects[1], 0).confidence_interval(0.9)
     assert (found[edges[1]].low, found[edges[1]].high) == pytest.approx((low, high))
-    family = _tested(edges, effects, screened, set(), 0.05, 0.1, "family-wise")
+    family = judged(edges, effects, screened, set(), 0.05, 0.1, "family-wise")
     assert all(family[edge].p >= found[edge].p - 1e-12 for edge in edges)
 
 
@@ -136,7 +136,7 @@ def test_nothing_is_confirmed_more_often_than_the_level_says_where_answers_are_s
             run = parts.Interventions(layers, clean, contrast, score, torch.arange(24))
             edges = parts.edges_of(layers, run.read)
             effects = run.effects(edges).numpy()
-        found = _tested(edges, effects, dict.fromkeys(edges, 0.0), set(), 0.2, 0.0, "family-wise")
+        found = judged(edges, effects, dict.fromkeys(edges, 0.0), set(), 0.2, 0.0, "family-wise")
         runs += any(edge.status == "confirmed" for edge in found.values())
         p_values += [float(stats.ttest_1samp(each, 0, alternative="greater").pvalue) for each in effects[::20]]
     assert runs <= stats.binom.ppf(0.99, 6, 0.2)
@@ -161,11 +161,11 @@ def test_cut_edges_are_negligible() -> None:
 def test_the_interval_of_what_is_missed_is_clopper_and_pearson_s() -> None:
     edge = CircuitEdge("embed", "logits", "negligible", 0, 0, 0, 0, 1, None, None, 0, True)
     edges = [edge] * 38 + [edge._replace(status="confirmed")] * 2 + [edge._replace(sampled=False)] * 60
-    tested, confirmed, low, high = _missed(edges, 1000)
+    tested, confirmed, low, high = missed(edges, 1000)
     assert (tested, confirmed) == (40, 2)
     assert low == pytest.approx(stats.beta.ppf(0.025, 2, 39))
     assert high == pytest.approx(stats.beta.ppf(0.975, 3, 38))
-    assert _missed(edges, 100) is None
+    assert missed(edges, 100) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------- results

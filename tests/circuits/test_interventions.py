@@ -221,7 +221,7 @@ def test_estimates_are_the_first_order_of_effects(name: str) -> None:
         whole, share = run.contrast, 3e-3  # Hugging Face's RMSNorm rounds to single precision in between
         run.contrast = Scaled(whole, share)  # type: ignore[assignment]
         edges = edges_of(run.layers, run.read)
-        estimates = attributions(run, steps=1)
+        estimates = {edge: float(each.sum()) for edge, each in attributions(run, steps=1).items()}
         assert set(estimates) == set(edges)
         some = edges[::5]
         there = run.effects(some).mean(1)
@@ -243,7 +243,7 @@ def test_estimates_of_a_linear_model_sum_to_the_metric_s_difference() -> None:
         run = made(model)
         run.score = lambda logits, rows: logits[:, -1].gather(-1, ANSWERS[rows][:, None])[:, 0]
         run.before = run._scored(run.clean.logits)
-        estimates = attributions(run, steps=2)
+        estimates = {edge: float(each.sum()) for edge, each in attributions(run, steps=2).items()}
         into = [edge for edge in estimates if edge[1] == "logits"]
         fall = float((run.before - run.without(into)).mean())
         assert sum(estimates[edge] for edge in into) == pytest.approx(fall, abs=1e-10)

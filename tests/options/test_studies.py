@@ -31,13 +31,14 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 #: Another value of every option, by name; by type where there is none.
+ONE_PROMPT = ("text", "answer", "wrong", "baselines")
 OTHER: dict[str, Any] = {
     "graph": "chain", "graphs": ["chain"], "heads": [2, 1], "training": "joint", "optimizer": "sgd", "bos": "yes", "words": ["a"],
     "templates": ["induction"], "corpus": "texts", "shard": "1/4", "head": "mean", "algorithm": "pc", "samples": 100, "source": "values",
     "explain": "-1", "models": ["trained"], "ratings": "u.data", "backend": "dask", "scheduler": "tcp://x:1", "separator": "--",
     "dtype": "float64", "text": "c d", "name": "sine", "out": "y", "concentration": 0.25, "level": 0.25, "root_probability": 0.25,
     "residual": 0.25, "device": "cpu", "learning_rate": 0.25, "field": "body", "prior": "diagonal", "beside": "folder", "task": "ioi",
-    "metric": "log-probability", "contrast": "zero", "correction": "family-wise", "n_prompts": 48, "most": 50,
+    "metric": "log-probability", "contrast": "zero", "correction": "family-wise", "n_prompts": 48, "most": 50, "answer": " a", "wrong": " b", "baselines": __file__,
 }  # fmt: skip
 
 
@@ -105,6 +106,8 @@ def test_settings_and_call_say_the_options(name: str) -> None:
         changed = {**needed, option.name: other(option)}
         changed |= {"corpus": "texts"} if option.name in ("length", "separator", "field", "shard") else {}
         changed |= {"backend": "dask"} if option.name == "scheduler" else {}
+        if name == "model_circuit" and option.name in ONE_PROMPT:
+            changed = {"text": "c d", "answer": " a", **changed}
         settings = cls(**changed).settings()
         assert settings[option.name] == other(option)
         said = keywords(cls.call(name, settings))
