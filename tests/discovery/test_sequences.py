@@ -16,7 +16,7 @@ from causal_probe.discovery.sequences.redrawn import dirichlet, stationary, walk
 from causal_probe.discovery.sequences.result import SequenceGraph
 from causal_probe.discovery.sequences.search import search
 from causal_probe.discovery.sequences.swaps import redraw
-from causal_probe.discovery.sequences.verdicts import identifiable
+from causal_probe.discovery.sequences.verdicts import identifiable, one_matrix_for_all
 from causal_probe.errors import CausalProbeError
 
 
@@ -317,6 +317,17 @@ def test_the_root_of_a_component_is_not_asked_for_where_any_would_do(seed):
 def test_edges_of_another_matrix_are_found():
     tokens = np.concatenate([planted(FOREST, n=2000), planted([-1, 0, 1, 2, 3, 4], n=2000, seed=1)], 1)
     assert "all edges of a sequence share one transition matrix" in rejected(tokens)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_columns_without_an_edge_are_not_edges_for_what_they_tell_of_the_frequencies(seed):
+    """Forty linked columns blur a sequence's frequencies; twenty independent ones know them better, and would look like edges among themselves."""
+    rng = np.random.default_rng(seed)
+    tree = [-1, *(int(rng.integers(child)) for child in range(1, 40)), *[-1] * 20]
+    codes = code(planted(tree, n=3000, seed=seed), max_memory=2**30)
+    found = one_matrix_for_all(codes.take(slice(1500)), codes.take(slice(1500, 3000)), tree)
+    assert found.holds
+    assert found.p_value > 0.01
 
 
 def test_transitions_from_pairs_of_parents_are_refused():
