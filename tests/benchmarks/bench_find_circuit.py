@@ -18,8 +18,8 @@ from torch import Tensor
 from causal_probe import circuits
 from causal_probe.circuits import find_circuit
 from causal_probe.circuits.contrasts import contrast_of
-from causal_probe.circuits.find_circuit import _tested
 from causal_probe.circuits.interventions import Interventions, edges_of
+from causal_probe.circuits.judging import judged
 from causal_probe.circuits.partial import SIDES, Layers
 from causal_probe.circuits.screen import attributions
 from causal_probe.errors import CausalProbeError
@@ -87,7 +87,7 @@ def level(runs: int, at: float = 0.05) -> None:
             run = Interventions(layers, clean, contrast, score, torch.arange(32))
             edges = edges_of(layers, run.read)
             effects = run.effects(edges).cpu().numpy()
-        found = _tested(edges, effects, dict.fromkeys(edges, 0.0), set(), at, 0.0, "fdr")
+        found = judged(edges, effects, dict.fromkeys(edges, 0.0), set(), at, 0.0, "fdr")
         false += any(edge.status == "confirmed" for edge in found.values())
         tested += len(edges)
         one = int(torch.randint(len(edges), (), generator=generator))  # one of a run: others share its prompts

@@ -238,17 +238,16 @@ def _polish(codes: Codes, found: Found) -> Found:
 
 
 def _other_law(codes: Codes, first: Codes, best: Found) -> list[tuple[tuple[int, int], ...]]:
-    """In what the best graph is another if a token likes to follow itself, or shuns it; empty where the data do not ask for such rows.
+    """In what the best graph is another if a token likes to follow itself, or shuns it; empty where the data ask for neither.
 
-    Where tokens mostly follow themselves, rows that are alike may explain a wrong graph better than the true one.
+    Where tokens mostly follow themselves, rows that are alike may explain a wrong graph better than the true one. Of the other laws the best counts.
     """
-    found = []
-    for diagonal in DIAGONALS:
-        its = _polish(codes, search(dataclasses.replace(first, diagonal=diagonal)))
-        if its.concentration is not None and len(codes.local) * (its.score - best.score) > WORTH:
-            columns = enumerate(zip(best.parents, its.parents, strict=True))
-            found.append(tuple((column, new) for column, (old, new) in columns if new != old))
-    return found
+    laws = [_polish(codes, search(dataclasses.replace(first, diagonal=diagonal))) for diagonal in DIAGONALS]
+    its = max(laws, key=lambda found: found.score)
+    if its.concentration is None or len(codes.local) * (its.score - best.score) <= WORTH:
+        return []
+    columns = enumerate(zip(best.parents, its.parents, strict=True))
+    return [tuple((column, new) for column, (old, new) in columns if new != old)]
 
 
 def kind_of_structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest], level: float) -> tuple[str, bool]:
