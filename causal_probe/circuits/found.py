@@ -288,8 +288,8 @@ class Circuit(Result):
     @property
     def call(self) -> str:
         """The Python that gives this result, of the study; of a call of the function, what it is in general."""
-        if self.text and "prompt" in self.settings and "task" not in self.settings:
-            asked = ", ".join(repr(self.settings[name]) for name in ("prompt", "answer", "wrong"))
+        if "prompts_text" in self.settings and "task" not in self.settings:
+            asked = ", ".join(repr(self.settings[f"prompts_{name}"]) for name in ("text", "right", "wrong"))
             return f"from causal_probe import circuits\n\ncircuits.prompt_circuit(model, {asked})"
         if "task" not in self.settings:
             return "from causal_probe import circuits\n\ncircuits.find_circuit(model, prompts)"

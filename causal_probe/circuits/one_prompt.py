@@ -126,8 +126,8 @@ def prompt_circuit(
     settings = {
         **found.settings,
         "prompts": "one prompt",
-        **prompts.settings,
-        "baselines": RANDOM if baselines is None else "given",
+        **{f"prompts_{key}": value for key, value in prompts.settings.items()},
+        "replaced_by": RANDOM if baselines is None else "given baselines",
         "n_baselines": len(beside),
         "bos": bos,
     }
@@ -151,7 +151,7 @@ def _asked(
         return prompt, ()
     if not right:
         raise CausalProbeError('A text needs its `answer`, one token: " Mary".')
-    its = {"prompt": prompt, "answer": list(right), "wrong": list(others)}
+    its = {"text": prompt, "right": list(right), "wrong": list(others)}
     found = prompts_of(model, [Texts(prompt, right, others)], name="prompt", bos=bos, settings=its)
     return replace(found, settings=its), text_start(model, bos)
 

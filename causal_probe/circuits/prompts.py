@@ -110,7 +110,7 @@ class Prompts:
         Raises
         ------
         CausalProbeError
-            If there is no such metric, or it compares with wrong answers and the prompts have none.
+            If there is no such metric, or it compares with wrong answers and the prompts have none; from the function, if an answer is no token of the model.
         """
         if metric not in METRICS:
             raise CausalProbeError(f"Unknown metric {metric!r}; choose from {', '.join(METRICS)}.")
@@ -121,6 +121,11 @@ class Prompts:
 
         def score(logits: Tensor, rows: Tensor) -> Tensor:
             at = logits[:, list(self.scored)]
+            for choices in (self.right, self.wrong):
+                if choices is not None and int(choices.max()) >= at.shape[-1]:
+                    raise CausalProbeError(
+                        f"An answer is token {int(choices.max())}, and the model gives logits of 0 to {at.shape[-1] - 1}: use its own tokenizer."
+                    )
             right = self.right[rows.to(self.right.device)].to(logits.device)
             wrong = right if self.wrong is None else self.wrong[rows.to(self.wrong.device)].to(logits.device)
             return METRICS[metric](at, right, wrong).mean(-1)

@@ -49,7 +49,7 @@ def _how_to_read(result: Circuit) -> list[str]:
     tokens = ", ".join(f"{show_token(token)} ({position})" for position, token in enumerate(result.text))
     return [
         f"One prompt; its tokens are, with their positions: {tokens}. L0H1@5 is what head 1 of layer 0 writes at position 5. Parts were replaced by those in "
-        f"{result.settings['n_baselines']} other prompts ({result.settings['baselines']}); effects are means over these baselines, and say nothing of other prompts.",
+        f"{result.settings['n_baselines']} other prompts ({result.settings['replaced_by']}); effects are means over these baselines, and say nothing of other prompts.",
         HOW_TO_READ,
     ]
 

@@ -111,8 +111,8 @@ def _(result: Circuit, **options: Any) -> Figure:
     if result.text:
         effects = [(edge.source, edge.receiver, edge.effect) for edge in result.edges]
         members = [each for each in effects if each[:2] in set(result.members)]
-        answer = result.settings.get("answer")
-        title = f"What carries the {result.metric}" + (f" of {answer[0]!r}" if answer else "")
+        right = result.settings.get("prompts_right")
+        title = f"What carries the {result.metric}" + (f" of {right[0]!r}" if right else "")
         return over_text(result.text, members, result.attention, **{"title": title, **options})
     return viz.graph(
         result.by_component, **{"title": f"What carries the {result.metric} ({result.contrast})", **options}

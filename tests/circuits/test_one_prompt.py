@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from causal_probe.circuits.contrasts import Contrast
 from causal_probe.circuits.interventions import edges_of, placed
 from causal_probe.circuits.prompts import Prompts
 from causal_probe.errors import CausalProbeError
+from causal_probe.experiments import model_circuit
 from causal_probe.hooks import to_hooked
 from causal_probe.hooks.check import undisturbed
 from causal_probe.reports.circuit import circuit_page
+from tests import tiny_huggingface as tiny
 from tests.architectures import zoo
 from tests.circuits.test_interventions import TOKENS, made
 
@@ -162,3 +165,42 @@ def test_several_prompts_and_texts_without_a_tokenizer_are_refused() -> None:
         circuits.prompt_circuit(model, "When Mary and John", " Mary")
     with pytest.raises(CausalProbeError, match="needs its `answer`"):
         circuits.prompt_circuit(model, "When Mary and John")
+
+
+@pytest.mark.parametrize("asked", ["right", "wrong"])
+def test_an_answer_that_the_model_has_not_is_refused(asked: str) -> None:
+    prompt = replace(PROMPT, **{asked: torch.tensor([[[7]]])})
+    for find in (
+        lambda model: circuits.prompt_circuit(model, prompt),
+        lambda model: circuits.find_circuit(model, many(prompt, 30)),
+    ):
+        with pytest.raises(CausalProbeError, match="An answer is token 7, and the model gives logits of 0 to 3"):
+            find(circuits.known_circuit("key-composition").model)
+
+
+def many(prompt: Prompts, n: int) -> Prompts:
+    wrong = None if prompt.wrong is None else prompt.wrong.repeat(n, 1, 1)
+    return replace(prompt, tokens=prompt.tokens.repeat(n, 1), right=prompt.right.repeat(n, 1, 1), wrong=wrong)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_study_says_what_was_asked(tmp_path: Path, given: bool) -> None:
+    """A random model, asked for what it says rather of this text than of others."""
+    model = to_hooked(tiny.gpt2(), tiny.tokenizer())
+    tokens = tiny.tokens(61, 6)
+    with torch.no_grad():
+        logits = model(tokens)[:, -1, 3 : tiny.D_VOCAB - 2]
+    likelier = logits[0] - logits[1:].mean(0)
+    text, *others = (" ".join(f"t{token}" for token in row) for row in tokens.tolist())
+    answer, wrong = f" t{3 + int(likelier.argmax())}", f" t{3 + int(likelier.argmin())}"
+    file = tmp_path / "others.txt"
+    file.write_text("\n".join(others))
+    found = model_circuit(
+        model, text=text, answer=answer, wrong=wrong, bos="no", most=40, sampled=5, n_prompts=60, contrast="corrupted",
+        **({"baselines": str(file)} if given else {}),
+    )  # fmt: skip
+    page = circuit_page(found).to_html()
+    assert f"60 other prompts ({'given baselines' if given else 'random tokens'})" in page
+    assert repr(text) in found.call
+    assert found.confirmed
+    assert repr(answer) in found.plot().get_suptitle()
