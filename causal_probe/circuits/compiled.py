@@ -156,7 +156,7 @@ def _craft(program: RaspProgram) -> _Crafted:
             basis_inference.infer_bases(found.graph, found.sink, set(program.vocab), program.n)
             expr_to_craft_graph.add_craft_components_to_rasp_graph(found.graph, bos_dir=bos)
             craft = craft_graph_to_model.craft_graph_to_model(found.graph, found.sources)
-        except (NotImplementedError, TypeError, ValueError, AssertionError) as error:
+        except (NotImplementedError, TypeError, ValueError, AssertionError) as error:  # tracr raises each, by program
             reason = "; ".join(problems) or str(error) or type(error).__name__
             raise CausalProbeError(
                 f"tracr can't compile this program: {reason}. Selections are of one Select each, of categorical keys and queries."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,8 @@ def handset(name: str, description: str, **more: object) -> Callable[[Callable[[
 
     def register(make: Callable[[], Program]) -> Callable[[], Program]:
         def circuit(**options: object) -> KnownCircuit:
-            return plant(name, make(), description=description, **{**more, **options})  # type: ignore[arg-type]
+            keywords: dict[str, Any] = {**more, **options}
+            return plant(name, make(), description=description, **keywords)
 
         HAND_SET[name] = circuit
         return make

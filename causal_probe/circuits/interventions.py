@@ -164,7 +164,9 @@ class Interventions:
         """
         layers, tokens = self.layers, self.clean.tokens
         by_receiver: dict[str, set[Term]] = defaultdict(set)
-        for edges, sign in ((cut, 1), (but, -1)):
+        whole, spared = set(cut), set(but)
+        # A whole edge is left out; taking its sum back would round.
+        for edges, sign in ((whole - spared, 1), (spared - whole, -1)):
             for source, receiver in edges:
                 by_receiver[placed(receiver)[0]].add(_term(source, sign))
         stream = self.clean.streams[0]
@@ -233,10 +235,10 @@ class _Kept:
     """A function of a source that is computed once for each."""
 
     def __init__(self, function: Callable[[str], Tensor]) -> None:
-        self.function, self.found = function, {}  # type: ignore[var-annotated]
+        self.function = function
+        self.found: dict[str, Tensor] = {}
 
     def __call__(self, source: str) -> Tensor:
         if source not in self.found:
             self.found[source] = self.function(source)
-        found: Tensor = self.found[source]
-        return found
+        return self.found[source]

@@ -158,7 +158,7 @@ def compressed(
         for old, new in zip(streams, small_streams, strict=True):
             loss = loss + (new @ R.mT - old).square().mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         optimizer.step()
     small.load_state_dict(turned(R.detach()))
     truth: nx.DiGraph = circuit.truth.copy()
