@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> None:
         save_with(*draw_recovery(), DEMOS / "images" / "recovered.png")
     names = [name for name in arguments if not name.startswith("--")]
     for path in sorted(DEMOS.glob("*.ipynb")):
-        if names and not path.name.startswith(tuple(names)):
+        if names and not path.name.startswith(tuple(f"{name}_" for name in names)):
             continue
         if "--install-cells" in arguments:
             notebook = nbformat.read(path, as_version=4)

@@ -29,7 +29,7 @@ LOWER = {
     "viz": {"graphs", "probes"},
     "first_gradient": {"graphs", "hooks", "tasks", "models", "training", "probes"},
     "mechanisms": {"graphs", "hooks", "tasks", "models", "training", "probes", "viz"},
-    "circuits": {"options", "graphs", "hooks", "tasks", "models", "probes"},
+    "circuits": {"options", "graphs", "hooks", "tasks", "models", "training", "probes"},
 }
 #: These from all that are below them.
 UPPER = ("experiments", "papers", "sweep", "reports", "cli")

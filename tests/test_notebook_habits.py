@@ -167,6 +167,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "EvidenceTable": lambda: EvidenceTable(
             experiments.measure_evidence(tiny, task, graph="chain", name="random", inputs=2, n_sequences=64), settings={"graphs": ["chain"]}
         ),
+        "JudgedMethods": lambda: experiments.known_circuits(["and-gate", "value-composition"], ["EAP", "circuit", "upstream"], n_prompts=24),
         "LayerFeatures": lambda: mechanisms.layer_features(
             models.LinearTransformer(2, 9, d_hidden=12, d_features=4, dtype=torch.float64).initialise(
                 tasks.generator(0, "weights"), scale=0.3

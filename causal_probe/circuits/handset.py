@@ -11,12 +11,14 @@ from causal_probe.circuits.known import Edge, KnownCircuit
 from causal_probe.circuits.planting import plant
 from causal_probe.circuits.program import Component, Gate, Match, Offset, Pointer, Program, Table
 
-__all__ = ["HAND_SET"]
+__all__ = ["HAND_SET", "PROGRAMS"]
 
 #: Tokens, and positions.
 S, T = 4, 10
 #: By name, what makes the circuit (keywords: those of :func:`~causal_probe.circuits.planting.plant`).
 HAND_SET: dict[str, Callable[..., KnownCircuit]] = {}
+#: By name, its program.
+PROGRAMS: dict[str, Callable[[], Program]] = {}
 
 
 def handset(name: str, description: str, **more: object) -> Callable[[Callable[[], Program]], Callable[[], Program]]:
@@ -28,6 +30,7 @@ def handset(name: str, description: str, **more: object) -> Callable[[Callable[[
             return plant(name, make(), description=description, **keywords)
 
         HAND_SET[name] = circuit
+        PROGRAMS[name] = make
         return make
 
     return register

@@ -129,10 +129,24 @@ class Interventions:
         return found
 
     def _ablated(self, layer: int, side: str, edges: Sequence[Edge]) -> Float[Tensor, " rows"]:
-        n, (tokens, stream) = len(edges), (self.clean.tokens, self.clean.streams[layer])
-        change = torch.cat(
-            [_sum([_term(source)], self.contrast.delta, torch.zeros_like(stream)) for source, _ in edges]
-        )
+        start = torch.zeros_like(self.clean.streams[layer])
+        changes = [_sum([_term(source)], self.contrast.delta, start) for source, _ in edges]
+        return self.changed(layer, side, [receiver for _, receiver in edges], changes)
+
+    def changed(
+        self, layer: int, side: str, receivers: Sequence[str], changes: Sequence[Float[Tensor, "row pos d_model"]]
+    ) -> Float[Tensor, " rows"]:
+        """The metric when something is added to the input of one receiver, everything behind computed anew; one after another, by row.
+
+        Parameters
+        ----------
+        receivers
+            Of one layer and side.
+        changes
+            What is added to the input of each.
+        """
+        n, (tokens, stream) = len(receivers), (self.clean.tokens, self.clean.streams[layer])
+        change = torch.cat([*changes])
         tokens, stream = tokens.repeat(n, 1), stream.repeat(n, 1, 1)
         if side == "logits":
             return self._scored(self.layers.to_logits(tokens, layer, stream + change))
@@ -144,7 +158,7 @@ class Interventions:
         rows = len(self.clean.tokens)
         puts = [
             (side, self.read[placed(receiver)[0]].number, new, slice(at * rows, (at + 1) * rows))
-            for at, (_, receiver) in enumerate(edges)
+            for at, receiver in enumerate(receivers)
         ]
         return self._scored(self.layers.to_logits(tokens, layer, stream, self.layers.put(layer, puts)))
 

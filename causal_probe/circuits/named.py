@@ -11,16 +11,18 @@ from causal_probe.circuits.handset import HAND_SET
 from causal_probe.circuits.known import KnownCircuit
 from causal_probe.circuits.random_planted import random_circuit
 from causal_probe.circuits.rasp_programs import PROGRAMS
+from causal_probe.circuits.trained import TRAINED, trained_circuit
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["known_circuit", "known_circuits"]
 
-#: What stands before the name of a program compiled by tracr, and before the seed of a random circuit.
-COMPILED, RANDOM = "tracr-", "planted-"
+#: What stands before the name of a program compiled by tracr, before the seed of a random circuit, and before the name of a program that a model is trained to.
+COMPILED, RANDOM, BY_TRAINING = "tracr-", "planted-", "trained-"
 
 
 def known_circuits() -> tuple[str, ...]:
-    """The names of the circuits: those set by hand, then those compiled by tracr. Random ones are ``"planted-0"``, ``"planted-1"``, ... without end.
+    """The names of the circuits: those set by hand, then those compiled by tracr. Random ones are ``"planted-0"``, ``"planted-1"``, ... without end; and
+    ``"trained-key-composition"`` and others (:data:`~causal_probe.circuits.trained.TRAINED`) are trained when they are asked for, in minutes.
 
     >>> len([name for name in known_circuits() if name.startswith("tracr-")]), "or-gate" in known_circuits()
     (19, True)
@@ -35,7 +37,7 @@ def known_circuit(name: str) -> KnownCircuit:
     Parameters
     ----------
     name
-        One of :func:`known_circuits`, or ``"planted-"`` and a seed.
+        One of :func:`known_circuits`; ``"planted-"`` and a seed; ``"trained-"`` and the name of a circuit set by hand.
 
     Raises
     ------
@@ -57,8 +59,10 @@ def known_circuit(name: str) -> KnownCircuit:
         return compiled_circuit(name.removeprefix(COMPILED))
     if seed := re.fullmatch(rf"{RANDOM}(\d+)", name):
         return random_circuit(int(seed[1]))
+    if name.startswith(BY_TRAINING) and name.removeprefix(BY_TRAINING) in HAND_SET:
+        return trained_circuit(name.removeprefix(BY_TRAINING))
     near = difflib.get_close_matches(name, known_circuits(), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise CausalProbeError(
-        f"Unknown circuit {name!r}.{hint} Circuits: {', '.join(known_circuits())}; and {RANDOM}0, {RANDOM}1, ..."
+        f"Unknown circuit {name!r}.{hint} Circuits: {', '.join(known_circuits())}; {RANDOM}0, {RANDOM}1, ...; {', '.join(f'{BY_TRAINING}{each}' for each in TRAINED)}"
     )

@@ -87,6 +87,7 @@ class Layers:
                 "This model's stream is a concatenation of named parts; give model.to_transformer_lens(), whose parts add to one stream."
             )
         self.model: Any = model
+        self._points = frozenset(model.hook_dict)  # a bridge makes its dictionary anew each time
         with circuit_weights(model) as (standard, weights):
             self.heads = [len(W_O) for W_O in weights.W_O]
             self.W_O = [W_O.detach() for W_O in weights.W_O]
@@ -106,6 +107,12 @@ class Layers:
         )
         self._passes, self._skips = Skips(model), False
         self._learn(tokens[:2])
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """By layer: the number of heads, of groups that carry queries, keys and values, and whether the MLP reads what the attention writes."""
+        groups = [[self.groups.get(layer, {}).get(side, 0) for side in SIDES] for layer in range(self.n)]
+        return {"heads": self.heads, "groups": groups, "in_turn": self.in_turn, "d_model": self.W_O[0].shape[-1]}
 
     # ------------------------------------------------------------------------------------------------------------ names
 
@@ -151,7 +158,7 @@ class Layers:
         if stream is not None:
             hooks.append((f"blocks.{start}.hook_resid_pre", lambda value, hook: stream.to(value)))
         hooks += [(name, lambda value, hook, put=put: put(value)) for name, put in (puts or {}).items()]
-        hooks += [(name, keep(found, name)) for name in names if name in self.model.hook_dict]
+        hooks += [(name, keep(found, name)) for name in names if name in self._points]
         logits = None
 
         def halt(value: Tensor, hook: Any) -> None:
@@ -347,7 +354,7 @@ class Layers:
             return value + noise.to(value) * (value.std() + 1)
 
         def run(*noised: str) -> dict[str, Tensor]:
-            puts = {name: noisy for name in noised if name in self.model.hook_dict}
+            puts = {name: noisy for name in noised if name in self._points}
             names = [*self.of_layer(layer), *inputs]
             return self.run(
                 clean.tokens, start=layer, stream=clean.streams[layer], puts=puts, names=names, until=layer + 1

@@ -141,13 +141,17 @@ class Program:
                 found[name] = 2 if isinstance(component, Gate) else found.get(component.value, 0)
         return found
 
-    def run(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, Int[Tensor, "batch pos"]]:
-        """By source, its variable at each position."""
+    def run(
+        self, tokens: Int[Tensor, "batch pos"], given: Mapping[str, Int[Tensor, "batch pos"]] | None = None
+    ) -> dict[str, Int[Tensor, "batch pos"]]:
+        """By source, its variable at each position; ``given`` are put in the place of what components would write."""
         n = tokens.shape[1]
         at = torch.arange(n, device=tokens.device)
         held = {"embed": tokens, "pos_embed": at.expand_as(tokens)}
         for name, component in self.components.items():
-            if isinstance(component, Table):
+            if given and name in given:
+                held[name] = given[name]
+            elif isinstance(component, Table):
                 held[name] = torch.tensor(component.table)[tuple(held[each] for each in component.inputs)]
             elif isinstance(component, Gate):
                 holds = torch.stack([held[each] == component.symbol for each in component.inputs])

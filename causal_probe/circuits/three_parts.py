@@ -170,6 +170,7 @@ def screen_test_report(
             "sampled": asked.sampled,
             "pairs": pairs,
             "seed": asked.seed,
+            "shape": layers.shape,
             "attention_not_read": [f"L{layer}" for layer in layers.carriers if layers.attends[layer] != SIDES],
             "mlps_not_read": [
                 f"L{layer}.mlp" for layer, read in enumerate(layers.mlps) if layers.reader.has_mlps and not read

@@ -10,6 +10,7 @@ from causal_probe.experiments.compare_evidence import compare_evidence, measure_
 from causal_probe.experiments.discover_in_text import discover_in_text
 from causal_probe.experiments.explanations import explain_sentiment, explain_sessions
 from causal_probe.experiments.in_context_graph import in_context_graph
+from causal_probe.experiments.known_circuits import known_circuits
 from causal_probe.experiments.leaderboard import leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
 from causal_probe.experiments.model_circuit import model_circuit as model_circuit
@@ -29,6 +30,7 @@ __all__ = [
     "explain_sentiment",
     "explain_sessions",
     "in_context_graph",
+    "known_circuits",
     "leaderboard",
     "measure_evidence",
     "merge_scans",

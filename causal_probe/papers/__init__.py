@@ -15,6 +15,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.options import takes
 from causal_probe.options.studies import ReproduceOptions
 from causal_probe.papers import (  # noqa: F401 - each enters its own
+    circuits,
     copying,
     descent,
     evidence,

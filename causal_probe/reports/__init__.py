@@ -9,6 +9,7 @@ from causal_probe.reports import (  # noqa: F401
     discovery,
     evidence,
     in_context,
+    known_circuits,
     paper,
     recovery,
     scan,

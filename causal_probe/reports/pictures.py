@@ -14,6 +14,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.compared_evidence import EvidenceTable
 from causal_probe.experiments.discover_in_text import TextDiscovery
 from causal_probe.experiments.gradient_recovery import GradientRecovery
+from causal_probe.experiments.judged_methods import JudgedMethods
 from causal_probe.experiments.leaderboard import Leaderboard
 from causal_probe.experiments.model_scan import ModelScan
 from causal_probe.experiments.recovery import Recovery
@@ -175,6 +176,15 @@ def _(result: Leaderboard, value: str = "excess", **options: Any) -> Figure:
 @plot.register
 def _(result: EvidenceTable, **options: Any) -> Figure:
     return viz.table_map(result.by_graph(), **{"value_name": "F1 of the skeleton", "limit": 1.0, **options})
+
+
+@plot.register
+def _(result: JudgedMethods, what: str | None = None, **options: Any) -> Figure:
+    name = _one_of(what, ["circuits", "edges"])
+    return viz.table_map(
+        result.grid(name),
+        **{"value_name": "AUROC", "row_name": "method", "column_name": name, "limit": 1.0, **options},
+    )
 
 
 @plot.register

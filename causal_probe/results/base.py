@@ -152,6 +152,7 @@ class Result:
         - a discovery: ``plot("L5H3")``, a head's mixed graph, by default the first;
         - a recovery: the true graph above, the found one below; ``plot("training")``, the loss;
         - a leaderboard: ``plot("skill")``, one figure by model and graph; a comparison of evidence: its F1;
+        - methods on known circuits: AUROC by kind of circuit; ``plot("edges")``, by kind of edge;
         - dynamics: the series with their change-points;
         - a reproduction: ``plot(name)``, one of its figures, by default the first.
 

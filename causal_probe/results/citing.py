@@ -122,6 +122,62 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   journal = {Transformer Circuits Thread},
   year    = {2021}
 }""",
+    "lindner2023": """@inproceedings{lindner2023,
+  title         = {Tracr: Compiled Transformers as a Laboratory for Interpretability},
+  author        = {Lindner, David and Kram{\\'a}r, J{\\'a}nos and Farquhar, Sebastian and Rahtz, Matthew and McGrath, Thomas and Mikulik, Vladimir},
+  booktitle     = {Advances in Neural Information Processing Systems},
+  year          = {2023},
+  eprint        = {2301.05062},
+  archiveprefix = {arXiv}
+}""",
+    "gupta2024": """@inproceedings{gupta2024,
+  title         = {{InterpBench}: Semi-Synthetic Transformers for Evaluating Mechanistic Interpretability Techniques},
+  author        = {Gupta, Rohan and Arcuschin, Iv{\\'a}n and Kwa, Thomas and Garriga-Alonso, Adri{\\`a}},
+  booktitle     = {Advances in Neural Information Processing Systems},
+  year          = {2024},
+  eprint        = {2407.14494},
+  archiveprefix = {arXiv}
+}""",
+    "conmy2023": """@inproceedings{conmy2023,
+  title         = {Towards Automated Circuit Discovery for Mechanistic Interpretability},
+  author        = {Conmy, Arthur and Mavor-Parker, Augustine N. and Lynch, Aengus and Heimersheim, Stefan and Garriga-Alonso, Adri{\\`a}},
+  booktitle     = {Advances in Neural Information Processing Systems},
+  year          = {2023},
+  eprint        = {2304.14997},
+  archiveprefix = {arXiv}
+}""",
+    "syed2023": """@inproceedings{syed2023,
+  title         = {Attribution Patching Outperforms Automated Circuit Discovery},
+  author        = {Syed, Aaquib and Rager, Can and Conmy, Arthur},
+  booktitle     = {Proceedings of the 7th BlackboxNLP Workshop},
+  year          = {2024},
+  eprint        = {2310.10348},
+  archiveprefix = {arXiv}
+}""",
+    "hanna2024": """@inproceedings{hanna2024,
+  title         = {Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms},
+  author        = {Hanna, Michael and Pezzelle, Sandro and Belinkov, Yonatan},
+  booktitle     = {Conference on Language Modeling},
+  year          = {2024},
+  eprint        = {2403.17806},
+  archiveprefix = {arXiv}
+}""",
+    "wang2023": """@inproceedings{wang2023,
+  title         = {Interpretability in the Wild: a Circuit for Indirect Object Identification in {GPT-2} small},
+  author        = {Wang, Kevin and Variengien, Alexandre and Conmy, Arthur and Shlegeris, Buck and Steinhardt, Jacob},
+  booktitle     = {International Conference on Learning Representations},
+  year          = {2023},
+  eprint        = {2211.00593},
+  archiveprefix = {arXiv}
+}""",
+    "geiger2022": """@inproceedings{geiger2022,
+  title         = {Inducing Causal Structure for Interpretable Neural Networks},
+  author        = {Geiger, Atticus and Wu, Zhengxuan and Lu, Hanson and Rozner, Josh and Kreiss, Elisa and Icard, Thomas and Goodman, Noah D. and Potts, Christopher},
+  booktitle     = {International Conference on Machine Learning},
+  year          = {2022},
+  eprint        = {2112.00826},
+  archiveprefix = {arXiv}
+}""",
 }
 
 

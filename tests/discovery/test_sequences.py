@@ -314,6 +314,22 @@ def test_the_root_of_a_component_is_not_asked_for_where_any_would_do(seed):
     assert rejected(planted(tree, n=5000, states=2, concentration=0.5, seed=seed)) == set()
 
 
+def test_out_of_order_no_direction_is_claimed_and_the_first_column_is_no_root():
+    rng = np.random.default_rng(0)
+    found = graph_from_sequences(planted(list(range(-1, 11)), n=2000)[:, rng.permutation(12)])
+    assert "columns are in causal order" in {a.name for a in found.assumptions if not a.holds}
+    assert found.edges == ()
+    assert found.roots == ()
+    assert found.nodes[0].reason == "assumption rejected: columns are in causal order"
+    assert found.nodes[0].confidence_set == (-1, *range(1, 12))
+
+
+def test_that_two_symbols_tell_no_order_is_said():
+    found = graph_from_sequences(planted([-1, 0, 1, 2, 0, 3], n=1000, states=2, concentration=0.5))
+    assert any("can't tell the order" in note for note in found.notes)
+    assert not any("can't tell the order" in note for note in graph_from_sequences(planted([-1, 0, 1, 2], n=500)).notes)
+
+
 def test_edges_of_another_matrix_are_found():
     tokens = np.concatenate([planted(FOREST, n=2000), planted([-1, 0, 1, 2, 3, 4], n=2000, seed=1)], 1)
     assert "all edges of a sequence share one transition matrix" in rejected(tokens)

@@ -182,6 +182,11 @@ def everything() -> viz.Report:
 
 
 #: By command: what it finds.
+def known_circuits() -> Any:
+    """Methods on two circuits, with a claim, and one that could not be asked."""
+    return experiments.known_circuits(["and-gate", "value-composition"], ["EAP", "circuit", "upstream"], n_prompts=24)
+
+
 RESULTS: dict[str, Callable[[], Any]] = {
     "recover": recovery,
     "recover --method gradient": gradient,
@@ -193,6 +198,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "discover": discovery,
     "reproduce": reproduction,
     "circuit": circuit,
+    "known circuits": known_circuits,
 }
 
 

@@ -17,6 +17,7 @@ from causal_probe.discovery.sequences.result import SequenceGraph
 from causal_probe.discovery.sequences.search import Found, ascend, search
 from causal_probe.discovery.sequences.swaps import SwapTest, swap_test
 from causal_probe.discovery.sequences.verdicts import (
+    IN_ORDER,
     Assumption,
     HubRival,
     Node,
@@ -180,10 +181,16 @@ def decide(measured: Measured, *, level: float) -> SequenceGraph:
     n, columns = codes.local.shape
     structure, kind_decided = kind_of_structure(measured.gains, measured.tests, level)
     nodes = judge(best.parents, measured.p_values, measured.hubs, n_sequences=n, level=level)
-    withheld = _withheld(structure, kind_decided, [a.name for a in measured.assumptions if not a.holds])
+    rejected = [a.name for a in measured.assumptions if not a.holds]
+    withheld = _withheld(structure, kind_decided, rejected)
+    first = nodes[0]
+    if IN_ORDER in rejected:  # its parent may stand behind it
+        everything = (ROOT, *range(1, columns))
+        reason = f"assumption rejected: {IN_ORDER}"
+        first = dataclasses.replace(first, verdict="undecided", reason=reason, confidence_set=everything)
     if withheld:
         nodes = [
-            nodes[0],
+            first,
             *(node if node.verdict == "not identifiable" else _withhold(node, withheld) for node in nodes[1:]),
         ]
     constant = [bool((column == column[0]).all()) for column in codes.shared.T]
@@ -303,6 +310,10 @@ def _notes(codes: Codes, structure: str, kind_decided: bool, assumptions: tuple[
     if structure == "both":
         notes.append(
             "Part of the dependence is the same in all sequences; the edges rest on the part that is new in each."
+        )
+    if int(codes.local.max()) == 1:
+        notes.append(
+            "There are two symbols: every matrix of two is reversible, so the data can't tell the order of the columns, and the directions of edges rest on it."
         )
     notes += [
         f"Rejected (p = {a.p_value:.2g}): {a.name}. {a.found[:1].upper()}{a.found[1:]}."

@@ -49,6 +49,8 @@ __all__ = [
 LEADING = 4
 HALF = float(np.log(2))
 PAIR_ENTRIES = 2**23
+#: The assumption by which the first column is a root.
+IN_ORDER = "columns are in causal order"
 #: Another root of a component must raise the score by this share to speak against the order.
 LEAST_TURN = 0.05
 #: Level of each test of an assumption: a rejection withholds all claims, so it is rarer than the study's own errors.
@@ -273,7 +275,7 @@ def _one_law(codes: Codes) -> Assumption:
 
 def _order(codes: Codes, counts: Counts, concentration: float) -> Assumption:
     """Later columns as parents, and every other root of each component."""
-    name = "columns are in causal order"
+    name = IN_ORDER
     columns, n = counts.n_columns, counts.n_sequences
     graph = nx.DiGraph()
     graph.add_nodes_from(range(columns))
