@@ -9,6 +9,7 @@ from causal_probe.circuits.named import known_circuit, known_circuits
 from causal_probe.circuits.one_prompt import prompt_circuit
 from causal_probe.circuits.prompt_tasks import task_prompts
 from causal_probe.circuits.prompts import Prompts, read_prompts
+from causal_probe.circuits.published import published
 from causal_probe.circuits.random_planted import random_circuit
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "known_circuit",
     "known_circuits",
     "prompt_circuit",
+    "published",
     "random_circuit",
     "read_prompts",
     "task_prompts",

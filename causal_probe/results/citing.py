@@ -162,6 +162,14 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   eprint        = {2403.17806},
   archiveprefix = {arXiv}
 }""",
+    "hanna2023": """@inproceedings{hanna2023,
+  title         = {How does {GPT-2} compute greater-than?: Interpreting mathematical abilities in a pre-trained language model},
+  author        = {Hanna, Michael and Liu, Ollie and Variengien, Alexandre},
+  booktitle     = {Advances in Neural Information Processing Systems},
+  year          = {2023},
+  eprint        = {2305.00586},
+  archiveprefix = {arXiv}
+}""",
     "wang2023": """@inproceedings{wang2023,
   title         = {Interpretability in the Wild: a Circuit for Indirect Object Identification in {GPT-2} small},
   author        = {Wang, Kevin and Variengien, Alexandre and Conmy, Arthur and Shlegeris, Buck and Steinhardt, Jacob},

@@ -164,7 +164,11 @@ def _table(tokens: Any) -> NDArray[np.int64]:
     if found.dtype == object:
         raise CausalProbeError("The tokens are no table of whole numbers: rows differ in length, or hold other things.")
     if found.dtype.kind not in "iu":
-        hint = " (and hold NaN)" if found.dtype.kind == "f" and bool(np.isnan(found).any()) else ""
+        hint = (
+            " (and hold NaN, as where rows are of different lengths)"
+            if found.dtype.kind == "f" and bool(np.isnan(found).any())
+            else ""
+        )
         raise CausalProbeError(
             f"The tokens are of the type {found.dtype}{hint}, which are no tokens. Give whole numbers [n_sequences, n_columns]."
         )
