@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -425,6 +423,8 @@ def _read_file(path: Path, separator: str | None, field: str) -> Iterator[str]:
             f"{path} is no file of documents: its name ends in {path.suffix}, and files in {', '.join(filter(None, FORMS))} are read. Give "
             "its texts as a list, or rename it if it is one of these."
         )
+    import pyarrow as pa  # only files need it
+
     try:
         if kind == "Parquet":
             yield from _read_parquet(path, field)
@@ -453,6 +453,8 @@ def _read_file(path: Path, separator: str | None, field: str) -> Iterator[str]:
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[str]:
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path) as file:
         if field not in file.schema_arrow.names:
             raise CausalProbeError(

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
-from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, attention_hooks, describe, require_hooks, undisturbed
@@ -33,6 +32,7 @@ __all__ = [
     "record",
     "row_slack",
     "run_layers",
+    "stop_at_layer",
     "token_batches",
 ]
 
@@ -228,13 +228,23 @@ def run_layers(model: HookedModel, tokens: Tensor, n_layers: int) -> None:
         model(tokens)
         return
 
+    halted = stop_at_layer()
+
     def stop(stream: Tensor, hook: Any) -> None:
-        raise StopAtLayerException(stream)
+        raise halted(stream)
 
     name = f"blocks.{n_layers - 1}.hook_resid_post"
     last = [(name, stop)] if name in model.hook_dict else []
-    with contextlib.suppress(StopAtLayerException), model.hooks(fwd_hooks=last):
+    with contextlib.suppress(halted), model.hooks(fwd_hooks=last):
         model(tokens, stop_at_layer=n_layers)
+
+
+def stop_at_layer() -> type[Exception]:
+    """The exception by which a bridge's forward pass ends early. Its module brings the whole bridge, three seconds, so it is imported where a model is run."""
+    from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+    found: type[Exception] = StopAtLayerException
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------- batches

@@ -196,6 +196,13 @@ def test_import_is_light(tmp_path: Path) -> None:
     assert done.stdout.strip() == "set()", done.stderr
 
 
+@pytest.mark.parametrize("room", ["probes", "hooks", "graphs"])
+def test_a_room_brings_what_its_names_need_and_no_model(room: str) -> None:
+    heavy = "{'transformer_lens', 'transformers', 'datasets', 'matplotlib', 'sklearn', 'scipy.stats', 'scipy.optimize'}"
+    done = python(f"import sys, causal_probe.{room}; print({heavy} & set(sys.modules))", cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
 def test_subpackages_come_when_named() -> None:
     done = python("import causal_probe; print(causal_probe.graphs.__name__, causal_probe.results.__name__)", cwd=ROOT)
     assert done.stdout.split() == ["causal_probe.graphs", "causal_probe.results"], done.stderr

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.hooks.check import HookedModel, keep, require_hooks
+from causal_probe.hooks.record import stop_at_layer
 from causal_probe.hooks.skip import Skips
 from causal_probe.probes.circuit_weights import circuit_weights, norms_of_attention
 from causal_probe.probes.qk_sides import Side, sides
@@ -161,8 +161,10 @@ class Layers:
         hooks += [(name, keep(found, name)) for name in names if name in self._points]
         logits = None
 
+        halted = stop_at_layer()
+
         def halt(value: Tensor, hook: Any) -> None:
-            raise StopAtLayerException(value)
+            raise halted(value)
 
         end = stop if stop is not None else None if until is None else self.reader.streams[until]
         if end is not None:
@@ -171,7 +173,7 @@ class Layers:
             if end is None:
                 logits = self.model(tokens)
             else:
-                with contextlib.suppress(StopAtLayerException):
+                with contextlib.suppress(halted):
                     more = {"stop_at_layer": self.n} if _can_stop(self.model) else {}
                     self.model(tokens, **more)
         return found, logits

@@ -18,8 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import networkx as nx
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import special, stats
 
 from causal_probe.errors import CausalProbeError
 
@@ -222,7 +222,7 @@ class FisherZ:
         if freedom <= 0:
             r = np.full_like(r, np.nan)
         with np.errstate(divide="ignore"):  # atanh 1 is infinite, and its p-value 0
-            p: Float[np.ndarray, " test"] = special.erfc(np.sqrt(max(freedom, 0) / 2) * np.arctanh(np.abs(r)))
+            p: Float[np.ndarray, " test"] = scipy.special.erfc(np.sqrt(max(freedom, 0) / 2) * np.arctanh(np.abs(r)))
         defined = ~np.isnan(p)
         count = self._counts.setdefault(order, [0, 0, np.inf])
         count[0] += len(p)
@@ -232,7 +232,7 @@ class FisherZ:
 
     def by_order(self) -> tuple[OrderCount, ...]:
         """The results so far, by the size of the conditioning set."""
-        quantile = float(stats.norm.isf(self.level / 2))
+        quantile = float(scipy.stats.norm.isf(self.level / 2))
         found = []
         for order, (tests, undefined, least) in sorted(self._counts.items()):
             freedom = self.samples - order - 3

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import is_integer, listing, show_edge, show_node
@@ -407,6 +406,8 @@ def _rank(
         raise CausalProbeError(
             f"The weights of {listing(wrong, show_edge)} are not finite. Every compared pair needs one."
         )
+    from sklearn.metrics import average_precision_score, roc_auc_score  # half a second, for two functions
+
     is_edge = np.array([pair in true for pair in compared])
     auroc = average_precision = None
     if not is_edge.any():

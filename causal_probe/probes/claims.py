@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Bool
-from scipy import stats
 
 from causal_probe.errors import CausalProbeError
 
@@ -36,4 +36,4 @@ class AboveZero:
         if z is None:
             raise CausalProbeError("One sequence has no standard error to test with. Give two or more, or a threshold.")
         n_tests = self.n_tests or evidence.heads[layer] * len(nodes) * (len(nodes) - 1) / 2
-        return np.asarray(z > float(stats.norm.isf(self.level / n_tests)))
+        return np.asarray(z > float(scipy.stats.norm.isf(self.level / n_tests)))

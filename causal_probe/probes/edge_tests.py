@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from jaxtyping import Bool, Float
-from scipy import stats
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
@@ -162,7 +162,7 @@ class EdgeEffects(Result):
         if self.stderr is None:
             return None
         t = _t(self.gain - self.resolution, self.stderr)
-        return np.asarray(stats.t.sf(t, df=self.n_sequences - 1), dtype=np.float64)
+        return np.asarray(scipy.stats.t.sf(t, df=self.n_sequences - 1), dtype=np.float64)
 
     @property
     def margin(self) -> tuple[float | None, ...]:

@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
 from causal_probe.arguments import Count, Position, checked, shown
@@ -441,7 +441,7 @@ def summarise(explanations: Sequence[Mapping[str, Explanation]]) -> ExplanationS
     rows: dict[str, dict[str, int | float | None]] = {}
     for method in explanations[0]:
         won = sum(bool(each[method].sets) for each in explanations)
-        interval = stats.binomtest(won, len(explanations)).proportion_ci(method="wilson")
+        interval = scipy.stats.binomtest(won, len(explanations)).proportion_ci(method="wilson")
         row: dict[str, int | float | None] = {
             "inputs": len(explanations),
             "success": won / len(explanations),
@@ -461,7 +461,7 @@ def _with_interval(name: str, values: Sequence[int]) -> dict[str, int | float | 
     if len(values) < 2:
         return {name: float(values[0]) if values else None, f"{name}_low": None, f"{name}_high": None}
     mean = float(np.mean(values))
-    reach = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    reach = float(scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, len(values) - 1))
     return {
         name: mean,
         f"{name}_low": max(1.0, mean - reach),

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.corpus import merge_readings
@@ -311,7 +311,7 @@ class HeadScores(Result):
         excess, stderr, n = (table[name].to_numpy(float) for name in ("excess", "excess_stderr", "n_sequences"))
         known = np.isfinite(stderr)
         low, high, p_value = (np.full(len(table), np.nan) for _ in range(3))
-        reach = stats.t.ppf(0.975, df=n[known] - 1) * stderr[known]
+        reach = scipy.stats.t.ppf(0.975, df=n[known] - 1) * stderr[known]
         low[known], high[known] = excess[known] - reach, excess[known] + reach
         tested = zip(excess[known], stderr[known], n[known], strict=True)
         p_value[known] = [t_p_value(mean, spread, int(count)) for mean, spread, count in tested]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import networkx as nx
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
@@ -183,7 +183,8 @@ def _matched(evidence: Evidence, truth: nx.DiGraph, layer: int, rows: list[int])
         edges = [(child, its[slot]) for child, its in parents.items() if len(its) > slot]
         scores[:, slot] = np.mean([weights[:, child, parent] for child, parent in edges], axis=0)
     slot_to_head = {
-        int(slot): int(head) for head, slot in zip(*linear_sum_assignment(scores, maximize=True), strict=True)
+        int(slot): int(head)
+        for head, slot in zip(*scipy.optimize.linear_sum_assignment(scores, maximize=True), strict=True)
     }
     heads = tuple(slot_to_head.get(slot) for slot in range(n_slots))
 

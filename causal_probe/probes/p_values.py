@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 __all__ = ["Effect", "Estimate", "corrected", "effects", "estimates", "holm", "t_interval", "t_p_value"]
 
@@ -54,7 +54,7 @@ def t_p_value(mean: float, stderr: float, n: int, *, above: float = 0.0) -> floa
     (0.0229, 0.0, 1.0)
     """
     if stderr > 0:
-        return float(stats.t.sf((mean - above) / stderr, df=n - 1))
+        return float(scipy.stats.t.sf((mean - above) / stderr, df=n - 1))
     return 0.0 if mean > above else 1.0
 
 
@@ -65,7 +65,7 @@ def t_interval(mean: float, stderr: float, n: int, *, coverage: float = 0.95) ->
     >>> round(low, 2), round(high, 2)
     (0.02, 1.98)
     """
-    reach = float(stats.t.ppf((1 + coverage) / 2, df=n - 1)) * stderr
+    reach = float(scipy.stats.t.ppf((1 + coverage) / 2, df=n - 1)) * stderr
     return mean - reach, mean + reach
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from causal_probe.discovery.sequences.codes import Codes, code
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, Parents, polya
@@ -139,11 +139,13 @@ def lags_from_stream(
     tests = structure_tests(first, second, graphs[candidate], concentration, graphs[candidate], seed=seed)
     scores = {lag: polya(windows, graph, concentration) for lag, graph in graphs.items()}
     p_values = {
-        lag: float(stats.norm.sf(z_of(scores[candidate] - its))) for lag, its in scores.items() if lag != candidate
+        lag: float(scipy.stats.norm.sf(z_of(scores[candidate] - its)))
+        for lag, its in scores.items()
+        if lag != candidate
     }
     counts = Counts(windows, graphs[candidate])
     over_root = np.sum([counts.over_root(child, concentration) for child in range(max_lag, width)], 0)
-    p_values[0] = float(stats.norm.sf(z_of(over_root)))
+    p_values[0] = float(scipy.stats.norm.sf(z_of(over_root)))
     told = max(p_values.values()) <= level / max_lag
     sure = graphs[candidate] if told else [ROOT] * width
     gains = compare_models(first, second, graphs[candidate], graphs[candidate], sure, seed=seed + 2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from causal_probe.discovery.sequences.codes import Codes, code, stated_memory
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
@@ -265,7 +265,7 @@ def kind_of_structure(gains: Mapping[str, Gain], tests: tuple[SwapTest, SwapTest
     in_context_p, fixed_p = (test.p_value for test in tests)
     if min(in_context_p, fixed_p) > level / 2:
         return "none", True
-    limit = float(stats.norm.isf(level / 2))
+    limit = float(scipy.stats.norm.isf(level / 2))
     least = LEAST_SHARE * max(gains["one_matrix_a_sequence"].mean, gains["one_matrix"].mean)
     new = in_context_p <= level / 2 and gains["new_in_each"].z > limit and gains["new_in_each"].mean > least
     besides = gains["fixed_besides"].z > limit and gains["fixed_besides"].mean > least

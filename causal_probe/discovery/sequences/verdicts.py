@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from causal_probe.discovery.sequences.codes import Codes
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
@@ -149,7 +149,7 @@ def hub_rivals(
         difference = best - polya(codes, graph, concentration)
         z = _z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), len(best))[0]
         changed = tuple((c, new) for c, (old, new) in enumerate(zip(parents, graph, strict=True)) if old != new)
-        found.append(HubRival(changed, float(stats.norm.sf(z))))
+        found.append(HubRival(changed, float(scipy.stats.norm.sf(z))))
     return found
 
 
@@ -230,7 +230,7 @@ def _rejections(counts: Counts, child: int, concentration: float) -> dict[int, f
     else:
         chosen = z[0].copy()
         chosen[-1] = z_of(counts.over_root(child, concentration))
-    p_values = stats.norm.sf(chosen)
+    p_values = scipy.stats.norm.sf(chosen)
     return {(rival if rival < child else ROOT): float(p_values[rival]) for rival in range(child + 1)}
 
 
@@ -264,7 +264,7 @@ def _one_law(codes: Codes) -> Assumption:
         column = int(np.abs(z).argmax())
         if abs(z[column]) > worst:
             worst, where = float(abs(z[column])), (column, token)
-    p = min(1.0, 2 * float(stats.norm.sf(worst)) * max(1, tests))
+    p = min(1.0, 2 * float(scipy.stats.norm.sf(worst)) * max(1, tests))
     found = (
         f"column {where[0]} has another share of token number {where[1]} than its sequences"
         if p <= ASSUMPTION_LEVEL
@@ -318,7 +318,7 @@ def _order(codes: Codes, counts: Counts, concentration: float) -> Assumption:
             # A root is scored by frequencies, a child by counts: re-rooting changes the score a little where it changes no law.
             if turned_z > worst and difference.mean() > LEAST_TURN * best.mean():
                 worst, found = turned_z, f"the component of column {first} fits better with column {root} as its root"
-    p = min(1.0, float(stats.norm.sf(worst)) * max(1, tests))
+    p = min(1.0, float(scipy.stats.norm.sf(worst)) * max(1, tests))
     return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
 
 
@@ -353,7 +353,7 @@ def _one_parent(codes: Codes, counts: Counts, concentration: float) -> Assumptio
         if z.max() > worst:
             worst = float(z.max())
             found = "column {2} is predicted by {0} and {1} together".format(*pairs[int(z.argmax())], child)
-    p = min(1.0, float(stats.norm.sf(worst)) * max(1, tests))
+    p = min(1.0, float(scipy.stats.norm.sf(worst)) * max(1, tests))
     return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
 
 
@@ -398,7 +398,7 @@ def _no_hidden_parent(counts: Counts, concentration: float) -> Assumption:
         if z.max() > worst:
             worst = float(z.max())
             found = f"columns {int(z.argmax())} and {child} are told best as children of one parent that is no column"
-    p = min(1.0, float(stats.norm.sf(worst)) * max(1, tests))
+    p = min(1.0, float(scipy.stats.norm.sf(worst)) * max(1, tests))
     return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
 
 
@@ -414,7 +414,7 @@ def one_matrix_for_all(first: Codes, second: Codes, parents: Sequence[int]) -> A
     # All that these columns tell of their sequence's frequencies would look like edges: so they are compared with tokens of one law that is new in each sequence.
     fitted, others = first.columns(rest), second.columns(rest)
     urn = max(CONCENTRATIONS, key=lambda A: float(_of_one_law(fitted, A).mean()))
-    p = float(stats.norm.sf(z_of(polya(others, found.parents, found.concentration) - _of_one_law(others, urn))))
+    p = float(scipy.stats.norm.sf(z_of(polya(others, found.parents, found.concentration) - _of_one_law(others, urn))))
     edges = ", ".join(f"{rest[parent]} > {rest[child]}" for child, parent in enumerate(found.parents) if parent != ROOT)
     return Assumption(
         name, p > ASSUMPTION_LEVEL, p, f"other transitions run along {edges}" if p <= ASSUMPTION_LEVEL else ""
