@@ -30,8 +30,9 @@ import scipy
 from numpy.typing import NDArray
 
 from causal_probe.discovery.sequences.codes import Codes
-from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
+from causal_probe.discovery.sequences.counts import ROOT, Counts, polya
 from causal_probe.discovery.sequences.search import hub_moves, search
+from causal_probe.discovery.sequences.swaps import swap_test
 
 __all__ = [
     "Assumption",
@@ -411,23 +412,11 @@ def one_matrix_for_all(first: Codes, second: Codes, parents: Sequence[int]) -> A
     found = search(first.columns(rest))
     if found.concentration is None:
         return Assumption(name, True, 1.0, "")
-    # All that these columns tell of their sequence's frequencies would look like edges: so they are compared with tokens of one law that is new in each sequence.
-    fitted, others = first.columns(rest), second.columns(rest)
-    urn = max(CONCENTRATIONS, key=lambda A: float(_of_one_law(fitted, A).mean()))
-    p = float(scipy.stats.norm.sf(z_of(polya(others, found.parents, found.concentration) - _of_one_law(others, urn))))
+    # Without edges the columns have one law in each sequence, whatever that is; so they are compared with redraws that keep the tokens of each sequence and of each column.
+    others = second.columns(rest)
+    score = swap_test(others, [lambda drawn: polya(drawn, found.parents, found.concentration)], seed=len(rest))
+    p = score[0].p_value
     edges = ", ".join(f"{rest[parent]} > {rest[child]}" for child, parent in enumerate(found.parents) if parent != ROOT)
     return Assumption(
         name, p > ASSUMPTION_LEVEL, p, f"other transitions run along {edges}" if p <= ASSUMPTION_LEVEL else ""
     )
-
-
-def _of_one_law(codes: Codes, concentration: float) -> NDArray[np.float64]:
-    """Log-likelihood in each sequence of tokens that are drawn from one law, Dirichlet about the frequencies, over that of the frequencies themselves."""
-    n, columns = codes.local.shape
-    rows, score = np.arange(n), np.zeros(n)
-    seen = np.zeros((n, int(codes.local.max()) + 1))
-    for column in range(columns):
-        token = codes.local[:, column]
-        score += np.log((seen[rows, token] / codes.base[:, column] + concentration) / (column + concentration))
-        seen[rows, token] += 1
-    return score
