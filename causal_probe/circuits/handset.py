@@ -11,7 +11,7 @@ from causal_probe.circuits.known import Edge, KnownCircuit
 from causal_probe.circuits.planting import plant
 from causal_probe.circuits.program import Component, Gate, Match, Offset, Pointer, Program, Table
 
-__all__ = ["HAND_SET", "PROGRAMS"]
+__all__ = ["HAND_SET", "PROGRAMS", "S", "T"]
 
 #: Tokens, and positions.
 S, T = 4, 10

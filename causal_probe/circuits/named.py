@@ -22,7 +22,7 @@ COMPILED, RANDOM, BY_TRAINING = "tracr-", "planted-", "trained-"
 
 def known_circuits() -> tuple[str, ...]:
     """The names of the circuits: those set by hand, then those compiled by tracr. Random ones are ``"planted-0"``, ``"planted-1"``, ... without end; and
-    ``"trained-key-composition"`` and others (:data:`~causal_probe.circuits.trained.TRAINED`) are trained when they are asked for, in minutes.
+    ``"trained-duplicate-token"`` and others (:data:`~causal_probe.circuits.trained.TRAINED`) are trained when they are asked for, in minutes.
 
     >>> len([name for name in known_circuits() if name.startswith("tracr-")]), "or-gate" in known_circuits()
     (19, True)
@@ -59,7 +59,7 @@ def known_circuit(name: str) -> KnownCircuit:
         return compiled_circuit(name.removeprefix(COMPILED))
     if seed := re.fullmatch(rf"{RANDOM}(\d+)", name):
         return random_circuit(int(seed[1]))
-    if name.startswith(BY_TRAINING) and name.removeprefix(BY_TRAINING) in HAND_SET:
+    if name.startswith(BY_TRAINING) and name.removeprefix(BY_TRAINING) in (*HAND_SET, *TRAINED):
         return trained_circuit(name.removeprefix(BY_TRAINING))
     near = difflib.get_close_matches(name, known_circuits(), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -22,17 +22,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from causal_probe.circuits.check_truth import Donor, ablate, parts_of
-from causal_probe.circuits.handset import HAND_SET, PROGRAMS
+from causal_probe.circuits.handset import HAND_SET, PROGRAMS, S, T
 from causal_probe.circuits.known import Edge, KnownCircuit
-from causal_probe.circuits.program import Program
+from causal_probe.circuits.planting import plant
+from causal_probe.circuits.program import Offset, Program, Table
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.standard import StandardTransformer
 from causal_probe.training import adam, minimise
 
 __all__ = ["TRAINED", "trained_circuit"]
 
-#: The programs that are trained.
-TRAINED = ("value-composition", "and-gate", "duplicate-token")
+#: The programs that are trained: two that are set by hand, too, and one with an MLP between two heads.
+TRAINED = ("value-composition", "duplicate-token", "renamed-copy")
 WIDTH, HEADS, D_HEAD, HIDDEN = 48, 2, 24, 96
 RATE, CLIP = 3e-3, 1.0
 
@@ -61,11 +62,12 @@ def trained_circuit(
     CausalProbeError
         If there is no such program.
     """
-    if name not in HAND_SET:
+    if name not in HAND_SET and name not in TRAINED:
         raise CausalProbeError(
             f"There is no program {name!r} to train; choose from {', '.join(TRAINED)}, or another of {', '.join(HAND_SET)}."
         )
-    planted, program = HAND_SET[name](), PROGRAMS[name]()
+    program = PROGRAMS[name]() if name in PROGRAMS else _renamed_copy()
+    planted = HAND_SET[name]() if name in HAND_SET else plant(name, program, description=RENAMED)
     n_layers = planted.model.cfg.n_layers
     full = f"trained-{name}" if strict else f"untaught-{name}"
     model = StandardTransformer(
@@ -81,6 +83,15 @@ def trained_circuit(
     for still, rate in ((False, adam(steps // 2, batch_size=batch_size, learning_rate=RATE, warm=1)), (strict, adam(steps - steps // 2, batch_size=batch_size, learning_rate=RATE, warm=0))):  # fmt: skip
         minimise(model, partial(_loss, circuit, program, generator, strict, still), rate, clip=CLIP)
     return circuit
+
+
+#: What the program of that name computes.
+RENAMED = "The token two back, renamed by a table: one back, of what an MLP has looked up for the token before."
+
+
+def _renamed_copy() -> Program:
+    heads = {"L0H0": Offset(1, "embed"), "L0.mlp": Table(("L0H0",), (1, 2, 3, 0), S), "L1H0": Offset(1, "L0.mlp")}
+    return Program(S, T, heads, "L1H0")
 
 
 def _draw(model: StandardTransformer, generator: torch.Generator) -> None:
