@@ -10,6 +10,7 @@ What is replaced by what says which edges there are (:mod:`causal_probe.circuits
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -408,5 +409,6 @@ def random(model: Any, tokens: Tensor, metric: Metric) -> Answer:
     """Numbers drawn at random: what any method is to beat."""
     run = run_of(model, tokens, metric, "zero")
     edges = edges_of(run.layers, run.read)
-    drawn = torch.rand(len(edges), generator=torch.Generator().manual_seed(int(tokens.sum())))
+    seed = zlib.crc32(f"{model.cfg.model_name} {tokens.tolist()}".encode())  # another for another model
+    drawn = torch.rand(len(edges), generator=torch.Generator().manual_seed(seed))
     return dict(zip(edges, drawn.tolist(), strict=True))

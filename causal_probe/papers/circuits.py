@@ -42,7 +42,7 @@ QUICK = ("EAP", "EAP-IG", "EAP-IG, resample", "ablation, resample", "path patchi
 #: Power: circuits, and sequences.
 POWER, SIZES = {True: range(700, 701), False: range(700, 720)}, {True: (48,), False: (48, 96, 192, 384)}
 #: Intervals: circuits, how often each is asked, and the sequences from which an effect is taken for true.
-ASKED = {True: ("key-composition",), False: ("key-composition", "value-composition", "mlp-between", "duplicate-token", *(f"planted-{seed}" for seed in range(720, 724)))}  # fmt: skip
+ASKED = {True: ("key-composition",), False: ("key-composition", "value-composition", "mlp-between", "duplicate-token", *(f"planted-{seed}" for seed in range(720, 722)))}  # fmt: skip
 REPEATS, ESTIMAND, CHUNK = {True: 4, False: 25}, {True: 2_000, False: 100_000}, 2_000
 #: The programs of which position-wise contrasts are shown to miss what positions carry.
 FIVE = ("induction", "induction-two-back", "sum-of-two-lags", "share-of-a", "balance")
@@ -171,7 +171,7 @@ def cost(name: str, quick: bool) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- the reproduction
 
 
-@reproduction("circuits", "Which method finds a known circuit, and how often do its claims lie?", minutes=(1, 90))
+@reproduction("circuits", "Which method finds a known circuit, and how often do its claims lie?", minutes=(1, 75))
 def circuits(run: Run) -> Reproduction:
     """Every method of the package on circuits set by hand, compiled, planted and trained."""
     quick, seed = run.quick, run.seed

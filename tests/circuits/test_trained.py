@@ -33,7 +33,7 @@ def test_interchange_asks_for_the_variable_and_not_for_the_answer_alone() -> Non
         circuit.model.W_U.mul_(40)
         # the heads of layer 0 change places in the program: L0H0 would have to look three back
         swapped = type(program)(program.d_vocab, program.n_positions, {**program.components, "L0H0": program.components["L0H1"]}, program.output)  # fmt: skip
-        right, wrong = (float(sum(_loss(circuit, each, torch.Generator().manual_seed(seed), True, False, 32) for seed in range(4))) for each in (program, swapped))  # fmt: skip
+        right, wrong = (float(sum(_loss(circuit, each, torch.Generator().manual_seed(seed), True, False, 32) for seed in range(3))) for each in (program, swapped))  # fmt: skip
     assert right < 1e-2 < 1 < wrong
 
 
