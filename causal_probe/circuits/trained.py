@@ -25,7 +25,7 @@ from causal_probe.circuits.check_truth import Donor, ablate, parts_of
 from causal_probe.circuits.handset import HAND_SET, PROGRAMS, S, T
 from causal_probe.circuits.known import Edge, KnownCircuit
 from causal_probe.circuits.planting import plant
-from causal_probe.circuits.program import Offset, Program, Table
+from causal_probe.circuits.program import Component, Offset, Program, Table
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.standard import StandardTransformer
 from causal_probe.training import adam, minimise
@@ -90,7 +90,11 @@ RENAMED = "The token two back, renamed by a table: one back, of what an MLP has 
 
 
 def _renamed_copy() -> Program:
-    heads = {"L0H0": Offset(1, "embed"), "L0.mlp": Table(("L0H0",), (1, 2, 3, 0), S), "L1H0": Offset(1, "L0.mlp")}
+    heads: dict[str, Component] = {
+        "L0H0": Offset(1, "embed"),
+        "L0.mlp": Table(("L0H0",), (1, 2, 3, 0), S),
+        "L1H0": Offset(1, "L0.mlp"),
+    }
     return Program(S, T, heads, "L1H0")
 
 

@@ -413,8 +413,8 @@ def one_matrix_for_all(first: Codes, second: Codes, parents: Sequence[int]) -> A
     if found.concentration is None:
         return Assumption(name, True, 1.0, "")
     # Without edges the columns have one law in each sequence, whatever that is; so they are compared with redraws that keep the tokens of each sequence and of each column.
-    others = second.columns(rest)
-    score = swap_test(others, [lambda drawn: polya(drawn, found.parents, found.concentration)], seed=len(rest))
+    others, concentration = second.columns(rest), found.concentration
+    score = swap_test(others, [lambda drawn: polya(drawn, found.parents, concentration)], seed=len(rest))
     p = score[0].p_value
     edges = ", ".join(f"{rest[parent]} > {rest[child]}" for child, parent in enumerate(found.parents) if parent != ROOT)
     return Assumption(
