@@ -42,7 +42,7 @@ REPRODUCTIONS: Mapping[str, Study] = dict(sorted(REGISTERED.items()))
 def list_reproductions() -> str:
     """Every name with its subject and its expected minutes on one CPU core, quick and whole.
 
-    >>> print(list_reproductions().splitlines()[0])
+    >>> print(list_reproductions().splitlines()[1])
     copy                     With separate tokens, the first softmax layer copies neighbours (1 and 3 minutes)
     """
     return "\n".join(

@@ -177,7 +177,7 @@ def test_gradients_of_scores_are_those_of_the_softmax(tokens: Tensor) -> None:
     keys = sum(parts[source] for source in ("embed", "pos_embed", "L0H0")) @ attn.W_K[0]
     its = (parts["pos_embed"] @ attn.W_Q[0]) @ keys.mT
     wanted = (torch.where(slope[:, 0] == 0, 0, slope[:, 0] * its)).sum((1, 2)).abs().mean()
-    assert found["pos_embed", "L1H0.q"] == pytest.approx(float(wanted), rel=1e-3, abs=1e-6)
+    assert found["pos_embed", "L1H0.q"] == pytest.approx(float(wanted.detach()), rel=1e-3, abs=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------- all of them
