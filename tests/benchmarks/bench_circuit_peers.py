@@ -23,6 +23,7 @@ from torch import Tensor
 
 from causal_probe import circuits
 from causal_probe.circuits.edge_methods import run_of
+from causal_probe.circuits.handset import HAND_SET
 from causal_probe.circuits.known import Edge, KnownCircuit
 from causal_probe.circuits.screen import attributions
 from causal_probe.hooks.check import undisturbed
@@ -44,7 +45,7 @@ def difference(tokens: Tensor, right: Tensor, wrong: Tensor) -> Callable[[Tensor
 
 
 def main() -> None:
-    python, names = sys.argv[1], sys.argv[2:] or ["key-composition", "query-composition", "value-composition", "and-gate", "unread-head", "mlp-between", "duplicate-token", *(f"planted-{seed}" for seed in range(740, 750))]  # fmt: skip
+    python, names = sys.argv[1], sys.argv[2:] or [name for name in HAND_SET if name != "or-gate"]
     torch.set_num_threads(1)
     ours: dict[str, dict[str, dict[str, float]]] = {}
     known: dict[str, KnownCircuit] = {}
