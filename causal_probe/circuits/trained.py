@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from causal_probe.arguments import Count, Seed, checked
 from causal_probe.circuits.check_truth import Donor, ablate, parts_of
 from causal_probe.circuits.handset import HAND_SET, PROGRAMS, S, T
 from causal_probe.circuits.known import Edge, KnownCircuit
@@ -38,8 +39,9 @@ WIDTH, HEADS, D_HEAD, HIDDEN = 48, 2, 24, 96
 RATE, CLIP = 3e-3, 1.0
 
 
+@checked
 def trained_circuit(
-    name: str, *, strict: bool = True, steps: int = 2_000, batch_size: int = 64, seed: int = 0
+    name: str, *, strict: bool = True, steps: Count = 2_000, batch_size: Count = 64, seed: Seed = 0
 ) -> KnownCircuit:
     """Train a transformer to a program: two heads a layer and an MLP, no norms, whatever the program needs of them; what it doesn't need is there too, and is not to be used.
 

@@ -82,6 +82,12 @@ def known_circuits(
             raise CausalProbeError(f"There is no method {name!r}{near(name, EDGE_METHODS, quote=repr)} There are: {', '.join(EDGE_METHODS)}.")  # fmt: skip
     if not circuits:
         raise CausalProbeError("There is no circuit to judge methods on; give at least one name.")
+    for name, each in (own or {}).items():
+        if name in asked or not callable(each):
+            why = "is a method of the package, too" if name in asked else f"is a {type(each).__name__}"
+            raise CausalProbeError(
+                f"Your method {name!r} {why}; give a function (model, tokens, metric) -> scores under a name of its own."
+            )
     those = [EDGE_METHODS[name] for name in asked]
     those += [
         each if isinstance(each, EdgeMethod) else EdgeMethod(name, "", each) for name, each in (own or {}).items()
@@ -103,6 +109,8 @@ def known_circuits(
                 else:
                     rows.append(judge(circuit, method, found, time.process_time() - started))
                 bar.update()
+    if not those:
+        raise CausalProbeError("There is no method to judge; name one in `methods`, or give one of yours in `own`.")
     settings = {"n_prompts": n_prompts, "seed": seed, "methods": [each.name for each in those]}
     return JudgedMethods(tuple(rows), refused, settings=settings)
 

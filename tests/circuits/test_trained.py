@@ -55,3 +55,5 @@ def test_there_is_a_program_to_train() -> None:
         trained_circuit("induction")
     with pytest.raises(CausalProbeError, match="trained-value-composition"):
         circuits.known_circuit("trained-nothing")
+    with pytest.raises(CausalProbeError, match="steps"):
+        trained_circuit("duplicate-token", steps=0)

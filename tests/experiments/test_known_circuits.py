@@ -106,6 +106,8 @@ def test_one_that_can_t_be_asked_is_named_and_the_others_go_on() -> None:
         ({"own": {"strange": lambda model, tokens, metric: {("embed", "L9H0.q"): 1.0}}}, "no edge of key-composition"),
         ({"own": {"empty": lambda model, tokens, metric: {}}}, "gives no score"),
         ({"n_prompts": 0}, "n_prompts"),
+        ({"methods": []}, "no method to judge"),
+        ({"methods": ["random"], "own": {"random": lambda model, tokens, metric: {}}}, "is a method of the package"),
     ],
 )
 def test_what_can_t_be_is_refused(asked: dict[str, Any], said: str) -> None:
