@@ -11,12 +11,16 @@ nats, and 0 for the graph without edges. Equal scores one by one: the gain of an
 
     log [ (n_xy / b_n(y) + A b_nx(y) / b_n(y)) / (n_x + A) ]        (counts without that edge),
 
-so a change of one parent changes the score by a difference of two such gains, exactly. Only equality of tokens enters.
+so a change of one parent changes the score by a difference of two such gains, exactly. Only equality of tokens enters. Where only a sum of logarithms
+is asked for, a few factors are multiplied before each logarithm is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +37,10 @@ CONCENTRATIONS = 2.0 ** np.arange(-2, 11, 0.5)
 LEAST = 1e-30
 #: Entries of a block of gains, [candidate, sequence].
 BLOCK = 2**18
+#: Entries of a block of edges to which a concentration is fitted: what stays in a processor's cache.
+FITTED = 2**15
+#: So many factors go into one logarithm: each lies between 1e-8 and 1e8, so that their product is a normal float32.
+FACTORS = 4
 
 Parents = list[int]
 Gains = NDArray[np.float32]
@@ -46,9 +54,7 @@ class Counts:
         self.n_sequences, self.n_columns = codes.local.shape
         self.distinct = int(codes.local.max()) + 1
         self._token = np.ascontiguousarray(codes.local.T)
-        self._inverse_base = np.ascontiguousarray(1 / codes.base.T)
-        self._diagonal = np.float32(codes.diagonal)
-        self._share = np.ascontiguousarray(1 / (1 + codes.base.T * (self._diagonal - 1)))
+        self._base = np.ascontiguousarray(codes.base.T)
         row = np.arange(self.n_sequences)
         self._from = self._token + row * self.distinct
         self._pair = self._token * self.distinct + row * self.distinct**2
@@ -71,32 +77,70 @@ class Counts:
                 self._rows[self._from[other]] += sign
         self.parents[child] = parent
 
+    @cached_property
+    def _inverse_base(self) -> NDArray[np.float32]:
+        return np.asarray(1 / self._base, np.float32)
+
+    @cached_property
+    def _priors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """[column, sequence]: how likely a token is behind the column's own, over its frequency; if it is the same token, and if it is another."""
+        diagonal = np.float32(self.codes.diagonal)
+        scale = 1 + self._base * (diagonal - 1)
+        return np.asarray(diagonal / scale, np.float32), np.asarray(1 / scale, np.float32)
+
+    def _prior(
+        self, parents: int | slice | NDArray[np.intp], child: int | Sequence[int], rows: slice = slice(None)
+    ) -> NDArray[np.float32]:
+        """:meth:`.Codes.prior`, for one parent or several; a single 1 where rows are alike."""
+        if self.codes.diagonal == 1:
+            return np.ones(1, np.float32)
+        same, other = self._priors
+        return np.where(
+            self._token[parents, rows] == self._token[child, rows], same[parents, rows], other[parents, rows]
+        )
+
+    def _ratios(
+        self, child: int, chosen: slice | NDArray[np.intp], A: np.float32, step: int
+    ) -> Iterator[tuple[Gains, Gains]]:
+        """Numerator and denominator of the gains' ratios, [candidate, sequence], in blocks of sequences."""
+        for start in range(0, self.n_sequences, step):
+            rows = slice(start, start + step)
+            with self._without_edge(child, rows):
+                count = np.take(self._counts, self._pair[chosen, rows] + self._token[child, rows])
+                total = np.take(self._rows, self._from[chosen, rows])
+            count *= self._inverse_base[child, rows]
+            count += A * self._prior(chosen, child, rows)
+            total += A
+            yield count, total
+
+    @contextlib.contextmanager
+    def _without_edge(self, child: int, rows: slice) -> Iterator[None]:
+        """The counts of all other edges, in some of the sequences."""
+        parent = self.parents[child]
+        if parent == ROOT:
+            yield
+            return
+        cell, row = self._pair[parent, rows] + self._token[child, rows], self._from[parent, rows]
+        self._counts[cell] -= 1
+        self._rows[row] -= 1
+        yield
+        self._counts[cell] += 1
+        self._rows[row] += 1
+
     def gains(self, child: int, candidates: Sequence[int] | None, concentration: float) -> Iterator[Gains]:
         """Gain of each candidate over "root" in each sequence, given all other edges, [candidate, sequence], in blocks of sequences.
 
         ``None``: all columns before the child.
         """
-        chosen = np.arange(child) if candidates is None else np.asarray(candidates, np.intp)
-        A = np.float32(concentration)
-        own = self.parents[child]
-        step = max(1, BLOCK // max(1, len(chosen)))
-        for start in range(0, self.n_sequences, step):
-            rows = slice(start, start + step)
-            count = np.take(self._counts, self._pair[chosen, rows] + self._token[child, rows])
-            total = np.take(self._rows, self._from[chosen, rows])
-            if own != ROOT:
-                shared = self._token[chosen, rows] == self._token[own, rows]
-                count -= shared
-                total -= shared
-            count *= self._inverse_base[child, rows]
-            if self._diagonal == 1:
-                count += A
-            else:
-                same = self._token[chosen, rows] == self._token[child, rows]
-                count += A * np.where(same, self._diagonal, np.float32(1)) * self._share[chosen, rows]
-            total += A
+        chosen, step = self._chosen(child, candidates)
+        for count, total in self._ratios(child, chosen, np.float32(concentration), step):
             count /= total
             yield np.log(count, out=count)
+
+    def _chosen(self, child: int, candidates: Sequence[int] | None) -> tuple[slice | NDArray[np.intp], int]:
+        """The candidates as an index, and how many sequences there are in a block."""
+        chosen = slice(child) if candidates is None else np.asarray(candidates, np.intp)
+        return chosen, max(1, BLOCK // max(1, child if candidates is None else len(candidates)))
 
     def others(self, child: int) -> tuple[Gains, Gains]:
         """In each sequence, how many other edges go from the parent's token to the child's, and how many from the parent's token at all."""
@@ -131,8 +175,8 @@ class Counts:
     def _rest(self, child: int) -> NDArray[np.float64]:
         """Smoothed token frequencies in the rest of each sequence, [sequence, token]."""
         rows = np.arange(self.n_sequences)
-        often = np.zeros((self.n_sequences, self.distinct))
-        np.add.at(often, (rows[:, None], np.delete(self._token, child, 0).T), 1)
+        cells = np.delete(self._from, child, 0).ravel()
+        often = np.bincount(cells, minlength=self.n_sequences * self.distinct).reshape(self.n_sequences, -1)
         occurs = often > 0
         occurs[rows, self._token[child]] = True
         law = np.where(occurs, often + 0.5, 0)
@@ -147,42 +191,72 @@ class Counts:
 
     def mean_gains(self, child: int, candidates: Sequence[int] | None, concentration: float) -> NDArray[np.float64]:
         """:meth:`gains`, averaged over sequences."""
-        blocks = self.gains(child, candidates, concentration)
-        return np.asarray(sum(block.sum(1, dtype=np.float64) for block in blocks) / self.n_sequences)
+        chosen, step = self._chosen(child, candidates)
+        sums: Any = 0.0
+        for count, total in self._ratios(child, chosen, np.float32(concentration), step):
+            sums = sums + _sum_of_logs(count, total)
+        return np.asarray(sums / self.n_sequences)
 
     def fit(self) -> float | None:
         """The concentration under which every edge is best predicted from the others; None without an edge."""
         children = [child for child, parent in enumerate(self.parents) if parent != ROOT]
         if not children:
             return None
+        parents = np.asarray(self.parents, np.intp)[children]
         totals = np.zeros(len(CONCENTRATIONS))
-        for child in children:
-            count, total = self.others(child)
-            count *= self._inverse_base[child]
-            prior = self.codes.prior(self.parents[child], child)
+        step = max(1, FITTED // len(children))
+        for start in range(0, self.n_sequences, step):
+            rows = slice(start, start + step)
+            count = np.take(self._counts, self._pair[parents, rows] + self._token[children, rows])
+            total = np.take(self._rows, self._from[parents, rows])
+            count -= 1  # the edge itself
+            total -= 1
+            count *= self._inverse_base[children, rows]
+            prior = self._prior(parents, children, rows)
             for index, A in enumerate(CONCENTRATIONS.astype(np.float32)):
-                totals[index] += np.log((count + A * prior) / (total + A)).sum(dtype=np.float64)
+                totals[index] += _sum_of_logs((A * prior + count).ravel(), (total + A).ravel())
         return float(CONCENTRATIONS[int(totals.argmax())])
 
+    def scores(self, parents: Sequence[int], concentration: float) -> NDArray[np.float64]:
+        """The score of a graph in each sequence, by adding edge after edge: exactly the closed form of the module's docstring."""
+        counts = np.zeros(self.n_sequences * self.distinct**2, np.float32)
+        rows = np.zeros(self.n_sequences * self.distinct, np.float32)
+        score = np.zeros(self.n_sequences)
+        product, A = np.ones(self.n_sequences, np.float32), np.float32(concentration)
+        edges = [(child, parent) for child, parent in enumerate(parents) if parent != ROOT]
+        for number, (child, parent) in enumerate(edges, 1):
+            cell, row = self._pair[parent] + self._token[child], self._from[parent]
+            seen, out_of = np.take(counts, cell), np.take(rows, row)
+            counts[cell] = seen + 1
+            rows[row] = out_of + 1
+            seen /= self._base[child]
+            seen += A * self._prior(parent, child)
+            seen /= out_of + A
+            product *= seen
+            if number % FACTORS == 0 or number == len(edges):
+                score += np.log(product)
+                product[:] = 1
+        return score
+
     def score(self, parents: Sequence[int], concentration: float) -> float:
-        """Mean score of a graph over sequences, in nats; the counts are left along that graph."""
-        return float(polya(self.codes, parents, concentration).mean())
+        """Mean score of a graph over sequences, in nats."""
+        return float(self.scores(parents, concentration).mean())
 
 
 def polya(codes: Codes, parents: Sequence[int], concentration: float) -> NDArray[np.float64]:
-    """The score of a graph in each sequence, by adding edge after edge: exactly the closed form of the module's docstring."""
-    local, base = codes.local, codes.base
-    n, distinct = len(local), int(local.max()) + 1
-    rows = np.arange(n)
-    counts = np.zeros((n, distinct, distinct), np.float32)
-    totals = np.zeros((n, distinct), np.float32)
-    score = np.zeros(n)
-    for child, parent in enumerate(parents):
-        if parent == ROOT:
-            continue
-        x, y = local[:, parent], local[:, child]
-        prior = concentration * codes.prior(parent, child)
-        score += np.log((counts[rows, x, y] / base[:, child] + prior) / (totals[rows, x] + concentration))
-        counts[rows, x, y] += 1
-        totals[rows, x] += 1
-    return score
+    """The score of a graph in each sequence, in nats: :meth:`Counts.scores`."""
+    return Counts(codes).scores(parents, concentration)
+
+
+def _sum_of_logs(above: Gains, below: Gains) -> NDArray[np.float64]:
+    """The sum of log(above / below) over the last axis; both are changed."""
+    rest, size = np.zeros(above.shape[:-1]), 1
+    while size < FACTORS and above.shape[-1] > 1:
+        half, odd = divmod(above.shape[-1], 2)
+        if odd:
+            rest = rest + np.log(above[..., -1] / below[..., -1])
+        above = above[..., :half] * above[..., half : 2 * half]
+        below = below[..., :half] * below[..., half : 2 * half]
+        size *= 2
+    above /= below
+    return np.asarray(rest + np.log(above, out=above).sum(-1, dtype=np.float64))

@@ -114,8 +114,9 @@ def one_matrix(codes: Codes, parents: Sequence[int], *, margins: bool = False) -
     for child, parent in enumerate(parents):
         if parent != ROOT:
             x, y = codes.shared[:, parent], codes.shared[:, child]
-            np.add.at(seen, (x, y), 1)
-            np.subtract.at(own, (x, y), one)
+            cells = x * size + y
+            seen += np.bincount(cells, minlength=size**2).reshape(size, size)
+            own -= np.bincount(cells, one, minlength=size**2).reshape(size, size)
             own += (x[:, None] == np.arange(size)).T.astype(np.float64) @ law
     tried = []
     for mixture in MIXTURES:

@@ -48,19 +48,16 @@ class Found:
     diagonal: float = 1.0
 
 
-def search(codes: Codes, *, begin: Sequence[Parents] | None = None) -> Found:
-    """The forest of the largest score over all columns, each column's parent before it."""
+def search(codes: Codes, *, begin: list[Parents] | None = None) -> Found:
+    """The forest of the largest score over all columns, each column's parent before it; ``begin``: the starting points, by default :func:`.starts`."""
     columns = codes.local.shape[1]
     if columns <= ENUMERATED:
         return enumerate_forests(codes)
-    if begin is None:
-        begin = _ranked(codes, starts(codes))
+    begin = _ranked(codes, starts(codes) if begin is None else begin)
     counts = Counts(codes)
     scores: dict[tuple[int, ...], tuple[float, float | None]] = {(ROOT,) * columns: (0.0, None)}
-    ended = []
-    for graph in begin:
-        for concentration in SMOOTH:
-            ended.append(_climb(counts, graph, concentration, scores))
+    ends: _Ends = {}
+    ended = [_climb(counts, graph, concentration, scores, ends) for graph in begin for concentration in SMOOTH]
     best = max(scores, key=lambda graph: scores[graph][0])
     few = codes.take(slice(MOVES_ON))
     while scores[best][1] is not None:
@@ -87,21 +84,26 @@ def ascend(
 ) -> float | None:
     """Change one parent after another for the better until none changes; return the concentration, None if no edge is left."""
     counts.set(parents)
+    left = counts.n_columns - 1  # so many columns may still change at this concentration
     for _ in range(sweeps):
         changed = False
         for child in range(1, counts.n_columns):
+            if not left:
+                break
+            left -= 1
             gains = counts.mean_gains(child, None, concentration)
             leading = int(gains.argmax())
             parent = leading if gains[leading] > 0 else ROOT
             if parent != counts.parents[child]:
                 counts.move(child, parent)
-                changed = True
+                changed, left = True, counts.n_columns - 2
         fitted = counts.fit() if fit else concentration
         if fitted is None:
             return None
         if not changed and fitted == concentration:
             break
-        concentration = fitted
+        if fitted != concentration:
+            concentration, left = fitted, counts.n_columns - 1
     return concentration
 
 
@@ -123,11 +125,16 @@ def enumerate_forests(codes: Codes) -> Found:
 
 
 _Scores = dict[tuple[int, ...], tuple[float, float | None]]
+#: Where the second part of a climb ends, by where it begins.
+_Ends = dict[tuple[tuple[int, ...], float], tuple[int, ...]]
 
 
-def _climb(counts: Counts, graph: Sequence[int], concentration: float, scores: _Scores) -> tuple[int, ...]:
+def _climb(counts: Counts, graph: Sequence[int], concentration: float, scores: _Scores, ends: _Ends) -> tuple[int, ...]:
     ascend(counts, graph, concentration, fit=False, sweeps=4)
-    return _settle(counts, counts.parents, concentration, scores)
+    begin = tuple(counts.parents), concentration
+    if begin not in ends:
+        ends[begin] = _settle(counts, begin[0], concentration, scores)
+    return ends[begin]
 
 
 def _settle(counts: Counts, graph: Sequence[int], concentration: float, scores: _Scores) -> tuple[int, ...]:
@@ -143,9 +150,10 @@ def _ranked(codes: Codes, graphs: list[Parents]) -> list[Parents]:
     few = codes.take(slice(RANKED_ON))
     counts = Counts(few)
     scores: _Scores = {}
+    ends: _Ends = {}
     for graph in graphs:
         for concentration in SMOOTH:
-            _climb(counts, graph, concentration, scores)
+            _climb(counts, graph, concentration, scores, ends)
     ranked = sorted(scores, key=lambda graph: -scores[graph][0])
     return [list(graph) for graph in ranked[:GO_ON]]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy
 
+from causal_probe.discovery.sequences.agreement import starts
 from causal_probe.discovery.sequences.codes import Codes, code, stated_memory
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
 from causal_probe.discovery.sequences.models import Gain, chow_liu, compare_models, one_matrix
@@ -249,7 +250,8 @@ def _other_law(codes: Codes, first: Codes, best: Found) -> list[tuple[tuple[int,
 
     Where tokens mostly follow themselves, rows that are alike may explain a wrong graph better than the true one. Of the other laws the best counts.
     """
-    laws = [_polish(codes, search(dataclasses.replace(first, diagonal=diagonal))) for diagonal in DIAGONALS]
+    begin = starts(first)  # the same under every law
+    laws = [_polish(codes, search(dataclasses.replace(first, diagonal=each), begin=begin)) for each in DIAGONALS]
     its = max(laws, key=lambda found: found.score)
     if its.concentration is None or len(codes.local) * (its.score - best.score) <= WORTH:
         return []
