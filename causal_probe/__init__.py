@@ -14,6 +14,7 @@ The subpackages, from the ground up:
 `viz`             pictures and the parts of a page
 `first_gradient`  from data to a graph, without a trained model
 `mechanisms`      from a model and a task to numbers: descent, mesa, weights, learning
+`syntax`          dependency trees, asked of heads
 `circuits`        models whose every edge is known
 `experiments`     whole studies: a task, a model, training, probes and a comparison
 `papers`          figures of the papers, reproduced
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         reports,
         results,
         sweep,
+        syntax,
         tasks,
         training,
         viz,
@@ -81,6 +83,7 @@ __all__ = [
     "results",
     "save",
     "sweep",
+    "syntax",
     "tasks",
     "training",
     "viz",

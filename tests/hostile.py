@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -14,11 +15,14 @@ import numpy as np
 import torch
 import transformers
 
-from causal_probe import graphs, hooks, models, probes
+from causal_probe import graphs, hooks, models, probes, syntax
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.loading import LoadedModel
+from causal_probe.probes.permutation_sensitivity import permutation_sensitivity
 from causal_probe.probes.posterior_alignment import posterior_alignment
+from causal_probe.probes.score_pca import score_pca
 from tests import tiny_huggingface as tiny
+from tests.syntax import test_dependency_heads
 
 LENGTH = 12
 Call = tuple[Callable[..., Any], dict[str, Any]]
@@ -91,6 +95,20 @@ GOOD: dict[str, Callable[[], Call]] = {
         {"model": model(), "tokens": tokens(), "labels": [i % 2 for i in range(len(tokens()))], "graphs": [graphs.chain(4), graphs.lag(4, k=2)],
          "shift": 0, "burn_in": 0, "permutations": 19, "seed": 0, "batch_size": 2},
     ),
+    "probes.permutation_sensitivity": lambda: (
+        permutation_sensitivity, {"model": model(), "tokens": tokens(), "n_permutations": 1, "start": 1, "seed": 0, "batch_size": 2},
+    ),
+    "probes.score_pca": lambda: (score_pca, {"model": model(), "tokens": tokens(), "n_components": 1, "batch_size": 2}),
+    "syntax.dependency_heads": lambda: (
+        syntax.dependency_heads, {"model": test_dependency_heads.planted(), "treebank": test_dependency_heads.sentences(6), "least_words": 1, "batch_size": 2},
+    ),
+    "syntax.generated_sentences": lambda: (syntax.generated_sentences, {"n": 2, "seed": 0}),
+    "syntax.tree_projection": lambda: (
+        syntax.tree_projection,
+        {"model": tiny.bert(attn_implementation="eager"), "sentences": test_dependency_heads.sentences(4), "tokenizer": test_dependency_heads.tokenizer(),
+         "most_words": 6, "seed": 0},
+    ),
+    "syntax.read_conllu": lambda: (syntax.read_conllu, {"path": str(Path(__file__).parent / "syntax/two.conllu")}),
     "probes.posterior_alignment": lambda: (
         posterior_alignment,
         {"model": model(), "tokens": tokens(), "graphs": [graphs.chain(4), graphs.lag(4, k=2)], "posterior": torch.tensor([[0.7] * 4, [0.3] * 4]).repeat(len(tokens()), 1, 1),
@@ -317,9 +335,9 @@ def scalars(argument: str) -> dict[str, Any]:
 
 
 def public() -> Iterator[str]:
-    """The functions that the rooms which measure offer, and one that is imported from its own module."""
-    yield "probes.posterior_alignment"
-    for room in (probes, hooks):
+    """The functions that the rooms which measure offer, and some that are imported from their own modules."""
+    yield from ("probes.posterior_alignment", "probes.permutation_sensitivity", "probes.score_pca")
+    for room in (probes, hooks, syntax):
         for each in room.__all__:
             if inspect.isfunction(getattr(room, each)):
                 yield f"{room.__name__.rpartition('.')[2]}.{each}"

@@ -26,6 +26,7 @@ LOWER = {
     "models": set(),
     "training": {"tasks", "models"},
     "probes": {"graphs", "discovery", "hooks"},
+    "syntax": {"hooks", "probes"},
     "viz": {"graphs", "probes"},
     "first_gradient": {"graphs", "hooks", "tasks", "models", "training", "probes"},
     "mechanisms": {"graphs", "hooks", "tasks", "models", "training", "probes", "viz"},

@@ -36,9 +36,13 @@ from causal_probe.experiments.compared_evidence import EvidenceTable
 from causal_probe.experiments.explanations import ExplanationStudy
 from causal_probe.mechanisms.dynamics import dynamics
 from causal_probe.probes.explain import summarise
+from causal_probe.probes.permutation_sensitivity import permutation_sensitivity
 from causal_probe.probes.posterior_alignment import posterior_alignment
+from causal_probe.probes.score_pca import score_pca
 from causal_probe.reports import plot
 from causal_probe.results import Result
+from causal_probe.syntax import dependency_heads, tree_projection
+from tests.syntax import test_dependency_heads, test_tree_projection
 from tests.viz import every_report
 from tests.viz.hostile import HOSTILE
 
@@ -151,6 +155,12 @@ def probed() -> dict[str, Callable[[], Any]]:
         "GraphSelectivity": lambda: probes.graph_selectivity(
             models.DisentangledTransformer(3, 12), mixed.tokens, mixed.labels, mixture.graphs, permutations=19
         ),
+        "PermutationSensitivity": lambda: permutation_sensitivity(tiny, tokens, n_permutations=1),
+        "ScorePCA": lambda: score_pca(tiny, tokens, n_components=1),
+        "TreeProjection": lambda: tree_projection(
+            test_tree_projection.bert(), test_dependency_heads.sentences(6), tokenizer=test_dependency_heads.tokenizer()
+        ),
+        "DependencyHeads": lambda: dependency_heads(test_dependency_heads.planted(), test_dependency_heads.sentences(8)),
         "PosteriorAlignment": lambda: posterior_alignment(
             models.DisentangledTransformer(3, 12), mixed.tokens, mixture.graphs, mixture.posterior(mixed.tokens)
         ),

@@ -16,9 +16,11 @@ Why does a head look there?
     :func:`upstream` by the heads that wrote it. :func:`causal_probe.probes.attribution_graph.attribution_graph`
     writes either for circuit-tracer's viewer.
 What is in the weights?
-    :func:`head_weights`, :func:`composition`; :func:`implied_step` reads linear attention as gradient descent.
+    :func:`head_weights`, :func:`composition`; :func:`implied_step` reads linear attention as gradient descent. :func:`~causal_probe.probes.score_pca.score_pca`: in how few
+    directions do a head's scores vary?
 What does the model do with its context?
-    :func:`in_context_score`, :func:`copy_losses`, :func:`copy_sensitivity`.
+    :func:`in_context_score`, :func:`copy_losses`, :func:`copy_sensitivity`. :func:`~causal_probe.probes.permutation_sensitivity.permutation_sensitivity`: does the order of the context matter,
+    and in which layers?
 What would training do?
     :func:`score_gradients`: the gradient of the loss with respect to every attention score.
 Which tokens depend on which, and which decide?
