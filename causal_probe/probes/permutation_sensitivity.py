@@ -28,6 +28,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, live_hooks, require_hooks, undisturbed
 from causal_probe.hooks.record import micro_batches
+from causal_probe.hooks.tokens import special_tokens
 from causal_probe.results import Result, Table
 
 __all__ = ["PermutationSensitivity", "permutation_sensitivity"]
@@ -92,7 +93,7 @@ def permutation_sensitivity(
     tokens: Any,
     *,
     n_permutations: Count = 4,
-    start: Position = 0,
+    start: Position | None = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
 ) -> PermutationSensitivity:
@@ -107,7 +108,7 @@ def permutation_sensitivity(
     n_permutations
         Random permutations of each sequence, the same for the tokens and for all layers.
     start
-        So many positions at the beginning keep their place: 1 for a BOS token.
+        So many positions at the beginning keep their place; by default 1 where all sequences of the first batch begin with the model's BOS token, else 0.
     seed
         Of the permutations.
     batch_size
@@ -135,16 +136,19 @@ def permutation_sensitivity(
     require_hooks(model, names)
     generator = torch.Generator().manual_seed(seed)
     found: list[Float[np.ndarray, "place permutation batch"]] = []
-    rounding = 0.0
+    rounding, pos, kept = 0.0, 0, 0
     with undisturbed(model):
         for batch in micro_batches(model, tokens, batch_size):
             if not found:
-                _check(model, batch, names, start)
+                bos = special_tokens(model).bos
+                begins = bos is not None and bool((batch[:, 0] == bos).all())
+                kept = int(begins) if start is None else start
+                _check(model, batch, names, kept)
             n, pos = batch.shape
             clean = _last(model, batch)
             moved = []
             for _ in range(n_permutations):
-                order = _orders(n, pos, start, generator)
+                order = _orders(n, pos, kept, generator)
                 moved.append(
                     [
                         _kl(clean, _last(model, batch.gather(1, order.to(batch.device)))),
@@ -171,7 +175,7 @@ def permutation_sensitivity(
         largest=tuple(largest[1:]),
         rounding=rounding,
         n_sequences=n,
-        settings={"n_permutations": n_permutations, "start": start, "seed": seed, "n_positions": pos},
+        settings={"n_permutations": n_permutations, "start": kept, "seed": seed, "n_positions": pos},
         provenance=describe(model),
     )
 

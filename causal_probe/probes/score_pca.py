@@ -44,8 +44,10 @@ class ScorePCA(Result):
     ----------
     heads
         (layer, head), from 0.
+    constant
+        Those whose scores are the same for all inputs: there is no variance to explain, and their figures are 0.
     explained
-        [head, k]: share of the variance over all inputs in the first k + 1 components; 1 at the latest at n - 1. NaN where scores don't vary.
+        [head, k]: share of the variance over all inputs in the first k + 1 components; 1 at the latest at n - 1.
     held_out
         [head, k]: share of the second half's variance (about the first half's mean) in the first k + 1 components of the first half.
     row_explained
@@ -65,6 +67,7 @@ class ScorePCA(Result):
     WORKS = ("bhojanapalli2021",)
 
     heads: tuple[tuple[int, int], ...]
+    constant: tuple[tuple[int, int], ...]
     explained: Float[np.ndarray, "head component"]
     held_out: Float[np.ndarray, "head component"]
     row_explained: Float[np.ndarray, "head component"]
@@ -101,7 +104,10 @@ class ScorePCA(Result):
                     self.heads, self.explained, self.held_out, self.row_explained, self.rebuilt, strict=True
                 )
             ],
-            ("shares of the variance over inputs",),
+            (
+                "shares of the variance over inputs",
+                *(f"L{layer}H{head}: its scores are the same for all inputs" for layer, head in self.constant),
+            ),
         )
 
 
@@ -161,6 +167,7 @@ def score_pca(model: HookedModel, tokens: Any, *, n_components: Count = 4, batch
     overlap = np.square(np.einsum("akd, bld -> abkl", stacked, stacked)).sum((2, 3)) / n_components
     return ScorePCA(
         heads=tuple(heads),
+        constant=tuple(head for head, found in zip(heads, numbers, strict=True) if not found["explained"].any()),
         **{name: np.stack([each[name] for each in numbers]) for name in numbers[0]},
         overlap=overlap,
         chance=n_components / size,
@@ -203,11 +210,11 @@ def _components(
     basis = np.linalg.svd(first - first.mean(0), full_matrices=False)[2][:k]
     away = second - first.mean(0)
     total = np.square(away).sum()
-    held_out = np.cumsum(np.square(away @ basis.T).sum(0)) / (total or np.nan)
+    held_out = np.cumsum(np.square(away @ basis.T).sum(0)) / (total or 1)
     errors = []
     for chosen in shown:
         weights = np.linalg.lstsq(basis[:, chosen].T, away[:, chosen].T, rcond=None)[0]
-        errors.append(np.square(away - weights.T @ basis).sum() / (total or np.nan))
+        errors.append(np.square(away - weights.T @ basis).sum() / (total or 1))
     figures = {
         "explained": _explained(scores, k),
         "held_out": held_out,
@@ -218,10 +225,10 @@ def _components(
 
 
 def _explained(values: Float[np.ndarray, "input number"], k: int) -> Float[np.ndarray, " component"]:
-    """Cumulative shares of the variance; NaN where there is none beyond rounding."""
+    """Cumulative shares of the variance; 0 where there is none beyond rounding."""
     centred = values - values.mean(0)
     variance = np.square(np.linalg.svd(centred, compute_uv=False))
     total = variance.sum()
     if total <= np.finfo(np.float32).eps ** 2 * np.square(values).sum():
-        return np.full(k, np.nan)
+        return np.zeros(k)
     return np.asarray(np.cumsum(variance)[:k] / total)

@@ -166,7 +166,7 @@ def dependency_heads(
     treebank
         A CoNLL-U file (:func:`read_conllu`), or sentences ``(words, governors, relations)``, governors numbered from 0, -1 for the root.
     least_words
-        Relations with fewer words in either half are not reported.
+        Relations with fewer words in either half, or in one sentence only, are not reported.
     batch_size
         Sentences in a forward pass, all of one length in tokens.
 
@@ -207,7 +207,7 @@ def dependency_heads(
     for relation in relations:
         its = np.ones(len(chosen), bool) if relation == ALL else words.relation == relation
         one, other = its & chosen, its & ~chosen
-        if min(one.sum(), other.sum()) < (1 if relation == ALL else least_words):
+        if relation != ALL and (min(one.sum(), other.sum()) < least_words or len(set(words.sentence[other])) < 2):
             continue
         flat = int(every[:, :2, one].mean(2).argmax())
         index, direction = divmod(flat, 2)

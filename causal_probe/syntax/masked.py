@@ -97,11 +97,12 @@ def check_masks(vectors: Vectors, tokens: Int[Tensor, " pos"], *, first_word: in
     """
     pos = len(tokens)
     other = tokens.clone()
-    other[first_word:-1] = tokens[first_word:-1].roll(1) if len(set(tokens[first_word:-1].tolist())) > 1 else tokens[0]
+    behind = tokens[first_word:]
+    other[first_word:] = behind.roll(1) if len(set(behind.tolist())) > 1 else tokens[0]
     both = torch.stack([tokens, other])
     seen = torch.ones(2, pos, dtype=torch.bool)
     hidden = seen.clone()
-    hidden[:, first_word:-1] = False
+    hidden[:, first_word:] = False
     size = vectors(both, seen, 0)[:, 0].abs().max() * EQUAL
     moved = (vectors(both, seen, 0)[0, 0] - vectors(both, seen, 0)[1, 0]).abs().max()
     kept = (vectors(both, hidden, 0)[0, 0] - vectors(both, hidden, 0)[1, 0]).abs().max()

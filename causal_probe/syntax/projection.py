@@ -102,7 +102,7 @@ class TreeProjection(Result):
     trees
         Bracket F1 of the encoder's trees and of trees that look at nothing; none where the sentences have no trees.
     charts
-        [sentence][first word, last word]: cosines, NaN below the diagonal.
+        [sentence][first word, last word]: cosines; 0 below the diagonal.
     """
 
     KIND = "tree projection"
@@ -188,7 +188,7 @@ def tree_projection(
     its = tuple(each for each in as_sentences(sentences) if len(each.words) <= most_words)
     if len(its) < 4:
         raise CausalProbeError(f"Four sentences of 2 to {most_words} words are needed; there are {len(its)}.")
-    if callable(model) and hasattr(model, "n_layers"):
+    if callable(model) and not isinstance(model, torch.nn.Module) and hasattr(model, "n_layers"):
         vectors, n_layers = model, int(model.n_layers)
     else:
         vectors, n_layers = masked_encoder(model)
@@ -247,7 +247,7 @@ def _chart(vectors: Vectors, sentence: Tokenized, first_layer: int) -> Float[np.
         [(part * its[..., None]).sum(1) for part, its in zip(parts, torch.split(inside, TOGETHER), strict=True)]
     )
     cosines = torch.nn.functional.cosine_similarity(masked, inside.double() @ whole, dim=1)
-    chart = np.full((n, n), np.nan)
+    chart = np.zeros((n, n))
     chart[tuple(np.array(spans).T)] = cosines.numpy()
     return chart
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import to_hooked
 from causal_probe.models.standard import StandardTransformer
 from causal_probe.probes.permutation_sensitivity import permutation_sensitivity
+from tests import tiny_huggingface
 from tests.tiny_models import MODELS, random_tokens
 
 
@@ -62,3 +64,14 @@ def test_what_has_no_order_is_refused() -> None:
         permutation_sensitivity(without_positions(1), random_tokens(3, n=3), start=1)
     with pytest.raises(CausalProbeError, match="two sequences"):
         permutation_sensitivity(without_positions(1), random_tokens(1))
+
+
+def test_a_start_of_a_text_keeps_its_place() -> None:
+    model: Any = to_hooked(tiny_huggingface.llama(), tiny_huggingface.tokenizer(bos=True))
+    bos = model.tokenizer.bos_token_id
+    tokens = torch.randint(5, 40, (3, 8), generator=torch.Generator().manual_seed(0))
+    without = permutation_sensitivity(model, tokens, n_permutations=1)
+    tokens[:, 0] = bos
+    found = permutation_sensitivity(model, tokens, n_permutations=1)
+    assert (without.settings["start"], found.settings["start"]) == (0, 1)
+    assert found.tokens == permutation_sensitivity(model, tokens, n_permutations=1, start=1).tokens

@@ -34,7 +34,9 @@ def test_a_planted_head_of_one_field() -> None:
     tokens = torch.randint(4, (60, 8), generator=torch.Generator().manual_seed(1))
     found = score_pca(model, tokens, n_components=3)
     assert found.row_explained[0] == pytest.approx([*found.row_explained[0][:2], 1])  # four tokens: three directions
-    assert np.isnan(found.explained[1]).all()  # its scores are 0 everywhere
+    assert found.constant == ((0, 1),)  # its scores are 0 everywhere
+    assert not found.explained[1].any()
+    assert "L0H1: its scores are the same" in str(found)
     assert found.heads == ((0, 0), (0, 1))
 
 
