@@ -117,7 +117,7 @@ def permutation_sensitivity(
     Raises
     ------
     CausalProbeError
-        If there are fewer than two positions to permute or two sequences, or the vectors that enter a layer can't be changed.
+        If there are fewer than two positions to permute or two sequences, the vectors that enter a layer can't be changed, or a prediction is NaN.
 
     References
     ----------
@@ -212,6 +212,8 @@ def _last(
     with model.hooks(fwd_hooks=[] if name is None else [(name, edit)]):
         logits = model(tokens)[:, -1]
     found: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).double().cpu()
+    if found.isnan().any():
+        raise CausalProbeError("The last prediction is no number for some sequence. Check the model's weights for NaN.")
     return found
 
 

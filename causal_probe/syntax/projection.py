@@ -145,7 +145,7 @@ class TreeProjection(Result):
 def tree_projection(
     model: Any, sentences: Any, *, tokenizer: Any = None, most_words: Count = 24, seed: Seed = 0
 ) -> TreeProjection:
-    """The binary trees along which an encoder computes its sentences, and how surely and how well it does.
+    """The binary trees along which an encoder computes its sentences, and how near they are to the sentences' own.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def tree_projection(
     Raises
     ------
     CausalProbeError
-        If the model is causal, or masks have no effect on it, or there are fewer than four sentences of two words or more.
+        If the model is causal, or masks have no effect on it, its vectors are NaN, or there are fewer than four sentences of two words or more.
 
     References
     ----------
@@ -247,6 +247,8 @@ def _chart(vectors: Vectors, sentence: Tokenized, first_layer: int) -> Float[np.
         [(part * its[..., None]).sum(1) for part, its in zip(parts, torch.split(inside, TOGETHER), strict=True)]
     )
     cosines = torch.nn.functional.cosine_similarity(masked, inside.double() @ whole, dim=1)
+    if cosines.isnan().any():
+        raise CausalProbeError("A span's vector is no number. Check the encoder's weights for NaN.")
     chart = np.zeros((n, n))
     chart[tuple(np.array(spans).T)] = cosines.numpy()
     return chart

@@ -102,9 +102,13 @@ def check_sentence(sentence: Sentence, where: str) -> None:
     Raises
     ------
     CausalProbeError
-        If there are no words, an empty word, other numbers of governors or relations, or the governors form no tree.
+        If words or relations are no text or governors no whole numbers, there are no words, an empty word, other numbers of governors or relations, or the governors form no tree.
     """
     words, governors, relations = sentence
+    if not all(isinstance(each, str) for each in (*words, *relations)) or not all(
+        type(each) is int for each in governors
+    ):
+        raise CausalProbeError(f"{where}: words and relations are text, governors whole numbers.")
     if not words or not len(words) == len(governors) == len(relations) or not all(word.strip() for word in words):
         raise CausalProbeError(
             f"{where}: a sentence has words, and as many governors and relations; found {len(words)}, {len(governors)}, {len(relations)}, "

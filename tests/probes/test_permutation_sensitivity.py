@@ -75,3 +75,10 @@ def test_a_start_of_a_text_keeps_its_place() -> None:
     found = permutation_sensitivity(model, tokens, n_permutations=1)
     assert (without.settings["start"], found.settings["start"]) == (0, 1)
     assert found.tokens == permutation_sensitivity(model, tokens, n_permutations=1, start=1).tokens
+
+
+def test_a_model_of_nan_is_refused() -> None:
+    model = without_positions(2)
+    model.W_E.data.fill_(float("nan"))
+    with pytest.raises(CausalProbeError, match="NaN"):
+        permutation_sensitivity(model, random_tokens(3))

@@ -200,3 +200,9 @@ def test_a_file_is_asked_as_its_sentences_are(tmp_path: Path) -> None:
     (tmp_path / "own.conllu").write_text(text)
     given, read = (dependency_heads(planted(), its) for its in (sentences(8), tmp_path / "own.conllu"))
     assert given.attachments == read.attachments
+
+
+@pytest.mark.parametrize("sentence", [((1, 2), (1, -1), ("a", "b")), (("w1", "w2"), (1.0, -1.0), ("a", "b"))])
+def test_words_are_text_and_governors_whole_numbers(sentence: Any) -> None:
+    with pytest.raises(CausalProbeError, match="whole numbers"):
+        dependency_heads(planted(), [sentence] * 4)

@@ -235,3 +235,12 @@ def test_an_untrained_encoder_scores_like_its_control() -> None:
     assert abs(found.t_score) < 4 * found.t_stderr + 0.01
     assert all(each.p_value is None or each.p_value > 0.01 for each in found.trees)
     assert {each.tree for each in found.trees} >= {"encoder", "random"}
+
+
+def test_an_encoder_of_nan_is_refused() -> None:
+    sentences = zigzag(8, 1)
+    broken = tiny_huggingface.bert(attn_implementation="eager").eval()
+    for parameter in broken.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(CausalProbeError, match="NaN"):
+        tree_projection(broken, sentences, tokenizer=tokenizer())
