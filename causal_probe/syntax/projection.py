@@ -67,7 +67,7 @@ class TreeF1(NamedTuple):
     tree
         ``"encoder"`` (the best tree of its charts), ``"encoder, greedy"`` (the paper's), and trees that look at nothing.
     f1
-        Mean over sentences, the whole sentence's bracket left out.
+        Mean over sentences, the whole sentence's bracket left out; None where no sentence has another.
     f1_paper
         As in the paper: all sentences' brackets together, whole sentences included.
     ahead, stderr, p_value
@@ -76,7 +76,7 @@ class TreeF1(NamedTuple):
     """
 
     tree: str
-    f1: float
+    f1: float | None
     f1_paper: float
     ahead: float | None = None
     stderr: float | None = None
@@ -100,7 +100,7 @@ class TreeProjection(Result):
     by_layer
         The agreement less its control by first layer, from 0, on all sentences.
     trees
-        Bracket F1 of the encoder's trees and of trees that look at nothing; none where the sentences have no trees.
+        Bracket F1 of the encoder's trees and of trees that look at nothing; a p-value takes two sentences with a bracket besides the whole.
     charts
         [sentence][first word, last word]: cosines; 0 below the diagonal.
     """
@@ -288,8 +288,7 @@ def _compared(
         )
     if len(told) < 2:
         return tuple(
-            TreeF1(name, float(values.mean()) if len(told) else float("nan"), whole[name])
-            for name, values in f1.items()
+            TreeF1(name, float(values.mean()) if len(told) else None, whole[name]) for name, values in f1.items()
         )
     ahead = estimates({name: f1[OWN] - values for name, values in f1.items() if "encoder" not in name}, above=0.0)
     return tuple(TreeF1(name, float(values.mean()), whole[name], *ahead.get(name, ())) for name, values in f1.items())

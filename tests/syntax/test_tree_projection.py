@@ -244,3 +244,12 @@ def test_an_encoder_of_nan_is_refused() -> None:
         parameter.data.fill_(float("nan"))
     with pytest.raises(CausalProbeError, match="NaN"):
         tree_projection(broken, sentences, tokenizer=tokenizer())
+
+
+def test_sentences_of_two_words_have_no_bracket_to_find() -> None:
+    sentences = [Sentence((f"w{i}", f"w{i + 1}"), (1, -1), ("x", "root")) for i in range(4)]
+    found = tree_projection(
+        bert(), [*sentences, Sentence(("w0", "w1", "w2"), (1, 2, -1), ("x",) * 3)], tokenizer=tokenizer()
+    )
+    assert [each.f1 for each in found.trees] == [None] * 6
+    assert all(each.p_value is None for each in found.trees)

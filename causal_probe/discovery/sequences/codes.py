@@ -63,13 +63,6 @@ class Codes:
         """The same for some of the columns; frequencies are still those in the whole sequence."""
         return Codes(self.local[:, chosen], self.shared[:, chosen], self.d_vocab, self.base[:, chosen], self.diagonal)
 
-    def prior(self, parent: int, child: int) -> NDArray[np.float32]:
-        """In each sequence, the expected probability of the child's token behind the parent's, over its frequency, before any edge has been seen."""
-        same = self.local[:, parent] == self.local[:, child]
-        return np.asarray(
-            np.where(same, self.diagonal, 1) / (1 + self.base[:, parent] * (self.diagonal - 1)), np.float32
-        )
-
 
 def stated_memory(n_sequences: int, n_columns: int, distinct: int) -> int:
     """Bytes that the study takes at most, before any of them is taken."""

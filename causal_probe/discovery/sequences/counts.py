@@ -91,7 +91,7 @@ class Counts:
     def _prior(
         self, parents: int | slice | NDArray[np.intp], child: int | Sequence[int], rows: slice = slice(None)
     ) -> NDArray[np.float32]:
-        """:meth:`.Codes.prior`, for one parent or several; a single 1 where rows are alike."""
+        """The expected probability of the child's token behind the parent's, over its frequency, before any edge has been seen; a single 1 where rows are alike."""
         if self.codes.diagonal == 1:
             return np.ones(1, np.float32)
         same, other = self._priors
@@ -123,9 +123,11 @@ class Counts:
         cell, row = self._pair[parent, rows] + self._token[child, rows], self._from[parent, rows]
         self._counts[cell] -= 1
         self._rows[row] -= 1
-        yield
-        self._counts[cell] += 1
-        self._rows[row] += 1
+        try:
+            yield
+        finally:
+            self._counts[cell] += 1
+            self._rows[row] += 1
 
     def gains(self, child: int, candidates: Sequence[int] | None, concentration: float) -> Iterator[Gains]:
         """Gain of each candidate over "root" in each sequence, given all other edges, [candidate, sequence], in blocks of sequences.
