@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from causal_probe.discovery.sequences.codes import Codes
 from causal_probe.discovery.sequences.counts import ROOT, Parents
 
-__all__ = ["agreement", "starts"]
+__all__ = ["agreement", "one_hot", "starts"]
 
 ROUNDS = 8
 #: Weights within a child: agreement relative to its best candidate, to this power.
@@ -27,7 +27,9 @@ PAIRS_UP_TO = 32
 SHARES = (0.0, 0.15, 0.4)
 
 
-def agreement(onehot: NDArray[np.float32], *, centre: bool = True, standardise: bool = False) -> NDArray[np.float64]:
+def agreement(
+    onehot: NDArray[np.float32], *, centre: bool = True, standardise: bool = False, ordered: bool = True
+) -> NDArray[np.float64]:
     """How far each candidate edge agrees with the others, [child, parent], 0 where parent >= child.
 
     Parameters
@@ -38,6 +40,8 @@ def agreement(onehot: NDArray[np.float32], *, centre: bool = True, standardise: 
         Subtract what is the same between different sequences.
     standardise
         Divide the child's deviations by the root of the token's frequency (chi-square instead of a product of counts).
+    ordered
+        A parent stands before its child. False: every other column is a candidate, and only the diagonal is 0.
     """
     n, columns, _ = onehot.shape
     frequency = onehot.mean(1, keepdims=True)
@@ -46,19 +50,19 @@ def agreement(onehot: NDArray[np.float32], *, centre: bool = True, standardise: 
     parents, children = parent @ parent.transpose(0, 2, 1), child @ child.transpose(0, 2, 1)
     flat_child, flat_parent = child.transpose(1, 2, 0).reshape(-1, n), parent.transpose(1, 2, 0).reshape(-1, n)
     between = (flat_child @ flat_parent.T / n).reshape(columns, child.shape[2], columns, child.shape[2])
-    earlier = np.tril(np.ones((columns, columns), bool), -1)
-    weights = (earlier / np.maximum(np.arange(columns), 1)[:, None]).astype(np.float32)
+    candidates = np.tri(columns, k=-1, dtype=bool) if ordered else ~np.eye(columns, dtype=bool)
+    weights = (candidates / np.maximum(candidates.sum(1, keepdims=True), 1)).astype(np.float32)
     found = np.zeros((columns, columns))
     for _ in range(ROUNDS):
         found = np.matmul(np.matmul(children, weights), parents).mean(0, dtype=np.float64)
         if centre:
             found -= np.einsum("ixjy,xy->ij", between, np.einsum("axby,ab->xy", between, weights))
-        found = np.where(earlier, found.clip(0), 0)
+        found = np.where(candidates, found.clip(0), 0)
         best = found.max(1, keepdims=True)
         if best.max() <= 0:
             break
         sharp = (found / np.maximum(best, 1e-30)) ** SHARPNESS
-        weights = (sharp / np.maximum(sharp.sum(1, keepdims=True), 1e-30) * best / best.max() * earlier).astype(
+        weights = (sharp / np.maximum(sharp.sum(1, keepdims=True), 1e-30) * best / best.max() * candidates).astype(
             np.float32
         )
     return found
@@ -68,13 +72,13 @@ def starts(codes: Codes) -> list[Parents]:
     """Graphs to begin a search from: by agreement, by pooled mutual information, and the pairs of edges that agree most."""
     some = codes.take(slice(SEQUENCES))
     columns = some.local.shape[1]
-    onehot = _onehot(some.local)
+    onehot = one_hot(some.local)
     found = []
     for options in ({}, {"standardise": True}, {"centre": False}):
         scores = agreement(onehot, **options)
         found += [_leading(scores, share * scores.max()) for share in SHARES]
     equal = (some.local[:, :, None] == some.local[:, None, :]).mean(0)
-    shared = _onehot(some.shared)
+    shared = one_hot(some.shared)
     information = mutual_information(shared)
     for table in (information, -information, equal):
         found.append(_leading(np.where(np.tri(columns, k=-1, dtype=bool), table, -np.inf), -np.inf))
@@ -94,7 +98,8 @@ def mutual_information(onehot: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(terms.sum((1, 3)))
 
 
-def _onehot(codes: NDArray[np.intp]) -> NDArray[np.float32]:
+def one_hot(codes: NDArray[np.intp]) -> NDArray[np.float32]:
+    """[sequence, column, token]."""
     return np.asarray(codes[:, :, None] == np.arange(codes.max() + 1), np.float32)
 
 

@@ -14,11 +14,11 @@ from causal_probe.discovery.sequences.agreement import starts
 from causal_probe.discovery.sequences.codes import Codes, code, stated_memory
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
 from causal_probe.discovery.sequences.models import Gain, chow_liu, compare_models, one_matrix
+from causal_probe.discovery.sequences.order import IN_ORDER, causal_order
 from causal_probe.discovery.sequences.result import SequenceGraph
 from causal_probe.discovery.sequences.search import Found, ascend, search
 from causal_probe.discovery.sequences.swaps import SwapTest, swap_test
 from causal_probe.discovery.sequences.verdicts import (
-    IN_ORDER,
     Assumption,
     HubRival,
     Node,
@@ -154,6 +154,7 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
         gains=gains,
         assumptions=(
             *check_assumptions(codes, counts, best.concentration),
+            causal_order(codes, first, second, best),
             one_matrix_for_all(first, second, best.parents),
         ),
         seed=seed,

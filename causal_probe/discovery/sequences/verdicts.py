@@ -12,10 +12,9 @@ one column is the parent of all edges (a single edge, a star), all children are 
 chose the row: any root would do as well. If two roots are the only parents, whether their tokens are equal says whether their children share a row, and that is the
 same when they exchange their children; a root may then be a hub's child as well, so none is claimed.
 
-**Assumptions.** The same tests against rivals that the assumptions exclude: a later column as the parent (columns not in causal order), every other
-root of a component (the same), a second parent beside the first or in its place, transitions that depend on the parent's parent too, a common parent that is no column; columns without an edge that share a matrix among
-themselves (:mod:`.study`); and columns whose tokens are frequenter than elsewhere in the same sequences
-(columns then don't share one stationary law).
+**Assumptions.** The same tests against rivals that the assumptions exclude: a second parent beside the first or in its place, transitions that depend on
+the parent's parent too, a common parent that is no column; columns without an edge that share a matrix among themselves; and columns whose tokens are
+frequenter than elsewhere in the same sequences (columns then don't share one stationary law). That columns stand in causal order is tested in :mod:`.order`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 import scipy
 from numpy.typing import NDArray
@@ -35,6 +33,7 @@ from causal_probe.discovery.sequences.search import hub_moves, search
 from causal_probe.discovery.sequences.swaps import swap_test
 
 __all__ = [
+    "ASSUMPTION_LEVEL",
     "Assumption",
     "HubRival",
     "Node",
@@ -44,16 +43,14 @@ __all__ = [
     "judge",
     "one_matrix_for_all",
     "rejections",
+    "z_of",
+    "z_of_sums",
 ]
 
 #: Columns that are tried in pairs as the parents of one that has none; entries of a table over pairs of edges.
 LEADING = 4
 HALF = float(np.log(2))
 PAIR_ENTRIES = 2**23
-#: The assumption by which the first column is a root.
-IN_ORDER = "columns are in causal order"
-#: Another root of a component must raise the score by this share to speak against the order.
-LEAST_TURN = 0.05
 #: Level of each test of an assumption: a rejection withholds all claims, so it is rarer than the study's own errors.
 ASSUMPTION_LEVEL = 1e-3
 #: Entries of the tables of transitions that hidden parents are asked about: with many tokens, fewer sequences.
@@ -148,7 +145,7 @@ def hub_rivals(
     rivals = [graph for _, graph in closest] + ([list(other)] if list(other) != list(parents) else [])
     for graph in rivals:
         difference = best - polya(codes, graph, concentration)
-        z = _z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), len(best))[0]
+        z = z_of_sums(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), len(best))[0]
         changed = tuple((c, new) for c, (old, new) in enumerate(zip(parents, graph, strict=True)) if old != new)
         found.append(HubRival(changed, float(scipy.stats.norm.sf(z))))
     return found
@@ -207,7 +204,6 @@ def check_assumptions(codes: Codes, counts: Counts, concentration: float | None)
     if concentration is not None:
         few = Counts(codes.take(slice(max(1, SIBLING_ENTRIES // counts.distinct**2))), counts.parents)
         found += [
-            _order(codes, counts, concentration),
             _one_parent(codes, counts, concentration),
             _no_hidden_parent(few, concentration),
         ]
@@ -225,7 +221,7 @@ def _rejections(counts: Counts, child: int, concentration: float) -> dict[int, f
             difference = with_root[[parent]] - with_root  # index -1 is root
             sums[which] += difference.sum(1)
             squares[which] += (difference**2).sum(1)
-    z = _z(sums, squares, counts.n_sequences)
+    z = z_of_sums(sums, squares, counts.n_sequences)
     if parent == ROOT:
         chosen = z[1]  # root against every candidate
     else:
@@ -235,7 +231,8 @@ def _rejections(counts: Counts, child: int, concentration: float) -> dict[int, f
     return {(rival if rival < child else ROOT): float(p_values[rival]) for rival in range(child + 1)}
 
 
-def _z(sums: NDArray[np.float64], squares: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+def z_of_sums(sums: NDArray[np.float64], squares: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Means in standard errors, of sums over ``n`` sequences and sums of squares."""
     means = sums / n
     variance = np.maximum(squares / n - means**2, 0) / max(n - 1, 1)
     # A difference of exactly 0 everywhere says nothing.
@@ -244,7 +241,7 @@ def _z(sums: NDArray[np.float64], squares: NDArray[np.float64], n: int) -> NDArr
 
 def z_of(values: NDArray[np.float64]) -> float:
     """The mean in standard errors."""
-    return float(_z(values.sum(keepdims=True), (values**2).sum(keepdims=True), len(values))[0])
+    return float(z_of_sums(values.sum(keepdims=True), (values**2).sum(keepdims=True), len(values))[0])
 
 
 def _one_law(codes: Codes) -> Assumption:
@@ -261,7 +258,7 @@ def _one_law(codes: Codes) -> Assumption:
         if is_token.sum() < 50 * columns:
             continue
         tests += columns
-        z = _z(deviation.sum(0), (deviation**2).sum(0), n)
+        z = z_of_sums(deviation.sum(0), (deviation**2).sum(0), n)
         column = int(np.abs(z).argmax())
         if abs(z[column]) > worst:
             worst, where = float(abs(z[column])), (column, token)
@@ -272,55 +269,6 @@ def _one_law(codes: Codes) -> Assumption:
         else ""
     )
     return Assumption(name, p > ASSUMPTION_LEVEL, p, found)
-
-
-def _order(codes: Codes, counts: Counts, concentration: float) -> Assumption:
-    """Later columns as parents, and every other root of each component."""
-    name = IN_ORDER
-    columns, n = counts.n_columns, counts.n_sequences
-    graph = nx.DiGraph()
-    graph.add_nodes_from(range(columns))
-    graph.add_edges_from((parent, child) for child, parent in enumerate(counts.parents) if parent != ROOT)
-    worst, found, tests = 0.0, "", 0
-    for child in range(columns):
-        later = [c for c in range(child + 1, columns) if c not in nx.descendants(graph, child)]
-        parent = counts.parents[child]
-        if not later:
-            continue
-        tests += len(later)
-        sums, squares = np.zeros(len(later)), np.zeros(len(later))
-        for gains in counts.gains(child, later + ([parent] if parent != ROOT else []), concentration):
-            own = gains[[-1]] if parent != ROOT else np.float32(0)
-            difference = (gains[: len(later)] - own).astype(np.float64)
-            sums += difference.sum(1)
-            squares += (difference**2).sum(1)
-        z = _z(sums, squares, n)
-        if z.max() > worst:
-            worst, found = (
-                float(z.max()),
-                f"column {later[int(z.argmax())]} predicts column {child} better than any column before it",
-            )
-    best = polya(codes, counts.parents, concentration)
-    for component in nx.weakly_connected_components(graph):
-        # Transitions between two tokens are reversible: the law is the same whatever the root.
-        if len(component) < 3 or counts.distinct == 2:
-            continue
-        edges = graph.subgraph(component).to_undirected()
-        first = min(component)
-        for root in sorted(component - {first}):
-            turned = list(counts.parents)
-            turned[root] = ROOT
-            for parent, child in nx.bfs_edges(edges, root):
-                turned[child] = parent
-            tests += 1
-            # The score is the same in whatever order edges are added: a parent need not stand first.
-            difference = polya(codes, turned, concentration) - best
-            turned_z = float(_z(difference.sum(keepdims=True), (difference**2).sum(keepdims=True), n)[0])
-            # A root is scored by frequencies, a child by counts: re-rooting changes the score a little where it changes no law.
-            if turned_z > worst and difference.mean() > LEAST_TURN * best.mean():
-                worst, found = turned_z, f"the component of column {first} fits better with column {root} as its root"
-    p = min(1.0, float(scipy.stats.norm.sf(worst)) * max(1, tests))
-    return Assumption(name, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
 
 
 def _one_parent(codes: Codes, counts: Counts, concentration: float) -> Assumption:
@@ -350,7 +298,7 @@ def _one_parent(codes: Codes, counts: Counts, concentration: float) -> Assumptio
             difference = np.logaddexp(one, two) - HALF - np.stack(single)
             sums += difference.sum(2)
             squares += (difference**2).sum(2)
-        z = _z(sums, squares, n).min(0)
+        z = z_of_sums(sums, squares, n).min(0)
         if z.max() > worst:
             worst = float(z.max())
             found = "column {2} is predicted by {0} and {1} together".format(*pairs[int(z.argmax())], child)

@@ -1,0 +1,197 @@
+"""Whether the columns stand in causal order: do graphs that break it fit better?
+
+Three kinds of such graphs are tried: a later column as one child's parent; another root of one component; and the best graph of a search that
+knows no order. The last sees what the first two can't: under a wrong order the search may have settled on a graph that agrees with it, and that no single change improves.
+
+**The search without order** begins with trees without direction, of the pairs of columns whose tokens agree most with other pairs (:mod:`.agreement`, all other
+columns as candidates), and with the graph in order. It then turns one component after another to the root under which the score is largest, and gives one child after
+another the best parent among the columns that don't descend from it, until neither helps. The score is the same in whatever order edges are added, so a
+parent need not stand first. It searches one half of the sequences, and its graph is compared with the graph in order on the other.
+
+Two symbols tell no order: every matrix of two is reversible, so a tree's law is the same whatever its root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import networkx as nx
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from causal_probe.discovery.sequences.agreement import agreement, one_hot
+from causal_probe.discovery.sequences.codes import Codes
+from causal_probe.discovery.sequences.counts import ROOT, Counts, Parents, polya
+from causal_probe.discovery.sequences.search import LEAST, SMOOTH, SWEEPS, Found
+from causal_probe.discovery.sequences.verdicts import ASSUMPTION_LEVEL, Assumption, z_of, z_of_sums
+
+__all__ = ["IN_ORDER", "best_without_order", "causal_order"]
+
+#: The assumption by which the first column is a root.
+IN_ORDER = "columns are in causal order"
+#: Another root must raise the score by this share to speak against the order: a root is scored by frequencies, a child by counts, so that re-rooting
+#: changes the score a little where it changes no law.
+LEAST_TURN = 0.05
+#: Sequences that are searched without an order.
+SEARCHED = 1000
+#: A pair of columns begins without an edge if it agrees less than this share of the most.
+SHARES = (0.0, 0.05, 0.15, 0.4)
+
+
+def causal_order(codes: Codes, first: Codes, second: Codes, best: Found) -> Assumption:
+    """Whether the data reject the order, at :data:`.ASSUMPTION_LEVEL`.
+
+    H0: the graph in order predicts at least as well as every graph that breaks the order. Estimand: the mean difference of scores, in nats a sequence;
+    paired z-tests over sequences. Family: all later parents, all other roots and the graph without order, Bonferroni.
+    """
+    rivals = []
+    if best.concentration is not None:
+        rivals = [*_later_parents(codes, best.parents, best.concentration)]
+        rivals += [*_other_roots(codes, best.parents, best.concentration)]
+    rivals += _without_order(first, second, best)
+    worst, found = max(rivals, default=(0.0, ""))
+    p = min(1.0, float(scipy.stats.norm.sf(worst)) * max(1, len(rivals)))
+    return Assumption(IN_ORDER, p > ASSUMPTION_LEVEL, p, found if p <= ASSUMPTION_LEVEL else "")
+
+
+def best_without_order(codes: Codes, also: Sequence[int]) -> tuple[Parents, float | None]:
+    """The graph of the largest score that any of the starting points leads to, columns in any order, and its concentration; ``also``: one more starting point."""
+    codes = codes.take(slice(SEARCHED))
+    counts = Counts(codes)
+    agree = agreement(one_hot(codes.local), ordered=False)
+    best: tuple[float, Parents, float | None] = (0.0, [ROOT] * counts.n_columns, None)
+    for begin in [*_trees(agree + agree.T), list(also)]:
+        for smooth in SMOOTH:
+            parents, _ = _climb(counts, begin, smooth, fit=False)
+            parents, concentration = _climb(counts, parents, smooth)
+            score = 0.0 if concentration is None else counts.score(parents, concentration)
+            if score > best[0] + LEAST:
+                best = score, parents, concentration
+    return best[1], best[2]
+
+
+def _later_parents(codes: Codes, parents: Sequence[int], concentration: float) -> Iterator[tuple[float, str]]:
+    """Every later column that doesn't descend from a child, as its parent: z over the parent in order, and words."""
+    counts = Counts(codes, parents)
+    for child, parent in enumerate(parents):
+        below = _descendants(parents, child)
+        later = [column for column in range(child + 1, len(parents)) if column not in below]
+        if not later:
+            continue
+        sums, squares = np.zeros(len(later)), np.zeros(len(later))
+        for gains in counts.gains(child, later if parent == ROOT else [*later, parent], concentration):
+            own = np.float32(0) if parent == ROOT else gains[[-1]]
+            difference = (gains[: len(later)] - own).astype(np.float64)
+            sums += difference.sum(1)
+            squares += (difference**2).sum(1)
+        for column, z in zip(later, z_of_sums(sums, squares, counts.n_sequences), strict=True):
+            yield float(z), f"column {column} predicts column {child} better than any column before it"
+
+
+def _other_roots(codes: Codes, parents: Sequence[int], concentration: float) -> Iterator[tuple[float, str]]:
+    """Every other root of a component of three columns and more: z over the root in order, and words."""
+    if int(codes.local.max()) < 2:
+        return
+    best = polya(codes, parents, concentration)
+    for component in _components(parents):
+        for root in component[1:] if len(component) > 2 else []:
+            difference = polya(codes, _turned(parents, root), concentration) - best
+            enough = difference.mean() > LEAST_TURN * best.mean()
+            yield (
+                z_of(difference) if enough else 0.0,
+                f"the component of column {component[0]} fits better with column {root} as its root",
+            )
+
+
+def _without_order(first: Codes, second: Codes, best: Found) -> list[tuple[float, str]]:
+    """The best graph that knows no order: z over the graph in order, and words; nothing where it is a graph in order, too."""
+    if int(first.local.max()) < 2:
+        return []
+    parents, concentration = best_without_order(first, best.parents)
+    broken = [(parent, child) for child, parent in enumerate(parents) if parent > child]
+    if concentration is None or not broken:
+        return []
+    in_order = 0.0 if best.concentration is None else polya(second, best.parents, best.concentration)
+    difference = polya(second, parents, concentration) - in_order
+    enough = difference.mean() > LEAST_TURN * np.mean(in_order)
+    edges = ", ".join(f"{parent} > {child}" for parent, child in broken)
+    return [(z_of(difference) if enough else 0.0, f"a graph with the edges {edges} fits better than any in this order")]
+
+
+def _climb(
+    counts: Counts, parents: Sequence[int], concentration: float, *, fit: bool = True
+) -> tuple[Parents, float | None]:
+    """Turn components and change parents for the better until nothing changes; the graph and its concentration, None if no edge is left."""
+    graph = list(parents)
+    for _ in range(SWEEPS):
+        before, fitted = list(graph), concentration
+        graph = _best_roots(counts, graph, concentration)
+        counts.set(graph)
+        for child in range(counts.n_columns):
+            below = _descendants(counts.parents, child)
+            candidates = [column for column in range(counts.n_columns) if column not in below]
+            if not candidates:
+                continue
+            gains = counts.mean_gains(child, candidates, concentration)
+            leading = int(gains.argmax())
+            counts.move(child, candidates[leading] if gains[leading] > 0 else ROOT)
+        graph = list(counts.parents)
+        if fit:
+            found = counts.fit()
+            if found is None:
+                return graph, None
+            fitted = found
+        if graph == before and fitted == concentration:
+            break
+        concentration = fitted
+    return graph, concentration
+
+
+def _best_roots(counts: Counts, parents: Parents, concentration: float) -> Parents:
+    """The same edges, each component from the root with the largest score, one component after another."""
+    best, score = parents, counts.score(parents, concentration)
+    for component in _components(parents):
+        for root in component if len(component) > 1 else []:
+            turned = _turned(best, root)
+            its = counts.score(turned, concentration)
+            if its > score + LEAST:
+                best, score = turned, its
+    return best
+
+
+def _trees(agree: NDArray[np.float64]) -> Iterator[Parents]:
+    """Maximum spanning forests of the pairs that agree most, each component from its first column."""
+    columns = len(agree)
+    for share in SHARES:
+        some = np.where(agree > share * agree.max(), agree, 0)
+        forest = nx.maximum_spanning_tree(nx.from_numpy_array(some))
+        parents = [ROOT] * columns
+        for component in nx.connected_components(forest):
+            for parent, child in nx.bfs_edges(forest, min(component)):
+                parents[child] = parent
+        yield parents
+
+
+def _components(parents: Sequence[int]) -> list[list[int]]:
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(parents)))
+    graph.add_edges_from((parent, child) for child, parent in enumerate(parents) if parent != ROOT)
+    return [sorted(component) for component in nx.connected_components(graph)]
+
+
+def _turned(parents: Sequence[int], root: int) -> Parents:
+    """The same edges from another root of its component: those on the way from the root run the other way."""
+    turned, behind, column = list(parents), ROOT, root
+    while column != ROOT:
+        turned[column], behind, column = behind, column, parents[column]
+    return turned
+
+
+def _descendants(parents: Sequence[int], column: int) -> set[int]:
+    """The column and all that come from it."""
+    found, last = {column}, {column}
+    while last:
+        last = {child for child, parent in enumerate(parents) if parent in last}
+        found |= last
+    return found
