@@ -6,9 +6,11 @@ from causal_probe.circuits.find_circuit import find_circuit
 from causal_probe.circuits.found import Circuit
 from causal_probe.circuits.known import KnownCircuit
 from causal_probe.circuits.named import known_circuit, known_circuits
+from causal_probe.circuits.next_scores import next_scores
 from causal_probe.circuits.one_prompt import prompt_circuit
 from causal_probe.circuits.prompt_tasks import task_prompts
 from causal_probe.circuits.prompts import Prompts, read_prompts
+from causal_probe.circuits.prune_nodes import prune_nodes
 from causal_probe.circuits.published import published
 from causal_probe.circuits.random_planted import random_circuit
 
@@ -21,7 +23,9 @@ __all__ = [
     "find_circuit",
     "known_circuit",
     "known_circuits",
+    "next_scores",
     "prompt_circuit",
+    "prune_nodes",
     "published",
     "random_circuit",
     "read_prompts",

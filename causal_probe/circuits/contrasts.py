@@ -22,6 +22,8 @@ ABOUT: Mapping[str, str] = {
     "mean": "the part's mean over prompts and positions; what is the same at all of them is in no circuit, and neither is what passes at position 0, at special "
     "tokens and at outlier positions; a mean may be far from all parts",
     "mean-by-position": "the part's mean over prompts at each position; what depends on the position alone is in no circuit",
+    "corrupted-mean": "the part's mean over the corrupted prompts at each position; what depends on the position alone, or is the same in corrupted prompts on the "
+    "average, is in no circuit",
     "corrupted": "the part in the corrupted prompt; what both prompts have in common is in no circuit",
     "zero": "zero; whatever is written counts, constants too, and no model has seen such a stream",
 }
@@ -55,6 +57,8 @@ class Contrast:
             return torch.zeros_like(part)
         if self.other is not None:  # parts of other prompts, row by row: at the same position, or at the donors'
             part = self.layers.part(self.other, source)
+            if self.name == "corrupted-mean":
+                return part.mean(0, keepdim=True).expand_as(part)
             return part if self.donors is None else part.take_along_dim(self.donors[..., None], 1)
         if self.name == "mean-by-position":
             return part.mean(0, keepdim=True).expand_as(part)
@@ -88,10 +92,10 @@ def contrast_of(
     if name not in ABOUT:
         raise CausalProbeError(f"Unknown contrast {name!r}; choose from {', '.join(ABOUT)}.")
     everywhere = torch.ones_like(clean.tokens, dtype=torch.bool)
-    if name == "corrupted":
+    if name in ("corrupted", "corrupted-mean"):
         if corrupted is None:
             raise CausalProbeError(
-                "The contrast 'corrupted' takes corrupted prompts, and there are none. Give them, or choose resample."
+                f"The contrast {name!r} takes corrupted prompts, and there are none. Give them, or choose resample."
             )
         return Contrast(name, layers, clean.parts, everywhere, other=corrupted.parts)
     if name in ("zero", "mean-by-position"):

@@ -26,6 +26,7 @@ from causal_probe.circuits.find_circuit import find_circuit
 from causal_probe.circuits.interventions import Interventions, edges_of, reaches
 from causal_probe.circuits.known import CONTRASTS, Edge
 from causal_probe.circuits.partial import SIDES, Layers
+from causal_probe.circuits.pruning import prune
 from causal_probe.circuits.screen import attributions
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
@@ -261,15 +262,15 @@ def acdc(model: Any, tokens: Tensor, metric: Metric, *, replaced: str) -> Answer
     fall = float((run.before - run.without(edges)).mean())
     found = dict.fromkeys(edges, 0.0)
     for share in THRESHOLDS:
-        cut: list[Edge] = []
-        now = float(run.before.mean())
-        for edge in order:
-            after = float(run.without([*cut, edge]).mean())
-            if now - after < share * abs(fall):
-                cut, now = [*cut, edge], after
+        may_go = partial(_little, share * abs(fall))
+        cut, _ = prune(order, lambda edges: float(run.without(edges).mean()), may_go, now=float(run.before.mean()))
         kept = set(edges) - set(cut)
         found |= {edge: share for edge in kept if not found[edge]}
     return found
+
+
+def _little(least: float, now: float, after: float) -> bool:
+    return now - after < least
 
 
 # ------------------------------------------------------------------------------------------------------- what a receiver reads

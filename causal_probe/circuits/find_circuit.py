@@ -71,8 +71,8 @@ def find_circuit(
         The metric is signed: a distance from the clean run, such as KL, is never at most 0 without an edge, so a test of it against ``delta`` says nothing.
     contrast
         By what a part is replaced. ``"resample"``: by that at another (prompt, position), position 0, special tokens and outlier positions neither taken nor replaced;
-        ``"mean"``: by the mean of these; ``"mean-by-position"``; ``"corrupted"``: by that in the corrupted prompt; ``"zero"``. What clean and replaced parts have in
-        common is in no circuit: ``settings["contrast_is"]`` says what that is.
+        ``"mean"``: by the mean of these; ``"mean-by-position"``; ``"corrupted"``: by that in the corrupted prompt; ``"corrupted-mean"``: by the mean over
+        corrupted prompts at each position; ``"zero"``. What clean and replaced parts have in common is in no circuit: ``settings["contrast_is"]`` says what that is.
     level
         Of the tests.
     delta
@@ -125,7 +125,11 @@ def find_circuit(
         def runs(number: int) -> Interventions:
             rows = parts[number]
             clean = layers.clean(tokens[rows.to(device)])
-            broken = None if corrupted is None or contrast != "corrupted" else layers.clean(corrupted[rows].to(device))
+            broken = (
+                None
+                if corrupted is None or not contrast.startswith("corrupted")
+                else layers.clean(corrupted[rows].to(device))
+            )
             made = contrast_of(contrast, layers, clean, broken, special, generator)
             return Interventions(layers, clean, made, score, rows)
 

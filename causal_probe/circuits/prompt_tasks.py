@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel
 from causal_probe.probes.sequences import repeated_tokens
 
-__all__ = ["TASKS", "task_prompts"]
+__all__ = ["NAMED_ORDERS", "TASKS", "ordered_words", "task_prompts"]
 
 NAMES = (
     "Mary John James Robert Michael David William Richard Joseph Thomas Charles Daniel Matthew Anthony Mark Paul Steven Andrew George Kevin Brian "
@@ -27,12 +28,18 @@ WORDS = (
     "file load size name time path value line list result state item number field order point group index level model user mode test date head "
     "image input output page rate role room score section source stack table target task text title token type unit version weight width"
 )
-ORDERS = (
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
-    "January February March April May June July August September October November December",
-    "one two three four five six seven eight nine ten eleven twelve",
-    "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
-)
+#: Members in their order, by the name of the order.
+ORDERS: Mapping[str, str] = {
+    "weekdays": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+    "months": "January February March April May June July August September October November December",
+    "number-words": "one two three four five six seven eight nine ten eleven twelve",
+    "letters": "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
+}
+NAMED_ORDERS = ("numerals", *ORDERS)
+NUMERALS = tuple(map(str, range(1, 31)))
+#: Things that are done in a sequence.
+THINGS = "Book Box Car Cup Desk Door Hat House Key Lake Lamp Map Phone Road Ship Shop Song Sun Table Train Tree Van Wall Window"
+SHOWN = 3
 
 INTROS = "order list series rest sequence next last result answer message code key"
 
@@ -116,7 +123,7 @@ def _successor(words: _Words) -> Draw:
     """Next in an order: "The order is Monday Tuesday Wednesday" -> Thursday; wrong: another of the order; corrupted: three of it at random."""
     orders = [
         order
-        for order in map(str.split, ORDERS)
+        for order in map(str.split, ORDERS.values())
         if words.count("is " + " ".join(order)) == len(order) + words.count("is")
     ]
     if not orders:
@@ -141,6 +148,60 @@ def _successor(words: _Words) -> Draw:
             return f"The {intro} is {' '.join(three)}"
 
         return Texts(text(shown), (f" {right}",), (f" {wrong}",), text(mixed))
+
+    return draw
+
+
+def ordered(words: _Words, name: str) -> tuple[str, list[str]]:
+    """How a member of an order follows a word (behind a space, or numerals that are cut into digits behind " #"), and the members that are one token there.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such order, or fewer than 5 of its first members are one token each.
+    """
+    if name not in NAMED_ORDERS:
+        raise CausalProbeError(f"Unknown order {name!r}; choose from {', '.join(NAMED_ORDERS)}.")
+    members = list(NUMERALS) if name == "numerals" else ORDERS[name].split()
+    best: tuple[str, list[str]] = ("", [])
+    for before in (" ", " #") if name == "numerals" else (" ",):
+        fixed = before.strip()
+        single = [
+            words.count(f"in{before}{each}") == words.count(f"in {fixed}" if fixed else "in") + 1 for each in members
+        ]
+        first = single.index(False) if False in single else len(single)
+        if first > len(best[1]):
+            best = before, members[:first]
+    if len(best[1]) < SHOWN + 2:
+        raise CausalProbeError(
+            f"{len(best[1])} of the first {name} are one token each of this model; {SHOWN + 2} are needed."
+        )
+    return best
+
+
+def _continuation(name: str, words: _Words) -> Draw:
+    """Next in a sequence of things: "Van done in March. Hat done in April. Ring done in May. Desk done in" -> June; wrong: May again; corrupted: the same in another order."""
+    before, members = ordered(words, name)
+    things = [word for word in words.single(THINGS, 1, "words") if words.count(word) == 1]
+    if len(things) <= SHOWN:
+        raise CausalProbeError(
+            f"{len(things)} of the words for things are one token of this model; the task {name} needs {SHOWN + 1}."
+        )
+
+    def draw(generator: np.random.Generator) -> Texts:
+        own = _some(generator, things, SHOWN + 1)
+        at = int(generator.integers(len(members) - SHOWN))
+        shown, right = members[at : at + SHOWN], members[at + SHOWN]
+        mixed = shown
+        while mixed == shown:
+            mixed = _some(generator, shown, SHOWN)
+
+        def text(three: Sequence[str]) -> str:
+            done = " ".join(f"{thing} done in{before}{member}." for thing, member in zip(own, three, strict=False))
+            return f"{done} {own[-1]} done in{before.rstrip()}"
+
+        space = "" if before.rstrip() else " "
+        return Texts(text(shown), (space + right,), (space + shown[-1],), text(mixed))
 
     return draw
 
@@ -202,7 +263,28 @@ TASKS: Mapping[str, Callable[[_Words], Draw] | None] = {
     "greater-than": _greater_than,
     "successor": _successor,
     "docstring": _docstring,
+    **{name: partial(_continuation, name) for name in NAMED_ORDERS},
 }
+
+
+@probe
+def ordered_words(model: HookedModel, name: str) -> list[str]:
+    """The first members of an order that are one token each of a model, as texts with the space that they begin with.
+
+    Parameters
+    ----------
+    model
+        Its tokenizer says which are one token.
+    name
+        ``"numerals"``, ``"number-words"``, ``"months"``, ``"weekdays"``, ``"letters"``. Numerals of a tokenizer that cuts digits have no space.
+
+    Raises
+    ------
+    CausalProbeError
+        If there is no such order, or fewer than 5 of its first members are one token each.
+    """
+    before, members = ordered(_Words(model), name)
+    return [member if before.rstrip() else f" {member}" for member in members]
 
 
 @probe
@@ -219,6 +301,8 @@ def task_prompts(model: HookedModel, task: str, *, n: Count = 96, seed: Seed = 0
         ``"greater-than"`` (Hanna et al. 2023, https://arxiv.org/abs/2305.00586): "The war lasted from the year 1743 to the year 17"; corrupted: from 1701.
         ``"successor"`` (Gould et al. 2023, https://arxiv.org/abs/2312.09230): "The order is Monday Tuesday Wednesday"; corrupted: three at random.
         ``"docstring"`` (Heimersheim and Janiak 2023): the third argument is documented next; corrupted: two other words are documented first.
+        ``"numerals"``, ``"number-words"``, ``"months"``, ``"weekdays"``, ``"letters"`` (after Lan et al. 2024, https://arxiv.org/abs/2311.04131): "Van done in March. Hat done
+        in April. Ring done in May. Desk done in"; wrong: the last one again; corrupted: the same members in another order.
     n
         How many.
     seed

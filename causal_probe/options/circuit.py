@@ -14,7 +14,10 @@ from causal_probe.options.common import MODEL, Bos, LoadingOptions, ProgressOpti
 __all__ = ["PROMPT_TASKS", "CircuitOptions"]
 
 #: The tasks that :func:`causal_probe.circuits.task_prompts` makes.
-PROMPT_TASKS = ("induction", "ioi", "greater-than", "successor", "docstring")
+PROMPT_TASKS = (
+    *("induction", "ioi", "greater-than", "successor", "docstring"),
+    *("numerals", "weekdays", "months", "number-words", "letters"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,8 @@ class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
     task: Annotated[
         str,
         Help(
-            "What the model is asked: induction (repeated random tokens), ioi, greater-than, successor, docstring, made of words that are one token of the model; or "
+            "What the model is asked: induction (repeated random tokens), or ioi, greater-than, successor, docstring, numerals, number-words, months, weekdays, letters, made of "
+            "words that are one token of the model; or "
             'FILE.jsonl with prompts of your own, a line each: {"clean": "When Mary and John went home, John gave a key to", "answer": " Mary", "wrong": " John"}, and if '
             'wanted "corrupted", a prompt of the same length.'
         ),
@@ -57,7 +61,7 @@ class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
         ),
     ] = None
     contrast: Annotated[
-        Literal["resample", "mean", "mean-by-position", "corrupted", "zero"],
+        Literal["resample", "mean", "mean-by-position", "corrupted", "corrupted-mean", "zero"],
         Help("By what the ablated part of a receiver's input is replaced; what both have in common is in no circuit."),
     ] = "resample"
     level: Annotated[float, Help("Level of the tests of edges.", above=0, below=0.5)] = 0.05

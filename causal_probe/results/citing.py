@@ -77,6 +77,22 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   eprint = {2402.05969},
   archivePrefix = {arXiv}
 }""",
+    "lan2024": """@inproceedings{lan2024,
+  title     = {Towards Interpretable Sequence Continuation: Analyzing Shared Circuits in Large Language Models},
+  author    = {Lan, Michael and Torr, Philip and Barez, Fazl},
+  booktitle = {Empirical Methods in Natural Language Processing},
+  year      = {2024},
+  eprint    = {2311.04131},
+  archivePrefix = {arXiv}
+}""",
+    "gould2024": """@inproceedings{gould2024,
+  title     = {Successor Heads: Recurring, Interpretable Attention Heads In The Wild},
+  author    = {Gould, Rhys and Ong, Euan and Ogden, George and Conmy, Arthur},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  eprint    = {2312.09230},
+  archivePrefix = {arXiv}
+}""",
     "bhojanapalli2021": """@article{bhojanapalli2021,
   title  = {Eigen Analysis of Self-Attention and its Reconstruction from Partial Computation},
   author = {Bhojanapalli, Srinadh and Chakrabarti, Ayan and Jain, Himanshu and Kumar, Sanjiv and Lukasik, Michal and Veit, Andreas},

@@ -1,11 +1,13 @@
 """What structure do two real models have? ``python tests/benchmarks/bench_structure.py PART [--n N] [--seed S]``.
 
-Parts: attachment (SmolLM2 and MiniLM on generated sentences), trees (MiniLM, and with random weights), order, scores (SmolLM2 on generated sentences, and on random words). Each prints its figures.
+Parts: attachment (SmolLM2 and MiniLM on generated sentences), trees (MiniLM, and with random weights), order, scores (SmolLM2 on generated sentences, and on random words),
+continuation (SmolLM2's circuits of three sequences and of two other behaviours, each searched twice, and its heads' next scores). Each prints its figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,10 @@ import torch
 import transformers
 
 from causal_probe import hooks, models, probes, syntax
+from causal_probe.circuits import next_scores, prune_nodes, task_prompts
+from causal_probe.circuits.nodes import NodeCircuit
+from causal_probe.circuits.prompt_tasks import NAMED_ORDERS
+from causal_probe.errors import CausalProbeError
 from causal_probe.probes.permutation_sensitivity import permutation_sensitivity
 from causal_probe.probes.score_pca import score_pca
 from tests.real_model import minilm_folder, smollm2_folder
@@ -103,6 +109,38 @@ def scores(n: int, seed: int) -> None:
     print(f"{time.process_time() - start:.0f} CPU s", flush=True)
 
 
+#: Sequences that share a circuit according to Lan et al., and behaviours that are none.
+BEHAVIOURS = ("numerals", "number-words", "months", "induction", "ioi")
+
+
+def continuation(n: int, seed: int) -> None:
+    """Circuits of nodes, each of two searches on other prompts, and what pairs of them share."""
+    model = real(smollm2_folder())
+    found: dict[tuple[str, int], NodeCircuit] = {}
+    for task in BEHAVIOURS:
+        for again in (seed, seed + 1):
+            start = time.process_time()
+            prompts = task_prompts(model, task, n=n, seed=again)
+            try:
+                found[task, again] = its = prune_nodes(model, prompts, seed=again)
+            except CausalProbeError as error:  # it doesn't do the task on these prompts
+                print(f"{task}, seed {again}: {error}", flush=True)
+                continue
+            print(
+                f"{task}, seed {again}, {time.process_time() - start:.0f} CPU s\n{its}\nsweeps {[tuple(each) for each in its.sweeps]}",
+                flush=True,
+            )
+    for (one, first), (two, second) in itertools.combinations(found, 2):
+        shared = found[one, first].overlap(found[two, second])
+        print(
+            f"{one} {first} and {two} {second}: {len(shared.shared)} heads of {len(found[one, first].heads)} and {len(found[two, second].heads)} shared, {shared.expected:.1f} by chance "
+            f"(p = {shared.p:.2g}), Jaccard {shared.jaccard or 0:.2f}: {' '.join(shared.shared)}",
+            flush=True,
+        )
+    for order_of in NAMED_ORDERS:
+        print(next_scores(model, order_of), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part")
@@ -114,6 +152,7 @@ def main() -> None:
         "trees": trees,
         "order": order,
         "scores": scores,
+        "continuation": continuation,
     }
     parts[asked.part](asked.n, asked.seed)
 
