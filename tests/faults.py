@@ -84,6 +84,16 @@ COMMANDS: dict[str, list[str]] = {
         "--sampled",
         "2",
     ],
+    "circuit of nodes": [
+        "circuit",
+        "{}/gpt2",
+        "--task",
+        "{}/prompts.jsonl",
+        "--strategy",
+        "nodes",
+        "--keep",
+        "0.5",
+    ],
     "merge": ["merge", "{}/shard0", "{}/shard1"],
     "leaderboard": [
         "leaderboard",

@@ -42,6 +42,7 @@ from causal_probe.probes.score_pca import score_pca
 from causal_probe.reports import plot
 from causal_probe.results import Result
 from causal_probe.syntax import dependency_heads, tree_projection
+from tests.circuits import test_prune_nodes
 from tests.syntax import test_dependency_heads, test_tree_projection
 from tests.viz import every_report
 from tests.viz.hostile import HOSTILE
@@ -190,6 +191,10 @@ def probed() -> dict[str, Callable[[], Any]]:
             known.sample(24, torch.Generator().manual_seed(0)),
             known.metric,
         ),
+        "NodeCircuit": lambda: circuits.prune_nodes(
+            tiny_language_model := test_prune_nodes.pretrained(), test_prune_nodes.asked(tiny_language_model), contrast="zero", n_random=2
+        ),
+        "NextScores": lambda: circuits.next_scores(test_prune_nodes.pretrained(), [f"t{i}" for i in range(5, 9)]),
         "TruthCheck": lambda: circuits.check_truth(circuits.known_circuit("and-gate"), n_sequences=8),
         "MesaTraining": lambda: mechanisms.train_mesa(process, steps=3, batch_size=8),
         "WeightGraphs": lambda: mechanisms.weight_graphs(tiny, task, n_sequences=64),

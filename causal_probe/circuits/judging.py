@@ -37,14 +37,14 @@ def split(n: int, seed: int, what: str = "prompts") -> list[Int[Tensor, " row"]]
     return [order[:third].sort().values, order[third : n - third].sort().values, order[n - third :].sort().values]
 
 
-def smallest_effect(delta: float | None, clean: Tensor, fall: Tensor, name: str) -> float:
+def smallest_effect(delta: float | None, clean: Tensor, fall: Tensor, name: str, ablated: str = "every edge") -> float:
     """The smallest effect of interest; a metric that doesn't fall is refused."""
     mean, stderr, n = mean_of(fall.cpu().numpy())
     if not bool(torch.isfinite(fall).all()):
         raise CausalProbeError(f"The metric ({name}) is not finite on some prompt, so its falls can't be averaged.")
     if t_p_value(mean, stderr, n) > 0.01:
         raise CausalProbeError(
-            f"The metric ({name}) doesn't fall when every edge is ablated: {float(clean.mean()):.4g} without any change, and a fall of {mean:.3g} (standard error {stderr:.2g}). "
+            f"The metric ({name}) doesn't fall when {ablated} is ablated: {float(clean.mean()):.4g} without any change, and a fall of {mean:.3g} (standard error {stderr:.2g}). "
             "There is nothing to find: does the model do the task, and is the metric higher where it does?"
         )
     return mean / 100 if delta is None else delta

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causal_probe.arguments import Count
 from causal_probe.circuits.partial import Layers
-from causal_probe.circuits.prompt_tasks import NAMED_ORDERS, ordered_words
+from causal_probe.circuits.prompt_tasks import ordered_words
 from causal_probe.circuits.prompts import token_ids
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import probe
@@ -116,12 +116,7 @@ def next_scores(model: HookedModel, words: str | Sequence[str], *, top: Count = 
     """
     if getattr(model, "tokenizer", None) is None:
         raise CausalProbeError("Words are text, and the model has no tokenizer.")
-    named = isinstance(words, str)
     texts = ordered_words(model, words) if isinstance(words, str) else list(words)
-    if not named and not all(isinstance(text, str) and text for text in texts):
-        raise CausalProbeError(
-            f"`words` holds {texts!r:.80}. Give the name of an order ({', '.join(NAMED_ORDERS)}), or texts."
-        )
     if len(texts) < 3:
         raise CausalProbeError(f"{len(texts)} words make no order: give 3 at least.")
     start = len(token_ids(model, "", bos))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -12,6 +12,7 @@ from scipy import stats
 from causal_probe.arguments import checked
 from causal_probe.circuits.known import Edge
 from causal_probe.errors import CausalProbeError
+from causal_probe.options.circuit import CircuitOptions
 from causal_probe.probes.qk_stream import head_of
 from causal_probe.results import Result, Table
 
@@ -83,6 +84,7 @@ class NodeCircuit(Result):
     """
 
     KIND = "node circuit"
+    RESULT: ClassVar[str] = "circuit.json"
     WORKS = ("lan2024",)
     DERIVED = ("random_mean",)
 
@@ -151,8 +153,12 @@ class NodeCircuit(Result):
 
     @property
     def call(self) -> str:
-        """The Python that gives such a result."""
-        return "from causal_probe import circuits\n\ncircuits.prune_nodes(model, prompts)"
+        """The Python that gives this result, of the study; of a call of the function, what it is in general."""
+        if "task" not in self.settings:
+            return "from causal_probe import circuits\n\ncircuits.prune_nodes(model, prompts)"
+        return CircuitOptions.call(
+            "model_circuit", self.settings, repr(str(self.settings.get("model", self.provenance["model"])))
+        )
 
     @property
     def methods(self) -> str:
@@ -167,7 +173,7 @@ class NodeCircuit(Result):
     def table(self) -> Table:
         """One row per layer that has a node left."""
         layers = sorted({_layer(name) for name in self.nodes})
-        rows = [
+        rows: list[tuple[int, str, bool]] = [
             (
                 layer,
                 " ".join(name for name in self.nodes if _layer(name) == layer and head_of(name)),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from causal_probe.arguments import Help, Seed
 from causal_probe.circuits.contrasts import ABOUT, contrast_of
@@ -46,6 +47,7 @@ def prune_nodes(
     edges: bool = False,
     n_random: Draws = 20,
     seed: Seed = 0,
+    progress: bool = False,
 ) -> NodeCircuit:
     """Find the heads and MLPs that a behaviour needs, by iterative node pruning.
 
@@ -72,6 +74,8 @@ def prune_nodes(
         How many random circuits.
     seed
         Of the split and of the random circuits.
+    progress
+        Show a bar of each pass, on standard error.
 
     Raises
     ------
@@ -125,8 +129,8 @@ def prune_nodes(
             raise CausalProbeError(
                 f"The metric ({metric}) is {clean:.3g} without any change, and a share of it means nothing. Does the model do the task?"
             )
-        smallest_effect(None, search.before, search.before - search.without(search.nodes), metric)
-        left_out, sweeps = _swept(search, keep * clean)
+        smallest_effect(None, search.before, search.before - search.without(search.nodes), metric, "every node")
+        left_out, sweeps = _swept(search, keep * clean, progress)
         left = [node for node in search.nodes if node not in set(left_out)]
         kept, kept_stderr = _ratio(report.without(left_out), report.before)
         drawn = np.random.default_rng(seed)
@@ -272,7 +276,7 @@ def _replaced(
     return z
 
 
-def _swept(run: Ablated, least: float) -> tuple[list[str], list[Sweep]]:
+def _swept(run: Ablated, least: float, progress: bool) -> tuple[list[str], list[Sweep]]:
     """What is taken away, and the passes."""
     gone: list[str] = []
     now, sweeps = float(run.before.mean()), []
@@ -282,7 +286,11 @@ def _swept(run: Ablated, least: float) -> tuple[list[str], list[Sweep]]:
         left = [node for node in run.nodes if node not in set(gone)]
         before = len(gone)
         gone, now = prune(
-            left[::-1] if backward else left, run.value, lambda now, after: after >= least, gone=gone, now=now
+            tqdm(left[::-1] if backward else left, desc=f"pass {number + 1}", disable=not progress),
+            run.value,
+            lambda now, after: after >= least,
+            gone=gone,
+            now=now,
         )
         sweeps.append(Sweep("backward" if backward else "forward", len(run.nodes) - len(gone), now / clean))
         if len(gone) == before:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 __all__ = ["prune"]
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 def prune(
-    items: Sequence[Item],
+    items: Iterable[Item],
     value: Callable[[list[Item]], float],
     may_go: Callable[[float, float], bool],
     *,

@@ -11,13 +11,17 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.options.base import Subject
 from causal_probe.options.common import MODEL, Bos, LoadingOptions, ProgressOption, SavingOptions, SeedOption
 
-__all__ = ["PROMPT_TASKS", "CircuitOptions"]
+__all__ = ["NODE_CONTRASTS", "PROMPT_TASKS", "CircuitOptions"]
 
 #: The tasks that :func:`causal_probe.circuits.task_prompts` makes.
 PROMPT_TASKS = (
     *("induction", "ioi", "greater-than", "successor", "docstring"),
     *("numerals", "weekdays", "months", "number-words", "letters"),
 )
+
+
+#: By what nodes are replaced.
+NODE_CONTRASTS = ("corrupted-mean", "mean-by-position", "zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +64,25 @@ class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
             none="logit-difference, without wrong answers log-probability",
         ),
     ] = None
+    strategy: Annotated[
+        Literal["edges", "nodes"],
+        Help(
+            "edges: each edge with a test. nodes: heads and MLPs are taken away one after another while `keep` of the metric is left, without a test of each (Lan et al. 2024)."
+        ),
+    ] = "edges"
+    keep: Annotated[
+        float | None,
+        Help(
+            "With the strategy nodes: the share of the clean metric that is to be left.", none="0.8", above=0, below=1
+        ),
+    ] = None
     contrast: Annotated[
-        Literal["resample", "mean", "mean-by-position", "corrupted", "corrupted-mean", "zero"],
-        Help("By what the ablated part of a receiver's input is replaced; what both have in common is in no circuit."),
-    ] = "resample"
+        Literal["resample", "mean", "mean-by-position", "corrupted", "corrupted-mean", "zero"] | None,
+        Help(
+            "By what the ablated part of a receiver's input is replaced, or a node's output; what both have in common is in no circuit.",
+            none="resample; of nodes, corrupted-mean",
+        ),
+    ] = None
     level: Annotated[float, Help("Level of the tests of edges.", above=0, below=0.5)] = 0.05
     delta: Annotated[
         float | None,
@@ -89,15 +108,24 @@ class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
     ] = 40
     bos: Bos = "auto"
 
+    @property
+    def replaced_by(self) -> str:
+        """The contrast."""
+        return self.contrast or ("corrupted-mean" if self.strategy == "nodes" else "resample")
+
     def check(self) -> None:
-        """A task that there is, or a file; fewer drawn than tested."""
+        """A task that there is, or a file; fewer drawn than tested; nothing that the strategy doesn't know."""
+        if self.strategy == "nodes":
+            self._check_nodes()
+        elif self.keep is not None:
+            raise CausalProbeError("`keep` is for the strategy nodes: give `strategy`, or leave it out.")
         if self.text is None:
             for name in ("answer", "wrong", "baselines"):
                 if getattr(self, name) is not None:
                     raise CausalProbeError(f"`{name}` is for one prompt: give it as `text`.")
         elif self.answer is None:
             raise CausalProbeError("`text` has no `answer`: what should follow it? Give one token, such as ' Mary'.")
-        elif self.contrast not in ("resample", "corrupted"):
+        elif self.replaced_by not in ("resample", "corrupted"):
             raise CausalProbeError(
                 f"`contrast` is {self.contrast!r}; one prompt is compared with others by resample or corrupted."
             )
@@ -113,4 +141,19 @@ class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
         if self.sampled > self.most:
             raise CausalProbeError(
                 f"`sampled` is {self.sampled}, and `most` is {self.most}: no more can be drawn than are tested."
+            )
+
+    def _check_nodes(self) -> None:
+        for name in ("text", "level", "delta", "correction", "most", "sampled"):
+            if getattr(self, name) != self.described()[name].default:
+                raise CausalProbeError(
+                    f"`{name}` means nothing to the strategy nodes, which tests no edges. Leave it out."
+                )
+        if self.replaced_by not in NODE_CONTRASTS:
+            raise CausalProbeError(
+                f"`contrast` is {self.contrast!r}; nodes are replaced by {', '.join(NODE_CONTRASTS)}."
+            )
+        if self.metric == "log-probability":
+            raise CausalProbeError(
+                "`metric` is 'log-probability', and a share of what is below 0 means nothing. Choose logit-difference or probability-difference."
             )

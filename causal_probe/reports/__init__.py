@@ -10,6 +10,7 @@ from causal_probe.reports import (  # noqa: F401
     evidence,
     in_context,
     known_circuits,
+    node_circuit,
     paper,
     recovery,
     scan,

@@ -1,7 +1,7 @@
 """What structure do two real models have? ``python tests/benchmarks/bench_structure.py PART [--n N] [--seed S]``.
 
 Parts: attachment (SmolLM2 and MiniLM on generated sentences), trees (MiniLM, and with random weights), order, scores (SmolLM2 on generated sentences, and on random words),
-continuation (SmolLM2's circuits of three sequences and of two other behaviours, each searched twice, and its heads' next scores). Each prints its figures.
+nodes (node pruning on planted circuits), continuation (SmolLM2's circuits of three sequences and of two other behaviours, each searched twice, and its heads' next scores). Each prints its figures.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import transformers
 
-from causal_probe import hooks, models, probes, syntax
-from causal_probe.circuits import next_scores, prune_nodes, task_prompts
+from causal_probe import circuits, hooks, models, probes, syntax
+from causal_probe.circuits import Prompts, next_scores, prune_nodes, task_prompts
 from causal_probe.circuits.nodes import NodeCircuit
 from causal_probe.circuits.prompt_tasks import NAMED_ORDERS
 from causal_probe.errors import CausalProbeError
@@ -109,6 +109,33 @@ def scores(n: int, seed: int) -> None:
     print(f"{time.process_time() - start:.0f} CPU s", flush=True)
 
 
+def planted(n: int, seed: int) -> None:
+    """Nodes left by pruning beside those that random circuits were planted with, seeds from ``seed`` on."""
+    right = found_any = true_any = exact = asked = 0
+    left_out: list[str] = []
+    for number in range(seed, seed + n):
+        known = circuits.known_circuit(f"planted-{number}")
+        tokens = known.sample(64, torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            order = known.model(tokens)[:, -1].argsort(-1, descending=True)
+        prompts = Prompts(known.name, tokens, (tokens.shape[1] - 1,), order[:, None, :1], order[:, None, 1:2])
+        true = {source for source, _ in known.edges("mean-by-position") if source.startswith("L")}
+        try:
+            found = set(prune_nodes(known.model, prompts, contrast="mean-by-position", keep=0.9, n_random=0).nodes)
+        except CausalProbeError as error:
+            left_out.append(f"{known.name}: {error}")
+            continue
+        asked += 1
+        exact += found == true
+        right += len(found & true)
+        found_any += len(found)
+        true_any += len(true)
+    print(
+        f"{asked} of {n} planted circuits: {exact} exact; {right} of {true_any} true nodes left, {found_any - right} of {found_any} that are left are not true"
+    )
+    print("\n".join(left_out), flush=True)
+
+
 #: Sequences that share a circuit according to Lan et al., and behaviours that are none.
 BEHAVIOURS = ("numerals", "number-words", "months", "induction", "ioi")
 
@@ -153,6 +180,7 @@ def main() -> None:
         "order": order,
         "scores": scores,
         "continuation": continuation,
+        "nodes": planted,
     }
     parts[asked.part](asked.n, asked.seed)
 

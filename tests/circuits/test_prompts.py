@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from causal_probe.circuits import Prompts, read_prompts, task_prompts
-from causal_probe.circuits.prompt_tasks import TASKS
+from causal_probe.circuits.prompt_tasks import TASKS, ordered_words
 from causal_probe.circuits.prompts import Texts, prompts_of
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
@@ -229,6 +229,31 @@ def test_the_answers_of_the_tasks() -> None:
 
 
 @pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("name", ["numerals", "number-words", "months", "weekdays", "letters"])
+def test_a_sequence_goes_on(name: str, pairs: bool) -> None:
+    model = worded(pairs=pairs)
+    members = [word.strip() for word in ordered_words(model, name)]
+    prompts, text = task_prompts(model, name, n=30), model.tokenizer.text
+    for row, right, wrong, corrupted in zip(
+        prompts.tokens, prompts.right, prompts.wrong, prompts.corrupted, strict=True
+    ):
+        shown, other = (
+            [part.split()[-1].strip("#") for part in text(each).split(".")[:3]] for each in (row, corrupted)
+        )
+        places = [members.index(each) for each in shown]
+        assert places == list(range(places[0], places[0] + 3))
+        assert text(right[0]).strip() == members[places[2] + 1]
+        assert text(wrong[0]).strip() == shown[2]
+        assert other != shown
+        assert sorted(other) == sorted(shown)
+
+
+def test_numerals_are_those_that_are_one_token() -> None:
+    assert ordered_words(worded(), "numerals") == [str(i) for i in range(1, 10)]  # digit by digit, behind " #"
+    assert ordered_words(worded(pairs=True), "numerals") == [str(i) for i in range(1, 31)]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
 def test_later_years_are_right_however_years_are_cut(pairs: bool) -> None:
     model = worded(pairs=pairs)
     prompts = task_prompts(model, "greater-than", n=20)
@@ -260,7 +285,7 @@ def test_what_can_not_be_a_task() -> None:
         task_prompts(DisentangledTransformer(d_vocab=60, n_positions=64), "induction", n=1)
     model = worded()
     model.tokenizer.cut = list
-    for task in ("ioi", "successor", "docstring", "greater-than"):
+    for task in ("ioi", "successor", "docstring", "greater-than", "months"):
         with pytest.raises(CausalProbeError, match="one token"):
             task_prompts(model, task)
     model = SimpleNamespace()

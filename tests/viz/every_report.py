@@ -116,6 +116,17 @@ def circuit() -> Any:
     return circuits.find_circuit(known.model, tokens, known.metric, most=40, sampled=10, sizes=2)
 
 
+@cache
+def node_circuit() -> Any:
+    """Pruned nodes of a planted circuit, with its edges."""
+    known = circuits.known_circuit("planted-5")
+    tokens = known.sample(48, torch.Generator().manual_seed(0))
+    order = known.model(tokens)[:, -1].argsort(-1, descending=True)
+    prompts = circuits.Prompts(NAME, tokens, (tokens.shape[1] - 1,), order[:, None, :1], order[:, None, 1:2])
+    found = circuits.prune_nodes(known.model, prompts, contrast="mean-by-position", edges=True, n_random=2)
+    return dataclasses.replace(found, settings={**found.settings, NAME: NAME})
+
+
 def reproduction() -> Any:
     return Reproduction(
         name="tiny",
@@ -198,6 +209,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "discover": discovery,
     "reproduce": reproduction,
     "circuit": circuit,
+    "circuit of nodes": node_circuit,
     "known circuits": known_circuits,
 }
 
