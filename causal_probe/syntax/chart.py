@@ -21,6 +21,7 @@ __all__ = [
     "best_tree",
     "bracket_f1",
     "branching_tree",
+    "centred",
     "brackets_of",
     "greedy_tree",
     "micro_f1",
@@ -99,6 +100,17 @@ def agreement(chart: Float[np.ndarray, "word word"], tree: Splits) -> float:
     """The tree's value over its number of terms: the mean score of all its spans but the whole sentence, single words included."""
     value = sum(float(chart[i, k] + chart[k + 1, j]) for (i, j), k in tree.items())
     return value / (2 * len(tree))
+
+
+def centred(charts: Sequence[Float[np.ndarray, "_word _word"]]) -> list[np.ndarray]:
+    """Charts less the mean of all their spans of the same length.
+
+    >>> [chart.tolist() for chart in centred([np.array([[4.0, 3.0], [0, 2.0]]), np.array([[4.0, 1.0], [0, 2.0]])])]
+    [[[1.0, 1.0], [0.0, -1.0]], [[1.0, -1.0], [0.0, -1.0]]]
+    """
+    longest = max(map(len, charts))
+    means = [np.mean(np.concatenate([np.diagonal(chart, k) for chart in charts])) for k in range(longest)]
+    return [chart - sum(np.eye(len(chart), k=k) * means[k] for k in range(len(chart))) for chart in charts]
 
 
 def redrawn_chart(chart: Float[np.ndarray, "word word"], rng: np.random.Generator) -> Float[np.ndarray, "word word"]:

@@ -38,6 +38,7 @@ from causal_probe.syntax.chart import (
     bracket_f1,
     brackets_of,
     branching_tree,
+    centred,
     greedy_tree,
     micro_f1,
     random_tree,
@@ -65,7 +66,8 @@ class TreeF1(NamedTuple):
     Attributes
     ----------
     tree
-        ``"encoder"`` (the best tree of its charts), ``"encoder, greedy"`` (the paper's), and trees that look at nothing.
+        ``"encoder"`` (the best tree of its charts), ``"encoder, centred"`` (of charts from which the mean over all sentences' spans of a length is subtracted, so that long spans are not
+        liked for their length), ``"encoder, greedy"`` (the paper's), and trees that look at nothing.
     f1
         Mean over sentences, the whole sentence's bracket left out; None where no sentence has another.
     f1_paper
@@ -183,7 +185,7 @@ def tree_projection(
     >>> sentences = [((a, noun, verb, "the", "cat"), *tree) for a in words[:2] for noun in words[2:4] for verb in words[4:]]
     >>> found = tree_projection(encoder, sentences, tokenizer=PreTrainedTokenizerFast(tokenizer_object=fast))
     >>> [kind.tree for kind in found.trees], len(found.charts)
-    (['encoder', 'encoder, greedy', 'right-branching', 'left-branching', 'balanced', 'random'], 4)
+    (['encoder', 'encoder, centred', 'encoder, greedy', 'right-branching', 'left-branching', 'balanced', 'random'], 4)
     """
     its = tuple(each for each in as_sentences(sentences) if len(each.words) <= most_words)
     if len(its) < 4:
@@ -266,12 +268,13 @@ def _compared(
     charts: Sequence[np.ndarray], sentences: Sequence[Sentence], rng: np.random.Generator
 ) -> tuple[TreeF1, ...]:
     """Bracket F1 of the encoder's trees, and of those that look at nothing beside it."""
-    sizes = [len(chart) for chart in charts]
+    sizes, level = [len(chart) for chart in charts], centred(charts)
     true = [brackets_of(sentence) for sentence in sentences]
     inner = [without_trivial(each, n) for each, n in zip(true, sizes, strict=True)]
     told = [s for s in range(len(charts)) if inner[s]]  # sentences with a bracket to find
     kinds: dict[str, list[Callable[[int], Any]]] = {
         OWN: [lambda s: best_tree(charts[s])],
+        "encoder, centred": [lambda s: best_tree(level[s])],
         "encoder, greedy": [lambda s: greedy_tree(charts[s])],
         "right-branching": [lambda s: branching_tree(sizes[s], right=True)],
         "left-branching": [lambda s: branching_tree(sizes[s], right=False)],

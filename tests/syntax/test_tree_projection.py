@@ -251,5 +251,5 @@ def test_sentences_of_two_words_have_no_bracket_to_find() -> None:
     found = tree_projection(
         bert(), [*sentences, Sentence(("w0", "w1", "w2"), (1, 2, -1), ("x",) * 3)], tokenizer=tokenizer()
     )
-    assert [each.f1 for each in found.trees] == [None] * 6
+    assert [each.f1 for each in found.trees] == [None] * 7
     assert all(each.p_value is None for each in found.trees)
