@@ -94,6 +94,18 @@ COMMANDS: dict[str, list[str]] = {
         "--keep",
         "0.5",
     ],
+    "structure": [
+        "structure",
+        "{}/gpt2",
+        "--n-sentences",
+        "8",
+        "--n-sequences",
+        "4",
+        "--length",
+        "4",
+        "--n-components",
+        "1",
+    ],
     "merge": ["merge", "{}/shard0", "{}/shard1"],
     "leaderboard": [
         "leaderboard",

@@ -130,6 +130,7 @@ def probed() -> dict[str, Callable[[], Any]]:
     return {
         "Recovery": every_report.recovery,
         "GradientRecovery": every_report.gradient,
+        "ModelStructure": every_report.structure,
         "ModelScan": every_report.scan,
         "InContextGraph": every_report.in_context,
         "TextDiscovery": every_report.discovery,

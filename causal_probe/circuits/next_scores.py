@@ -60,20 +60,20 @@ class NextScores(Result):
             f"values and output and to the logits; a score is the share of words whose successor (or which itself) is among the {self.settings['top']} largest ({self.measured_with})."
         )
 
-    def table(self) -> Table:
-        """One row per head, the largest next score first."""
-        order = np.lexsort((-self.copy, -self.next))[:LISTED]
-        rows = [
-            (
-                f"L{self.heads[i][0]}H{self.heads[i][1]}",
-                *(float(each[i]) for each in (self.next, self.copy, self.other)),
-            )
+    def listed(self, n: int = LISTED) -> list[tuple[str, float, float, float]]:
+        """The heads of the largest next scores (of equal ones, of the largest copy scores): name, next, copy, other."""
+        order = np.lexsort((-self.copy, -self.next))[:n]
+        return [
+            (f"L{self.heads[i][0]}H{self.heads[i][1]}", float(self.next[i]), float(self.copy[i]), float(self.other[i]))
             for i in order
         ]
+
+    def table(self) -> Table:
+        """One row per head, the largest next score first."""
         return Table(
             f"NextScores of {self.provenance['model']}: {len(self.heads)} heads, {len(self.words)} words",
             ("head", "next", "copy", "other"),
-            rows,
+            self.listed(),
             (
                 f"shares of words among the {self.settings['top']} largest logits; other: of another word than these, what a head reaches that writes any",
             ),

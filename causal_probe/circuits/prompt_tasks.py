@@ -59,9 +59,14 @@ class _Words:
     def count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def adds_one(self, before: str, text: str) -> bool:
+        """Whether a text adds one token to what stands before it, and one that the tokenizer knows."""
+        ids = self.tokenizer(before + text, add_special_tokens=False)["input_ids"]
+        return len(ids) == self.count(before) + 1 and ids[-1] != getattr(self.tokenizer, "unk_token_id", None)
+
     def single(self, text: str, least: int, what: str) -> list[str]:
         words = text.split()
-        found = [word for word in words if self.count(f"The {word}") == self.count("The") + 1]
+        found = [word for word in words if self.adds_one("The", f" {word}")]
         if len(found) < least:
             raise CausalProbeError(
                 f"{len(found)} of {len(words)} {what} are one token of this model; the task needs {least}. Give prompts of your own: circuits.read_prompts."
@@ -165,10 +170,8 @@ def ordered(words: _Words, name: str) -> tuple[str, list[str]]:
     members = list(NUMERALS) if name == "numerals" else ORDERS[name].split()
     best: tuple[str, list[str]] = ("", [])
     for before in (" ", " #") if name == "numerals" else (" ",):
-        fixed = before.strip()
-        single = [
-            words.count(f"in{before}{each}") == words.count(f"in {fixed}" if fixed else "in") + 1 for each in members
-        ]
+        stands, begins = (f"in{before}", "") if before.strip() else ("in", " ")
+        single = [words.adds_one(stands, begins + each) for each in members]
         first = single.index(False) if False in single else len(single)
         if first > len(best[1]):
             best = before, members[:first]

@@ -14,6 +14,7 @@ from causal_probe.experiments.known_circuits import known_circuits
 from causal_probe.experiments.leaderboard import leaderboard
 from causal_probe.experiments.merge_scans import merge_scans
 from causal_probe.experiments.model_circuit import model_circuit as model_circuit
+from causal_probe.experiments.model_structure import model_structure as model_structure
 from causal_probe.experiments.opening import open_model
 
 # Of the commands; in Python there is causal_probe.discovery.graph_from_sequences. Not offered.

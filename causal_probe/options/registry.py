@@ -18,6 +18,7 @@ from causal_probe.options.recover import (
     TokensOptions,
 )
 from causal_probe.options.scan import MergeOptions, ScanOptions
+from causal_probe.options.structure import StructureOptions
 from causal_probe.options.studies import (
     CheckOptions,
     EvidenceOptions,
@@ -136,6 +137,12 @@ STUDIES: Mapping[str, Study] = {
         "Which edges between heads and MLPs carry a behaviour? Each edge with its effect, its test and the contrast.",
         command="circuit",
         examples=("MODEL --task induction --out out/circuit", "MODEL --task prompts.jsonl --contrast corrupted --json"),
+    ),
+    "model_structure": Study(
+        StructureOptions,
+        "What structure has a model? Dependencies, the order of the context, directions of scores, continuations.",
+        command="structure",
+        examples=("MODEL --out out/structure", "MODEL --conllu FILE.conllu --n-sentences 500"),
     ),
     "merge_scans": Study(
         MergeOptions,

@@ -15,6 +15,7 @@ from causal_probe.reports import (  # noqa: F401
     recovery,
     scan,
     sequences,
+    structure,
     sweep,
 )
 from causal_probe.reports.pages import report

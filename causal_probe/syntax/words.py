@@ -32,14 +32,22 @@ def tokenize(tokenizer: Any, sentences: Sequence[Sentence], *, longest: int | No
     Raises
     ------
     CausalProbeError
-        If there is no tokenizer that says which characters a token stands for, a sentence has more than ``longest`` tokens, or a word gets none.
+        If there is no tokenizer that says which characters a token stands for, a sentence has more than ``longest`` tokens, a word gets none, or more
+        than half of the words' tokens are unknown to the tokenizer.
     """
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise CausalProbeError(
             "Words are told from tokens by the characters that a token stands for, which only a fast tokenizer says; this model has "
             f"{'none' if tokenizer is None else type(tokenizer).__name__}. Give one with `tokenizer=`, as hooks.to_hooked takes it."
         )
-    return [_tokenized(tokenizer, sentence, longest) for sentence in sentences]
+    found = [_tokenized(tokenizer, sentence, longest) for sentence in sentences]
+    ids = [token for each in found for token, word in zip(each.tokens, each.word_of, strict=True) if word >= 0]
+    unknown = sum(token == getattr(tokenizer, "unk_token_id", None) for token in ids)
+    if unknown > len(ids) / 2:
+        raise CausalProbeError(
+            f"{unknown} of the sentences' {len(ids)} tokens are the tokenizer's {tokenizer.unk_token!r}: it doesn't know these words. Give sentences in its language."
+        )
+    return found
 
 
 def _tokenized(tokenizer: Any, sentence: Sentence, longest: int | None) -> Tokenized:

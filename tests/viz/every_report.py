@@ -127,6 +127,13 @@ def node_circuit() -> Any:
     return dataclasses.replace(found, settings={**found.settings, NAME: NAME})
 
 
+@cache
+def structure() -> Any:
+    """A tiny random model; not all orders are single tokens of it."""
+    found = experiments.model_structure(language_model(), n_sentences=12, n_sequences=8, length=6, n_components=2)
+    return dataclasses.replace(found, left_out={**found.left_out, NAME: NAME}, settings={**found.settings, NAME: NAME})
+
+
 def reproduction() -> Any:
     return Reproduction(
         name="tiny",
@@ -210,6 +217,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "reproduce": reproduction,
     "circuit": circuit,
     "circuit of nodes": node_circuit,
+    "structure": structure,
     "known circuits": known_circuits,
 }
 
