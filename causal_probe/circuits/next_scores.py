@@ -152,20 +152,22 @@ def _written(
 ) -> tuple[list[tuple[int, int]], Bool[np.ndarray, "head word word"]]:
     """For each head and word, which words are among the largest logits of what the head writes for it."""
     stream = layers.clean(tokens).streams[1]
-    heads, found = [], []
+    heads: list[tuple[int, int]] = []
+    found: list[np.ndarray] = []
     for layer in layers.carriers:
         values = layers.sides_of(tokens, layer, stream)["v"][:, -1]
         count, groups = layers.heads[layer], layers.groups[layer]["v"]
         values = values.reshape(len(tokens), groups, -1).repeat_interleave(count // groups, 1)
-        for head in range(count):
-            behind = stream.clone()
-            behind[:, -1] = values[:, head].to(layers.W_O[layer]) @ layers.W_O[layer][head]
-            logits = layers.to_logits(tokens, layers.n, behind)[:, -1].float()
-            if not bool(logits.isfinite().all()):
-                raise CausalProbeError(
-                    f"The logits of what L{layer}H{head} writes are no numbers. Check the model's weights for NaN."
-                )
-            largest = logits.topk(min(top, logits.shape[1])).indices
-            heads.append((layer, head))
-            found.append((largest[:, :, None] == ids.to(largest)).any(1).cpu().numpy())
+        written = torch.einsum("whd,hdm->hwm", values.to(layers.W_O[layer]), layers.W_O[layer])
+        # Norm and unembedding see one position at a time, so the last one is enough.
+        rows = tokens[:, -1:].repeat(count, 1)
+        logits = layers.to_logits(rows, layers.n, written.reshape(len(rows), 1, -1).to(stream))[:, -1].float()
+        logits = logits.reshape(count, len(tokens), -1)
+        if not bool(logits.isfinite().all()):
+            raise CausalProbeError(
+                f"The logits of what layer {layer}'s heads write are no numbers. Check the model's weights for NaN."
+            )
+        largest = logits.topk(min(top, logits.shape[-1])).indices
+        heads += [(layer, head) for head in range(count)]
+        found += [*(largest[..., None] == ids.to(largest)).any(2).cpu().numpy()]
     return heads, np.stack(found)

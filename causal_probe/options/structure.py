@@ -32,5 +32,7 @@ class StructureOptions(SeedOption, LoadingOptions, SavingOptions):
         Help("How many stretches of these sentences are permuted, and their scores taken apart.", least=4, most=10**5),
     ] = 32
     length: Annotated[int, Help("Tokens of a stretch, besides what texts start with.", least=4, most=512)] = 12
-    n_components: Annotated[int, Help("Components of the scores; at most half of the stretches.", least=1, most=64)] = 8
+    n_components: Annotated[
+        int, Help("Components of the scores; at most half of the stretches, less one.", least=1, most=64)
+    ] = 8
     bos: Bos = "auto"

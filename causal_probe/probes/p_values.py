@@ -10,7 +10,17 @@ import numpy as np
 import scipy
 from jaxtyping import Float
 
-__all__ = ["Effect", "Estimate", "corrected", "effects", "estimates", "holm", "t_interval", "t_p_value"]
+__all__ = [
+    "Effect",
+    "Estimate",
+    "corrected",
+    "effects",
+    "estimates",
+    "holm",
+    "least_p_value",
+    "t_interval",
+    "t_p_value",
+]
 
 K = TypeVar("K")
 
@@ -56,6 +66,15 @@ def t_p_value(mean: float, stderr: float, n: int, *, above: float = 0.0) -> floa
     if stderr > 0:
         return float(scipy.stats.t.sf((mean - above) / stderr, df=n - 1))
     return 0.0 if mean > above else 1.0
+
+
+def least_p_value(n: int) -> float:
+    """The smallest p-value that n values with signs drawn at random can show: that all are positive. Few values that are equal have no spread, and Student's t would give 0.
+
+    >>> least_p_value(2), least_p_value(10) < 0.001
+    (0.25, True)
+    """
+    return 0.5**n
 
 
 def t_interval(mean: float, stderr: float, n: int, *, coverage: float = 0.95) -> tuple[float, float]:

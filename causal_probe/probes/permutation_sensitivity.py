@@ -14,7 +14,8 @@ matter there. There is no test against 0, which a random model misses by roundin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,16 @@ from torch import Tensor
 from causal_probe.arguments import BatchSize, Count, Position, Seed
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import probe
-from causal_probe.hooks.check import HookedModel, describe, live_hooks, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, describe, keep, live_hooks, require_hooks, undisturbed
 from causal_probe.hooks.record import micro_batches
+from causal_probe.hooks.skip import Skips
 from causal_probe.hooks.tokens import special_tokens
 from causal_probe.results import Result, Table
 
 __all__ = ["PermutationSensitivity", "permutation_sensitivity"]
+
+#: Layers are passed over if the last prediction is the same up to this KL, in nats.
+SAME = 1e-6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,19 +150,19 @@ def permutation_sensitivity(
                 kept = int(begins) if start is None else start
                 _check(model, batch, names, kept)
             n, pos = batch.shape
-            clean = _last(model, batch)
-            moved = []
+            runs = _Runs(model, batch, names)
+            clean, moved = runs.clean, []
             for _ in range(n_permutations):
                 order = _orders(n, pos, kept, generator)
                 moved.append(
                     [
                         _kl(clean, _last(model, batch.gather(1, order.to(batch.device)))),
-                        *(_kl(clean, _last(model, batch, name, _permute(order))) for name in names),
+                        *(_kl(clean, runs.permuted(layer, order)) for layer in range(len(names))),
                     ]
                 )
             same = torch.arange(pos).expand(n, -1)
             rounding = max(
-                rounding, *(float(_kl(clean, _last(model, batch, name, _permute(same))).max()) for name in names)
+                rounding, *(float(_kl(clean, runs.permuted(layer, same)).max()) for layer in range(len(names)))
             )
             found.append(np.array(moved).transpose(1, 0, 2))
     values = np.concatenate(found, axis=2)
@@ -198,18 +203,38 @@ def _orders(n: int, pos: int, start: int, generator: torch.Generator) -> Int[Ten
     return torch.cat([ends[:, :start], inner, ends[:, -1:]], 1)
 
 
-def _permute(order: Int[Tensor, "batch pos"]) -> Callable[[Tensor, Any], Tensor]:
-    def edit(stream: Float[Tensor, "batch pos d_model"], hook: Any) -> Float[Tensor, "batch pos d_model"]:
-        return stream.gather(1, order.to(stream.device)[..., None].expand_as(stream))
+class _Runs:
+    """A batch's own run, and runs in which the vectors that enter a layer are permuted; layers below it are passed over where that changes nothing."""
 
-    return edit
+    def __init__(self, model: HookedModel, tokens: Int[Tensor, "batch pos"], names: list[str]) -> None:
+        self.model, self.tokens, self.names = model, tokens, names
+        self._streams: dict[str, Tensor] = {}
+        self._skips = Skips(model) if hasattr(model, "blocks") else None
+        with nullcontext() if self._skips is None else self._skips.learning():
+            self.clean = _last(model, tokens, [(name, keep(self._streams, name)) for name in names])
+        if self._skips is not None:
+            same = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+            try:
+                again = self.permuted(len(names) - 1, same)
+            except Exception:  # a model of another build: its layers are run
+                self._skips = None
+            else:
+                self._skips = self._skips if float(_kl(self.clean, again).max()) <= SAME else None
+
+    def permuted(self, layer: int, order: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_vocab"]:
+        """Log-probabilities after the last position, where the vectors that enter a layer stand in another order."""
+        name = self.names[layer]
+        stream = self._streams[name]
+        new = stream.gather(1, order.to(stream.device)[..., None].expand_as(stream))
+        with nullcontext() if self._skips is None else self._skips.before(layer):
+            return _last(self.model, self.tokens, [(name, lambda value, hook: new)])
 
 
 def _last(
-    model: HookedModel, tokens: Tensor, name: str | None = None, edit: Callable[[Tensor, Any], Tensor] | None = None
+    model: HookedModel, tokens: Tensor, hooks: Sequence[tuple[str, Callable[..., Any]]] = ()
 ) -> Float[Tensor, "batch d_vocab"]:
     """Log-probabilities after the last position."""
-    with model.hooks(fwd_hooks=[] if name is None else [(name, edit)]):
+    with model.hooks(fwd_hooks=list(hooks)):
         logits = model(tokens)[:, -1]
     found: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).double().cpu()
     if found.isnan().any():

@@ -24,7 +24,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import context_length, probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.record import record
-from causal_probe.probes.p_values import corrected
+from causal_probe.probes.p_values import corrected, least_p_value
 from causal_probe.results import Result, Rows, Table
 from causal_probe.syntax.treebank import Sentence, check_sentence, read_conllu
 from causal_probe.syntax.words import Tokenized, between_words, tokenize
@@ -56,7 +56,8 @@ class Attachment(NamedTuple):
     offset, offset_uas
         The best fixed offset (the governor stands so many words behind; negative: before), and its share.
     p_value
-        One-sided, of H0 "the head attaches no more words rightly than the offset", paired by sentence; Holm's correction over all relations.
+        One-sided, of H0 "the head attaches no more words rightly than the offset", paired by sentence; Holm's correction over all relations;
+        no smaller than n equal signs show, 1 / 2^n for n sentences.
     """
 
     relation: str
@@ -228,7 +229,9 @@ def dependency_heads(
             )
         )
     tested = corrected(differences, above=0.0)
-    attachments = tuple(Attachment(*row, tested[row[0]].p_value) for row in rows)
+    attachments = tuple(
+        Attachment(*row, max(tested[row[0]].p_value, least_p_value(differences[row[0]][2]))) for row in rows
+    )
     report = every[:, :, ~chosen].mean(2)
     sizes = np.cumsum([len(hits[layer]) for layer in layers])[:-1]
     by_kind = [tuple(tuple(part.tolist()) for part in np.split(report[:, kind], sizes)) for kind in range(3)]

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from causal_probe.arguments import Count, Seed, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import describe
-from causal_probe.probes.p_values import estimates
+from causal_probe.probes.p_values import estimates, least_p_value
 from causal_probe.results import Result, Table
 from causal_probe.syntax.attachment import as_sentences
 from causal_probe.syntax.chart import (
@@ -294,4 +294,6 @@ def _compared(
             TreeF1(name, float(values.mean()) if len(told) else None, whole[name]) for name, values in f1.items()
         )
     ahead = estimates({name: f1[OWN] - values for name, values in f1.items() if "encoder" not in name}, above=0.0)
+    least = least_p_value(len(told))
+    ahead = {name: its._replace(p_value=max(its.p_value, least)) for name, its in ahead.items()}
     return tuple(TreeF1(name, float(values.mean()), whole[name], *ahead.get(name, ())) for name, values in f1.items())

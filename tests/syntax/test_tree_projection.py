@@ -167,7 +167,8 @@ def test_an_encoder_that_averages_brackets_has_their_trees() -> None:
     assert trees["encoder"].f1 == trees["encoder"].f1_paper == 1
     assert max(trees[name].f1 for name in ("right-branching", "left-branching", "balanced", "random")) < 0.7
     assert found.agreement > found.control + 5 * found.agreement_stderr
-    assert all(trees[name].p_value < 1e-4 for name in ("right-branching", "left-branching", "balanced", "random"))
+    for name in ("right-branching", "left-branching", "balanced", "random"):
+        assert trees[name].p_value == 0.5**12  # the smallest that twelve sentences can show
     assert trees["encoder, greedy"].p_value is None
     assert len(found.charts) == 12
     for chart, sentence in zip(found.charts, sentences[1::2], strict=True):
