@@ -198,7 +198,7 @@ def test_import_is_light(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("room", ["probes", "hooks", "graphs"])
 def test_a_room_brings_what_its_names_need_and_no_model(room: str) -> None:
-    heavy = "{'transformer_lens', 'transformers', 'datasets', 'matplotlib', 'sklearn', 'scipy.stats', 'scipy.optimize'}"
+    heavy = "{'transformer_lens', 'transformers', 'datasets', 'matplotlib', 'pandas', 'sklearn', 'scipy.stats', 'scipy.optimize'}"
     done = python(f"import sys, causal_probe.{room}; print({heavy} & set(sys.modules))", cwd=ROOT)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 

@@ -152,15 +152,15 @@ def model_structure(model: Any, o: StructureOptions) -> ModelStructure:
     hooked, about = model_settings(model, o)
     settings = o.settings(**about)
     with kept(o, settings, ModelStructure) as saved:
-        if hooked is None:
-            hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
-        if getattr(hooked, "tokenizer", None) is None:
-            raise CausalProbeError("Questions about sentences need the model's tokenizer, and it has none.")
         sentences = (
             generated_sentences(o.n_sentences, seed=o.seed)
             if o.conllu is None
             else read_conllu(os.fspath(o.conllu))[: o.n_sentences]
         )
+        if hooked is None:
+            hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
+        if getattr(hooked, "tokenizer", None) is None:
+            raise CausalProbeError("Questions about sentences need the model's tokenizer, and it has none.")
         left_out: dict[str, str] = {}
 
         def ask(part: str, question: Callable[[], R]) -> R | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from causal_probe.arguments import Help
+from causal_probe.errors import CausalProbeError
 from causal_probe.options.base import Subject
 from causal_probe.options.common import MODEL, Bos, LoadingOptions, PathName, SavingOptions, SeedOption
 
@@ -36,3 +37,10 @@ class StructureOptions(SeedOption, LoadingOptions, SavingOptions):
         int, Help("Components of the scores; at most half of the stretches, less one.", least=1, most=64)
     ] = 8
     bos: Bos = "auto"
+
+    def check(self) -> None:
+        """Stretches enough for the components."""
+        if self.n_sequences < 2 * self.n_components + 2:
+            raise CausalProbeError(
+                f"`n_sequences` is {self.n_sequences}, and `n_components` is {self.n_components}: half of the stretches hold more than that many. Give {2 * self.n_components + 2} or more."
+            )

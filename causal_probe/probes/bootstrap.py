@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.probes.head_scores import HeadScores
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["bootstrap_intervals"]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
-import pandas as pd
 
 from causal_probe.discovery.independence import OrderCount
 from causal_probe.discovery.search import Evidence, Learned
@@ -17,6 +16,7 @@ from causal_probe.graphs import GraphComparison, compare
 from causal_probe.graphs.mixed import mixed_edges, show_mixed_edge
 from causal_probe.probes.attention_correlation import Correlation
 from causal_probe.results import Result, Table
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["AttentionGraph", "Discovery"]
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
-import pandas as pd
 import scipy
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +18,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.moments import Moments
 from causal_probe.probes.p_values import holm, t_p_value
 from causal_probe.results import BINARY, Result, Table, merge_provenance
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["EdgeEffects"]
 

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import networkx as nx
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float
 
 from causal_probe.errors import CausalProbeError
@@ -36,6 +35,7 @@ from causal_probe.probes.reading import (
     without_sink,
 )
 from causal_probe.results import Table
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["ATTENTION", "AboveZero", "Claim", "Evidence", "Quantity"]
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import scipy
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +31,7 @@ from causal_probe.hooks.batches import token_faults
 from causal_probe.hooks.check import HookedModel, undisturbed
 from causal_probe.probes.discovered_graphs import AttentionGraph, Discovery
 from causal_probe.results import Result, Table, merge_provenance
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["Explanation", "ExplanationSummary", "Outputs", "explain", "outputs_of", "summarise"]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import scipy
 from jaxtyping import Float
 
@@ -20,6 +19,7 @@ from causal_probe.probes.p_values import t_p_value
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import Template
 from causal_probe.results import BINARY, Result, Rows, Table, merge_provenance
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["CALLED", "HeadScore", "HeadScores"]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,6 +23,7 @@ from causal_probe.hooks.check import HookedModel, describe, require_hooks, undis
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.record import micro_batches
 from causal_probe.results import Result, Table, merge_provenance
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["CopyLosses", "InContextScore", "copy_losses", "in_context_score", "token_losses"]
 

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import networkx as nx
 import numpy as np
-import pandas as pd
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Int
@@ -31,6 +30,7 @@ from causal_probe.probes.qk_terms import Terms, head_of, term_reader
 from causal_probe.probes.scored_rows import micro_batches, scored_batches
 from causal_probe.probes.templates import Template, find_templates, from_graph
 from causal_probe.results import Result, Table
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["PairGraph", "QKAttributions", "qk_attributions"]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import networkx as nx
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -33,6 +32,7 @@ from causal_probe.probes.qk_terms import TermReader, Terms, head_of, term_reader
 from causal_probe.probes.scored_rows import contrast, micro_batches, scored_batches
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates, from_graph
 from causal_probe.results import Result, Table
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["Arrow", "Upstream", "upstream"]
 

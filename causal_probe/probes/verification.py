@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from causal_probe.errors import CausalProbeError
@@ -18,6 +17,7 @@ from causal_probe.probes.ablation import Head
 from causal_probe.probes.head_scores import CALLED
 from causal_probe.probes.p_values import Effect, Estimate
 from causal_probe.results import Result, Rows, Table
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["HeadVerdict", "JointEffect", "Rule", "Verification"]
 

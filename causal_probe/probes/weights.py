@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from einops import einsum
 from jaxtyping import Float
@@ -34,6 +33,7 @@ from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, keep, require_hooks
 from causal_probe.probes.circuit_weights import circuit_weights
 from causal_probe.results import Result, Table
+from causal_probe.results.lazy import pandas as pd
 
 __all__ = ["Composition", "HeadWeights", "composition", "head_weights"]
 
