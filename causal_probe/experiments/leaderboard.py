@@ -92,7 +92,7 @@ class Leaderboard(Result):
         """:meth:`to_pandas` without the standard errors."""
         shown = self.to_pandas().drop(columns=["excess_stderr", "loss_stderr", "gain", "gain_stderr"]).astype(object)
         return Table(
-            f"Leaderboard of {len(set(self.names))} models on {len(self.settings['graphs'])} graphs: losses in nats",
+            f"Leaderboard: {_number(len(set(self.names)), 'model')}, {_number(len(self.settings['graphs']), 'graph')}; losses in nats",
             tuple(shown.columns),
             shown.where(shown.notna(), None).to_numpy().tolist(),
         )
@@ -119,6 +119,10 @@ class Leaderboard(Result):
                 "skill": each.skill,
                 "verdict": each.verdict,
             }
+
+
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 @takes(LeaderboardOptions)

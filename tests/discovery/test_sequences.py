@@ -12,6 +12,14 @@ from causal_probe.discovery.sequences.codes import code
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, Counts, polya
 from causal_probe.discovery.sequences.lags import lags_from_stream
 from causal_probe.discovery.sequences.models import one_matrix
+from causal_probe.discovery.sequences.order import (
+    IN_ORDER,
+    _later_parents,
+    _other_roots,
+    _turned,
+    _two_before,
+    best_without_order,
+)
 from causal_probe.discovery.sequences.redrawn import dirichlet, stationary, walk
 from causal_probe.discovery.sequences.result import SequenceGraph
 from causal_probe.discovery.sequences.search import search
@@ -390,3 +398,66 @@ def test_a_result_is_kept_and_told(tmp_path):
     assert plain["level"] == 0.05
     assert "edges found" not in repr(found)
     assert "chow1968" in found.cite().bibtex
+
+
+def shuffled(seed, columns=14, n=1000):
+    """A planted forest with its columns in random order: tokens and parents by their new names."""
+    rng = np.random.default_rng(seed)
+    parents = [-1] + [int(rng.integers(i)) if rng.random() > 0.3 else -1 for i in range(1, columns)]
+    tokens = planted(parents, n=n, seed=seed)
+    order = rng.permutation(columns)
+    place = np.argsort(order)
+    return tokens[:, order], [-1 if parents[old] < 0 else int(place[parents[old]]) for old in order]
+
+
+@pytest.mark.parametrize("seed", [3, 12, 73])
+def test_a_broken_order_that_no_single_change_shows_is_found_by_a_search_without_one(seed):
+    tokens, named = shuffled(seed)
+    found = graph_from_sequences(tokens)
+    (said,) = [each for each in found.assumptions if each.name == IN_ORDER]
+    assert not said.holds
+    assert "a graph with the edges" in said.found
+    assert found.edges == ()
+    codes = code(tokens, max_memory=2**30)
+    best = search(codes)
+    single = [
+        *_later_parents(codes, best.parents, best.concentration),
+        *_other_roots(codes, best.parents, best.concentration),
+    ]
+    assert max(z for z, _ in single) < 3  # what is asked of single parents and roots sees nothing
+    parents, _ = best_without_order(codes, best.parents)
+    right = sum(a == b for a, b in zip(parents, named, strict=True))
+    assert right > 2 * sum(a == b for a, b in zip(best.parents, named, strict=True))
+
+
+def test_without_an_order_the_best_of_all_forests_is_found():
+    columns = 4
+    tokens = planted([-1, 0, 1, 2], n=400)[:, [2, 0, 3, 1]]
+    codes = code(tokens, max_memory=2**30)
+    forests = [
+        graph
+        for graph in itertools.product(range(-1, columns), repeat=columns)
+        if all(_ends(graph, column) for column in range(columns))
+    ]
+    assert len(forests) == (columns + 1) ** (columns - 1)
+    counts = Counts(codes)
+    scores = {graph: max(counts.score(graph, A) for A in CONCENTRATIONS) for graph in forests}
+    parents, concentration = best_without_order(codes, [-1] * columns)
+    assert counts.score(parents, concentration) == pytest.approx(max(scores.values()), abs=1e-3)
+
+
+def _ends(parents, column):
+    seen = set()
+    while column >= 0 and column not in seen:
+        seen.add(column)
+        column = parents[column]
+    return column < 0
+
+
+def test_turned_components_have_the_same_edges():
+    parents = [-1, 0, 1, 1, 3, -1]
+    turned = _turned(parents, 4)
+    assert turned == [1, 3, 1, 4, -1, -1]
+    assert _turned(turned, 0) == parents
+    assert _two_before([1, 2, -1, 1]) is False
+    assert _two_before([2, 2, -1]) is True

@@ -14,6 +14,7 @@ order, where a column has two neighbours before it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import networkx as nx
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from causal_probe.discovery.sequences.agreement import agreement, one_hot
 from causal_probe.discovery.sequences.codes import Codes
-from causal_probe.discovery.sequences.counts import ROOT, Counts, Parents, polya
+from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, Parents, polya
 from causal_probe.discovery.sequences.search import LEAST, SMOOTH, SWEEPS, Found
 from causal_probe.discovery.sequences.verdicts import ASSUMPTION_LEVEL, Assumption, z_of, z_of_sums
 
@@ -38,6 +39,10 @@ LEAST_TURN = 0.05
 SEARCHED = 1000
 #: A pair of columns begins without an edge if it agrees less than this share of the most.
 SHARES = (0.0, 0.05, 0.15, 0.4)
+#: Up to this many columns all forests are scored.
+ENUMERATED = 4
+#: Kinds of agreement that it begins with.
+AGREEMENTS: tuple[dict[str, bool], ...] = ({}, {"standardise": True}, {"centre": False})
 
 
 def causal_order(codes: Codes, first: Codes, second: Codes, best: Found) -> Assumption:
@@ -63,11 +68,15 @@ def best_without_order(codes: Codes, also: Sequence[int]) -> tuple[Parents, floa
     """The graph of the largest score that any of the starting points leads to, columns in any order, and its concentration; ``also``: one more starting point."""
     codes = codes.take(slice(SEARCHED))
     counts = Counts(codes)
-    agree = agreement(one_hot(codes.local), ordered=False)
+    if counts.n_columns <= ENUMERATED:
+        return _best_of_all(counts)
+    tokens = one_hot(codes.local)
+    tables = [agreement(tokens, ordered=False, **its) for its in AGREEMENTS]
+    begin = dict.fromkeys(tuple(tree) for table in tables for tree in _trees(table + table.T))
     best: tuple[float, Parents, float | None] = (0.0, [ROOT] * counts.n_columns, None)
-    for begin in [*_trees(agree + agree.T), list(also)]:
+    for graph in [*begin, tuple(also)]:
         for smooth in SMOOTH:
-            parents, _ = _climb(counts, begin, smooth, fit=False)
+            parents, _ = _climb(counts, graph, smooth, fit=False)
             parents, concentration = _climb(counts, parents, smooth)
             score = 0.0 if concentration is None else counts.score(parents, concentration)
             if score > best[0] + LEAST:
@@ -166,6 +175,19 @@ def _best_roots(counts: Counts, parents: Parents, concentration: float) -> Paren
     return best
 
 
+def _best_of_all(counts: Counts) -> tuple[Parents, float | None]:
+    """Every forest at every concentration: (n + 1)^(n - 1) of n columns."""
+    best: tuple[float, Parents, float | None] = (0.0, [ROOT] * counts.n_columns, None)
+    for graph in itertools.product(range(ROOT, counts.n_columns), repeat=counts.n_columns):
+        if max(graph) == ROOT or any(graph[column] in _descendants(graph, column) for column in range(len(graph))):
+            continue
+        for concentration in CONCENTRATIONS:
+            score = counts.score(graph, concentration)
+            if score > best[0] + LEAST:
+                best = score, list(graph), float(concentration)
+    return best[1], best[2]
+
+
 def _trees(agree: NDArray[np.float64]) -> Iterator[Parents]:
     """Maximum spanning forests of the pairs that agree most, each component from its first column."""
     columns = len(agree)
@@ -205,6 +227,6 @@ def _descendants(parents: Sequence[int], column: int) -> set[int]:
     """The column and all that come from it."""
     found, last = {column}, {column}
     while last:
-        last = {child for child, parent in enumerate(parents) if parent in last}
+        last = {child for child, parent in enumerate(parents) if parent in last} - found
         found |= last
     return found
