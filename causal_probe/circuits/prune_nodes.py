@@ -129,6 +129,10 @@ def prune_nodes(
             raise CausalProbeError(
                 f"The metric ({metric}) is {clean:.3g} without any change, and a share of it means nothing. Does the model do the task?"
             )
+        if not report.before.mean().item() > 0:
+            raise CausalProbeError(
+                f"The metric ({metric}) is {report.before.mean().item():.3g} on the prompts of the report, and {clean:.3g} on those of the search. Give more prompts."
+            )
         smallest_effect(None, search.before, search.before - search.without(search.nodes), metric, "every node")
         left_out, sweeps = _swept(search, keep * clean, progress)
         left = [node for node in search.nodes if node not in set(left_out)]

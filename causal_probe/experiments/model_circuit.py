@@ -16,6 +16,8 @@ from causal_probe.options.circuit import PROMPT_TASKS, CircuitOptions
 
 __all__ = ["model_circuit"]
 
+KEEP = 0.8
+
 
 @takes(CircuitOptions)
 def model_circuit(model: Any, o: CircuitOptions) -> Circuit | NodeCircuit:
@@ -27,7 +29,7 @@ def model_circuit(model: Any, o: CircuitOptions) -> Circuit | NodeCircuit:
         If the task's words are not tokens of the model, a file's prompts can't be used, the model does not do the task, or can't be taken apart.
     """
     hooked, about = model_settings(model, o)
-    settings = o.settings(**about, contrast=o.replaced_by)
+    settings = o.settings(**about, contrast=o.replaced_by, **_of_nodes(o))
     with kept(o, settings, Circuit) as saved:
         if hooked is None:
             hooked, _ = open_model(model, dtype=o.dtype, device=o.device)
@@ -42,9 +44,15 @@ def _of_prompts(model: Any, o: CircuitOptions) -> Circuit | NodeCircuit:
         prompts = read_prompts(model, o.task, bos=o.bos)
     if o.strategy == "nodes":
         its: dict[str, Any] = {"contrast": o.replaced_by, "seed": o.seed, "progress": o.progress}
-        its |= {name: value for name in ("keep", "metric") if (value := getattr(o, name)) is not None}
-        return prune_nodes(model, prompts, **its)
+        return prune_nodes(model, prompts, **its, **_of_nodes(o))
     return find_circuit(model, prompts, **_tests(o))
+
+
+def _of_nodes(o: CircuitOptions) -> dict[str, Any]:
+    """What the strategy nodes takes where nothing is given."""
+    if o.strategy != "nodes":
+        return {}
+    return {"keep": KEEP if o.keep is None else o.keep, "metric": o.metric or "logit-difference"}
 
 
 def _one_prompt(model: Any, o: CircuitOptions) -> Circuit:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from causal_probe import circuits
+from causal_probe import circuits, experiments
 from causal_probe.circuits import Prompts, prune_nodes
 from causal_probe.circuits.contrasts import contrast_of
 from causal_probe.circuits.interventions import Interventions, edges_of
@@ -21,6 +22,7 @@ from causal_probe.hooks import to_hooked
 from causal_probe.hooks.check import undisturbed
 from causal_probe.models.standard import StandardTransformer
 from tests import tiny_huggingface as tiny
+from tests.own_answers import own_answers
 
 
 def asked(
@@ -232,3 +234,19 @@ def test_what_can_not_be_pruned() -> None:
     ):
         with pytest.raises(CausalProbeError, match=message):
             prune_nodes(known.model, given, **options)
+
+
+def test_the_study_s_defaults_are_in_its_result(tmp_path: Path) -> None:
+    plain = tiny.gpt2()
+    (tmp_path / "own.jsonl").write_text(own_answers(plain))
+    model = to_hooked(plain, tiny.tokenizer())
+    found = experiments.model_circuit(model, task=str(tmp_path / "own.jsonl"), strategy="nodes", out=tmp_path / "out")
+    assert (found.settings["keep"], found.settings["metric"], found.settings["contrast"]) == (
+        0.8,
+        "logit-difference",
+        "corrupted-mean",
+    )
+    assert "80% of the metric (logit-difference)" in found.methods
+    assert "logit-difference: clean" in str(found)
+    assert "strategy='nodes'" in found.call
+    assert NodeCircuit.load(tmp_path / "out" / "circuit.safetensors").nodes == found.nodes
