@@ -1,6 +1,6 @@
 """How well and how fast a graph is found in sequences: ``python tests/benchmarks/bench_from_sequences.py PART [--seed S] [--n N]``.
 
-Parts: forests, priors, shapes, permuted, nulls, fixed, baselines, cost. Each prints its figures. The method was settled on seeds below 100,000; reported figures
+Parts: forests, priors, shapes, permuted, short, nulls, fixed, baselines, cost. Each prints its figures. The method was settled on seeds below 100,000; reported figures
 are those of seeds from 500,000 on.
 """
 
@@ -241,18 +241,26 @@ def shapes(seed: int, n: int) -> None:
 def permuted(seed: int, n: int) -> None:
     """Columns in random order: a directed claim is wrong unless it is an edge of the graph with its columns so named."""
     for name, states in (("chain", 3), ("forest", 3), ("forest", 2)):
+        out_of_order(seed, n, name, states, 20, 2000)
 
-        def cases(name: str = name, states: int = states) -> Iterator[tuple[list[int], Array]]:
-            for index in range(n):
-                rng = np.random.default_rng([seed, index])
-                parents = SHAPES["chain"](20) if name == "chain" else forest(20, 0.3, rng)
-                tokens = sample(parents, matrices("iid rows", 2000, states, 0.1 if states == 3 else 0.5, rng), rng)
-                order = rng.permutation(20)
-                place = np.argsort(order)
-                named = [-1 if parents[old] < 0 else int(place[parents[old]]) for old in order]
-                yield named, tokens[:, order]
 
-        tally(f"permuted {name} S={states}", cases())
+def short(seed: int, n: int) -> None:
+    """Columns in random order, and few of them, and of sequences."""
+    out_of_order(seed, n, "forest", 3, 14, 1000)
+
+
+def out_of_order(seed: int, n: int, name: str, states: int, columns: int, sequences: int) -> None:
+    def cases() -> Iterator[tuple[list[int], Array]]:
+        for index in range(n):
+            rng = np.random.default_rng([seed, index])
+            parents = SHAPES["chain"](columns) if name == "chain" else forest(columns, 0.3, rng)
+            tokens = sample(parents, matrices("iid rows", sequences, states, 0.1 if states == 3 else 0.5, rng), rng)
+            order = rng.permutation(columns)
+            place = np.argsort(order)
+            named = [-1 if parents[old] < 0 else int(place[parents[old]]) for old in order]
+            yield named, tokens[:, order]
+
+    tally(f"permuted {name} S={states} T={columns} N={sequences}", cases())
 
 
 def nulls(seed: int, n: int) -> None:
@@ -400,6 +408,7 @@ def main() -> None:
         "priors": lambda: forests(asked.seed, asked.n, ("diagonal-heavy", "asymmetric", "text bigrams"), SETTINGS[:1]),
         "shapes": lambda: shapes(asked.seed, asked.n),
         "permuted": lambda: permuted(asked.seed, asked.n),
+        "short": lambda: short(asked.seed, asked.n),
         "nulls": lambda: nulls(asked.seed, asked.n),
         "fixed": lambda: fixed(asked.seed, asked.n),
         "baselines": lambda: baselines(asked.seed, asked.n),
