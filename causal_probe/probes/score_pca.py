@@ -11,7 +11,7 @@ explain on the other half.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_probe.arguments import BatchSize, Count
+from causal_probe.arguments import BatchSize, Count, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.record import Rows, record
-from causal_probe.results import Result, Table
+from causal_probe.results import BINARY, Result, Table
 
 __all__ = ["ScorePCA", "score_pca"]
 
@@ -56,6 +56,8 @@ class ScorePCA(Result):
         [head, other head]: ||U' V||^2 / K of the first K components of both, in [0, 1]; two random K-dimensional spaces have K / D on average.
     chance
         That K / D, D = T (T + 1) / 2.
+    components
+        [head, component, pair]: the first half's components, orthonormal, over the pairs (query, key) of the lower triangle, row by row.
     pairs, rebuilt
         So many randomly chosen pairs of positions, and [head, number of pairs] the relative squared error of the second half's score matrices (about the
         first half's mean), rebuilt from these pairs alone by least squares in the first half's first K components.
@@ -72,10 +74,42 @@ class ScorePCA(Result):
     held_out: Float[np.ndarray, "head component"]
     row_explained: Float[np.ndarray, "head component"]
     overlap: Float[np.ndarray, "head head"]
+    components: Float[np.ndarray, "head component pair"] = field(metadata=BINARY)
     chance: float
     pairs: tuple[int, ...]
     rebuilt: Float[np.ndarray, "head number"]
     n_inputs: int
+
+    @property
+    def overlap_by_layer(self) -> Float[np.ndarray, "_layer _layer"]:
+        """Mean overlap of a layer's heads with another layer's; within a layer, of its different heads (NaN where it has one)."""
+        layers = np.array([layer for layer, _ in self.heads])
+        names = np.unique(layers)
+        different = ~np.eye(len(layers), dtype=bool)
+        found = np.full((len(names), len(names)), np.nan)
+        for i, one in enumerate(names):
+            for j, two in enumerate(names):
+                chosen = different & (layers == one)[:, None] & (layers == two)[None]
+                if chosen.any():
+                    found[i, j] = self.overlap[chosen].mean()
+        return found
+
+    @checked
+    def overlap_with(self, other: ScorePCA) -> Float[np.ndarray, "head other"]:
+        """||U' V||^2 / K of this result's heads with another's, such as those of another model on as many positions; in [0, 1], by chance :attr:`chance`.
+
+        Raises
+        ------
+        CausalProbeError
+            If the inputs differ in length, or the numbers of components differ.
+        """
+        for name in ("n_positions", "n_components"):
+            if self.settings[name] != other.settings[name]:
+                raise CausalProbeError(
+                    f"`{name}` is {self.settings[name]} here and {other.settings[name]} there; directions are compared on equal terms. Take both anew with the same."
+                )
+        found: np.ndarray = _overlap(self.components, other.components)
+        return found
 
     @property
     def methods(self) -> str:
@@ -164,18 +198,25 @@ def score_pca(model: HookedModel, tokens: Any, *, n_components: Count = 4, batch
             bases.append(basis)
             numbers.append(found)
     stacked = np.stack(bases)
-    overlap = np.square(np.einsum("akd, bld -> abkl", stacked, stacked)).sum((2, 3)) / n_components
     return ScorePCA(
         heads=tuple(heads),
         constant=tuple(head for head, found in zip(heads, numbers, strict=True) if not found["explained"].any()),
         **{name: np.stack([each[name] for each in numbers]) for name in numbers[0]},
-        overlap=overlap,
+        overlap=_overlap(stacked, stacked),
+        components=stacked,
         chance=n_components / size,
         pairs=pairs,
         n_inputs=n,
         settings={"n_components": n_components, "n_positions": pos},
         provenance=describe(model),
     )
+
+
+def _overlap(
+    one: Float[np.ndarray, "head component pair"], two: Float[np.ndarray, "other component pair"]
+) -> Float[np.ndarray, "head other"]:
+    found: np.ndarray = np.square(np.einsum("akd, bld -> abkl", one, two)).sum((2, 3)) / one.shape[1]
+    return found
 
 
 class _Triangles(Rows):

@@ -13,6 +13,7 @@ from causal_probe.probes.permutation_sensitivity import PermutationSensitivity
 from causal_probe.probes.score_pca import ScorePCA
 from causal_probe.reports.pages import made, plus_minus, report
 from causal_probe.syntax.attachment import DependencyHeads
+from causal_probe.syntax.projection import TreeProjection
 from causal_probe.viz import report as page
 
 __all__ = ["structure_page"]
@@ -36,6 +37,10 @@ CONTINUATION = (
     "A word's vector behind the first layer goes through a head's values and output to the logits. Next: the share of words whose successor is among the largest; copy: which are there themselves; "
     "other: how often another word of the order is there. A head whose next is no larger than its other writes words of the kind, not successors."
 )
+TREES = (
+    "A span's vector with everything visible is compared with its vector when the later layers see the span alone; the tree whose spans agree best is the encoder's. F1: brackets shared with the sentences' "
+    "own trees. H0: the encoder's trees have no larger F1 than trees that look at nothing; one-sided t-tests over sentences, Holm's correction. Centred: cosines less the mean of all spans of that length."
+)
 NOT_SHOWN = (
     "Where a head attends is not what the model uses: see `causal-probe scan --verify`. What a head would write is not what it attends to. Generated sentences have few words and "
     "one grammar; give a treebank (`--conllu`) for more."
@@ -52,6 +57,8 @@ def structure_page(result: ModelStructure) -> viz.Report:
         sections.append(page.Section("Does the order of the context matter?", list(_order(result.order))))
     if result.scores is not None:
         sections.append(page.Section("In how few directions do scores vary?", list(_scores(result.scores))))
+    if result.trees is not None:
+        sections.append(page.Section("Does it compute along trees?", list(_trees(result.trees))))
     if result.continuation:
         sections.append(page.Section("Does a head go on with sequences?", list(_continuation(result.continuation))))
     said = [NOT_SHOWN, *(f"Not asked, {part}: {why}" for part, why in result.left_out.items())]
@@ -130,6 +137,25 @@ def _scores(found: ScorePCA) -> Iterator[page.Block]:
             for i in np.argsort(-found.held_out[:, -1], kind="stable")[:LISTED]
         ],
         f"The heads whose components hold most, of {n}; {found.n_inputs} inputs of {found.settings['n_positions']} tokens. Means over all heads: {found.explained[:, -1].mean():.3f}, held out {found.held_out[:, -1].mean():.3f}. Overlap of two heads: {overlap}, random directions {found.chance:.3f}.",
+    )
+
+
+def _trees(found: TreeProjection) -> Iterator[page.Block]:
+    yield page.Paragraph(TREES)
+    yield page.Table(
+        ["trees", "F1", "F1 as in the paper", "encoder ahead by", "p, corrected"],
+        [
+            (
+                each.tree,
+                None if each.f1 is None else round(each.f1, 3),
+                round(each.f1_paper, 3),
+                plus_minus(each.ahead, each.stderr),
+                None if each.p_value is None else float(f"{each.p_value:.2g}"),
+            )
+            for each in found.trees
+        ],
+        f"On half of {found.settings['n_sentences']} sentences; only a span visible from layer {found.first_layer} on. t-score {plus_minus(found.t_score, found.t_stderr)}; mean agreement of the best trees' spans {found.agreement:.3f}, "
+        f"where spans of one length have exchanged theirs {found.control:.3f}.",
     )
 
 

@@ -16,7 +16,8 @@ from causal_probe.hooks import to_hooked
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes.permutation_sensitivity import permutation_sensitivity
 from causal_probe.probes.score_pca import score_pca
-from causal_probe.syntax import dependency_heads, generated_sentences
+from causal_probe.reports import report
+from causal_probe.syntax import dependency_heads, generated_sentences, tree_projection
 from tests import tiny_huggingface as tiny
 
 SMALL: dict[str, Any] = {"n_sentences": 20, "n_sequences": 8, "length": 8, "n_components": 2}
@@ -54,6 +55,7 @@ def test_each_part_is_its_own_probe_s() -> None:
     ]
     assert set(found.left_out) == {"numerals", "months", "number-words", "letters"}
     assert len(found.questions) == len(found.table().rows) == 5
+    assert set(found.undefined) == {"trees"}
     assert found.call.startswith("from causal_probe import experiments")
 
 
@@ -83,3 +85,27 @@ def test_what_can_not_be_asked() -> None:
     assert found.order is found.scores is None
     assert "Give more sentences, or a smaller `length`" in found.left_out["order"]
     assert found.left_out["scores"] == found.left_out["order"]
+
+
+def test_an_encoder_is_asked_for_trees(tmp_path: Path) -> None:
+    import transformers
+
+    tokenizer = english().tokenizer
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=40
+    )  # fmt: skip
+    torch.manual_seed(0)
+    encoder = transformers.BertModel(config).eval()
+    encoder.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    found = model_structure(tmp_path / "encoder", seed=3, **SMALL)
+    assert found.trees is not None
+    sentences = generated_sentences(20, seed=3)
+    expected = tree_projection(encoder, sentences, tokenizer=tokenizer, seed=3)
+    assert [each.f1 for each in found.trees.trees] == pytest.approx([each.f1 for each in expected.trees])
+    assert found.dependencies is found.order is found.scores is None
+    assert found.continuation == ()
+    assert "asked of language models" in found.left_out["all else"]
+    assert set(found.undefined) == {"dependencies", "order", "scores"}
+    assert [row[0] for row in found.questions] == ["brackets of the encoder's trees"]
+    assert "Does it compute along trees?" in report(found).to_html()

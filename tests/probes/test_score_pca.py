@@ -72,3 +72,22 @@ def test_what_can_t_be_taken_apart_is_refused() -> None:
         score_pca(disentangled(), random_tokens(9))
     with pytest.raises(CausalProbeError, match="too few scores"):
         score_pca(disentangled(), random_tokens(20, n=3), n_components=5)
+
+
+def test_overlaps_with_another_model_and_by_layer() -> None:
+    one, two = disentangled((2, 1)), disentangled((2, 1), scale=2.0)
+    tokens = random_tokens(30)
+    first, second = (score_pca(model, tokens, n_components=2) for model in (one, two))
+    assert first.overlap_with(first) == pytest.approx(first.overlap)
+    between = first.overlap_with(second)
+    for i, u in enumerate(first.components):
+        assert u @ u.T == pytest.approx(np.eye(2), abs=1e-6)
+        for j, v in enumerate(second.components):
+            cosines = np.linalg.svd(u @ v.T, compute_uv=False)  # of the principal angles
+            assert between[i, j] == pytest.approx(np.square(cosines).mean(), abs=1e-6)
+    by_layer = first.overlap_by_layer
+    assert by_layer[0, 1] == pytest.approx(first.overlap[:2, 2].mean())
+    assert by_layer[0, 0] == pytest.approx(first.overlap[0, 1])
+    assert np.isnan(by_layer[1, 1])  # one head
+    with pytest.raises(CausalProbeError, match="`n_components` is 2 here and 1 there"):
+        first.overlap_with(score_pca(one, tokens, n_components=1))
