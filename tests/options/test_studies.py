@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "dtype": "float64", "text": "c d", "name": "sine", "out": "y", "concentration": 0.25, "level": 0.25, "root_probability": 0.25,
     "residual": 0.25, "device": "cpu", "learning_rate": 0.25, "field": "body", "prior": "diagonal", "beside": "folder", "task": "ioi",
     "metric": "log-probability", "contrast": "zero", "correction": "family-wise", "n_prompts": 48, "most": 50, "answer": " a", "wrong": " b", "baselines": __file__,
+    "strategy": "nodes", "keep": 0.25, "conllu": "own.conllu", "n_sentences": 20,
 }  # fmt: skip
 
 
@@ -106,6 +107,8 @@ def test_settings_and_call_say_the_options(name: str) -> None:
         changed = {**needed, option.name: other(option)}
         changed |= {"corpus": "texts"} if option.name in ("length", "separator", "field", "shard") else {}
         changed |= {"backend": "dask"} if option.name == "scheduler" else {}
+        changed |= {"strategy": "nodes"} if option.name == "keep" else {}
+        changed |= {"n_components": 2} if name == "model_structure" and option.name == "n_sequences" else {}
         if name == "model_circuit" and option.name in ONE_PROMPT:
             changed = {"text": "c d", "answer": " a", **changed}
         settings = cls(**changed).settings()
