@@ -105,7 +105,8 @@ def test_settings_and_call_say_the_options(name: str) -> None:
         if option.name not in its:
             continue
         changed = {**needed, option.name: other(option)}
-        changed |= {"corpus": "texts"} if option.name in ("length", "separator", "field", "shard") else {}
+        of_corpus = "corpus" in described and option.name in ("length", "separator", "field", "shard")
+        changed |= {"corpus": "texts"} if of_corpus else {}
         changed |= {"backend": "dask"} if option.name == "scheduler" else {}
         changed |= {"strategy": "nodes"} if option.name == "keep" else {}
         changed |= {"n_components": 2} if name == "model_structure" and option.name == "n_sequences" else {}
