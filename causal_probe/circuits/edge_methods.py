@@ -32,6 +32,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.hooks.check import undisturbed
 from causal_probe.hooks.tokens import special_tokens
+from causal_probe.probes.qk_stream import layer_of
 from causal_probe.probes.qk_terms import TermReader, term_reader
 from causal_probe.probes.score_gradients import score_gradients
 from causal_probe.probes.templates import Template
@@ -231,7 +232,7 @@ def _arriving(run: Interventions, source: str) -> dict[tuple[int, str], tuple[li
     layers, clean = run.layers, run.clean
     change, found = run.contrast.delta(source), {}
     moved = torch.zeros_like(clean.streams[0])
-    written = -1 if source in layers.reader.embeddings else int(source[1:].replace(".", "H").split("H")[0])
+    written = -1 if source in layers.reader.embeddings else layer_of(source)
     if written < 0:
         moved = change
     for layer in range(layers.n + 1):
@@ -384,7 +385,7 @@ def _heads(model: Any) -> Iterator[tuple[TermReader, dict[str, str]]]:
 
 
 def _before(source: str, layer: int) -> bool:
-    return not source.startswith("L") or int(source[1:].replace(".", "H").split("H")[0]) < layer
+    return not source.startswith("L") or layer_of(source) < layer
 
 
 # ----------------------------------------------------------------------------------------------------------------- with tests

@@ -15,7 +15,7 @@ from causal_probe.circuits.known import Edge
 from causal_probe.circuits.partial import SIDES, Clean, Layers
 from causal_probe.circuits.prompts import Score
 from causal_probe.hooks import attention_hook
-from causal_probe.probes.qk_stream import StreamParts
+from causal_probe.probes.qk_stream import StreamParts, layer_of
 
 __all__ = ["Interventions", "Receiver", "edges_of", "placed", "receivers"]
 
@@ -65,7 +65,7 @@ def reaches(layers: Layers, source: str, receiver: Receiver) -> bool:
     """Whether a source writes before a receiver reads."""
     if source in ("embed", "pos_embed"):
         return True
-    layer = int(source[1:].replace(".", "H").split("H")[0])
+    layer = layer_of(source)
     same = layer == receiver.layer and receiver.side == "mlp" and not source.endswith(".mlp") and layers.in_turn[layer]
     return layer < receiver.layer or same
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.probes.qk_stream import layer_of
 
 __all__ = ["CONTRASTS", "MOST_SEQUENCES", "Edge", "KnownCircuit", "order_of", "receivers_of", "sources_of"]
 
@@ -131,5 +132,4 @@ def order_of(name: str) -> tuple[int, int]:
         return (-1, 0)
     if name == "logits":
         return (10**9, 0)
-    layer, _, _ = name[1:].replace(".", "H").partition("H")
-    return (int(layer), 1 if name.endswith(".mlp") else 0)
+    return (layer_of(name), 1 if name.endswith(".mlp") else 0)

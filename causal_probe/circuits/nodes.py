@@ -13,7 +13,7 @@ from causal_probe.arguments import checked
 from causal_probe.circuits.known import Edge
 from causal_probe.errors import CausalProbeError
 from causal_probe.options.circuit import CircuitOptions
-from causal_probe.probes.qk_stream import head_of
+from causal_probe.probes.qk_stream import head_of, layer_of
 from causal_probe.results import Result, Table
 
 __all__ = ["NodeCircuit", "Overlap", "Sweep"]
@@ -172,11 +172,11 @@ class NodeCircuit(Result):
 
     def table(self) -> Table:
         """One row per layer that has a node left."""
-        layers = sorted({_layer(name) for name in self.nodes})
+        layers = sorted({layer_of(name) for name in self.nodes})
         rows: list[tuple[int, str, bool]] = [
             (
                 layer,
-                " ".join(name for name in self.nodes if _layer(name) == layer and head_of(name)),
+                " ".join(name for name in self.nodes if layer_of(name) == layer and head_of(name)),
                 f"L{layer}.mlp" in self.nodes,
             )
             for layer in layers
@@ -202,9 +202,5 @@ class NodeCircuit(Result):
         )
 
 
-def _layer(name: str) -> int:
-    return int(name[1:].replace(".", "H").split("H")[0])
-
-
 def _in_layer(names: Sequence[str], layer: int) -> int:
-    return sum(_layer(name) == layer for name in names)
+    return sum(layer_of(name) == layer for name in names)

@@ -26,6 +26,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, live_hooks, undisturbed
+from causal_probe.probes.qk_stream import layer_of
 
 __all__ = ["prune_nodes"]
 
@@ -145,7 +146,7 @@ def prune_nodes(
         found: tuple[Edge, ...] | None = None
         edges_kept: tuple[float | None, float | None] = (None, None)
         if edges:
-            found, edges_kept = _edges(model, layers, prompts, contrast, score, halves, left, keep)
+            found, edges_kept = _edges(layers, prompts, contrast, score, halves, left, keep)
         return NodeCircuit(
             nodes=tuple(left),
             candidates=len(search.nodes),
@@ -259,15 +260,6 @@ class Ablated:
         return puts | {name: partial(_replaced, self.means[name], which) for name, which in heads.items()}
 
 
-def layer_of(node: str) -> int:
-    """The layer of a head or an MLP.
-
-    >>> layer_of("L3H11"), layer_of("L12.mlp")
-    (3, 12)
-    """
-    return int(node[1:].replace(".", "H").split("H")[0])
-
-
 def _as_large(mean: Tensor, value: Tensor) -> Tensor:
     return mean.to(value).expand_as(value)
 
@@ -322,7 +314,6 @@ def _ratio(after: Float[Tensor, " row"], before: Float[Tensor, " row"]) -> tuple
 
 
 def _edges(
-    model: HookedModel,
     layers: Layers,
     prompts: Prompts,
     contrast: str,

@@ -13,6 +13,7 @@ import networkx as nx
 
 from causal_probe.arguments import checked, near
 from causal_probe.errors import CausalProbeError
+from causal_probe.probes.qk_stream import layer_of
 
 __all__ = ["published"]
 
@@ -104,5 +105,5 @@ def _before(source: str, component: str) -> bool:
     """Whether one writes before the other reads; an MLP reads its own layer's heads."""
     if source == "embed" or component == "logits":
         return True
-    first, second = (int(each[1:].replace(".", "H").split("H")[0]) for each in (source, component))
+    first, second = map(layer_of, (source, component))
     return first < second or (first == second and component.endswith(".mlp") and not source.endswith(".mlp"))

@@ -19,7 +19,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
 from causal_probe.hooks.check import HookedModel
 
-__all__ = ["BIAS", "StreamParts", "StreamReader", "head_of", "require_small"]
+__all__ = ["BIAS", "StreamParts", "StreamReader", "head_of", "layer_of", "require_small"]
 
 #: The source that holds what depends on no token: the biases of queries and keys, and those of the heads' outputs below.
 BIAS = "bias"
@@ -40,6 +40,15 @@ def head_of(source: str) -> tuple[int, int] | None:
     """
     match = re.fullmatch(r"L(\d+)H(\d+)(\..+)?", source)
     return None if match is None else (int(match[1]), int(match[2]))
+
+
+def layer_of(source: str) -> int:
+    """The layer of a source that is no embedding, or of a receiver in a layer.
+
+    >>> layer_of("L3H11"), layer_of("L12.mlp"), layer_of("L1H0.q")
+    (3, 12, 1)
+    """
+    return int(source[1:].replace(".", "H").partition("H")[0])
 
 
 def require_small(error: float, *, of: float, like: Tensor, what: str) -> None:
