@@ -154,6 +154,7 @@ def test_names_of_tokens_do_not_matter():
     [
         (np.zeros((50, 1), int), "1 columns"),
         (np.zeros((1, 5), int), "1 sequences"),
+        (np.zeros((3, 5), int), "at least 4 sequences"),
         (np.zeros((50, 5)), "float64"),
         (np.full((50, 5), np.nan), "NaN"),
         ([[1, 2], [3]], "length"),

@@ -22,6 +22,8 @@ __all__ = ["Codes", "code", "read_table", "stated_memory"]
 
 #: Labels are compared between sequences (fixed dependence, column effects) up to this many; above, ranks within the sequence are.
 MAX_LABELS = 64
+#: Two in each half.
+FEWEST = 4
 READ = (".npy", ".csv", ".parquet")
 
 
@@ -84,13 +86,13 @@ def code(tokens: Any, *, max_memory: int) -> Codes:
     Raises
     ------
     CausalProbeError
-        If these are no whole numbers in a table of at least two sequences and two columns, or would not fit into ``max_memory``.
+        If these are no whole numbers in a table of at least four sequences and two columns, or would not fit into ``max_memory``.
     """
     table = _table(tokens)
     n, columns = table.shape
-    if n < 2 or columns < 2:
+    if n < FEWEST or columns < 2:
         raise CausalProbeError(
-            f"The tokens are a table of {n} sequences and {columns} columns. A graph needs at least 2 of both (and hundreds of sequences to be "
+            f"The tokens are a table of {n} sequences and {columns} columns. A graph needs at least {FEWEST} sequences, two for each half, and 2 columns (and hundreds of sequences to be "
             "claimed): give tokens [n_sequences, n_columns]."
         )
     labels, shared = np.unique(table, return_inverse=True)
