@@ -67,7 +67,7 @@ class CircuitOptions(SeedOption, LoadingOptions, SavingOptions, ProgressOption):
     strategy: Annotated[
         Literal["edges", "nodes"],
         Help(
-            "edges: each edge with a test. nodes: heads and MLPs are taken away one after another while `keep` of the metric is left, without a test of each (Lan et al. 2024)."
+            "edges: each edge with a test. nodes: heads and MLPs are taken away one after another while a share of the metric (keep) is left, without a test of each (Lan et al. 2024)."
         ),
     ] = "edges"
     keep: Annotated[
