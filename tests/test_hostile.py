@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import jaxtyping
 import pytest
+import torch
 
+from causal_probe import hooks
 from tests import hostile
 
 WITH_TOKENS = [name for name in hostile.GOOD if name.startswith(("probes", "hooks")) and hostile.takes(name, "tokens")]
@@ -84,6 +87,18 @@ def test_what_is_no_hooked_model_is_told_the_way_to_one(name: str) -> None:
             continue  # it reads those
         said = refused(name, model=make())
         assert "to_hooked" in said or name in ("probes.implied_step", "syntax.tree_projection"), (what, said)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", WITH_MODEL)
+def test_a_model_of_any_dtype_is_taken(name: str, dtype: torch.dtype) -> None:
+    given = hostile.good(name)[1]["model"]
+    if name == "probes.copy_sensitivity":  # what it is given is continuous, and of the model's own dtype
+        hostile.call(name, model=copy.deepcopy(given).to(dtype), inputs=torch.ones(2, 4, 3, dtype=dtype))
+    elif given is hostile.model():
+        hostile.call(name, model=hooks.to_hooked(hostile.tiny.llama().to(dtype), hostile.tiny.tokenizer(bos=True)))
+    else:
+        hostile.call(name, model=copy.deepcopy(given).to(dtype))
 
 
 @pytest.mark.parametrize("name", hostile.GOOD)

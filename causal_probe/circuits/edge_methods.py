@@ -291,7 +291,7 @@ def attention(model: Any, tokens: Tensor, metric: Metric) -> Answer:
             lost = whole - layers.sides_of(tokens, layer, clean.streams[layer] - part)["v"]
             groups = layers.groups[layer]["v"]
             values = lost.reshape(*lost.shape[:2], groups, -1).repeat_interleave(layers.heads[layer] // groups, 2)
-            written = torch.einsum("bhqk,bkhd,hdm->bqhm", pattern, values, layers.W_O[layer])
+            written = torch.einsum("bhqk,bkhd,hdm->bqhm", pattern.to(values), values, layers.W_O[layer].to(values))
             sizes = written.norm(dim=-1).mean((0, 1)).reshape(groups, -1).sum(1)
             for group, size in enumerate(sizes.tolist()):
                 receiver = f"L{layer}H{group * layers.heads[layer] // groups}.v"

@@ -54,7 +54,7 @@ def attributions(run: Interventions, *, steps: int = 4) -> dict[Edge, Float[Tens
         # One block for a layer: small results kept one by one would lie between large ones that are freed, and hold their memory.
         values = start.new_empty(len(its), len(each), start.shape[1])
         for number, source in enumerate(its):
-            change = run.contrast.delta(source).transpose(0, 1).flatten(1) / (-rows * steps)
+            change = run.contrast.delta(source).transpose(0, 1).flatten(1).to(stacked) / (-rows * steps)
             values[number] = (stacked @ change[..., None])[..., 0].T
         for source, by_receiver in zip(its, values, strict=True):
             those = zip(each, by_receiver, reached[source], strict=True)

@@ -73,6 +73,6 @@ def test_a_line_says_what_was_loaded_and_a_bar_how_far_it_is(
     shown = capsys.readouterr()
     lines = [line for line in shown.err.splitlines() if line.startswith("Loaded ")]
     assert len(lines) == 1
-    assert re.fullmatch(r"Loaded \S+: 2 layers of 2 and 3 heads, float32 on cpu", lines[0])
+    assert re.fullmatch(r"Loaded \S+: 2 layers of 2 and 3 heads, float32 on (cpu|cuda:0)", lines[0])
     assert re.search(r"scanning: 100%.*6/6 .*sequences/s", shown.err)
     assert shown.out.startswith("{")

@@ -57,7 +57,7 @@ def test_every_model_layer_and_kind_has_its_rows(table: EvidenceTable) -> None:
 
 def test_every_pair_and_a_perfect_test(table: EvidenceTable) -> None:
     """A chain of six: 5 of 15 pairs. Its skeleton can be known, its arrows only with the order; two-parent colliders show."""
-    frame = table.to_pandas().set_index(["graph", "evidence"])
+    frame = table.to_pandas().set_index(["graph", "evidence"]).sort_index()
     every = frame.loc[("chain", "every pair")]
     assert every["skeleton_precision"] == pytest.approx(1 / 3)
     assert every["skeleton_f1"] == every["arrowheads_f1"] == pytest.approx(0.5)
@@ -70,7 +70,7 @@ def test_every_pair_and_a_perfect_test(table: EvidenceTable) -> None:
 
 
 def test_attention_shows_the_graph_of_the_model_that_copies_parents_and_not_of_the_other(table: EvidenceTable) -> None:
-    frame = table.to_pandas().set_index(["graph", "model", "evidence", "layer"])["skeleton_f1"]
+    frame = table.to_pandas().set_index(["graph", "model", "evidence", "layer"]).sort_index()["skeleton_f1"]
     assert frame["chain", "copy parents", "attention", 0] == 1
     assert frame["two-parent", "copy parents", "attention", 0] == 1
     assert frame["chain", "step to children", "attention", 0] == 0
