@@ -33,8 +33,8 @@ from causal_probe.hooks.tokens import text_start
 from causal_probe.options import takes
 from causal_probe.options.recover import InContextOptions
 from causal_probe.probes import Rule, scan, successor_of_parent, verify
-from causal_probe.probes.ablation import Measured
 from causal_probe.probes.head_scores import CALLED, HeadScore, HeadScores
+from causal_probe.probes.measures import Measured
 from causal_probe.probes.p_values import Estimate, t_p_value
 from causal_probe.probes.verification import Verification
 from causal_probe.results import Result, Table

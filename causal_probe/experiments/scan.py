@@ -125,7 +125,7 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
             # A head's output is also replaced by that in another sequence of its batch: there must be one.
             size = None if o.batch_size is None else max(2, o.batch_size)
             found["verification"] = verify(
-                scores, hooked, rule=Rule(delta=o.delta), batch_size=size, progress=o.progress
+                scores, hooked, rule=Rule(delta=o.delta), exhaustive=o.exhaustive, batch_size=size, progress=o.progress
             )
         clock.spent_on("verifying")
         return saved(ModelScan(scores, **found, timings=clock.timings, settings=settings, provenance=scores.provenance))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from causal_probe.arguments import Help
+from causal_probe.errors import CausalProbeError
 from causal_probe.options.base import Subject
 from causal_probe.options.common import (
     MODEL,
@@ -53,9 +54,21 @@ class ScanOptions(TemplatesOption, ShardOption, SeedOption, LoadingOptions, Delt
     verify: Annotated[
         bool, Help("Ablate the heads that stand out, on repeated random tokens: does the model use them?")
     ] = False
+    exhaustive: Annotated[
+        bool,
+        Help(
+            "With verify, ablate every head and every random set, whether or not a verdict hangs on it: several times as long."
+        ),
+    ] = False
     attributions: Annotated[
         bool, Help("Take the scores of each type's best head apart: which earlier heads make it attend there?")
     ] = False
+
+    def check(self) -> None:
+        """``exhaustive`` goes with ``verify``."""
+        super().check()
+        if self.exhaustive and not self.verify:
+            raise CausalProbeError("`exhaustive` says how heads are verified. Give `verify` as well, or leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)

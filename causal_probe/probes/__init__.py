@@ -32,7 +32,6 @@ Classes of results and all else are imported from their modules, such as :class:
 from __future__ import annotations
 
 from causal_probe.probes.ablate_heads import ablate_heads
-from causal_probe.probes.ablation import next_token
 from causal_probe.probes.copying import copy_sensitivity
 from causal_probe.probes.discover_from_attention import discover_from_attention
 from causal_probe.probes.edge_effects import edge_effects
@@ -42,6 +41,7 @@ from causal_probe.probes.head_graphs import head_graphs
 from causal_probe.probes.implied_step import implied_step
 from causal_probe.probes.in_context import copy_losses, in_context_score
 from causal_probe.probes.match import match_heads
+from causal_probe.probes.measures import next_token
 from causal_probe.probes.qk_attributions import qk_attributions
 from causal_probe.probes.scan import scan
 from causal_probe.probes.score_gradients import score_gradients

@@ -19,8 +19,9 @@ from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, undisturbed
 from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.record import each_batch, micro_batches
-from causal_probe.probes.ablation import Head, Laboratory, Measure, next_token
+from causal_probe.probes.ablation import Head, Laboratory
 from causal_probe.probes.baselines import reference_tokens, split_off_references
+from causal_probe.probes.measures import Measure, next_token
 from causal_probe.probes.p_values import Estimate, estimates, t_interval
 from causal_probe.results import Result, Table
 

@@ -1,15 +1,15 @@
 """A model's loss with heads ablated: what :func:`~causal_probe.probes.verify` measures, batch by batch.
 
-What a head reads out of the stream (``hook_z``) is replaced at its hook point. The layers below the first ablated head are not
-run again: their output is that of the model as it is, and is *replayed*, which halves the cost on the average. (TransformerLens'
-``start_at_layer`` would do on HookedTransformer; bridges ignore it or run all layers nevertheless.)
+What a head reads out of the stream (``hook_z``) is replaced at its hook point. Not run again is what would give the same: the layers below the
+first ablated head are *replayed*, and the unembedding reads only the rows of which the loss is a mean. (TransformerLens'
+``start_at_layer`` would do on HookedTransformer; bridges ignore it or run all layers nevertheless.) Each short cut is tried beside the whole model
+first, and left out where it does not give the same.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,121 +17,30 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, zero_ablate
-from causal_probe.hooks.check import HookedModel, attention_hooks, keep, live_hooks, require_hooks
-from causal_probe.probes.baselines import Baseline, take_baselines
+from causal_probe.hooks.check import (
+    HookedModel,
+    attention_hooks,
+    describe,
+    keep,
+    live_hooks,
+    require_hooks,
+    undisturbed,
+)
+from causal_probe.probes.baselines import BASELINES, Baseline, take_baselines
+from causal_probe.probes.measures import Measure, Measured, mean_over_rows, rows_of
+from causal_probe.probes.replay import only_rows, passed_on, recorded, replayed
 
-__all__ = ["Experiment", "Head", "Laboratory", "Measure", "Measured", "next_token", "repeated_token"]
+__all__ = ["Experiment", "Head", "Laboratory"]
 
 #: (layer, head), counted from 0.
 Head: TypeAlias = tuple[int, int]
 #: The name of a hook point and what is done there: an edit, or a recorder, which returns None.
 Hook: TypeAlias = tuple[str, Callable[..., Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """The measurements of each sequence.
-
-    Attributes
-    ----------
-    loss
-        The loss, in nats.
-    logit
-        The target's logit, less the mean logit of the vocabulary; None where there is no one target.
-    without
-        By name, the loss of a predictor that does not do the task, such as an even guess. A model whose loss is not below each of these
-        does not do the task. Empty where none is known.
-    """
-
-    loss: Float[Tensor, " batch"]
-    logit: Float[Tensor, " batch"] | None
-    without: Mapping[str, Float[Tensor, " batch"]] = field(default_factory=dict)
-
-
-#: The measure of the model's performance: ``measure(logits [batch, pos, d_vocab], batch) -> Measured``.
-Measure: TypeAlias = Callable[[Tensor, Any], Measured]
-
-
-@checked
-def next_token(queries: Sequence[int] | None = None) -> Measure:
-    """The loss, and the logit, of the next token, averaged over some positions.
-
-    Parameters
-    ----------
-    queries
-        The positions at which the next token is predicted, negative ones counted from the end; all but the last by default.
-
-    Returns
-    -------
-    callable
-        ``measure(logits [batch, pos, d_vocab], batch) -> Measured``: the loss in nats (log d_vocab for an even guess) and the target's logit
-        less the mean logit, each [batch], means over the positions. A model that does the task has a loss below an even guess.
-
-    Raises
-    ------
-    CausalProbeError
-        When it measures, if a position has no next token.
-
-    Examples
-    --------
-    >>> logits = torch.zeros(1, 3, 4)
-    >>> logits[0, 1, 2] = 4.0
-    >>> next_token([1])(logits, torch.tensor([[0, 1, 2]])).logit     # 4, less the mean of 4, 0, 0, 0
-    tensor([3.])
-    """
-
-    def measure(logits: Float[Tensor, "batch pos d_vocab"], batch: Any) -> Measured:
-        tokens: Int[Tensor, "batch pos"] = getattr(batch, "tokens", batch)
-        pos = tokens.shape[1]
-        rows = list(range(pos - 1)) if queries is None else [query % pos for query in queries if -pos <= query < pos]
-        if not rows or max(rows) >= pos - 1 or len(rows) != (len(rows) if queries is None else len(queries)):
-            raise CausalProbeError(
-                f"The next token was to be predicted at the positions {queries}; sequences of {pos} tokens have a next token at 0 to "
-                f"{pos - 2}."
-            )
-        chosen = torch.zeros(tokens.shape, dtype=torch.bool)
-        chosen[:, rows] = True
-        return _next_token(logits, tokens, chosen)
-
-    return measure
-
-
-def repeated_token(logits: Float[Tensor, "batch pos d_vocab"], batch: Any) -> Measured:
-    """The loss, and the logit, of the next token where the current one has occurred before, in sequences that repeat themselves.
-
-    A model that does the task has a loss below an even guess, and below its own loss on the tokens that are not repeated.
-
-    >>> repeated_token(torch.zeros(1, 5, 4), torch.tensor([[0, 1, 2, 0, 1]])).without["its own loss on what is not repeated"]
-    tensor([1.3863])
-    """
-    tokens: Int[Tensor, "batch pos"] = getattr(batch, "tokens", batch)
-    before = (tokens[:, :, None] == tokens[:, None, :]).tril(-1).any(-1).cpu()
-    before[:, -1] = False
-    fresh = ~before & ~torch.cat([before[:, 1:], before[:, :1]], 1)
-    fresh[:, -1] = False
-    found = _next_token(logits, tokens, before)
-    own = _next_token(logits, tokens, fresh).loss
-    return Measured(found.loss, found.logit, {**found.without, "its own loss on what is not repeated": own})
-
-
-def _next_token(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], chosen: Bool[Tensor, "batch pos"]
-) -> Measured:
-    """Means over the chosen positions of each sequence."""
-    sequence, row = chosen.nonzero(as_tuple=True)
-    its = logits[sequence, row].to(torch.promote_types(logits.dtype, torch.float32))
-    target = tokens.to(its.device)[sequence, row + 1][:, None]
-    logit = its.gather(-1, target)[:, 0]
-    count = chosen.sum(1).to(its)
-
-    def mean(values: Float[Tensor, " row"]) -> Float[Tensor, " batch"]:
-        return torch.zeros_like(count).index_add_(0, sequence.to(its.device), values) / count
-
-    even = torch.full_like(count, math.log(logits.shape[-1]))
-    return Measured(mean(its.logsumexp(-1) - logit), mean(logit - its.mean(-1)), {"an even guess": even})
+#: A short cut may miss the whole model by so much of what is measured: rounding alone.
+ROUNDING = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2}
+COARSE = 5e-2
 
 
 class Laboratory:
@@ -171,6 +80,7 @@ class Laboratory:
         #: Those that have attention.
         self.layers = [layer for layer, _ in attention_hooks(model, ["z"])]
         self.forwards = 0
+        self.replays = self.picks = self.passes = False
         self._require_live(example)
         self.baselines = take_baselines(model, reference, n_sequences)
         #: Hook points of what each layer adds to the stream: attention, then the MLP, where the model has any.
@@ -180,8 +90,11 @@ class Laboratory:
             self.outputs[layer][0] = f"blocks.{layer}.linear_attn.hook_out"
         #: Why direct effects can't be measured; None if they can.
         self.no_direct = self._why_no_direct(example)
-        #: Whether layers below the first ablated head can be replayed.
+        #: Whether layers below the first ablated head can be replayed, the unembedding can read some rows alone, and what a head writes directly can
+        #: pass the layers behind it by without running them.
         self.replays = self._can_replay(example)
+        self.picks = self._can_pick(example)
+        self.passes = self.replays and self.no_direct is None and self._can_pass(example)
 
     @property
     def heads(self) -> list[Head]:
@@ -189,18 +102,34 @@ class Laboratory:
         return [(layer, head) for layer in self.layers for head in range(self.baselines.heads[layer])]
 
     def run(self, batch: Any, hooks: Sequence[Hook] = (), *, replay: Mapping[int, Any] | None = None) -> Measured:
-        """Measure one batch; ``replay`` holds, by layer, the outputs of blocks that need not run."""
-        return self._measured(batch, hooks, replay or {})
+        """Measure the loss and the logit of one batch; ``replay`` holds, by layer, the outputs of blocks that need not run."""
+        return self._measured(batch, hooks, replay, rows=self._rows(batch) if self.picks else None)
+
+    def run_whole(self, batch: Any) -> Measured:
+        """As :meth:`run`, with the losses of predictors that don't do the task."""
+        return self._measured(batch)
+
+    def _rows(self, batch: Any) -> Bool[Tensor, "batch pos"] | None:
+        """The rows that are read; None for all."""
+        rows = rows_of(self.measure)
+        return None if rows is None else rows(getattr(batch, "tokens", batch))
 
     def _measured(
-        self, batch: Any, hooks: Sequence[Hook] = (), replay: Mapping[int, Any] | None = None, *, finite: bool = True
+        self,
+        batch: Any,
+        hooks: Sequence[Hook] = (),
+        replay: Mapping[int, Any] | None = None,
+        *,
+        rows: Bool[Tensor, "batch pos"] | None = None,
+        finite: bool = True,
     ) -> Measured:
         """As :meth:`run`; asked whether it is live, a point may be given NaN, and what comes out is not finite."""
         self.forwards += 1
         tokens = getattr(batch, "tokens", batch)
-        with replayed(self.model, replay or {}), self.model.hooks(fwd_hooks=list(hooks)):
+        picked: AbstractContextManager[None] = nullcontext() if rows is None else only_rows(self.model, rows)
+        with replayed(self.model, replay or {}), self.model.hooks(fwd_hooks=list(hooks)), picked:
             logits = self.model(tokens)
-        found = self.measure(logits, batch)
+        found = self.measure(logits, batch) if rows is None else mean_over_rows(logits[0], tokens, rows)
         for what, values in {"loss": found.loss, "logit": found.logit, **found.without}.items():
             if values is not None and (values.shape != (len(tokens),) or (finite and not values.isfinite().all())):
                 raise CausalProbeError(
@@ -241,13 +170,48 @@ class Laboratory:
         outputs: dict[int, Any] = {}
         fired: list[int] = []
         with recorded(self.model, outputs):
-            whole = self.run(example)
+            whole = self._measured(example)
         count: list[Hook] = [(first, lambda stream, hook: fired.append(1))]
         try:
-            last = self.run(example, count, replay={layer: outputs[layer] for layer in range(self.n_layers - 1)})
+            last = self._measured(example, count, {layer: outputs[layer] for layer in range(self.n_layers - 1)})
         except Exception:  # a model whose blocks are more than functions of the stream fails in its own way
             return False
         return (not fired or self.n_layers == 1) and torch.equal(whole.loss, last.loss)
+
+    def _can_pick(self, example: Any) -> bool:
+        """Whether the unembedding gives the same of some rows as of all."""
+        rows = self._rows(example)
+        if rows is None or not isinstance(getattr(self.model, "unembed", None), nn.Module):
+            return False
+        whole = self._measured(example)
+        try:
+            picked = self._measured(example, rows=rows)
+        except Exception:  # a model whose logits are more than a function of its last stream fails in its own way
+            return False
+        return self._same(whole, picked)
+
+    def _can_pass(self, example: Any) -> bool:
+        """Whether the layers behind a head, which add what they added before, need not run."""
+        experiment = Experiment(self, example, direct=True)
+        experiment.observe()
+        for head in dict.fromkeys([(self.layers[0], 0), (self.layers[-1], 0)]):
+            held = experiment.direct_effect(head)
+            try:
+                passed = experiment.direct_effect(head, passes=True)
+            except Exception:  # as above
+                return False
+            if held is None or passed is None or not self._equal(held, passed):
+                return False
+        return True
+
+    def _same(self, one: Measured, other: Measured) -> bool:
+        logits = one.logit is not None and other.logit is not None and self._equal(one.logit, other.logit)
+        return self._equal(one.loss, other.loss) and logits
+
+    def _equal(self, one: Tensor, other: Tensor) -> bool:
+        """Up to rounding."""
+        slack = ROUNDING.get(describe(self.model)["dtype"], COARSE)
+        return torch.allclose(one, other, rtol=slack, atol=slack)
 
 
 @dataclass(eq=False)
@@ -311,56 +275,57 @@ class Experiment:
         """With this head's output zero."""
         return self._run([zero_ablate(*head)], head[0])
 
-    def direct_effect(self, head: Head) -> Float[Tensor, " batch"] | None:
+    def direct_effect(self, head: Head, *, passes: bool | None = None) -> Float[Tensor, " batch"] | None:
         """By how much the head's output raises the target's logit by itself, over its mean at each position.
 
         The head is replaced by that mean, and everything that could pass that on, its own layer's MLP and all later layers, is held
-        at what it adds to the stream in the model as it is.
+        at what it adds to the stream in the model as it is. ``passes``: later layers are not run for that; by default where that was seen to give the same.
         """
-        if self.laboratory.no_direct is not None or self.clean.logit is None:
+        lab = self.laboratory
+        if lab.no_direct is not None or self.clean.logit is None:
             return None
         layer, index = head
-        still = [
-            *self.laboratory.outputs[layer][1:],
-            *(n for names in self.laboratory.outputs[layer + 1 :] for n in names),
-        ]
-        edits: list[Hook] = [self.laboratory.baselines.edit("mean", layer, index, self.sequences)]
+        edits: list[Hook] = [lab.baselines.edit("mean", layer, index, self.sequences)]
+        still = lab.outputs[layer][1:]
+        behind: AbstractContextManager[None] = nullcontext()
+        if self._blocks and (lab.passes if passes is None else passes):
+            behind = passed_on(lab.model, self._blocks, layer)
+        else:
+            still = [*still, *(name for names in lab.outputs[layer + 1 :] for name in names)]
         edits += [(name, lambda now, hook, name=name: self._outputs[name]) for name in still]
-        logit = self._run(edits, layer).logit
+        with behind:
+            logit = self._run(edits, layer).logit
         return None if logit is None else self.clean.logit - logit
+
+    def first_order(self) -> dict[tuple[Baseline, Head], Float[Tensor, " batch"]]:
+        """By baseline and head, the rise of each sequence's loss when it replaces the head, estimated from the gradient at the head's output: to first order."""
+        lab = self.laboratory
+        outputs: dict[int, Tensor] = {}
+        leaves: dict[int, Tensor] = {}
+
+        def watch(layer: int) -> Hook:
+            def edit(z: Tensor, hook: Any) -> Tensor:
+                if layer not in leaves:  # a bridge may call a hook once for each of its names
+                    leaves[layer], outputs[layer] = torch.zeros_like(z, requires_grad=True), z.detach()
+                return z + leaves[layer]
+
+            return attention_hook(layer, "z"), edit
+
+        with undisturbed(lab.model), torch.enable_grad():
+            for parameter in getattr(
+                lab.model, "parameters", tuple
+            )():  # so that the gradient's graph starts at the leaves
+                parameter.requires_grad_(False)
+            loss = lab.run(self.batch, [watch(layer) for layer in lab.layers]).loss
+            gradients = torch.autograd.grad(loss.sum(), [leaves[layer] for layer in lab.layers])
+        found: dict[tuple[Baseline, Head], Tensor] = {}
+        for layer, gradient in zip(lab.layers, gradients, strict=True):
+            for baseline in BASELINES:
+                change = lab.baselines.replacement(baseline, layer, self.sequences, outputs[layer]) - outputs[layer]
+                rises = (gradient * change).sum((1, 3)).float()
+                found |= {(baseline, (layer, index)): rises[:, index] for index in range(rises.shape[1])}
+        return found
 
     def _run(self, edits: Sequence[Hook], layer: int, hooks: Sequence[Hook] = ()) -> Measured:
         below = {number: output for number, output in self._blocks.items() if number < layer}
         return self.laboratory.run(self.batch, [*edits, *hooks], replay=below)
-
-
-@contextmanager
-def recorded(model: Any, outputs: dict[int, Any]) -> Iterator[None]:
-    """Put what each block of the model returns into ``outputs``, by layer."""
-    with ExitStack() as stack:
-        for layer, block in enumerate(model.blocks):
-
-            def record(block: nn.Module, args: Any, output: Any, layer: int = layer) -> None:
-                outputs[layer] = output
-
-            stack.callback(block.register_forward_hook(record).remove)
-        yield
-
-
-@contextmanager
-def replayed(model: Any, outputs: Mapping[int, Any]) -> Iterator[None]:
-    """Let blocks return what they returned before, without running."""
-    with ExitStack() as stack:
-        for layer, output in outputs.items():
-            block = model.blocks[layer]
-            own = vars(block).get("forward")  # some libraries wrap a module's forward in this way, too
-            stack.callback(_restore, block, own)
-            vars(block)["forward"] = lambda *args, output=output, **kwargs: output
-        yield
-
-
-def _restore(block: nn.Module, forward: Any) -> None:
-    if forward is None:
-        vars(block).pop("forward", None)
-    else:
-        vars(block)["forward"] = forward

@@ -102,6 +102,7 @@ class AblationRuns:
     n_sequences: int
     ranked: int
     ranking: Sequence[Experiment] = field(repr=False)
+    _predicted: dict[tuple[Baseline, Head], float] = field(default_factory=dict, init=False, repr=False)
 
     def rise(
         self, baseline: Baseline, heads: Iterable[Head], *, ranked: bool = False
@@ -112,6 +113,10 @@ class AblationRuns:
         rise = losses - self.clean[: len(losses)]
         return np.asarray(rise[: self.ranked] if ranked else rise)
 
+    def knows(self, baseline: Baseline, heads: Iterable[Head]) -> bool:
+        """Whether these heads were replaced together."""
+        return (baseline, frozenset(heads)) in self.ablated
+
     def rank(self, baseline: Baseline, sets: Iterable[frozenset[Head]], *, progress: bool = False) -> None:
         """Replace the heads of these sets as well, on the sequences that serve to rank."""
         new = [heads for heads in dict.fromkeys(sets) if (baseline, heads) not in self.ablated]
@@ -119,10 +124,17 @@ class AblationRuns:
             losses = [experiment.ablate(heads, baseline).loss for experiment in self.ranking]
             self.ablated[baseline, heads] = _joined(losses)
 
-    def exceeds(self, baseline: Baseline, heads: Iterable[Head], others: Iterable[Iterable[Head]]) -> float | None:
-        """Share of other sets of heads whose ablation hurts less, on the same sequences; None without others."""
-        theirs = [self.rise(baseline, other, ranked=True).mean() for other in others]
-        return float(np.mean(self.rise(baseline, heads, ranked=True).mean() > np.array(theirs))) if theirs else None
+    def predicted(self, baseline: Baseline) -> dict[Head, float]:
+        """By head, the rise of the loss that the gradient predicts, on the sequences that serve to rank; all 0 where the model has no gradient."""
+        if not self._predicted:
+            try:
+                found = [experiment.first_order() for experiment in self.ranking]
+            except RuntimeError:  # an operation without a derivative, or a gradient that reaches no head
+                heads = self.ranking[0].laboratory.heads
+                self._predicted = {(each, head): 0.0 for each in BASELINES for head in heads}
+            else:
+                self._predicted = {key: float(_joined([each[key] for each in found]).mean()) for key in found[0]}
+        return {head: value for (each, head), value in self._predicted.items() if each == baseline}
 
 
 def run_ablations(

@@ -84,6 +84,12 @@ class Baselines:
 
         return attention_hook(layer, "z"), replace
 
+    def replacement(self, baseline: Baseline, layer: int, sequences: slice, z: Tensor) -> Tensor:
+        """What replaces the outputs z [batch, pos, head, d_head] of a layer's heads in these of the measured sequences."""
+        if baseline == "mean":
+            return self.mean[layer][sequences].to(z)
+        return torch.stack([self._pooled(z[:, :, head], layer, head, sequences) for head in range(z.shape[2])], 2)
+
     def distance(self, layer: int, head: int, sequences: slice, z: Tensor) -> dict[Baseline, Float[Tensor, " batch"]]:
         """By baseline, how far it is from one head's outputs, as a share of their size: mean squares, over positions but 0."""
         own = z[:, :, head].double()

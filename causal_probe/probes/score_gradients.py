@@ -16,8 +16,8 @@ from causal_probe.arguments import BatchSize
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.gradients import record_score_gradients
-from causal_probe.probes.ablation import next_token
 from causal_probe.probes.evidence import Evidence, Quantity
+from causal_probe.probes.measures import next_token
 
 __all__ = ["GRADIENT", "score_gradients"]
 

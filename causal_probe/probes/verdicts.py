@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from causal_probe.probes.ablation import Head
 from causal_probe.probes.ablation_runs import AblationRuns, Plan
 from causal_probe.probes.baselines import BASELINES, Baseline
 from causal_probe.probes.p_values import Effect, Estimate, effects, estimates
+from causal_probe.probes.ranking import share_of_heads, share_of_sets
 from causal_probe.probes.verification import HeadVerdict, JointEffect, Rule
 
 __all__ = ["Answers"]
@@ -18,7 +19,15 @@ __all__ = ["Answers"]
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The answers to (b), (c) and (d), and what follows from them."""
+    """The answers to (b), (c) and (d), and what follows from them.
+
+    Attributes
+    ----------
+    shares
+        By baseline and flagged head, the share of unflagged heads that hurt less; without those of which it was not asked. None without any unflagged head.
+    joint_shares
+        By baseline and template, the share of random sets that hurt less; the same.
+    """
 
     runs: AblationRuns
     plan: Plan
@@ -26,10 +35,12 @@ class Answers:
     alone: Mapping[tuple[Baseline, Head], Effect]
     together: Mapping[tuple[Baseline, str], Estimate]
     restored: Mapping[tuple[Baseline, Head, str], Estimate]
+    shares: dict[tuple[Baseline, Head], float | None] = field(default_factory=dict)
+    joint_shares: dict[tuple[Baseline, str], float | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, runs: AblationRuns, plan: Plan, rule: Rule, *, progress: bool) -> Answers:
-        """Test what was measured, and ablate what it is to be compared with."""
+    def of(cls, runs: AblationRuns, plan: Plan, rule: Rule, *, exhaustive: bool, seed: int, progress: bool) -> Answers:
+        """Test what was measured, and ablate what it is to be compared with: all, or as little as the verdicts need."""
         flagged = [(head, name) for name, heads in plan.flagged.items() for head in heads]
         left_in = {
             (baseline, head, name): runs.rise(baseline, plan.flagged[name])
@@ -51,22 +62,64 @@ class Answers:
             estimates(together, above=rule.delta),
             estimates(left_in, above=rule.delta),
         )
-        runs.rank("mean", [*plan.alone, *(each for its in plan.random.values() for each in its)], progress=progress)
-        # The second baseline is ranked where a verdict hangs on it: where it shows an effect, and the first does not.
-        if any(answers.above("pooled", head) and not answers.stands("mean", head) for head in plan.heads):
-            runs.rank("pooled", plan.alone, progress=progress)
-        for head, name in flagged:
-            if answers.needed("pooled", head, name) and not answers.needed("mean", head, name):
-                runs.rank("pooled", plan.random[len(plan.flagged[name])], progress=progress)
+        rng = np.random.default_rng([seed, 1])
+        for baseline in BASELINES:
+            answers._rank_heads(baseline, exhaustive=exhaustive, rng=rng, progress=progress)
+        for baseline in BASELINES:
+            answers._rank_sets(baseline, exhaustive=exhaustive, progress=progress)
         return answers
 
-    def known(self, baseline: Baseline, others: Sequence[frozenset[Head]]) -> bool:
-        """Whether these sets were ablated so."""
-        return all((baseline, each) in self.runs.ablated for each in others)
+    def _rank_heads(self, baseline: Baseline, *, exhaustive: bool, rng: np.random.Generator, progress: bool) -> None:
+        """(b) Ask how many unflagged heads hurt less than each flagged one of whose effect a verdict depends on that."""
+        asked: Sequence[Head] = [head for head in self.plan.heads if self._is_open(baseline, head)]
+        if exhaustive:
+            asked = self.plan.heads
+        found = share_of_heads(
+            self.runs,
+            baseline,
+            asked,
+            self.plan.unflagged,
+            {} if exhaustive or not asked else self.runs.predicted(baseline),
+            rank=self.rule.rank,
+            error=None if exhaustive else self.rule.rank_error,
+            rng=rng,
+            progress=progress,
+        )
+        self.shares.update({(baseline, head): share for head, share in found.items()})
 
-    def exceeds(self, baseline: Baseline, heads: Sequence[Head], others: Sequence[frozenset[Head]]) -> float | None:
-        """Share of other sets whose ablation hurts less; None if these were not ablated so, or there are none."""
-        return self.runs.exceeds(baseline, heads, others) if self.known(baseline, others) else None
+    def _is_open(self, baseline: Baseline, head: Head) -> bool:
+        """Whether the verdict hangs on the rank of this effect: it hurts, it helps with neither baseline, and no other baseline settled it."""
+        settled = any(self.stands(other, head) for other in BASELINES if other != baseline)
+        return self.above(baseline, head) and not settled and not self._helps(head)
+
+    def _helps(self, head: Head) -> bool:
+        return any(self.alone[baseline, head].p_negative <= self.rule.level for baseline in BASELINES)
+
+    def _rank_sets(self, baseline: Baseline, *, exhaustive: bool, progress: bool) -> None:
+        """(d) Ask how many random sets hurt less than the heads of each template of which a verdict depends on that."""
+        for name, heads in self.plan.flagged.items():
+            if exhaustive or any(self._hangs_on_sets(baseline, head, name) for head in heads):
+                found = share_of_sets(
+                    self.runs,
+                    baseline,
+                    heads,
+                    self.plan.random[len(heads)],
+                    rank=0.0 if exhaustive else self.rule.joint_rank,
+                    progress=progress,
+                )
+                self.joint_shares[baseline, name] = found
+
+    def _hangs_on_sets(self, baseline: Baseline, head: Head, name: str) -> bool:
+        """Whether the head is redundant if its template's heads together stand out: it neither hurts nor helps alone, and no other baseline settled it."""
+        alone = any(self.above(each, head) for each in BASELINES) or self._helps(head)
+        settled = any(self._redundant(other, head, name) for other in BASELINES if other != baseline)
+        return not alone and not settled and self.needed(baseline, head, name)
+
+    def _redundant(self, baseline: Baseline, head: Head, name: str) -> bool:
+        if (baseline, name) not in self.joint_shares or not self.needed(baseline, head, name):
+            return False
+        share = self.joint_shares[baseline, name]
+        return share is None or share >= self.rule.joint_rank
 
     def above(self, baseline: Baseline, head: Head) -> bool:
         """Whether ablating the head alone hurts by more than delta."""
@@ -74,9 +127,10 @@ class Answers:
 
     def stands(self, baseline: Baseline, head: Head) -> bool:
         """Whether it hurts by more than ablating nearly all others, where there are any."""
-        share = self.exceeds(baseline, [head], self.plan.alone)
-        ranks = self.known(baseline, self.plan.alone) and (share is None or share >= self.rule.rank)
-        return ranks and self.above(baseline, head)
+        if not self.above(baseline, head) or (baseline, head) not in self.shares:
+            return False
+        share = self.shares[baseline, head]
+        return share is None or share >= self.rule.rank
 
     def needed(self, baseline: Baseline, head: Head, name: str) -> bool:
         """Whether the head has no effect alone, but has one where the other flagged heads are ablated."""
@@ -98,16 +152,12 @@ class Answers:
         if hurts:
             if which := next((baseline for baseline in hurts if self.stands(baseline, head)), None):
                 return "causal", f"ablation hurts with {BASELINES[which]}"
-            most = max(self.exceeds(baseline, [head], self.plan.alone) or 0.0 for baseline in hurts)
+            most = max(self.shares.get((baseline, head)) or 0.0 for baseline in hurts)
             return "undecided", f"ablation hurts, but only more than for {most:.0%} of the unflagged heads"
         if helps:
             return "negative", f"ablation helps with {BASELINES[helps[0]]}"
-        sets = self.plan.random[len(self.plan.flagged[name])]
-        for baseline in (each for each in BASELINES if self.needed(each, head, name) and self.known(each, sets)):
-            share = self.exceeds(baseline, self.plan.flagged[name], sets)
-            if share is None or share >= rule.joint_rank:
-                reason = f"no effect alone, but one without the other flagged heads, with {BASELINES[baseline]}"
-                return "redundant", reason
+        if which := next((baseline for baseline in BASELINES if self._redundant(baseline, head, name)), None):
+            return "redundant", f"no effect alone, but one without the other flagged heads, with {BASELINES[which]}"
         if all(each.p_within <= rule.level for each in alone.values()):
             return "no effect above delta", "with either baseline the effect lies within delta"
         wide = max(alone, key=lambda baseline: alone[baseline].p_within)
@@ -133,8 +183,8 @@ class Answers:
                     interval=intervals[head, name],
                     effect=self.alone["mean", head],
                     pooled_effect=self.alone["pooled", head],
-                    exceeds=self.exceeds("mean", [head], self.plan.alone),
-                    pooled_exceeds=self.exceeds("pooled", [head], self.plan.alone),
+                    exceeds=self.shares.get(("mean", head)),
+                    pooled_exceeds=self.shares.get(("pooled", head)),
                     zero_effect=zero[head],
                     direct_effect=direct.get(head),
                     restored=self.restored["mean", head, name],
@@ -147,14 +197,14 @@ class Answers:
         """By template, what ablating its flagged heads together does."""
         found = {}
         for name, heads in self.plan.flagged.items():
-            sets = self.plan.random[len(heads)]
+            sets = [each for each in self.plan.random[len(heads)] if ("mean", each) in self.runs.ablated]
             found[name] = JointEffect(
                 name,
                 tuple(heads),
                 self.together["mean", name],
                 self.together["pooled", name],
                 np.array([self.runs.rise("mean", each).mean() for each in sets]),
-                self.exceeds("mean", heads, sets),
-                self.exceeds("pooled", heads, sets),
+                self.joint_shares.get(("mean", name)),
+                self.joint_shares.get(("pooled", name)),
             )
         return found

@@ -52,6 +52,8 @@ class Rule:
         there are none, this is not asked.
     joint_rank
         (d): the joint effect is larger than that of this share of the random sets. Where there are none, this is not asked.
+    rank_error
+        (b): the probability that ``rank`` is misjudged for any head, where not all unflagged heads are ablated to tell.
     minimum_fall
         Dependence: ablating one head lowers the other's score by more than this.
     """
@@ -61,6 +63,7 @@ class Rule:
     delta: float = 0.05
     rank: float = 0.95
     joint_rank: float = 0.99
+    rank_error: float = 0.01
     minimum_fall: float = 0.05
 
 
@@ -85,8 +88,8 @@ class HeadVerdict(NamedTuple):
         (b) Rise of the loss when the head's output is replaced by its mean at each position, and by its mean over all
         positions, but 0 and outliers.
     exceeds, pooled_exceeds
-        Share of the unflagged heads of all layers whose effect is smaller, on the sequences on which these were ablated. None
-        without unflagged heads, and where the verdict doesn't ask for it.
+        Share of the unflagged heads of all layers whose effect is smaller, on the sequences on which these were ablated; an estimate where not all
+        were. None without unflagged heads, and where the verdict doesn't ask for it.
     zero_effect
         The same rise when the output is replaced by zero, which may lie far from anything the model has seen: it decides nothing.
     direct_effect
@@ -139,9 +142,9 @@ class JointEffect:
     effect, pooled_effect
         Rise of the loss in nats, with either baseline.
     random
-        Mean rise for each random set of as many unflagged heads of all layers, on the sequences on which these were ablated.
+        Mean rise for each random set of as many unflagged heads of all layers that was ablated, on the sequences on which it was.
     exceeds, pooled_exceeds
-        Share of the random sets whose effect is smaller, on the same sequences; None without any, and where no verdict asks for it.
+        Share of these whose effect is smaller, on the same sequences; None without any, and where no verdict asks for it.
     """
 
     template: str
@@ -165,7 +168,7 @@ class Verification(Result):
     joint
         By template, the joint effect of its flagged heads.
     unflagged
-        By head that was not flagged, the mean rise of the loss when it is ablated by its mean, in nats.
+        By head that was not flagged and was ablated, the mean rise of the loss when its mean at each position replaces it, in nats.
     dependence
         A directed graph of the flagged heads, named ``"L18H6"``, with ``layer``, ``head`` and ``verdicts`` (by template). An edge
         u -> v with ``fall``, ``stderr``, ``p_value``, ``template``: ablating u lowers the score of v, by more than the rule's
@@ -179,7 +182,8 @@ class Verification(Result):
     undefined
         Reasons for what is None.
     settings
-        Among others ``n_sequences``, and ``forwards``, the number of forward passes that it took.
+        Among others ``n_sequences``; ``forwards``, the number of forward passes that it took; ``unflagged``, how many heads were not flagged; and
+        ``exhaustive``, whether they were all ablated.
     """
 
     KIND = "verification"
@@ -288,7 +292,7 @@ class Verification(Result):
         title = f"Verification of {self.provenance['model']}: {len(self.verdicts)} flagged"
         if self.verdicts:
             title += (
-                f", loss {self.loss.mean():.3f} on {len(self.loss)} sequences, {len(self.unflagged)} heads not flagged, "
+                f", loss {self.loss.mean():.3f} on {len(self.loss)} sequences, {self.settings.get('unflagged', len(self.unflagged))} heads not flagged, "
                 f"delta {self.rule.delta:g} nats"
             )
         else:

@@ -46,10 +46,11 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, undisturbed
 from causal_probe.hooks.record import each_batch, micro_batches
-from causal_probe.probes.ablation import Head, Laboratory, Measure, next_token, repeated_token
+from causal_probe.probes.ablation import Head, Laboratory
 from causal_probe.probes.ablation_runs import AblationRuns, Plan, run_ablations, size
 from causal_probe.probes.baselines import reference_tokens, split_off_references
 from causal_probe.probes.head_scores import HeadScores
+from causal_probe.probes.measures import Measure, next_token, repeated_token
 from causal_probe.probes.p_values import Estimate, corrected, estimates, t_interval
 from causal_probe.probes.sequences import varied_repeats
 from causal_probe.probes.verdicts import Answers
@@ -75,6 +76,7 @@ def verify(
     period: int | None = None,
     ranked_on: int = 2,
     random_sets: int = 100,
+    exhaustive: bool = False,
     seed: Seed | None = None,
     batch_size: BatchSize = None,
     progress: bool = False,
@@ -88,9 +90,11 @@ def verify(
     position*. So what is taken away is what depends on the tokens; what the head writes there anyway stays. The second baseline, its
     mean over positions as well, takes that away.
 
-    The cost: each flagged head is run four times on all sequences, twice more for each template. Each unflagged head and each random set
-    is run once on ``ranked_on`` sequences; once more with the second baseline, where a verdict hangs on that. Layers below the first ablated head
-    are not run again. If nothing is flagged, or the model does not do the task, no head is ablated.
+    The cost: each flagged head is run four times on all sequences, twice more for each template. Unflagged heads and random sets are run on
+    ``ranked_on`` sequences, and only where a verdict hangs on them: heads that the gradient predicts to come near, and so many drawn at random that
+    the rank is misjudged with probability ``rule.rank_error`` at most; random sets until it is known whether the joint effect stands out
+    (:mod:`causal_probe.probes.ranking`). ``exhaustive`` runs them all. Layers below the first ablated head are not run again, nor those behind a
+    direct effect, and logits are computed at the rows of the loss alone. If nothing is flagged, or the model does not do the task, no head is ablated.
 
     Parameters
     ----------
@@ -120,7 +124,9 @@ def verify(
     ranked_on
         On how many sequences, at least, unflagged heads and random sets are ablated.
     random_sets
-        How many random sets of unflagged heads are ablated for each number of flagged ones.
+        How many random sets of unflagged heads there are for each number of flagged ones.
+    exhaustive
+        Ablate all unflagged heads and random sets, with both baselines, whether or not a verdict hangs on them.
     batch_size
         Sequences in a forward pass, >= 2; by default as many as keep patterns and logits within 256 MiB.
     progress
@@ -174,7 +180,7 @@ def verify(
             next_token() if measure is None else measure,
             reference=references,
             n_sequences=sum(map(size, batches)),
-            example=batches[0][:2] if isinstance(batches[0], Tensor) else batches[0],
+            example=batches[0][:1] if isinstance(batches[0], Tensor) else batches[0],
         )
         if [*laboratory.baselines.heads.values()] != [n for n in scores.heads if n]:
             raise CausalProbeError("The scores are of a model with other heads than this one's.")
@@ -189,10 +195,14 @@ def verify(
         plan = Plan.make(laboratory.heads, flagged, random_sets, seed=seed)
         verified = [template for template in scores.templates if template.name in names]
         runs = run_ablations(laboratory, batches, plan, verified, ranked_on=ranked_on, progress=progress)
-        answers = Answers.of(runs, plan, rule, progress=progress)
+        answers = Answers.of(runs, plan, rule, exhaustive=exhaustive, seed=seed, progress=progress)
+        compared = {head: runs.rise("mean", [head]) for head in plan.unflagged if runs.knows("mean", [head])}
     settings |= {
         "ranked_on": runs.ranked,
         "random_sets": random_sets,
+        "exhaustive": exhaustive,
+        "unflagged": len(plan.unflagged),
+        "heads": [list(each) for each in laboratory.baselines.heads.items()],  # by layer, how many there are
         "forwards": laboratory.forwards,
         "replays": laboratory.replays,
     }
@@ -212,7 +222,7 @@ def verify(
     return Verification(
         verdicts=verdicts,
         joint=answers.joint(),
-        unflagged={head: float(runs.rise("mean", [head]).mean()) for head in plan.unflagged},
+        unflagged={head: float(rise.mean()) for head, rise in compared.items()},
         dependence=_dependence(runs, verdicts, rule),
         loss=runs.clean,
         without=without,
@@ -248,7 +258,7 @@ def _task(
     laboratory: Laboratory, batches: Sequence[Any], rule: Rule
 ) -> tuple[Float[np.ndarray, " sequence"], dict[str, float], str | None]:
     """The loss by sequence, the mean losses of predictors that don't do the task, and why the model does not do it either."""
-    found = [laboratory.run(batch) for batch in batches]
+    found = [laboratory.run_whole(batch) for batch in batches]
     loss = torch.cat([each.loss for each in found]).cpu().double().numpy()
     without = {
         name: torch.cat([each.without[name] for each in found]).cpu().double().numpy() for name in found[0].without

@@ -83,12 +83,13 @@ def _(result: ModelScan, template: str | None = None, **options: Any) -> Any:
     return plot(result.scores, template, **options)
 
 
-def _effects(result: Verification) -> list[list[float]]:
-    """By layer, the rise of the loss when each head alone is ablated by its mean."""
-    effects = dict(result.unflagged)
-    effects |= {found[:2]: found.effect.value for found in result.verdicts}
-    n_layers = 1 + max(layer for layer, _ in effects)
-    return [[effects[head] for head in sorted(effects) if head[0] == layer] for layer in range(n_layers)]
+def _effects(result: Verification) -> list[list[float | None]]:
+    """By layer, the rise of the loss when each head alone is ablated by its mean; None for one that was not ablated."""
+    effects = {**result.unflagged, **{found[:2]: found.effect.value for found in result.verdicts}}
+    counts: dict[int, int] = dict(result.settings.get("heads", ()))
+    for layer, head in [] if counts else effects:  # a result of an earlier version: all heads were ablated
+        counts[layer] = max(counts.get(layer, 0), head + 1)
+    return [[effects.get((layer, head)) for head in range(counts.get(layer, 0))] for layer in range(1 + max(counts))]
 
 
 @plot.register

@@ -150,7 +150,7 @@ def _checks(verification: Verification) -> Iterator[Block]:
         ],
         f"Rise of the loss ({verification.loss.mean():.3f} nats on {len(verification.loss)} sequences) when the head's output is "
         f"replaced by its mean at each position (effect), by its mean over all positions (pooled), and by zero; delta is {verification.rule.delta:g}; exceeds: share of the heads that were not "
-        "flagged whose effect is smaller; direct: by how much its output raises the target's logit, everything after it held; "
+        "flagged whose effect is smaller, where a verdict hangs on it; direct: by how much its output raises the target's logit, everything after it held; "
         "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. Effects are given ± one "
         "standard error; scan.json holds the others' too, and the p-values.",
     )
@@ -176,7 +176,12 @@ def _checks(verification: Verification) -> Iterator[Block]:
         )
     yield page.Picture(
         plot(verification),
-        "The rise of the loss when each head alone is replaced by its mean at each position.",
+        "The rise of the loss when a head alone is replaced by its mean at each position"
+        + (
+            "."
+            if verification.settings.get("exhaustive", True)
+            else "; empty: not ablated, for no verdict hangs on it."
+        ),
     )
     if verification.dependence.number_of_edges():
         yield page.Picture(

@@ -32,8 +32,8 @@ def heads(scores: Any, *, score_name: str = "score", title: str | None = None, l
     Parameters
     ----------
     scores
-        Real numbers of shape [layer, head], or one list per layer where layers have different numbers of heads. Several of these by name,
-        as a mapping, are drawn as small maps on one colour scale.
+        Real numbers of shape [layer, head], or one list per layer where layers have different numbers of heads; None in a list is a head without a
+        score, whose cell stays empty. Several of these by name, as a mapping, are drawn as small maps on one colour scale.
     score_name
         The score's name, with its unit if it has one: the label of the colour bar.
     title
@@ -122,13 +122,21 @@ def _draw(axes: Axes, table: NDArray[np.float64], **colours: Any) -> AxesImage:
 
 
 def _as_table(scores: Any) -> NDArray[np.float64]:
-    """[layer, head], with NaN where a layer has fewer heads than another."""
+    """[layer, head], with NaN where a layer has fewer heads than another, and where a head has no score."""
     if not isinstance(scores, Sequence):
         return as_array(scores, name="Scores", axes="layer head")
     if not scores:
         raise CausalProbeError("Scores of shape [layer, head] were to be drawn and there are none.")
-    rows = [as_array(row, name=f"The scores of layer {layer}", axes="head") for layer, row in enumerate(scores)]
+    rows = [_as_row(row, layer) for layer, row in enumerate(scores)]
     table = np.full((len(rows), max(map(len, rows))), np.nan)
     for layer, row in enumerate(rows):
         table[layer, : len(row)] = row
     return table
+
+
+def _as_row(scores: Any, layer: int) -> NDArray[np.float64]:
+    missing = [each is None for each in scores] if isinstance(scores, list) else []
+    row = as_array(
+        [each or 0.0 for each in scores] if any(missing) else scores, name=f"The scores of layer {layer}", axes="head"
+    )
+    return np.where(missing, np.nan, row) if any(missing) else row

@@ -12,7 +12,7 @@ import torch
 from causal_probe import probes
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import to_hooked
-from causal_probe.probes.ablation import Measured
+from causal_probe.probes.measures import Measured
 from tests.architectures import references
 from tests.architectures.zoo import ARCHITECTURES, tokens
 

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from causal_probe.circuits import Prompts, find_circuit
 from causal_probe.hooks import to_hooked
 from causal_probe.probes import Rule, next_token, scan, verify
-from causal_probe.probes.ablation import Measured
+from causal_probe.probes.measures import Measured
 
 MORE: dict[str, Any] = {"attn_implementation": "eager", "tie_word_embeddings": False}
 #: By name: the kind, then vocabulary, width, width of an MLP, layers, heads, heads of keys and values.

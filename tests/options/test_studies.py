@@ -108,6 +108,7 @@ def test_settings_and_call_say_the_options(name: str) -> None:
         of_corpus = "corpus" in described and option.name in ("length", "separator", "field", "shard")
         changed |= {"corpus": "texts"} if of_corpus else {}
         changed |= {"backend": "dask"} if option.name == "scheduler" else {}
+        changed |= {"verify": True} if option.name == "exhaustive" else {}
         changed |= {"strategy": "nodes"} if option.name == "keep" else {}
         changed |= {"n_components": 2} if name == "model_structure" and option.name == "n_sequences" else {}
         if name == "model_circuit" and option.name in ONE_PROMPT:
@@ -145,7 +146,7 @@ OF_A_CELL: dict[str, tuple[str, set[str]]] = {
     "gradient": ("recover_by_gradient", {"graph_seed"}),
     "scan": ("scan", {"model", "revision", "step", "device_map"}),
 }
-NOT_IN_A_CELL = {"verify", "delta", "attributions", "top"}
+NOT_IN_A_CELL = {"verify", "exhaustive", "delta", "attributions", "top"}
 
 
 @pytest.mark.parametrize("probe", OF_A_CELL)
@@ -173,6 +174,7 @@ def test_a_sweep_takes_what_the_study_takes(probe: str) -> None:
         (lambda: ScanOptions(length=8), "`length` is about a corpus, and none was given"),
         (lambda: ScanOptions(field="x", shard="1/2"), "`field`, `shard` are about a corpus"),
         (lambda: ScanOptions(corpus="x", period=3), "`period` is about sequences that are made, and `corpus` was given"),
+        (lambda: ScanOptions(exhaustive=True), "`exhaustive` says how heads are verified"),
         (lambda: SweepOptions(out="x", scheduler="tcp://y:1"), "say backend dask"),
         (lambda: STUDIES["leaderboard"].options(graphs=["chain", "chain"]), "The graph chain was named twice in `graphs`"),
         (lambda: STUDIES["compare_evidence"].options(models=[]), "`models` is empty"),
