@@ -23,6 +23,7 @@ from causal_probe.hooks.check import HookedModel, attention_hooks, describe, req
 from causal_probe.hooks.visible import has_sinks
 
 __all__ = [
+    "Beside",
     "Reduction",
     "Rows",
     "check_pattern",
@@ -165,6 +166,43 @@ def record(
     if not any_batch:
         raise CausalProbeError("There are no sequences to run. Give tokens [batch, pos], or batches of them.")
     return reduction
+
+
+class Beside:
+    """Two reductions in one pass: one of all sequences, and one of the first ``n``.
+
+    Parameters
+    ----------
+    whole, first
+        The reductions; they are fed as :func:`record` would feed each.
+    n
+        How many sequences the second one sees.
+    """
+
+    def __init__(self, whole: Reduction, first: Reduction, n: int) -> None:
+        self.whole, self.first = whole, first
+        self._left = n
+        self._its = 0  # of the micro-batch that is running
+
+    def start(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        """Start both."""
+        self._its = min(self._left, len(tokens))
+        self.whole.start(tokens)
+        if self._its:
+            self.first.start(tokens[: self._its])
+
+    def reduce(self, layer: int, *values: Tensor) -> tuple[Any, Any]:
+        """What either makes of the values."""
+        return self.whole.reduce(layer, *values), (
+            self.first.reduce(layer, *(each[: self._its] for each in values)) if self._its else None
+        )
+
+    def add(self, reduced: Mapping[int, tuple[Any, Any]]) -> None:
+        """Add to both."""
+        self.whole.add({layer: its for layer, (its, _) in reduced.items()})
+        if self._its:
+            self.first.add({layer: its for layer, (_, its) in reduced.items()})
+            self._left -= self._its
 
 
 class Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -26,7 +26,7 @@ from causal_probe.experiments.scan_sequences import (
 from causal_probe.experiments.show_called import patterns_of, words_of
 from causal_probe.hooks import corpus as open_corpus
 from causal_probe.hooks.batches import OfText
-from causal_probe.hooks.check import HookedModel
+from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.hooks.corpus import read_shard
 from causal_probe.hooks.preflight import context_length, require_measurable
 from causal_probe.options import takes
@@ -35,6 +35,7 @@ from causal_probe.probes import Rule, Template, head_graphs, verify
 from causal_probe.probes.bootstrap import bootstrap_intervals
 from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.scan import made_parts, read_corpus, scored
+from causal_probe.probes.sequence_graphs import LargestParents
 from causal_probe.probes.template_choice import choose_templates
 from causal_probe.probes.templates import TEMPLATES, find_templates
 
@@ -49,8 +50,6 @@ TEXT = (
 SHOWN_HEADS = 3
 #: ... and heads shown in total.
 SHOWN_IN_ALL = 12
-#: Sequences on which graphs are compared with their templates' graphs.
-GRAPH_SEQUENCES = 8
 #: Sequences on which the model is checked before it is scanned.
 CHECKED = 32
 #: Sequences on which heads' scores are taken apart.
@@ -102,19 +101,21 @@ def scan(model: Any, o: ScanOptions) -> ModelScan:
             parts = made_parts(hooked, templates, options, optional=wanted is None)
             make = MadeSequences(hooked, options, templates, parts)
             require_measurable(hooked, parts[0][1][:CHECKED], checked, edits=False)
-            scores = scored(hooked, templates, parts, batch_size=o.batch_size, progress=o.progress)
+            beside = {about["kind"]: LargestParents() for _, _, about in parts}
+            scores = scored(hooked, templates, parts, batch_size=o.batch_size, progress=o.progress, beside=beside)
         else:
             reading: dict[str, Any] = {"bos": o.bos, "separator": o.separator, "field": o.field, "shard": (i, n)}
             text = open_corpus(hooked, o.corpus, length=sequence_length(hooked, o.length), **reading)
             make = TextSequences(text)
             if len(first := text.first(CHECKED)):
                 require_measurable(hooked, first, checked, edits=False)
-            scores = read_corpus(hooked, templates, text, batch_size=o.batch_size, progress=o.progress)
+            beside = {"corpus": LargestParents()}
+            scores = read_corpus(hooked, templates, text, batch_size=o.batch_size, progress=o.progress, beside=beside)
         leading = _leading(scores)
         shown = tuple(dict.fromkeys((layer, head) for layer, head, _ in leading))[:SHOWN_IN_ALL]
         found: dict[str, Any] = {
             "leading": shown,
-            "graphs": tuple(_graphs(hooked, scores, make, leading, o.batch_size)),
+            "graphs": tuple(_graphs(hooked, scores, make, leading, beside)),
             "intervals": None if o.corpus is None else bootstrap_intervals(scores),
             "examples": tuple(_examples(hooked, make, scores.settings["tokens"][0]["kind"], shown)),
         }
@@ -158,15 +159,15 @@ def _graphs(
     scores: HeadScores,
     make: ScannedSequences,
     leading: Sequence[tuple[int, int, str]],
-    batch_size: int | None,
+    beside: Mapping[str, LargestParents],
 ) -> Iterator[HeadGraph]:
     templates = {template.name: template for template in scores.templates}
     for made in scores.settings["tokens"]:
         its = [found for found in leading if found[2] in made["templates"]]
         if not its:
             continue
-        scanned, short = make.scanned(made["kind"], GRAPH_SEQUENCES), make.shown(made["kind"])
-        graphs = head_graphs(model, OfText(model, scanned), per="sequence", batch_size=batch_size)
+        short = make.shown(made["kind"])
+        graphs = beside[made["kind"]].graphs("root", describe(model))
         shown = head_graphs(model, OfText(model, short), per="sequence")
         for layer, head, name in sorted(its, key=lambda found: scores.names.index(found[2])):
             comparison = graphs.compare(templates[name], layer, head)

@@ -51,16 +51,9 @@ class Plan:
 
     @property
     def on_all(self) -> list[frozenset[Head]]:
-        """The sets that are ablated on all sequences: each flagged head, each template's heads, and these less one."""
-        sets = [frozenset([head]) for head in self.heads]
-        for its in self.flagged.values():
-            sets += [frozenset(its), *(frozenset(its) - {head} for head in its)]
+        """The sets that are ablated on all sequences: each flagged head, and each template's heads."""
+        sets = [frozenset([head]) for head in self.heads] + [frozenset(its) for its in self.flagged.values()]
         return [each for each in dict.fromkeys(sets) if each]
-
-    @property
-    def alone(self) -> list[frozenset[Head]]:
-        """The sets that a head alone is compared with: each unflagged head."""
-        return [frozenset([head]) for head in self.unflagged]
 
 
 def _random_sets(heads: Sequence[Head], size: int, count: int, generator: np.random.Generator) -> list[frozenset[Head]]:
@@ -84,7 +77,7 @@ class AblationRuns:
     ablated
         By baseline and set of heads that are replaced by it: losses; of sets that only serve to rank on the first sequences.
     zero, direct
-        By flagged head: losses, and direct effects.
+        By flagged head: losses, and direct effects; the first where it was asked for.
     falls
         By baseline, flagged head that is replaced by it, flagged head further up, and template of that: by how much its score falls.
     distance
@@ -102,6 +95,7 @@ class AblationRuns:
     n_sequences: int
     ranked: int
     ranking: Sequence[Experiment] = field(repr=False)
+    batches: Sequence[Any] = field(repr=False)
     _predicted: dict[tuple[Baseline, Head], float] = field(default_factory=dict, init=False, repr=False)
 
     def rise(
@@ -124,6 +118,19 @@ class AblationRuns:
             losses = [experiment.ablate(heads, baseline).loss for experiment in self.ranking]
             self.ablated[baseline, heads] = _joined(losses)
 
+    def ablate(self, sets: Iterable[tuple[Baseline, frozenset[Head]]], *, progress: bool = False) -> None:
+        """Replace the heads of these sets by the baseline beside them, on all sequences."""
+        new = [each for each in dict.fromkeys(sets) if each[1] and len(self.ablated.get(each, ())) < self.n_sequences]
+        found: dict[Any, list[Tensor]] = defaultdict(list)
+        first = 0
+        for batch in tqdm(self.batches if new else (), desc="heads put back", disable=not progress):
+            experiment = Experiment(self.ranking[0].laboratory, batch, first)
+            experiment.observe()
+            for baseline, heads in new:
+                found[baseline, heads].append(experiment.ablate(heads, baseline).loss)
+            first += size(batch)
+        self.ablated |= {each: _joined(losses) for each, losses in found.items()}
+
     def predicted(self, baseline: Baseline) -> dict[Head, float]:
         """By head, the rise of the loss that the gradient predicts, on the sequences that serve to rank; all 0 where the model has no gradient."""
         if not self._predicted:
@@ -144,15 +151,19 @@ def run_ablations(
     templates: Sequence[Template],
     *,
     ranked_on: int,
+    zero: bool,
     progress: bool,
 ) -> AblationRuns:
-    """Ablate the sets of a plan that are ablated on all batches; those that serve to rank are left to :meth:`AblationRuns.rank`."""
+    """Ablate the sets of a plan that are ablated on all batches; others are left to :meth:`AblationRuns.ablate` and :meth:`~AblationRuns.rank`.
+
+    ``zero``: each flagged head is replaced by zero as well.
+    """
     found: dict[str, dict[Any, list[Tensor]]] = {
         kind: defaultdict(list) for kind in ("clean", "ablated", "zero", "direct", "falls", "distance")
     }
     n_sequences = ranked = 0
     ranking: list[Experiment] = []
-    total = len(batches) * (len(BASELINES) * len(plan.on_all) + 2 * len(plan.heads))
+    total = len(batches) * (len(BASELINES) * len(plan.on_all) + (1 + zero) * len(plan.heads))
     with tqdm(total=total, desc="ablations", disable=not progress) as bar:
         for batch in batches:
             reading = _Reading(templates, plan, getattr(batch, "tokens", batch))
@@ -168,18 +179,21 @@ def run_ablations(
                     found["falls"][baseline, source, target, template].append(fall)
                 bar.update()
             for head in plan.heads:
-                found["zero"][head].append(experiment.zero(head).loss)
+                if zero:
+                    found["zero"][head].append(experiment.zero(head).loss)
                 if (direct := experiment.direct_effect(head)) is not None:
                     found["direct"][head].append(direct)
                 for baseline, distance in experiment.distance(head).items():
                     found["distance"][baseline, head].append(distance)
-                bar.update(2)
+                bar.update(1 + zero)
             n_sequences += size(batch)
             if not ranking or ranked < ranked_on:
                 ranking.append(experiment)
                 ranked = n_sequences
     joined = {kind: {what: _joined(its) for what, its in each.items()} for kind, each in found.items()}
-    return AblationRuns(joined.pop("clean")[()], **joined, n_sequences=n_sequences, ranked=ranked, ranking=ranking)
+    return AblationRuns(
+        joined.pop("clean")[()], **joined, n_sequences=n_sequences, ranked=ranked, ranking=ranking, batches=batches
+    )
 
 
 def _joined(values: Sequence[Tensor]) -> Float[np.ndarray, " sequence"]:

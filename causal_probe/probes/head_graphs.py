@@ -123,18 +123,14 @@ def head_graphs(
     reading = CorpusPass(tokens) if isinstance(tokens, Corpus) else None
     batches = tokens if reading is None else reading
     if per == "sequence":
-        arrays = record(model, batches, LargestParents(), batch_size=batch_size).arrays()
+        found = record(model, batches, LargestParents(), batch_size=batch_size)
     else:
         moments = mean_patterns(model, batches, batch_size=batch_size)
     if reading is not None:
         provenance["corpus"] = reading.reading
     if per == "mean":
         return Evidence.of_moments(moments, ATTENTION, {"sink": sink}, provenance)
-    layers = sorted(name[1] for name in arrays if name[0] == "sinks")
-    candidates, weights, sinks = (
-        tuple(arrays[name, layer] for layer in layers) for name in ("candidates", "weights", "sinks")
-    )
-    return SequenceGraphs(candidates, weights, sinks, arrays["tokens"], sink, provenance=provenance)
+    return found.graphs(sink, provenance)
 
 
 def _by_group(model: HookedModel, tokens: Any, by: Any, *, per: str, **options: Any) -> Evidence:

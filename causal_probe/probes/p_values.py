@@ -105,23 +105,33 @@ def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     return adjusted
 
 
-def corrected(means: Mapping[K, tuple[float, float, int]], *, above: float) -> dict[K, Estimate]:
+def corrected(
+    means: Mapping[K, tuple[float, float, int]], *, above: float, family: int | None = None
+) -> dict[K, Estimate]:
     """Means (with standard errors and numbers of sequences) tested for being above a minimum, corrected over all of them.
+
+    ``family``: how many tests there are, where not all were made; the others count as tests that reject nothing.
 
     >>> [round(each.p_value, 3) for each in corrected({"a": (2.0, 1.0, 1000), "b": (0.0, 1.0, 1000)}, above=0.0).values()]
     [0.046, 0.5]
+    >>> round(corrected({"a": (2.0, 1.0, 1000)}, above=0.0, family=10)["a"].p_value, 3)
+    0.229
     """
-    raw = np.array([t_p_value(*mean, above=above) for mean in means.values()], dtype=float)
-    return {key: Estimate(*mean[:2], float(p)) for (key, mean), p in zip(means.items(), holm(raw), strict=True)}
+    others = 0 if family is None else max(0, family - len(means))
+    raw = np.array([*(t_p_value(*mean, above=above) for mean in means.values()), *[1.0] * others], dtype=float)
+    found = holm(raw)[: len(means)]
+    return {key: Estimate(*mean[:2], float(p)) for (key, mean), p in zip(means.items(), found, strict=True)}
 
 
-def estimates(values: Mapping[K, Float[np.ndarray, " sequence"]], *, above: float) -> dict[K, Estimate]:
+def estimates(
+    values: Mapping[K, Float[np.ndarray, " sequence"]], *, above: float, family: int | None = None
+) -> dict[K, Estimate]:
     """The same of values that are given sequence by sequence."""
     means = {
         key: (float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each))), len(each))
         for key, each in values.items()
     }
-    return corrected(means, above=above)
+    return corrected(means, above=above, family=family)
 
 
 def effects(values: Mapping[K, Float[np.ndarray, " sequence"]], *, delta: float) -> dict[K, Effect]:

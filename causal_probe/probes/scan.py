@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from jaxtyping import Int
@@ -18,7 +19,7 @@ from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, require_hooks
 from causal_probe.hooks.corpus import Corpus, CorpusPass
 from causal_probe.hooks.preflight import require_measurable
-from causal_probe.hooks.record import each_batch, micro_batches, record
+from causal_probe.hooks.record import Beside, Reduction, each_batch, micro_batches, record
 from causal_probe.hooks.tokens import content_tokens
 from causal_probe.hooks.visible import Masks, has_sinks
 from causal_probe.probes.head_scores import HeadScores
@@ -27,10 +28,12 @@ from causal_probe.probes.sequences import longest_ngram, make_sequences
 from causal_probe.probes.template_sums import TemplateSums
 from causal_probe.probes.templates import TEMPLATES, Template, find_templates
 
-__all__ = ["Part", "made_parts", "read_corpus", "scan", "scored"]
+__all__ = ["BESIDE", "Part", "made_parts", "read_corpus", "scan", "scored"]
 
 #: Templates, the sequences that they are scored on, and what is told of these.
 Part: TypeAlias = tuple[tuple[Template, ...], Any, Mapping[str, Any]]
+#: Of how many sequences of a kind something else may read the patterns in the same pass.
+BESIDE = 8
 #: Tokens of the preflight's sequence.
 CHECKED = 8
 
@@ -134,13 +137,15 @@ def read_corpus(
     queries: Sequence[int] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    beside: Mapping[str, Reduction] = MappingProxyType({}),
 ) -> HeadScores:
     """The scores on a corpus of a model that was looked at; where it has no sequences, those that can be merged with others."""
     reading = CorpusPass(text)
     first, batches = _peek(reading)
     if first is None:  # a shard in which no document fills a sequence
         return _nothing(model, templates, queries, reading)
-    found = scored(model, templates, [(templates, batches, {})], queries, batch_size, progress)
+    parts = [(templates, batches, {"kind": "corpus"})]
+    found = scored(model, templates, parts, queries, batch_size, progress, beside)
     return replace(found, settings=settings_of([(templates, reading.reading)], queries))
 
 
@@ -151,16 +156,21 @@ def scored(
     queries: Sequence[int] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    beside: Mapping[str, Reduction] = MappingProxyType({}),
 ) -> HeadScores:
-    """The scores on these sequences of a model that was looked at; ``progress`` shows a bar, with an estimate where their number is known."""
+    """The scores on these sequences of a model that was looked at; ``progress`` shows a bar, with an estimate where their number is known.
+
+    ``beside`` holds, by kind of sequences, what else reads the patterns of the first :data:`BESIDE` of them in the same pass.
+    """
     sums: dict[str, TemplateSums] = {}
     shared: dict[tuple[str, str], int] = {}
     known = all(isinstance(batches, Tensor) for _, batches, _ in parts)
     total = sum(len(batches) for _, batches, _ in parts) if known else None
     with tqdm(total=total, disable=not progress, desc="scanning", unit=" sequences") as bar:
-        for its, batches, _ in parts:
+        for its, batches, about in parts:
             pieces = _counted(micro_batches(model, batches, batch_size), bar)
-            of_its, shared_by_its = _recorded(model, pieces, its, queries, batch_size).scored()
+            more = beside.get(about["kind"])
+            of_its, shared_by_its = _recorded(model, pieces, its, queries, batch_size, more).scored()
             sums |= of_its
             shared |= shared_by_its
     kept = tuple(template for template in templates if template.name in sums)
@@ -179,12 +189,13 @@ def _recorded(
     templates: tuple[Template, ...],
     queries: Sequence[int] | None,
     batch_size: int | None,
+    beside: Reduction | None = None,
 ) -> Scores:
     masks = Masks(model)
+    found = Scores(templates, queries, masks, partial(has_sinks, model))
     with model.hooks(fwd_hooks=masks.hooks):
-        return record(
-            model, batches, Scores(templates, queries, masks, partial(has_sinks, model)), batch_size=batch_size
-        )
+        record(model, batches, found if beside is None else Beside(found, beside, BESIDE), batch_size=batch_size)
+    return found
 
 
 def _counted(batches: Iterable[Tensor], bar: Any) -> Iterator[Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import networkx as nx
 import numpy as np
@@ -307,6 +307,15 @@ class LargestParents(Rows):
         (pattern,) = values
         found = zip(("candidates", "weights", "sinks"), largest_parents(pattern), strict=True)
         return {name: its.cpu().numpy() for name, its in found}
+
+    def graphs(self, sink: Literal["exclude", "root", "keep"], provenance: Mapping[str, Any]) -> SequenceGraphs:
+        """The graphs of all sequences that have passed."""
+        arrays = self.arrays()
+        layers = sorted(name[1] for name in arrays if name[0] == "sinks")
+        candidates, weights, sinks = (
+            tuple(arrays[name, layer] for layer in layers) for name in ("candidates", "weights", "sinks")
+        )
+        return SequenceGraphs(candidates, weights, sinks, arrays["tokens"], sink, provenance=provenance)
 
 
 def largest_parents(pattern: Float[Tensor, "batch head query key"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,8 @@ class Answers:
 
     Attributes
     ----------
+    restored
+        By baseline, flagged head and template, the fall of the loss when the head is put back; without those of which it was not asked.
     shares
         By baseline and flagged head, the share of unflagged heads that hurt less; without those of which it was not asked. None without any unflagged head.
     joint_shares
@@ -34,40 +36,52 @@ class Answers:
     rule: Rule
     alone: Mapping[tuple[Baseline, Head], Effect]
     together: Mapping[tuple[Baseline, str], Estimate]
-    restored: Mapping[tuple[Baseline, Head, str], Estimate]
+    restored: dict[tuple[Baseline, Head, str], Estimate] = field(default_factory=dict)
     shares: dict[tuple[Baseline, Head], float | None] = field(default_factory=dict)
     joint_shares: dict[tuple[Baseline, str], float | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, runs: AblationRuns, plan: Plan, rule: Rule, *, exhaustive: bool, seed: int, progress: bool) -> Answers:
         """Test what was measured, and ablate what it is to be compared with: all, or as little as the verdicts need."""
-        flagged = [(head, name) for name, heads in plan.flagged.items() for head in heads]
-        left_in = {
-            (baseline, head, name): runs.rise(baseline, plan.flagged[name])
-            - runs.rise(baseline, set(plan.flagged[name]) - {head})
-            for baseline in BASELINES
-            for head, name in flagged
-        }
         together = {
             (baseline, name): runs.rise(baseline, heads)
             for baseline in BASELINES
             for name, heads in plan.flagged.items()
         }
         alone = {(baseline, head): runs.rise(baseline, [head]) for baseline in BASELINES for head in plan.heads}
-        answers = cls(
-            runs,
-            plan,
-            rule,
-            effects(alone, delta=rule.delta),
-            estimates(together, above=rule.delta),
-            estimates(left_in, above=rule.delta),
-        )
+        found = effects(alone, delta=rule.delta), estimates(together, above=rule.delta)
+        answers = cls(runs, plan, rule, *found)
+        answers._put_back(exhaustive=exhaustive, progress=progress)
         rng = np.random.default_rng([seed, 1])
         for baseline in BASELINES:
             answers._rank_heads(baseline, exhaustive=exhaustive, rng=rng, progress=progress)
         for baseline in BASELINES:
             answers._rank_sets(baseline, exhaustive=exhaustive, progress=progress)
         return answers
+
+    def _put_back(self, *, exhaustive: bool, progress: bool) -> None:
+        """(d) Put each head back of which a verdict depends on that, while the others flagged for its template stay ablated."""
+        every = [
+            (each, head, name) for each in BASELINES for name, heads in self.plan.flagged.items() for head in heads
+        ]
+        asked = [each for each in every if self._may_be_redundant(*each)]
+        rest = [each for each in every if each not in asked] if exhaustive else []
+        others = {(each, head, name): frozenset(self.plan.flagged[name]) - {head} for each, head, name in every}
+        self.runs.ablate([(each[0], others[each]) for each in (*asked, *rest)], progress=progress)
+
+        def falls(those: Sequence[tuple[Baseline, Head, str]]) -> dict[tuple[Baseline, Head, str], np.ndarray]:
+            whole = {each: self.runs.rise(each[0], self.plan.flagged[each[2]]) for each in those}
+            return {each: rise - self.runs.rise(each[0], others[each]) for each, rise in whole.items()}
+
+        self.restored.update(estimates(falls(asked), above=self.rule.delta, family=len(every)))
+        for each in rest:  # reported alone: what is said of those that were asked must not depend on them
+            self.restored.update(estimates(falls([each]), above=self.rule.delta, family=len(every)))
+
+    def _may_be_redundant(self, baseline: Baseline, head: Head, name: str) -> bool:
+        """Whether the head has no effect alone, and its template's heads have one together."""
+        hurts = any(self.above(each, head) for each in BASELINES)
+        p_values = self.alone[baseline, head].p_within, self.together[baseline, name].p_value
+        return not hurts and not self._helps(head) and max(p_values) <= self.rule.level
 
     def _rank_heads(self, baseline: Baseline, *, exhaustive: bool, rng: np.random.Generator, progress: bool) -> None:
         """(b) Ask how many unflagged heads hurt less than each flagged one of whose effect a verdict depends on that."""
@@ -81,7 +95,7 @@ class Answers:
             self.plan.unflagged,
             {} if exhaustive or not asked else self.runs.predicted(baseline),
             rank=self.rule.rank,
-            error=None if exhaustive else self.rule.rank_error,
+            error=None if exhaustive else self.rule.rank_error / len(BASELINES),
             rng=rng,
             progress=progress,
         )
@@ -110,10 +124,9 @@ class Answers:
                 self.joint_shares[baseline, name] = found
 
     def _hangs_on_sets(self, baseline: Baseline, head: Head, name: str) -> bool:
-        """Whether the head is redundant if its template's heads together stand out: it neither hurts nor helps alone, and no other baseline settled it."""
-        alone = any(self.above(each, head) for each in BASELINES) or self._helps(head)
+        """Whether the head is redundant if its template's heads together stand out, and no other baseline settled it."""
         settled = any(self._redundant(other, head, name) for other in BASELINES if other != baseline)
-        return not alone and not settled and self.needed(baseline, head, name)
+        return not settled and self.needed(baseline, head, name)
 
     def _redundant(self, baseline: Baseline, head: Head, name: str) -> bool:
         if (baseline, name) not in self.joint_shares or not self.needed(baseline, head, name):
@@ -134,12 +147,8 @@ class Answers:
 
     def needed(self, baseline: Baseline, head: Head, name: str) -> bool:
         """Whether the head has no effect alone, but has one where the other flagged heads are ablated."""
-        p_values = (
-            self.alone[baseline, head].p_within,
-            self.together[baseline, name].p_value,
-            self.restored[baseline, head, name].p_value,
-        )
-        return max(p_values) <= self.rule.level
+        back = self.restored.get((baseline, head, name))
+        return self._may_be_redundant(baseline, head, name) and back is not None and back.p_value <= self.rule.level
 
     def verdict(self, head: Head, name: str) -> tuple[str, str]:
         """The verdict on a head and a template, and why."""
@@ -185,10 +194,10 @@ class Answers:
                     pooled_effect=self.alone["pooled", head],
                     exceeds=self.shares.get(("mean", head)),
                     pooled_exceeds=self.shares.get(("pooled", head)),
-                    zero_effect=zero[head],
+                    zero_effect=zero.get(head),
                     direct_effect=direct.get(head),
-                    restored=self.restored["mean", head, name],
-                    pooled_restored=self.restored["pooled", head, name],
+                    restored=self.restored.get(("mean", head, name)),
+                    pooled_restored=self.restored.get(("pooled", head, name)),
                     distance=float(runs.distance["mean", head].mean()),
                     pooled_distance=float(runs.distance["pooled", head].mean()),
                 )

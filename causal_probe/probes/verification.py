@@ -39,8 +39,8 @@ class Rule:
         All tests are one-sided t-tests over sequences, paired where two runs are compared. A p-value counts if it is at most
         this after Holm's correction over everything that the same question was asked of: (a) all heads and verified templates;
         (b) the flagged heads and both baselines, for each of the three null hypotheses; (c) the flagged heads; (d) the templates and both
-        baselines for the joint effect, the flagged heads, their templates and both baselines for putting one back; for dependence all
-        pairs of flagged heads and both baselines.
+        baselines for the joint effect, the flagged heads, their templates and both baselines for putting one back, of which those that are not asked
+        count as not rejected; for dependence all pairs of flagged heads and both baselines.
     minimum_excess
         (a): the excess is above this. (The same that a scan calls a head by.)
     delta
@@ -63,7 +63,7 @@ class Rule:
     delta: float = 0.05
     rank: float = 0.95
     joint_rank: float = 0.99
-    rank_error: float = 0.01
+    rank_error: float = 0.02
     minimum_fall: float = 0.05
 
 
@@ -91,12 +91,13 @@ class HeadVerdict(NamedTuple):
         Share of the unflagged heads of all layers whose effect is smaller, on the sequences on which these were ablated; an estimate where not all
         were. None without unflagged heads, and where the verdict doesn't ask for it.
     zero_effect
-        The same rise when the output is replaced by zero, which may lie far from anything the model has seen: it decides nothing.
+        The same rise when the output is replaced by zero, which may lie far from anything the model has seen: it decides nothing. None
+        unless all was asked for (``exhaustive``).
     direct_effect
         (c) By how much the head's output itself, over its mean, raises the target's logit (less the vocabulary's mean logit),
         everything after it held as it was; it decides nothing. None where that can't be measured; see :attr:`Verification.undefined`.
     restored, pooled_restored
-        (d) Fall of the loss when, of all heads flagged for the template, only this one is left in.
+        (d) Fall of the loss when, of all heads flagged for the template, only this one is left in. None where the verdict doesn't ask for it.
     distance, pooled_distance
         How far each baseline is from the head's output: mean square of the difference over that of the output. A baseline that is the output
         itself can't show an effect.
@@ -113,10 +114,10 @@ class HeadVerdict(NamedTuple):
     pooled_effect: Effect
     exceeds: float | None
     pooled_exceeds: float | None
-    zero_effect: Estimate
+    zero_effect: Estimate | None
     direct_effect: Estimate | None
-    restored: Estimate
-    pooled_restored: Estimate
+    restored: Estimate | None
+    pooled_restored: Estimate | None
     distance: float
     pooled_distance: float
 
@@ -330,7 +331,7 @@ class Verification(Result):
                     *v.effect[:2],
                     v.exceeds,
                     *v.pooled_effect[:2],
-                    v.restored.value,
+                    v.restored and v.restored.value,
                 )
                 for v in self.verdicts
             ],

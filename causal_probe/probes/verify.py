@@ -90,7 +90,8 @@ def verify(
     position*. So what is taken away is what depends on the tokens; what the head writes there anyway stays. The second baseline, its
     mean over positions as well, takes that away.
 
-    The cost: each flagged head is run four times on all sequences, twice more for each template. Unflagged heads and random sets are run on
+    The cost: each flagged head is run three times on all sequences, and the heads of each template twice, together; twice more for each head and
+    template that may be redundant. Unflagged heads and random sets are run on
     ``ranked_on`` sequences, and only where a verdict hangs on them: heads that the gradient predicts to come near, and so many drawn at random that
     the rank is misjudged with probability ``rule.rank_error`` at most; random sets until it is known whether the joint effect stands out
     (:mod:`causal_probe.probes.ranking`). ``exhaustive`` runs them all. Layers below the first ablated head are not run again, nor those behind a
@@ -126,7 +127,8 @@ def verify(
     random_sets
         How many random sets of unflagged heads there are for each number of flagged ones.
     exhaustive
-        Ablate all unflagged heads and random sets, with both baselines, whether or not a verdict hangs on them.
+        Ablate all unflagged heads and random sets, with both baselines, put each flagged head back, and replace it by zero, whether or not a
+        verdict hangs on that.
     batch_size
         Sequences in a forward pass, >= 2; by default as many as keep patterns and logits within 256 MiB.
     progress
@@ -194,7 +196,9 @@ def verify(
             )
         plan = Plan.make(laboratory.heads, flagged, random_sets, seed=seed)
         verified = [template for template in scores.templates if template.name in names]
-        runs = run_ablations(laboratory, batches, plan, verified, ranked_on=ranked_on, progress=progress)
+        runs = run_ablations(
+            laboratory, batches, plan, verified, ranked_on=ranked_on, zero=exhaustive, progress=progress
+        )
         answers = Answers.of(runs, plan, rule, exhaustive=exhaustive, seed=seed, progress=progress)
         compared = {head: runs.rise("mean", [head]) for head in plan.unflagged if runs.knows("mean", [head])}
     settings |= {

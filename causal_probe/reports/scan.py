@@ -150,8 +150,8 @@ def _checks(verification: Verification) -> Iterator[Block]:
         ],
         f"Rise of the loss ({verification.loss.mean():.3f} nats on {len(verification.loss)} sequences) when the head's output is "
         f"replaced by its mean at each position (effect), by its mean over all positions (pooled), and by zero; delta is {verification.rule.delta:g}; exceeds: share of the heads that were not "
-        "flagged whose effect is smaller, where a verdict hangs on it; direct: by how much its output raises the target's logit, everything after it held; "
-        "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. Effects are given ± one "
+        "flagged whose effect is smaller; direct: by how much its output raises the target's logit, everything after it held; "
+        "restored: fall of the loss when, of all heads flagged for the template, it alone is left in. What no verdict hangs on is empty, unless all was asked for (exhaustive). Effects are given ± one "
         "standard error; scan.json holds the others' too, and the p-values.",
     )
     yield page.Table(

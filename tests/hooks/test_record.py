@@ -10,7 +10,8 @@ import torch
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook, mean_heads, mean_patterns, moments
 from causal_probe.hooks.moments import Moments
-from causal_probe.hooks.record import record
+from causal_probe.hooks.record import Beside, record
+from causal_probe.probes.sequence_graphs import LargestParents
 from tests.tiny_models import MODELS, disentangled, random_tokens, transformer_lens
 
 
@@ -30,6 +31,27 @@ def test_means_and_standard_errors_are_those_of_the_full_cache(kind):
         assert patterns.std(0).max() > 0.01
         np.testing.assert_allclose(found[layer].mean.numpy(), patterns.mean(0), atol=1e-7)
         np.testing.assert_allclose(found[layer].stderr.numpy(), patterns.std(0, ddof=1) / 3, atol=1e-7)
+
+
+@pytest.mark.parametrize("most", [4, 6, 11])
+def test_two_reductions_in_one_pass_are_those_of_two_passes(most):
+    """Where a batch is too large and is halved, too."""
+    model, tokens = disentangled((2, 1), scale=0.3), random_tokens(11)
+    forward = model.forward
+
+    def limited(given, *args, **kwargs):
+        if len(given) > most:
+            raise torch.OutOfMemoryError("too many")
+        return forward(given, *args, **kwargs)
+
+    model.forward = limited
+    for n in (1, 4, 8, 20):
+        both = Beside(LargestParents(), LargestParents(), n)
+        record(model, [tokens[:7], tokens[7:]], both)
+        for found, its in ((both.whole, tokens), (both.first, tokens[:n])):
+            expected = record(model, its, LargestParents(), batch_size=2).arrays()
+            for name, values in found.arrays().items():
+                np.testing.assert_allclose(values, expected[name], atol=1e-6)
 
 
 def test_layers_may_differ_in_their_number_of_heads():

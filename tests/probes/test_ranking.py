@@ -121,7 +121,7 @@ def test_verdicts_are_those_after_all_ablations(kind: str, seed: int) -> None:
     assert both[0].settings["forwards"] < both[1].settings["forwards"]
     for quick, whole in zip(*(each.verdicts for each in both), strict=True):
         assert quick.effect == whole.effect
-        assert quick.restored == whole.restored
+        assert quick.restored in (None, whole.restored)
 
 
 @pytest.mark.parametrize(
