@@ -75,6 +75,8 @@ def decode(hint: Any, value: Any, find: Callable[[str], type], at: str = "") -> 
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or hint is object:
         return value
+    if hasattr(named := origin or hint, "__value__"):  # an alias of Python 3.12, as NDArray is from NumPy 2.5 on
+        return decode(named.__value__, value, find, at)
     if origin in (Union, types.UnionType):
         return _first_that_fits(inner, value, find, at)
     if origin is Literal:

@@ -76,7 +76,7 @@ def main(shapes: list[str]) -> None:
         half = torch.randint(0, model.cfg.d_vocab, (32, 50), generator=generator)
         tokens = torch.cat([half, half], 1)
         with torch.no_grad():
-            model(tokens[:4])
+            model(tokens[:4].to(DEVICE))
             timed("one forward of 32 sequences of 100 tokens", lambda: model(tokens.to(DEVICE)))  # noqa: B023
         scores = timed("probes.scan of them, all templates", lambda: scan(model, tokens))  # noqa: B023
         # The heads whose excess is among the largest of the random ones are taken for flagged.

@@ -9,7 +9,7 @@ import json
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import networkx as nx
 import numpy as np
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypeAliasType
 
 import causal_probe
 from causal_probe.errors import CausalProbeError
@@ -36,7 +37,7 @@ from causal_probe.results import (
     read_sealed,
     write_arrays,
 )
-from causal_probe.results.decoding import hints_of
+from causal_probe.results.decoding import Undecodable, decode, hints_of
 
 
 class Mood(enum.Enum):
@@ -382,3 +383,14 @@ def test_every_class_of_results_says_what_it_must() -> None:
         assert cls.methods is not Result.methods, kind
         assert cls.table is not Result.table, kind
         assert set(hints_of(cls)) >= {field.name for field in dataclasses.fields(cls)}, kind
+
+
+def test_an_alias_of_a_type_is_the_type() -> None:
+    """``NDArray`` is one from NumPy 2.5 and Python 3.12 on."""
+    kind = TypeVar("kind")
+    array = TypeAliasType("array", np.ndarray, type_params=(kind,))
+    values = np.ones(3)
+    assert decode(array[Any], values, find=type) is values
+    assert decode(dict[str, array[Any]], {"a": values}, find=type)["a"] is values  # type: ignore[valid-type]
+    with pytest.raises(Undecodable, match="was expected"):
+        decode(array[Any], "text", find=type)
