@@ -23,7 +23,7 @@ from causal_probe.hooks.check import (
     require_hooks,
     undisturbed,
 )
-from causal_probe.hooks.record import row_slack
+from causal_probe.hooks.record import row_slack, run_layers
 from causal_probe.hooks.values import read_values
 from causal_probe.hooks.visible import has_sinks
 
@@ -185,7 +185,10 @@ def _run_faults(
         known = [names for names in by_point.values() if all(name in model.hook_dict for name in names)]
         findings, silent = _run(model, tokens, mask, [name for names in known for name in names])
         if "fails" not in {finding.kind for finding in findings}:
-            findings += _dead(model, tokens, [names for names in known if names[0] not in silent], edits=edits)
+            try:  # the first run ends before the logits, this one doesn't
+                findings += _dead(model, tokens, [names for names in known if names[0] not in silent], edits=edits)
+            except Exception as error:  # whatever a model raises is the finding
+                findings.append(_failure(error))
     return tuple(findings)
 
 
@@ -247,12 +250,16 @@ def _run(
     options = {} if mask is None else {"attention_mask": mask}
     try:
         with model.hooks(fwd_hooks=[(name, look(name)) for name in names]):
-            model(tokens, **options)
+            run_layers(model, tokens, int(model.cfg.n_layers), **options)
     except Exception as error:  # whatever a model raises is the finding
-        reason = next(iter(str(error).strip().splitlines()), "")
-        return [Finding("fails", f"The model fails on them with {type(error).__name__}: {reason}")], set()
+        return [_failure(error)], set()
     silent = [name for name in names if name not in fired]
     return [*_silence(model, silent), *_pattern_faults(patterns)], set(silent)
+
+
+def _failure(error: Exception) -> Finding:
+    reason = next(iter(str(error).strip().splitlines()), "")
+    return Finding("fails", f"The model fails on them with {type(error).__name__}: {reason}")
 
 
 def _look_at(pattern: Float[Tensor, "*shape"], mask: Tensor | None, *, nothing: bool) -> _Pattern:

@@ -256,14 +256,14 @@ class Rows:
         return {name: held[: self._n].copy() for name, held in self._held.items()}
 
 
-def run_layers(model: HookedModel, tokens: Tensor, n_layers: int) -> None:
+def run_layers(model: HookedModel, tokens: Tensor, n_layers: int, **options: Any) -> None:
     """Run this many layers, from 0 on, and, where the model can be stopped, no more: the unembedding can cost more than several layers.
 
     TransformerLens' bridges stop when they enter the next block, and so never after the last one. What they raise there to stop
-    is raised here once the last block's output has passed; they catch it and tidy up.
+    is raised here once the last block's output has passed; they catch it and tidy up. ``options`` are the model's own.
     """
     if "stop_at_layer" not in inspect.signature(getattr(model, "forward", model)).parameters:
-        model(tokens)
+        model(tokens, **options)
         return
 
     halted = stop_at_layer()
@@ -274,7 +274,7 @@ def run_layers(model: HookedModel, tokens: Tensor, n_layers: int) -> None:
     name = f"blocks.{n_layers - 1}.hook_resid_post"
     last = [(name, stop)] if name in model.hook_dict else []
     with contextlib.suppress(halted), model.hooks(fwd_hooks=last):
-        model(tokens, stop_at_layer=n_layers)
+        model(tokens, stop_at_layer=n_layers, **options)
 
 
 def stop_at_layer() -> type[Exception]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -58,7 +60,8 @@ def special_tokens(model: HookedModel) -> SpecialTokens:
     bos, pad = next(iter(starts), None), next(iter(pads), None)
     if tokenizer is None:
         return SpecialTokens(frozenset([*starts, *ends, *pads]), bos, pad, (), ())
-    ids = _special_ids(tokenizer) | (set(vocabulary) - set(tokenizer.get_vocab().values()))
+    given = _remembered(tokenizer, "vocabulary", lambda: frozenset(tokenizer.get_vocab().values()))
+    ids = _special_ids(tokenizer) | (set(vocabulary) - given)
     return SpecialTokens(frozenset(ids.intersection(vocabulary)), bos, pad, *added_by_itself(tokenizer))
 
 
@@ -89,13 +92,35 @@ def content_tokens(model: HookedModel) -> Int[Tensor, " token"]:
     content = [token for token in range(int(model.cfg.d_vocab)) if token not in special]
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None:
-        alone = [[token] for token in content]
-        fast = getattr(
-            tokenizer, "backend_tokenizer", None
-        )  # six times as fast, and this is asked for each set of sequences
-        texts = tokenizer.batch_decode(alone) if fast is None else fast.decode_batch(alone)
-        content = [token for token, text in zip(content, texts, strict=True) if NO_CHARACTER not in text]
+        fragments = _remembered(tokenizer, frozenset(content), lambda: _fragments(tokenizer, content))
+        content = [token for token in content if token not in fragments]
     return torch.tensor(content, dtype=torch.long)
+
+
+def _fragments(tokenizer: Any, tokens: list[int]) -> frozenset[int]:
+    """Those whose own text holds no whole character in some place."""
+    alone = [[token] for token in tokens]
+    fast = getattr(tokenizer, "backend_tokenizer", None)  # six times as fast
+    texts = tokenizer.batch_decode(alone) if fast is None else fast.decode_batch(alone)
+    return frozenset(token for token, text in zip(tokens, texts, strict=True) if NO_CHARACTER in text)
+
+
+T = TypeVar("T")
+#: What is known of tokenizers, for as long as they live: a vocabulary of a quarter of a million words takes a second to read.
+_KNOWN: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
+
+
+def _remembered(tokenizer: Any, what: Hashable, find: Callable[[], T]) -> T:
+    """What was found before of this tokenizer while it had as many tokens."""
+    try:
+        known = _KNOWN.setdefault(tokenizer, {})
+        key = what, len(tokenizer)
+    except TypeError:  # one that can't be kept so, or doesn't say how many it has
+        return find()
+    if key not in known:
+        known[key] = find()
+    found: T = known[key]
+    return found
 
 
 def text_start(model: HookedModel, bos: str) -> tuple[int, ...]:

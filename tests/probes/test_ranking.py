@@ -125,7 +125,7 @@ def test_verdicts_are_those_after_all_ablations(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["GPT-2", "Llama 3", "Gemma 2", "Pythia", "Phi-2", "OLMo 2", "Granite 3", "Falcon-7B", "Gemma 3", "Cohere"]
+    "name", ["GPT-2", "Llama 3", "Gemma 2", "Pythia", "Phi-2", "OLMo 2", "Granite 3", "Falcon-7B", "Gemma 3"]
 )
 def test_short_cuts_give_the_same(name: str) -> None:
     """Some rows of the logits alone, and later layers passed by: with norms behind the block, parallel MLPs, caps and multipliers."""
