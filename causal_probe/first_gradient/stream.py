@@ -36,7 +36,9 @@ class GradientStream:
         self._past = torch.ones(n_positions, n_positions, dtype=torch.bool).tril()
         self._earlier = self._past.tril(-1)
         self._total = torch.zeros(rows, n_positions, n_positions, dtype=torch.float64)
-        self._blocks = torch.zeros(rows, 0, n_positions, n_positions)
+        # Room for all blocks: one more at a time would copy those before again and again. What is not written yet takes no memory.
+        self._room = torch.empty(rows, MAX_BLOCKS, n_positions, n_positions)
+        self._full = 0
         self._open = torch.zeros(rows, n_positions, n_positions)
         self._in_open = 0
 
@@ -57,11 +59,13 @@ class GradientStream:
         self._in_open += u.shape[1]
         if self._in_open < self.block:
             return
-        self._blocks = torch.cat([self._blocks, self._open[:, None]], 1)
-        self._open = torch.zeros_like(self._open)
+        self._room[:, self._full] = self._open
+        self._full += 1
+        self._open.zero_()
         self._in_open = 0
-        if self._blocks.shape[1] == MAX_BLOCKS:
-            self._blocks = self._blocks[:, ::2] + self._blocks[:, 1::2]
+        if self._full == MAX_BLOCKS:
+            self._full //= 2
+            self._room[:, : self._full] = self._room[:, ::2] + self._room[:, 1::2]
             self.block *= 2
 
     @property
@@ -82,8 +86,8 @@ class GradientStream:
 
     def block_means(self) -> tuple[Float[Tensor, "row block pos pos"], Float[Tensor, " block"]]:
         """The means of the blocks, and how many sequences are in each."""
-        blocks = self._blocks
-        sizes = [self.block] * blocks.shape[1]
+        blocks = self._room[:, : self._full]
+        sizes = [self.block] * self._full
         if self._in_open:
             blocks = torch.cat([blocks, self._open[:, None]], 1)
             sizes.append(self._in_open)
