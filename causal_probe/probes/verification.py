@@ -255,7 +255,18 @@ class Verification(Result):
             "redundant if alone it had no effect above delta, but leaving it alone in of all flagged heads lowered the loss by more than delta, "
             f"and joint ablation of these hurt more than {rule.joint_rank:.0%} of random sets of as many heads; of no effect above delta if both "
             "effects lay within +-delta; and undecided otherwise "
-            f"(paired one-sided t-tests over {len(self.loss)} sequences, Holm-corrected, level {rule.level:g}; {self.measured_with})."
+            f"(paired one-sided t-tests over {len(self.loss)} sequences, Holm-corrected, level {rule.level:g}; {self._compared}{self.measured_with})."
+        )
+
+    @property
+    def _compared(self) -> str:
+        """How many unflagged heads were ablated, where not all were."""
+        total = self.settings.get("unflagged", len(self.unflagged))
+        if len(self.unflagged) >= total:
+            return ""
+        return (
+            f"{len(self.unflagged)} of {total} unflagged heads were ablated, those that the gradient predicts to come near a flagged one and others drawn "
+            f"at random, so that a rank is misjudged with a probability of at most {self.rule.rank_error:g}; "
         )
 
     @property
@@ -292,8 +303,10 @@ class Verification(Result):
         """One row per verdict, and the joint effects below."""
         title = f"Verification of {self.provenance['model']}: {len(self.verdicts)} flagged"
         if self.verdicts:
+            total = self.settings.get("unflagged", len(self.unflagged))
+            some = "" if len(self.unflagged) >= total else f" ({len(self.unflagged)} ablated)"
             title += (
-                f", loss {self.loss.mean():.3f} on {len(self.loss)} sequences, {self.settings.get('unflagged', len(self.unflagged))} heads not flagged, "
+                f", loss {self.loss.mean():.3f} on {len(self.loss)} sequences, {total} heads not flagged{some}, "
                 f"delta {self.rule.delta:g} nats"
             )
         else:
@@ -303,6 +316,8 @@ class Verification(Result):
             beyond = (
                 "" if joint.exceeds is None else f", more than {joint.exceeds:.0%} of {len(joint.random)} random sets"
             )
+            if joint.exceeds is None and joint.pooled_exceeds is not None:
+                beyond = f"; pooled, more than {joint.pooled_exceeds:.0%} of random sets"
             plural = "s" * (len(joint.heads) > 1)
             effect = f"{joint.effect.value:.3f} ± {joint.effect.stderr:.3f}"
             notes.append(f"{joint.template}: {len(joint.heads)} head{plural} together {effect}{beyond}")

@@ -218,7 +218,8 @@ def of_verification(found: Any) -> Numbers:
             verdict.restored,
             verdict.pooled_restored,
         ):
-            yield from of_estimate(estimate)
+            if estimate is not None:
+                yield from of_estimate(estimate)
         if verdict.direct_effect is not None:
             yield from of_estimate(verdict.direct_effect)
     for name in sorted(found.joint):
