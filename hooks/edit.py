@@ -6,9 +6,11 @@ them to :func:`edited`. An edit clones what it changes: the model's own tensors 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
@@ -32,6 +34,10 @@ __all__ = [
 
 #: The name of a hook point and what is done there: ``(value, hook) -> value``.
 Edit: TypeAlias = tuple[str, Callable[..., Tensor]]
+#: Edits that never write to what they are given; and the attribute of a hook point that says how many of the hooks on it are of these. Where all
+#: are, a model can give one tensor, expanded, for all sequences.
+_KEEPS_ITS_INPUT: WeakSet[Callable[..., Any]] = WeakSet()
+KEEPING = "edits_that_keep_their_input"
 
 
 @checked
@@ -93,11 +99,15 @@ def replace_row(layer: Any, head: Any = None, *, query: Position, row: Float[Ten
         _check_index(name, "head", head, pattern.shape[1])
         _check_index(name, "query", query, pattern.shape[2])
         _check_index(name, "key", len(row) - 1, pattern.shape[3])
-        pattern = pattern.clone()
-        pattern[:, head, query, : len(row)] = row.to(pattern)
-        pattern[:, head, query, len(row) :] = 0
-        return pattern
+        one_for_all = (
+            len(pattern) > 1 and pattern.stride(0) == 0
+        )  # what all sequences share is edited once, and is shared again
+        changed = (pattern[:1] if one_for_all else pattern).clone()
+        changed[:, head, query, : len(row)] = row.to(pattern)
+        changed[:, head, query, len(row) :] = 0
+        return changed.expand_as(pattern) if one_for_all else changed
 
+    _KEEPS_ITS_INPUT.add(edit)
     return name, edit
 
 
@@ -201,7 +211,13 @@ def edited(model: HookedModel, *edits: Edit) -> Iterator[None]:
     torch.Size([1, 4, 3])
     """
     require_hooks(model, [name for name, _ in edits])
-    with model.hooks(fwd_hooks=list(edits)):
+    kept = Counter(name for name, edit in edits if edit in _KEEPS_ITS_INPUT)
+    with model.hooks(fwd_hooks=list(edits)), ExitStack() as stack:
+        for name, count in kept.items():
+            point = model.hook_dict[name]
+            before = getattr(point, KEEPING, 0)
+            setattr(point, KEEPING, before + count)
+            stack.callback(setattr, point, KEEPING, before)
         yield
 
 

@@ -333,6 +333,7 @@ class DisentangledTransformer(StatesModel):
             position_only=not torch.is_grad_enabled() and not bool(A_0[:, token].any() or A_0[:, :, token].any()),
             edit_scores=(lambda layer, s: self.blocks[layer].attn.hook_attn_scores(s)) if hooked & scores else None,
             edit_pattern=(lambda layer, p: self.blocks[layer].attn.hook_pattern(p)) if hooked & patterns else None,
+            edits_keep=all(_keep_their_input(self.hook_dict[name]) for name in hooked & patterns),
         )
 
     def to_transformer_lens(self) -> Any:
@@ -392,3 +393,8 @@ def _parse(texts: list[str]) -> Tensor:
             f"Sequences of one batch must be of one length; theirs are {[len(row) for row in rows]}."
         )
     return torch.tensor(rows, dtype=torch.long)
+
+
+def _keep_their_input(point: Any) -> bool:
+    """Whether every hook on this point is an edit of :func:`causal_probe.hooks.edited` that never writes to what it is given."""
+    return len(point.fwd_hooks) == getattr(point, "edits_that_keep_their_input", 0)

@@ -14,6 +14,7 @@ It computes what the hooked forward computes at the last position, by three obse
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +35,7 @@ def last_logits(
     position_only: bool = False,
     edit_scores: Edit | None = None,
     edit_pattern: Edit | None = None,
+    edits_keep: bool = False,
 ) -> Float[Tensor, "batch d_vocab"]:
     """Logits at the last position.
 
@@ -48,11 +50,18 @@ def last_logits(
         sequence and is computed once. Their gradient is not computed.
     edit_scores, edit_pattern
         Applied to the scores and patterns of every layer but the last.
+    edits_keep
+        ``edit_pattern`` never writes to what it is given. Then a pattern that all sequences share is given as one, expanded, and what comes back so is
+        shared.
     """
     batch, n = tokens.shape
     d_vocab = W_U.shape[1]
     n_positions = A[0].shape[-1] - d_vocab
-    X = one_hot(tokens, d_vocab).to(W_U.dtype)  # [batch, pos, d_vocab]
+
+    @cache
+    def X() -> Float[Tensor, "batch pos d_vocab"]:
+        return one_hot(tokens, d_vocab).to(W_U.dtype)
+
     future = torch.full((n, n), float("-inf"), dtype=W_U.dtype, device=tokens.device).triu(1)
 
     stream: list[Tensor | None] = [None]
@@ -60,26 +69,29 @@ def last_logits(
         patterns = []
         for head in heads:
             if layer > 0:
-                h = _dense(stream, X, n_positions)
+                h = _dense(stream, X(), n_positions)
                 scores = h @ head @ h.mT
             elif position_only:
                 scores = head[None, d_vocab : d_vocab + n, d_vocab : d_vocab + n]
             else:
                 # Products with one-hots, for the gradient's sake: that of an indexing adds up one sequence after the other.
                 to_token, to_position = head[: d_vocab + n, : d_vocab + n].split([d_vocab, n], dim=1)
-                of_token = X @ to_token[:d_vocab] + to_token[d_vocab:]  # [batch, query, token of the key]
-                scores = X @ to_position[:d_vocab] + to_position[d_vocab:] + of_token @ X.mT
+                of_token = X() @ to_token[:d_vocab] + to_token[d_vocab:]  # [batch, query, token of the key]
+                scores = X() @ to_position[:d_vocab] + to_position[d_vocab:] + of_token @ X().mT
             patterns.append(scores + future)
         if edit_scores is not None:
             patterns = list(edit_scores(layer, torch.stack([s.expand(batch, n, n) for s in patterns], 1)).unbind(1))
         patterns = [scores.softmax(-1) for scores in patterns]
-        if edit_pattern is not None:
+        if edit_pattern is not None and edits_keep and all(len(pattern) == 1 for pattern in patterns):
+            found = edit_pattern(layer, torch.stack(patterns, 1).expand(batch, -1, -1, -1))
+            patterns = list((found[:1] if found.stride(0) == 0 else found).unbind(1))
+        elif edit_pattern is not None:
             patterns = list(edit_pattern(layer, torch.stack([p.expand(batch, n, n) for p in patterns], 1)).unbind(1))
         stream += [_product(pattern, M) for pattern in patterns for M in stream]
 
     here = torch.zeros(batch, n, dtype=W_U.dtype, device=tokens.device)
     here[:, -1] = 1
-    last = _read(here, stream, X, n_positions)  # [batch, d_last_but_one]
+    last = _read(here, stream, tokens, X, d_vocab, n_positions)  # [batch, d_last_but_one]
     read = [last]
     for head in A[-1]:
         u = (last @ head).split([d_vocab, n_positions] * len(stream), dim=-1)
@@ -87,7 +99,7 @@ def last_logits(
         for M, u_token, u_position in zip(stream, u[::2], u[1::2], strict=True):
             w = u_token.gather(1, tokens) + u_position[:, :n]  # [batch, pos]: the score of a key that holds this alone
             scores = scores + _apply(M, w)
-        read.append(_read(scores.softmax(-1), stream, X, n_positions))
+        read.append(_read(scores.softmax(-1), stream, tokens, X, d_vocab, n_positions))
     return torch.cat(read, dim=-1) @ W_U
 
 
@@ -102,7 +114,9 @@ def _apply(M: Tensor | None, w: Tensor) -> Tensor:
     return w @ M[0].mT if len(M) == 1 else torch.bmm(M, w[..., None])[..., 0]
 
 
-def _read(row: Tensor, stream: list[Tensor | None], X: Tensor, n_positions: int) -> Tensor:
+def _read(
+    row: Tensor, stream: list[Tensor | None], tokens: Tensor, X: Callable[[], Tensor], d_vocab: int, n_positions: int
+) -> Tensor:
     """The product row @ stream, where row holds weights over the keys: [batch, key] -> [batch, width of the stream]."""
     parts = []
     for M in stream:
@@ -112,7 +126,11 @@ def _read(row: Tensor, stream: list[Tensor | None], X: Tensor, n_positions: int)
             r = row @ M[0]
         else:
             r = torch.bmm(row[:, None], M)[:, 0]
-        parts += [torch.bmm(r[:, None], X)[:, 0], _pad(r, n_positions)]
+        if torch.is_grad_enabled():
+            of_states = torch.bmm(r[:, None], X())[:, 0]
+        else:  # the same sums without the one-hots, several times as fast; its gradient would be as much slower
+            of_states = r.new_zeros(len(tokens), d_vocab).scatter_add_(1, tokens, r.expand(len(tokens), -1))
+        parts += [of_states, _pad(r, n_positions)]
     return torch.cat(parts, dim=-1)
 
 

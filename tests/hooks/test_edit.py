@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from causal_probe import models
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import (
     attention_hook,
@@ -129,3 +130,41 @@ def test_a_place_that_is_not_there_is_refused(edit, message):
     with pytest.raises(CausalProbeError, match=message), edited(model, edit):
         model(TOKENS)
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_rows_that_all_sequences_share_are_edited_once_and_nobody_elses_hook_sees_that():
+    """The last position's logits, by the short way and by the whole model: under edits, nested edits, and a hook that writes to what it is given."""
+    model = models.DisentangledTransformer(d_vocab=5, n_positions=7, heads=[2, 1])
+    model.block(0, 0, query="position", key="position").normal_(generator=torch.Generator().manual_seed(0))
+    for part in ("token", "L0H0.token", "L0H1.position"):
+        model.block(1, 0, query="token", key=part).normal_(generator=torch.Generator().manual_seed(1))
+        model.output_block("L1H0.token").normal_(generator=torch.Generator().manual_seed(2))
+    tokens = random_tokens(6) % 5
+    name = attention_hook(0, "pattern")
+    first, second = replace_row(0, 0, query=4, row=one_hot_row(2)), replace_row(0, 1, query=6, row=uniform_row(3))
+    given = []
+
+    def writes(pattern, hook):
+        given.append(pattern.stride(0))
+        pattern[1, 0, 6] = torch.eye(7)[0]  # of one sequence alone
+        return pattern
+
+    def same(*edits):
+        with torch.no_grad(), edited(model, *edits):
+            short, whole = model.predict(tokens), model(tokens)[:, -1]
+        torch.testing.assert_close(short, whole)
+        return short
+
+    with torch.no_grad():
+        plain = model.predict(tokens)
+    one, both = same(first), same(first, second)
+    assert not torch.allclose(plain, one)
+    with edited(model, first):
+        torch.testing.assert_close(same(second), both)
+    own = same((name, writes))
+    assert torch.allclose(own[[0, 2, 3, 4, 5]], plain[[0, 2, 3, 4, 5]])
+    assert not torch.allclose(own[1], plain[1])
+    same(first, (name, writes))
+    with model.hooks(fwd_hooks=[(name, writes)]):
+        same(first)
+    assert 0 not in given  # it was never given one tensor for all sequences
