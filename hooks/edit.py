@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
-from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
@@ -34,9 +33,8 @@ __all__ = [
 
 #: The name of a hook point and what is done there: ``(value, hook) -> value``.
 Edit: TypeAlias = tuple[str, Callable[..., Tensor]]
-#: Edits that never write to what they are given; and the attribute of a hook point that says how many of the hooks on it are of these. Where all
-#: are, a model can give one tensor, expanded, for all sequences.
-_KEEPS_ITS_INPUT: WeakSet[Callable[..., Any]] = WeakSet()
+#: The attribute of a hook point that says how many of the hooks on it are edits that never write to what they are given. Where all are, a model can
+#: give one tensor, expanded, for all sequences: :meth:`causal_probe.models.DisentangledTransformer.predict` does.
 KEEPING = "edits_that_keep_their_input"
 
 
@@ -99,15 +97,14 @@ def replace_row(layer: Any, head: Any = None, *, query: Position, row: Float[Ten
         _check_index(name, "head", head, pattern.shape[1])
         _check_index(name, "query", query, pattern.shape[2])
         _check_index(name, "key", len(row) - 1, pattern.shape[3])
-        one_for_all = (
-            len(pattern) > 1 and pattern.stride(0) == 0
-        )  # what all sequences share is edited once, and is shared again
+        # What all sequences share is edited once, and is shared again.
+        one_for_all = len(pattern) > 1 and pattern.stride(0) == 0
         changed = (pattern[:1] if one_for_all else pattern).clone()
         changed[:, head, query, : len(row)] = row.to(pattern)
         changed[:, head, query, len(row) :] = 0
         return changed.expand_as(pattern) if one_for_all else changed
 
-    _KEEPS_ITS_INPUT.add(edit)
+    edit.keeps_its_input = True  # type: ignore[attr-defined]
     return name, edit
 
 
@@ -211,7 +208,7 @@ def edited(model: HookedModel, *edits: Edit) -> Iterator[None]:
     torch.Size([1, 4, 3])
     """
     require_hooks(model, [name for name, _ in edits])
-    kept = Counter(name for name, edit in edits if edit in _KEEPS_ITS_INPUT)
+    kept = Counter(name for name, edit in edits if getattr(edit, "keeps_its_input", False))
     with model.hooks(fwd_hooks=list(edits)), ExitStack() as stack:
         for name, count in kept.items():
             point = model.hook_dict[name]

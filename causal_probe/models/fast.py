@@ -126,7 +126,7 @@ def _read(
             r = row @ M[0]
         else:
             r = torch.bmm(row[:, None], M)[:, 0]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or tokens.device.type != "cpu":  # where it would depend on the order of threads
             of_states = torch.bmm(r[:, None], X())[:, 0]
         else:  # the same sums without the one-hots, several times as fast; its gradient would be as much slower
             of_states = r.new_zeros(len(tokens), d_vocab).scatter_add_(1, tokens, r.expand(len(tokens), -1))

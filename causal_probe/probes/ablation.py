@@ -312,9 +312,8 @@ class Experiment:
             return attention_hook(layer, "z"), edit
 
         with undisturbed(lab.model), torch.enable_grad():
-            for parameter in getattr(
-                lab.model, "parameters", tuple
-            )():  # so that the gradient's graph starts at the leaves
+            parameters: Iterable[Tensor] = getattr(lab.model, "parameters", tuple)()
+            for parameter in parameters:  # so that the gradient's graph starts at the leaves
                 parameter.requires_grad_(False)
             loss = lab.run(self.batch, [watch(layer) for layer in lab.layers]).loss
             gradients = torch.autograd.grad(loss.sum(), [leaves[layer] for layer in lab.layers])

@@ -136,7 +136,9 @@ class AblationRuns:
         if not self._predicted:
             try:
                 found = [experiment.first_order() for experiment in self.ranking]
-            except RuntimeError:  # an operation without a derivative, or a gradient that reaches no head
+            except (
+                RuntimeError
+            ):  # no derivative, no gradient that reaches a head, or too little memory: more heads are drawn
                 heads = self.ranking[0].laboratory.heads
                 self._predicted = {(each, head): 0.0 for each in BASELINES for head in heads}
             else:
