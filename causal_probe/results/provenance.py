@@ -9,8 +9,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from causal_probe import __version__
-
 __all__ = ["measured_with", "merge_provenance", "this_process", "versions"]
 
 #: The packages whose versions every result records.
@@ -43,7 +41,7 @@ def versions() -> dict[str, str]:
 def _version(package: str) -> str | None:
     """Read once: a package's metadata takes milliseconds, and results are made by the thousand."""
     if package == "causal-probe":  # a checkout that nobody installed has no metadata
-        return __version__
+        return str(sys.modules["causal_probe"].__version__)
     if package == "torch" and "torch" in sys.modules:  # it alone says for which device it was built: 2.13.0+cu130
         return str(sys.modules["torch"].__version__)
     try:
