@@ -180,7 +180,9 @@ def tree_projection(
     >>> fast = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
     >>> fast.pre_tokenizer = pre_tokenizers.Whitespace()
     >>> shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
-    >>> encoder = BertModel(BertConfig(vocab_size=6, **shape)).eval()                        # random weights
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> encoder = BertModel(BertConfig(vocab_size=6, initializer_range=0.5, **shape)).eval()     # random weights
     >>> tree = (1, 2, -1, 4, 2), ("det", "nsubj", "root", "det", "obj")
     >>> sentences = [((a, noun, verb, "the", "cat"), *tree) for a in words[:2] for noun in words[2:4] for verb in words[4:]]
     >>> found = tree_projection(encoder, sentences, tokenizer=PreTrainedTokenizerFast(tokenizer_object=fast))
