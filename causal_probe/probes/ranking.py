@@ -24,7 +24,7 @@ from causal_probe.probes.baselines import Baseline
 __all__ = ["sample_size", "share_of_heads", "share_of_sets"]
 
 #: An unflagged head is ablated if the gradient predicts so much of the weakest flagged head's effect: it predicts too little where a loss bends. (Settled on
-#: one model, SmolLM2, where a tenth leaves out two of the thirteen that hurt most; the error does not depend on it.)
+#: one model, SmolLM2, where a tenth leaves out two of the eight that hurt most; the error does not depend on it.)
 NEAR = 0.1
 #: So many that are predicted to hurt most in any case, and no more than three times as many as may hurt as much.
 FIRST = 8
