@@ -128,6 +128,8 @@ def _as_table(scores: Any) -> NDArray[np.float64]:
     if not scores:
         raise CausalProbeError("Scores of shape [layer, head] were to be drawn and there are none.")
     rows = [_as_row(row, layer) for layer, row in enumerate(scores)]
+    if all(np.isnan(row).all() for row in rows):
+        raise CausalProbeError("No head has a score: each is None, so there is nothing to draw.")
     table = np.full((len(rows), max(map(len, rows))), np.nan)
     for layer, row in enumerate(rows):
         table[layer, : len(row)] = row
@@ -135,7 +137,7 @@ def _as_table(scores: Any) -> NDArray[np.float64]:
 
 
 def _as_row(scores: Any, layer: int) -> NDArray[np.float64]:
-    missing = [each is None for each in scores] if isinstance(scores, list) else []
+    missing = [each is None for each in scores] if isinstance(scores, (list, tuple)) else []
     row = as_array(
         [each or 0.0 for each in scores] if any(missing) else scores, name=f"The scores of layer {layer}", axes="head"
     )

@@ -184,3 +184,11 @@ def test_a_labelled_table() -> None:
 def test_a_table_that_cannot_be_drawn(table: pd.DataFrame, wording: str) -> None:
     with pytest.raises(CausalProbeError, match=wording):
         viz.table_map(table)
+
+
+def test_heads_without_a_score_stay_empty_and_none_at_all_are_refused() -> None:
+    for row in ([None, 2.0], (None, 2.0)):
+        drawn = viz.heads([row, [1.0, 0.5]]).axes[0].images[0].get_array()
+        assert drawn.mask.tolist() == [[True, False], [False, False]]
+    with pytest.raises(CausalProbeError, match="No head has a score"):
+        viz.heads([[None], [None, None]])
