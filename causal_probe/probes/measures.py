@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,11 +42,16 @@ class Measured:
 Measure: TypeAlias = Callable[[Tensor, Any], Measured]
 #: At which positions a loss predicts the next token: tokens [batch, pos] -> true or false [batch, pos].
 Rows: TypeAlias = Callable[[Tensor], Tensor]
+#: Of the measures made here. No attribute: ``functools.wraps`` would hand it on to a measure of the user's that does something else.
+_ROWS: WeakKeyDictionary[Measure, Rows] = WeakKeyDictionary()
 
 
 def rows_of(measure: Measure) -> Rows | None:
-    """The rows of the logits that a measure's loss and logit are read from, where these are :func:`mean_over_rows`; None where it says nothing."""
-    return getattr(measure, "rows", None)
+    """The rows of the logits that a measure's loss and logit are read from, where these are :func:`mean_over_rows`; None where that is not known."""
+    try:
+        return _ROWS.get(measure)
+    except TypeError:  # a callable that can't be hashed
+        return None
 
 
 @checked
@@ -92,7 +98,7 @@ def next_token(queries: Sequence[int] | None = None) -> Measure:
         tokens: Int[Tensor, "batch pos"] = getattr(batch, "tokens", batch)
         return _next_token(logits, tokens, rows(tokens))
 
-    measure.rows = rows  # type: ignore[attr-defined]
+    _ROWS[measure] = rows
     return measure
 
 
@@ -120,7 +126,7 @@ def _occurred(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
     return before
 
 
-repeated_token.rows = _occurred  # type: ignore[attr-defined]
+_ROWS[repeated_token] = _occurred
 
 
 def _next_token(

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from causal_probe.circuits import Prompts, find_circuit
 from causal_probe.hooks import to_hooked
 from causal_probe.probes import Rule, next_token, scan, verify
-from causal_probe.probes.measures import Measured, rows_of
+from causal_probe.probes.measures import Measured
 
 MORE: dict[str, Any] = {"attn_implementation": "eager", "tie_word_embeddings": False}
 #: By name: the kind, then vocabulary, width, width of an MLP, layers, heads, heads of keys and values.
@@ -66,9 +66,6 @@ def timed(what: str, run: Callable[[], Any]) -> Any:
 def measure(logits: torch.Tensor, batch: Any) -> Measured:
     """The next token's loss, without the question whether the model does the task: random weights do none."""
     return dataclasses.replace(next_token()(logits, batch), without={})
-
-
-measure.rows = rows_of(next_token())  # type: ignore[attr-defined]
 
 
 def main(shapes: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from scipy import stats
 from causal_probe.hooks import to_hooked
 from causal_probe.probes import Rule, repeated_tokens, scan, verify
 from causal_probe.probes.ablation import Experiment, Laboratory
-from causal_probe.probes.measures import Measured, next_token, repeated_token
+from causal_probe.probes.measures import Measured, next_token, repeated_token, rows_of
 from causal_probe.probes.ranking import allowed, sample_size, share_of_heads, share_of_sets
 from tests import tiny_huggingface as tiny
 from tests.architectures import zoo
@@ -145,3 +146,15 @@ def test_short_cuts_give_the_same(name: str) -> None:
         for head, (loss, direct) in zip(laboratory.heads, found, strict=True):
             torch.testing.assert_close(loss, whole.ablate([head], "pooled").loss, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(direct, whole.direct_effect(head), rtol=1e-9, atol=1e-9)
+
+
+def test_a_measure_of_ones_own_is_used_though_it_wraps_one_of_ours() -> None:
+    """Where it differs from that on other sequences than the first, by which the short cuts are tried."""
+    base = next_token()
+    assert rows_of(base) is not None
+
+    @functools.wraps(base)
+    def own(logits: torch.Tensor, batch: Any) -> Measured:
+        return base(logits, batch)
+
+    assert rows_of(own) is None
