@@ -12,7 +12,9 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from causal_probe import graphs
 from causal_probe.errors import CausalProbeError
@@ -180,9 +182,16 @@ def tested_edges(
             level=LEVEL / model.heads[0],
             redraw=None if redraw is None else partial(redraw, generator=generator(seed, "redrawing", device=device)),
             rival_sequences=RIVAL_SEQUENCES,
+            losses_by_rows=partial(_losses_by_rows, head),
         )
         for head in range(model.heads[0])
     )
+
+
+def _losses_by_rows(
+    head: int, model: DisentangledTransformer, batch: Batch, queries: Tensor, rows: Tensor
+) -> Float[Tensor, "row batch"]:
+    return task_loss(model.predict_by_rows(batch.tokens, head=head, queries=queries, rows=rows), batch.target)
 
 
 def _task(o: RecoverOptions) -> Task:

@@ -25,13 +25,13 @@ import torch
 from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy, one_hot, pad
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.export import to_transformer_lens
-from causal_probe.models.fast import last_logits
+from causal_probe.models.fast import last_logits, last_logits_by_rows
 from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedModel
 from causal_probe.models.subspaces import stream_widths, subspaces
 
@@ -39,6 +39,9 @@ __all__ = ["DisentangledTransformer"]
 
 #: 64 GiB in float32. The stream widens (1 + heads)-fold with every layer, so a few layers too many are soon beyond any memory.
 MAX_WEIGHTS = 2**34
+
+#: How many numbers the last layer's patterns hold at once in :meth:`DisentangledTransformer.predict_by_rows`.
+MAX_PATTERN_ENTRIES = 2**22
 
 
 class SoftmaxAttention(HookedAttention):
@@ -317,24 +320,111 @@ class DisentangledTransformer(StatesModel):
             As in :meth:`forward`.
         """
         tokens = self.to_tokens(tokens)
-        hooked = {name for name, point in self.hook_dict.items() if point.has_hooks()}
-        scores = {f"blocks.{layer}.attn.hook_attn_scores" for layer in range(len(self.heads) - 1)}
-        patterns = {f"blocks.{layer}.attn.hook_pattern" for layer in range(len(self.heads) - 1)}
-        if hooked - scores - patterns:
+        hooked = self._hooked()
+        if hooked - self._edited_below():
             logits: Tensor = self(tokens)
             return logits[:, -1]
+        return last_logits(tokens, self.A, self.W_U, **self._as_hooked(hooked))
+
+    def predict_by_rows(
+        self,
+        tokens: Tensor | str | Sequence[str],
+        *,
+        head: int,
+        queries: Int[Tensor, " row"],
+        rows: Float[Tensor, "row key"],
+    ) -> Float[Tensor, "row batch d_vocab"]:
+        """Logits at the last position if layer 0 attended otherwise, for many rows of its attention at the cost of about one run.
+
+        The same as :meth:`predict` under :func:`causal_probe.hooks.replace_row`, one row after the other, without gradients. In a model of two
+        layers the row of an earlier query changes one key of the last layer, and all else is computed once. Any other model, the last position,
+        and hooks that :meth:`predict` does not run at full speed take one run for each row.
+
+        Parameters
+        ----------
+        tokens
+            As in :meth:`forward`.
+        head
+            Which head of layer 0.
+        queries, rows
+            At which position, and its attention there on keys 0, 1, ...: a distribution; later keys get none.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head or position, or the shapes don't fit each other.
+
+        Examples
+        --------
+        >>> model, tokens = DisentangledTransformer(d_vocab=3, n_positions=4), torch.tensor([[0, 1, 2, 0]])
+        >>> rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> model.predict_by_rows(tokens, head=0, queries=torch.tensor([2, 2]), rows=rows).shape
+        torch.Size([2, 1, 3])
+        """
+        tokens = self.to_tokens(tokens)
+        n = tokens.shape[1]
+        if not 0 <= head < self.heads[0]:
+            raise CausalProbeError(f"Layer 0 has {self.heads[0]} heads, counted from 0; there is no head {head}.")
+        if (
+            rows.ndim != 2
+            or rows.shape[1] > n
+            or queries.shape != rows.shape[:1]
+            or ((queries < 0) | (queries >= n)).any()
+        ):
+            raise CausalProbeError(
+                f"Rows must be [row, key] with at most {n} keys, and queries [row] below {n}; they are {list(rows.shape)} and "
+                f"{list(queries.shape)}{f', up to {int(queries.max())}' if queries.numel() else ''}."
+            )
+        queries, rows = queries.to(self.W_U.device), pad(rows.to(self.W_U), (0, n - rows.shape[1]))
+        hooked = self._hooked()
+        with torch.no_grad():
+            if len(self.heads) == 2 and not hooked - self._edited_below() and not (queries == n - 1).any():
+                at_once = max(1, MAX_PATTERN_ENTRIES // tokens.numel())
+                arguments = self._as_hooked(hooked)
+                found = [
+                    last_logits_by_rows(tokens, self.A, self.W_U, head=head, queries=q, rows=r, **arguments)
+                    for q, r in zip(queries.split(at_once), rows.split(at_once), strict=True)
+                ]
+                return torch.cat(found)
+            return torch.stack(
+                [self._with_row(tokens, head, q, r) for q, r in zip(queries.tolist(), rows, strict=True)]
+            )
+
+    def _with_row(self, tokens: Tensor, head: int, query: int, row: Tensor) -> Float[Tensor, "batch d_vocab"]:
+        def edit(pattern: Tensor, hook: Any) -> Tensor:
+            pattern = pattern.clone()
+            pattern[:, head, query] = row
+            return pattern
+
+        with self.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", edit)]):
+            return self.predict(tokens)
+
+    def _hooked(self) -> set[str]:
+        return {name for name, point in self.hook_dict.items() if point.has_hooks()}
+
+    def _edited_below(self, *names: str) -> set[str]:
+        """The hook points below the last layer that :meth:`predict` honours at full speed."""
+        names = names or ("attn_scores", "pattern")
+        return {f"blocks.{layer}.attn.hook_{name}" for layer in range(len(self.heads) - 1) for name in names}
+
+    def _as_hooked(self, hooked: set[str]) -> dict[str, Any]:
+        """How the fast path runs these weights under the hooks that are there."""
         token = self.subspaces(0)["token"]
         A_0 = self.A[0]
-        return last_logits(
-            tokens,
-            self.A,
-            self.W_U,
+        patterns = hooked & self._edited_below("pattern")
+        return {
             # Without gradients, token blocks that are all zero can be left out.
-            position_only=not torch.is_grad_enabled() and not bool(A_0[:, token].any() or A_0[:, :, token].any()),
-            edit_scores=(lambda layer, s: self.blocks[layer].attn.hook_attn_scores(s)) if hooked & scores else None,
-            edit_pattern=(lambda layer, p: self.blocks[layer].attn.hook_pattern(p)) if hooked & patterns else None,
-            edits_keep=all(_keep_their_input(self.hook_dict[name]) for name in hooked & patterns),
-        )
+            "position_only": not torch.is_grad_enabled() and not bool(A_0[:, token].any() or A_0[:, :, token].any()),
+            "edit_scores": self._hook_scores if hooked & self._edited_below("attn_scores") else None,
+            "edit_pattern": self._hook_pattern if patterns else None,
+            "edits_keep": all(_keep_their_input(self.hook_dict[name]) for name in patterns),
+        }
+
+    def _hook_scores(self, layer: int, scores: Tensor) -> Any:
+        return self.hook_dict[f"blocks.{layer}.attn.hook_attn_scores"](scores)
+
+    def _hook_pattern(self, layer: int, pattern: Tensor) -> Any:
+        return self.hook_dict[f"blocks.{layer}.attn.hook_pattern"](pattern)
 
     def to_transformer_lens(self) -> Any:
         """The same function as a standard TransformerLens model: see :func:`causal_probe.models.export.to_transformer_lens`."""

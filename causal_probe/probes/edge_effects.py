@@ -24,7 +24,7 @@ is therefore asked again while the rows of the other candidate children of its p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, TypeAlias
@@ -47,11 +47,20 @@ from causal_probe.probes.edge_tests import Again, EdgeEffects
 
 __all__ = ["Redraw", "edge_effects"]
 
-#: Draws sequences anew from a child on: ``redraw(batch, child, edges)`` has ``batches``, one for each state, in which the child has that
-#: state and every later node is drawn anew along ``edges`` (with the same random numbers); ``states`` [batch], the state that it has; ``laws``
-#: [batch, 1 + child, state], the probability of each, given the earlier nodes, if the child is a root, or a child of node 0, 1, ...; and ``asked``
-#: [batch, child], whether the loss asks for what follows the state of that node.
+#: Draws sequences anew from a child on: ``redraw(batch, child, edges)`` has ``states`` [batch], the state that the child has; ``laws``
+#: [batch, 1 + child, state], the probability of each, given the earlier nodes, if the child is a root, or a child of node 0, 1, ...; ``asked``
+#: [batch, child], whether the loss asks for what follows the state of that node; and ``draw(rows)``, one batch that holds the sequences of these
+#: numbers once for each state, state after state: the child has it, and every later node is drawn anew along ``edges`` (with the same random
+#: numbers).
+#: :class:`causal_probe.tasks.Redrawn` is such an object.
 Redraw: TypeAlias = Callable[[Any, int, nx.DiGraph], Any]
+
+#: ``losses_by_rows(model, batch, queries, rows)``: the losses [row, batch], in nats, if the head attended at each query as the row says,
+#: [row, key].
+LossesByRows: TypeAlias = Callable[[Any, Any, Tensor, Tensor], Tensor]
+
+#: How far a short cut may be from the model that is run with its hooks, in units of the rounding of a loss.
+SHORT_CUT = 1e3
 
 
 @probe
@@ -66,6 +75,7 @@ def edge_effects(
     level: Level = 1e-3,
     redraw: Redraw | None = None,
     rival_sequences: int | None = None,
+    losses_by_rows: LossesByRows | None = None,
 ) -> EdgeEffects:
     """Test which edges parent -> child a head needs, and so tell children from roots.
 
@@ -84,8 +94,8 @@ def edge_effects(
     candidates share a parent, an edge that is not confirmed is tested again with the others' rows spread evenly, at half the level each.
 
     Row 0 can't be tested: with one key there is nothing to spread. A batch costs one run of the model as it is, one for each child and one for
-    each candidate; for each candidate with a positive gain one for each state with ``redraw``, else one for each rival; and as many again, and
-    two, for those that are tested again.
+    each candidate; for each candidate with a positive gain one for each state with ``redraw``, on the sequences that count, else one for each
+    rival; two for those that are tested again, and as many again for those of them with a positive gain.
 
     Parameters
     ----------
@@ -109,13 +119,17 @@ def edge_effects(
         process: without it the level says nothing of roots, and of the truth only what the model's losses do.
     rival_sequences
         Without ``redraw``: on how many sequences, at least, rivals are tested; by default on all.
+    losses_by_rows
+        A faster way to the same losses under many rows of the head, where the model has one, as
+        :meth:`causal_probe.models.DisentangledTransformer.predict_by_rows` has: see :data:`LossesByRows`. It is compared with the
+        hooks on the first batch.
 
     Raises
     ------
     CausalProbeError
         If a candidate can't be tested (row 0, a parent that does not come before its child, a pair given twice), the head or a
         row does not exist, the loss does not depend on the head's pattern (a dead hook), a loss is not one finite number per
-        sequence, there are no batches, or ``redraw`` makes something else.
+        sequence, there are no batches, ``redraw`` makes something else, or ``losses_by_rows`` has other losses.
 
     References
     ----------
@@ -141,7 +155,7 @@ def edge_effects(
     layer = find_layer(int(model.cfg.n_layers), layer)
     name = attention_hook(layer, "pattern")
     require_hooks(model, [name])
-    editing = Editing(model, loss, layer, head)
+    editing = Editing(model, loss, layer, head, losses_by_rows)
 
     parameters: Iterable[Tensor] = getattr(model, "parameters", tuple)()
     epsilon = max((torch.finfo(p.dtype).eps for p in parameters if p.is_floating_point()), default=0.0)
@@ -157,12 +171,10 @@ def edge_effects(
                 )
             clean = editing.losses(batch)
             epsilon = max(epsilon, torch.finfo(clean.dtype).eps)
-            gains, cuts = [], []
-            for child, its in parents.items():
-                even, gain = editing.even_and_gain(batch, child, its)
-                gains.append(gain)
-                cuts.append((even - clean)[:, None].expand_as(gain))
-            new = {"gains": torch.cat(gains, 1), "cuts": torch.cat(cuts, 1), "losses": clean}
+            if not total:
+                editing.try_short_cut(batch, next(iter(parents)), epsilon)
+            even, gains = editing.even_and_gains(batch, parents)
+            new = {"gains": gains, "cuts": even - clean[:, None], "losses": clean}
             total = merged(total, {name: Moments.of(values) for name, values in new.items()})
         if not total:
             raise CausalProbeError("There are no batches to measure the loss on.")
@@ -183,10 +195,11 @@ def edge_effects(
         effects = replace(effects, margins=margins)
         again = {}
         for edge, confirmed in zip(effects.edges, effects.confirmed, strict=True):
-            if (siblings := effects.siblings(edge)) and not confirmed:
+            if (siblings := effects.siblings(edge)) and effects.rivals(edge) and not confirmed:
                 others = [replace_row(layer, head, query=child, row=uniform_row(child)) for child in siblings]
-                if (margin := rivals.margins(edge, others)) is not None:
-                    again[edge] = Again(rivals.gain(edge, others), margin)
+                gain = rivals.gain(edge, others)
+                if effects.gains_again(edge, gain) and (margin := rivals.margins(edge, others)) is not None:
+                    again[edge] = Again(gain, margin)
         return replace(effects, again=again)
 
 
@@ -198,17 +211,55 @@ class Editing:
     loss: Callable[[Any, Any], Tensor]
     layer: int
     head: int
+    by_rows: LossesByRows | None = None
 
-    def even_and_gain(
-        self, batch: Any, child: int, parents: Sequence[int], others: Sequence[Edit] = ()
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch parent"]]:
-        """The loss with the child's row spread evenly, and what each parent gains over it."""
-        even = self.losses(batch, replace_row(self.layer, self.head, query=child, row=uniform_row(child)), *others)
-        return even, torch.stack([even - self.routed(batch, child, parent, others) for parent in parents], dim=1)
+    def even_and_gains(
+        self, batch: Any, parents: Mapping[int, Sequence[int]], others: Sequence[Edit] = ()
+    ) -> tuple[Float[Tensor, "batch edge"], Float[Tensor, "batch edge"]]:
+        """By edge, child after child: the loss with the child's row spread evenly, and what the parent gains over it."""
+        edges = [(parent, child) for child, its in parents.items() for parent in its]
+        rows = [(child, uniform_row(child)) for child in parents] + [
+            (child, one_hot_row(parent)) for parent, child in edges
+        ]
+        losses = self.with_rows(batch, rows, others)
+        even, routed = losses[:, : len(parents)], losses[:, len(parents) :]
+        children = list(parents)
+        even = even[:, [children.index(child) for _, child in edges]]
+        return even, even - routed
 
-    def routed(self, batch: Any, child: int, parent: int, others: Sequence[Edit] = ()) -> Float[Tensor, " batch"]:
-        """The loss with the child's row wholly on one node."""
-        return self.losses(batch, replace_row(self.layer, self.head, query=child, row=one_hot_row(parent)), *others)
+    def with_rows(
+        self, batch: Any, rows: Sequence[tuple[int, Float[Tensor, " _key"]]], others: Sequence[Edit] = ()
+    ) -> Float[Tensor, "batch row"]:
+        """The losses with each of the rows, (query, attention), in the place of the head's own."""
+        if self.by_rows is None:
+            edits = [replace_row(self.layer, self.head, query=query, row=row) for query, row in rows]
+            return torch.stack([self.losses(batch, edit, *others) for edit in edits], 1)
+        queries = torch.tensor([query for query, _ in rows])
+        padded = torch.nn.utils.rnn.pad_sequence([row for _, row in rows], batch_first=True)
+        with edited(self.model, *others):
+            values = self.by_rows(self.model, batch, queries, padded)
+        if not isinstance(values, Tensor) or values.ndim != 2 or len(values) != len(rows):
+            found = f"a tensor {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            raise CausalProbeError(
+                f"losses_by_rows must return losses [row, batch], here {len(rows)} rows; it returned {found}."
+            )
+        return _checked(values.flatten()).view_as(values).T
+
+    def try_short_cut(self, batch: Any, child: int, epsilon: float) -> None:
+        """Raise where the fast losses are not those of the model with hooks."""
+        if self.by_rows is None:
+            return
+        rows = [(child, uniform_row(child)), (child, one_hot_row(0))]
+        fast, slow = self.with_rows(batch, rows), replace(self, by_rows=None).with_rows(batch, rows)
+        if fast.shape != slow.shape or not torch.allclose(
+            fast, slow, rtol=SHORT_CUT * epsilon, atol=SHORT_CUT * epsilon
+        ):
+            raise CausalProbeError(
+                "losses_by_rows has other losses than the model with its hooks: by up to "
+                f"{float((fast - slow).abs().max()):.3g} nats. Leave it out, or mend it."
+                if fast.shape == slow.shape
+                else f"losses_by_rows returned losses {list(fast.T.shape)} where the model with its hooks has {list(slow.T.shape)}."
+            )
 
     def losses(self, batch: Any, *edits: Edit) -> Float[Tensor, " batch"]:
         with edited(self.model, *edits):
@@ -218,12 +269,15 @@ class Editing:
             raise CausalProbeError(
                 f"loss(model, batch) must return one loss per sequence, a tensor [batch]; it returned {found}."
             )
-        if not values.isfinite().all():
-            raise CausalProbeError(
-                f"The loss is not finite for {int((~values.isfinite()).sum())} of {len(values)} sequences: no effect can be "
-                "measured."
-            )
-        return values.detach()
+        return _checked(values)
+
+
+def _checked(values: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    if not values.isfinite().all():
+        raise CausalProbeError(
+            f"The loss is not finite for {int((~values.isfinite()).sum())} of {len(values)} sequences: no effect can be measured."
+        )
+    return values.detach()
 
 
 @dataclass(frozen=True)
@@ -244,8 +298,8 @@ class Rivals:
             if self.redraw is not None:
                 values = self._redrawn(batch, parent, child, others)
             elif child > 1:
-                rows = [self.editing.routed(batch, child, node, others) for node in range(child)]
-                values = torch.stack([row - rows[parent] for row in rows], 1)
+                losses = self.editing.with_rows(batch, [(child, one_hot_row(node)) for node in range(child)], others)
+                values = losses - losses[:, [parent]]
                 values = torch.cat([values[:, :parent], values[:, parent + 1 :]], 1)
             else:
                 return None
@@ -258,26 +312,38 @@ class Rivals:
     def gain(self, edge: tuple[int, int], others: Sequence[Edit]) -> Moments:
         """Moments of the gain with other rows edited as well."""
         parent, child = edge
-        each = (self.editing.even_and_gain(batch, child, [parent], others)[1][:, 0] for batch in self.batches)
+        each = (self.editing.even_and_gains(batch, {child: [parent]}, others)[1][:, 0] for batch in self.batches)
         return reduce(Moments.merge, map(Moments.of, each))
 
     def _redrawn(self, batch: Any, parent: int, child: int, others: Sequence[Edit]) -> Float[Tensor, "batch rival"]:
         if self.redraw is None:
             raise CausalProbeError("Nothing can be redrawn.")
         drawn = self.redraw(batch, child, self.mechanism)
-        losses = torch.stack([self.editing.routed(each, child, parent, others) for each in drawn.batches], 1)
-        laws = drawn.laws
-        if laws.shape != (len(drawn.states), 1 + child, losses.shape[1]) or len(losses) != len(drawn.states):
+        n, n_states = len(drawn.states), drawn.laws.shape[-1]
+        if drawn.laws.shape != (n, 1 + child, n_states) or drawn.asked.shape != (n, child):
             raise CausalProbeError(
-                f"redraw must return batches of the same sequences, one for each state, and laws [batch, {1 + child}, state]; of "
-                f"{len(drawn.states)} sequences it made {len(losses)}, and laws {list(laws.shape)}."
+                f"redraw must return laws [batch, {1 + child}, state] and asked [batch, {child}]; of {n} sequences it made laws "
+                f"{list(drawn.laws.shape)}, and asked {list(drawn.asked.shape)}."
             )
-        laws = laws.double() / laws.double().sum(-1, keepdim=True)
-        mean = (laws * losses[:, None].double()).sum(-1)
         rivals_asked = torch.nn.functional.pad(drawn.asked, (1, 0))  # a root has no rival that could be asked for
         counts = drawn.asked[:, parent, None] & ~rivals_asked
-        margins = (mean - losses.gather(1, drawn.states[:, None])) * counts
-        return torch.cat([margins[:, : 1 + parent], margins[:, 2 + parent :]], 1)
+        counts = torch.cat([counts[:, : 1 + parent], counts[:, 2 + parent :]], 1)
+        margins = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
+        rows = counts.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return margins
+        losses = self.editing.with_rows(drawn.draw(rows), [(child, one_hot_row(parent))], others)[:, 0]
+        if len(losses) != n_states * len(rows):
+            raise CausalProbeError(
+                f"draw(rows) must return {len(rows)} sequences for each of {n_states} states, {n_states * len(rows)} in all; it returned "
+                f"{len(losses)}."
+            )
+        by_state = losses.double().view(n_states, len(rows)).T
+        laws = drawn.laws[rows].double()
+        laws = torch.cat([laws[:, : 1 + parent], laws[:, 2 + parent :]], 1)
+        mean = (laws / laws.sum(-1, keepdim=True) * by_state[:, None]).sum(-1)
+        margins[rows] = (mean - by_state.gather(1, drawn.states[rows, None])) * counts[rows]
+        return margins
 
 
 def _mechanism(parents: dict[int, list[int]]) -> nx.DiGraph:

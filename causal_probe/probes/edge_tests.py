@@ -66,7 +66,8 @@ class EdgeEffects(Result):
     redrawn
         Whether sequences were redrawn.
     again
-        By edge that was not confirmed, and whose parent is a candidate of other nodes too: the same, with these nodes' rows spread evenly.
+        The same with the rows of the other nodes spread evenly of which the parent is a candidate too, by edge that was not confirmed, and whose
+        gain is positive then at ``level`` (no other can be confirmed so).
     epsilon
         Machine epsilon of the coarser of the model's and the loss's dtype.
     """
@@ -242,6 +243,10 @@ class EdgeEffects(Result):
                 p_values = [self._gain_p_value(gain), *self.rival_p_values(margins)]
                 found[index] = self._corrected(edge, max(p_values))
         return found
+
+    def gains_again(self, edge: tuple[int, int], gain: Moments) -> bool:
+        """Whether an edge's gain with its siblings' rows spread evenly is positive at the level."""
+        return self._corrected(edge, self._gain_p_value(gain)) <= self.level
 
     def _gain_p_value(self, gain: Moments) -> float:
         if gain.stderr is None:

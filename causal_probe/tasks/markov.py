@@ -19,8 +19,8 @@ T's row given its own parents. A context is indexed with parents ascending, the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import networkx as nx
@@ -253,18 +253,27 @@ class InContextMarkov(Task):
             raise CausalProbeError(
                 f"Node {child} can't be drawn along the edges from {sorted(its)}: a node has one parent at most, which comes before it."
             )
-        batches = []
-        for state in range(self.d_vocab):
-            tokens = batch.tokens.clone()
-            tokens[:, node] = state
-            for child in range(node + 1, n_nodes):
-                parent = next(iter(parents.get(child, ())), None)
-                law = root if parent is None else cumulative[row, tokens[:, parent]]
-                tokens[:, child] = (chance[child][:, None] >= law[:, :-1]).sum(-1)
-            batches.append(Batch(tokens, batch.target, batch.tables))
-        laws = torch.stack([mu, *(pi[row, batch.tokens[:, k]] for k in range(node))], 1)
+
+        def draw(rows: Int[Tensor, " row"]) -> Batch:
+            u = chance[:, rows]
+            found = batch.tokens[rows].T.repeat(self.d_vocab, 1, 1)  # [state, pos, row]
+            found[:, node] = torch.arange(self.d_vocab, device=rows.device)[:, None]
+            for level in _levels(parents, node, n_nodes):
+                if level.parents:
+                    after = _reached(
+                        u[level.nodes][..., None], cumulative[rows]
+                    )  # by the parent's state, [node, row, state]
+                    of_parents = found[:, level.parents[0]][..., None]
+                    found[:, level.nodes] = after.expand(self.d_vocab, -1, -1, -1).gather(-1, of_parents)[..., 0]
+                else:
+                    found[:, level.nodes] = _reached(u[level.nodes], root[rows])
+            return replace(
+                batch.of(rows.repeat(self.d_vocab)), tokens=found.transpose(1, 2).reshape(-1, self.n_positions)
+            )
+
+        laws = torch.cat([mu[:, None], pi[row[:, None], batch.tokens[:, :node]]], 1)
         asked = batch.tokens[:, :node] == batch.tokens[:, -1:]
-        return Redrawn(tuple(batches), laws, batch.tokens[:, node], asked)
+        return Redrawn(laws, batch.tokens[:, node], asked, draw)
 
     def _context(self, parents: list[Tensor]) -> Tensor:
         """The row of a table that the parents' tokens name: the first parent is the most significant digit."""
@@ -283,7 +292,28 @@ def _cumulative(probabilities: Float[Tensor, "*rows d_vocab"]) -> Float[Tensor, 
 def _draw(cumulative: Float[Tensor, "*rows d_vocab"], generator: torch.Generator) -> Int[Tensor, "*rows"]:
     """One state per row of cumulative probabilities: how many of them a uniform number in [0, 1) reaches."""
     u = torch.rand(cumulative.shape[:-1], generator=generator, dtype=cumulative.dtype, device=generator.device)
-    return (u[..., None] >= cumulative[..., :-1]).sum(-1)
+    return _reached(u, cumulative)
+
+
+def _reached(u: Float[Tensor, "*#rows"], cumulative: Float[Tensor, "*#rows d_vocab"]) -> Int[Tensor, "*_out"]:
+    """How many of the cumulative probabilities a number in [0, 1) reaches."""
+    first, *others = cumulative[..., :-1].unbind(-1)
+    reached = (u >= first).long()
+    for bound in others:  # a sum over an axis this short is several times as slow
+        reached += u >= bound
+    return reached
+
+
+def _levels(parents: Mapping[int, list[int]], node: int, n_nodes: int) -> Iterator[_Draw]:
+    """The nodes after one of them, those together that can be drawn at once: roots first, then by their distance from what is known."""
+    distance: dict[int, int] = {}
+    for later in range(node + 1, n_nodes):
+        its = parents.get(later)
+        distance[later] = 1 + distance.get(its[0], 0) if its else 0
+    for at in range(1 + max(distance.values(), default=-1)):
+        nodes = [later for later, its in distance.items() if its == at]
+        if nodes:
+            yield _Draw(nodes, [[parents[later][0] for later in nodes]] if at else [])
 
 
 def _plan(parents: tuple[tuple[int, ...], ...]) -> tuple[_Draw, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import networkx as nx
 import torch
@@ -58,30 +58,43 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def of(self, rows: Int[Tensor, " row"]) -> Batch:
+        """Some of the sequences, by number."""
+        return Batch(self.tokens[rows], self.target[rows], {k: table[rows] for k, table in self.tables.items()})
+
 
 #: From a batch to the predicted distributions of the next token, [batch, d_vocab].
 Predictor = Callable[[Batch], Float[Tensor, "batch d_vocab"]]
 
 
-class Redrawn(NamedTuple):
+@dataclass(frozen=True)
+class Redrawn:
     """The same sequences with each state that a node might have had.
 
     Attributes
     ----------
-    batches
-        By state: the node has it in every sequence, and all later nodes are drawn anew, with the same random numbers for each state.
     laws
         The probability of each state, given everything earlier, if the node is a root (first), or the child of node 0, 1, ....
     states
         The state that the node has.
     asked
         Whether what is predicted is the law after the state of node 0, 1, ..., before this one.
+    draw
+        ``draw(rows)``: the sequences that are named, by number, once for each state, all with the first state before those with the second. The
+        node has the state, and all later nodes are drawn anew, with the same random numbers for each state, and whichever sequences are named.
     """
 
-    batches: tuple[Batch, ...]
     laws: Float[Tensor, "batch hypothesis state"]
     states: Int[Tensor, " batch"]
     asked: Bool[Tensor, "batch node"]
+    draw: Callable[[Int[Tensor, " row"]], Batch]
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """All sequences, one batch for each state."""
+        every = torch.arange(len(self.states), device=self.states.device)
+        drawn = self.draw(every)
+        return tuple(drawn.of(len(every) * state + every) for state in range(self.laws.shape[-1]))
 
 
 @runtime_checkable

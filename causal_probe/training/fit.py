@@ -28,8 +28,8 @@ Callback = Callable[[int, DisentangledTransformer], None]
 
 
 def task_loss(
-    logits: Float[Tensor, "batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
-) -> Float[Tensor, " batch"]:
+    logits: Float[Tensor, "*rows batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
+) -> Float[Tensor, "*rows batch"]:
     """-sum_s target(s) log softmax(logits)(s), in nats, one per sequence.
 
     Examples

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from causal_probe.errors import CausalProbeError
+from causal_probe.hooks import edited, replace_row
 from causal_probe.models import DisentangledTransformer, disentangled
 from tests.models.definition import SHAPES, random_model, random_tokens
 
@@ -183,3 +185,64 @@ def test_backward_hooks_see_the_same_gradient(name: str) -> None:
     fast, slow = gradients
     assert slow.any()
     assert_close(fast, slow)
+
+
+# -------------------------------------------------------------------------------------------------------- many rows at once
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (2, 3), (1,), (1, 1, 1)])
+@pytest.mark.parametrize("by_position", [True, False])
+def test_rows_of_layer_0_in_one_run_are_those_of_hooks_one_by_one(heads, by_position):
+    model = DisentangledTransformer(3, 9, heads=heads).double()
+    generator = torch.Generator().manual_seed(0)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, generator=generator)
+    if by_position:  # the pattern is then the same for every sequence
+        with torch.no_grad():
+            model.A[0][:, :3] = 0
+            model.A[0][:, :, :3] = 0
+    tokens = torch.randint(3, (5, 8), generator=generator)
+    head = heads[0] - 1
+    for queries in ([3, 3, 0, 6, 5], [2, 7]):  # the last position changes everything: it is run by hooks
+        rows = torch.rand(len(queries), max(queries) + 1, generator=generator, dtype=torch.float64).tril(queries[0])
+        rows /= rows.sum(1, keepdim=True)
+        for others in ([], [replace_row(0, 0, query=2, row=torch.tensor([0.5, 0.5]).double())]):
+            with edited(model, *others):
+                found = model.predict_by_rows(tokens, head=head, queries=torch.tensor(queries), rows=rows)
+            for query, row, logits in zip(queries, rows, found, strict=True):
+                with torch.no_grad(), edited(model, *others, replace_row(0, head, query=query, row=row)):
+                    torch.testing.assert_close(logits, model(tokens)[:, -1], rtol=1e-10, atol=1e-10)
+
+
+def test_rows_are_computed_in_portions_under_hooks_of_ones_own_and_in_single_precision(monkeypatch):
+    model = DisentangledTransformer(3, 9)
+    generator = torch.Generator().manual_seed(0)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, generator=generator)
+    tokens, queries, rows = torch.randint(3, (5, 9), generator=generator), torch.tensor([3, 4, 5]), torch.eye(4)[:3]
+    whole = model.predict_by_rows(tokens, head=0, queries=queries, rows=rows)
+    monkeypatch.setattr("causal_probe.models.disentangled.MAX_PATTERN_ENTRIES", 100)
+    torch.testing.assert_close(model.predict_by_rows(tokens, head=0, queries=queries, rows=rows), whole)
+    with model.hooks(fwd_hooks=[("blocks.1.hook_attn_out", lambda value, hook: 0 * value)]):
+        assert not model.predict_by_rows(tokens, head=0, queries=queries, rows=rows).equal(whole)
+        for row, logits in zip(
+            range(3), model.predict_by_rows(tokens, head=0, queries=queries, rows=rows), strict=True
+        ):
+            with torch.no_grad(), edited(model, replace_row(0, 0, query=int(queries[row]), row=rows[row])):
+                torch.testing.assert_close(logits, model(tokens)[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": 1}, "Layer 0 has 1 heads, counted from 0; there is no head 1"),
+        ({"queries": torch.tensor([9])}, "queries \\[row\\] below 9; they are \\[1, 4\\] and \\[1\\], up to 9"),
+        ({"queries": torch.tensor([-1])}, "queries"),
+        ({"queries": torch.tensor([1, 2])}, "\\[1, 4\\] and \\[2\\]"),
+        ({"rows": torch.ones(1, 10)}, "at most 9 keys"),
+    ],
+)
+def test_rows_that_can_not_be(options, message):
+    given = {"head": 0, "queries": torch.tensor([2]), "rows": torch.ones(1, 4) / 4, **options}
+    with pytest.raises(CausalProbeError, match=message):
+        DisentangledTransformer(3, 9).predict_by_rows(torch.zeros(2, 9, dtype=torch.long), **given)

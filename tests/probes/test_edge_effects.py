@@ -128,8 +128,8 @@ def test_a_batch_costs_one_run_one_per_child_one_per_candidate_and_what_is_teste
         return next_token_loss(model, tokens)
 
     edge_effects(disentangled(), random_tokens(6).split(3), counting, layer=0, head=0, candidates=PAIRS)
-    # One to see that the hook is live; 0 -> 4 is tested again, with the row of 0's other candidate child spread: 4 nodes, an even row and 0.
-    assert len(runs) == 2 * (1 + 3 + 4) + 1 + 2 * (4 + 2)
+    # One to see that the hook is live; 0 -> 4 is tested again, with the row of 0's other candidate child spread: an even row and 0.
+    assert len(runs) == 2 * (1 + 3 + 4) + 1 + 2 * 2
 
 
 # ------------------------------------------------------------------------------------------------------- roots and children
@@ -452,12 +452,80 @@ def test_redrawing_must_keep_the_sequences():
 
     def drop(batch, child, edges):
         drawn = redraw(batch, child, edges)
-        return drawn._replace(laws=drawn.laws[:, :1])
+        return replace(drawn, laws=drawn.laws[:, :1])
 
     with pytest.raises(
-        CausalProbeError, match=r"laws \[batch, 2, state\]; of 1024 sequences it made 1024, and laws \[1024, 1, 3\]"
+        CausalProbeError,
+        match=r"laws \[batch, 2, state\] and asked \[batch, 1\]; of 1024 sequences it made laws \[1024, 1, 3\]",
     ):
         edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=truth, redraw=drop)
+
+    def lose(batch, child, edges):
+        drawn = redraw(batch, child, edges)
+        return replace(drawn, draw=lambda rows: drawn.draw(rows[1:]))
+
+    with pytest.raises(CausalProbeError, match=r"draw\(rows\) must return \d+ sequences for each of 3 states"):
+        edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=truth, redraw=lose)
+
+
+# --------------------------------------------------------------------------------------------------------------- short cut
+
+
+def losses_by_rows(model, batch, queries, rows):
+    logits = model.predict_by_rows(batch.tokens, head=0, queries=queries, rows=rows)
+    return -(batch.target * logits.log_softmax(-1)).sum(-1)
+
+
+@pytest.mark.parametrize("redrawing", [True, False])
+def test_a_short_cut_has_every_number_of_the_hooks(redrawing):
+    """On a star, where edges are tested again, whose model compares tokens and positions in every block."""
+    truth = graphs.from_parents([None, 0, 0, 0, 3, 3])
+    batches, _ = sampled(truth, 2)
+    model = solving(truth).double()
+    for weights in model.parameters():
+        with torch.no_grad():
+            weights += 0.1 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0), dtype=weights.dtype)
+    candidates = [*truth.edges, (1, 3), (2, 5)]
+    options = {"layer": 0, "head": 0, "candidates": candidates, "level": 0.9}
+    by_hooks, fast = (
+        edge_effects(
+            model, batches, task_loss, **options, losses_by_rows=way, redraw=sampled(truth, 2)[1] if redrawing else None
+        )
+        for way in (None, losses_by_rows)
+    )
+    assert fast.margins
+    assert fast.to_dict()["edges"] == by_hooks.to_dict()["edges"]
+    for name in ("gain", "stderr", "cut", "cut_stderr"):
+        np.testing.assert_allclose(getattr(fast, name), getattr(by_hooks, name), rtol=1e-9, atol=1e-12)
+    for edge, moments in by_hooks.margins.items():
+        torch.testing.assert_close(fast.margins[edge].mean, moments.mean, rtol=1e-9, atol=1e-12)
+    assert fast.again.keys() == by_hooks.again.keys()
+    for edge, (gain, margins) in by_hooks.again.items():
+        torch.testing.assert_close(fast.again[edge].gain.mean, gain.mean, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(fast.again[edge].margins.mean, margins.mean, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        (
+            lambda *given: 1.01 * losses_by_rows(*given),
+            r"other losses than the model with its hooks: by up to 0\.\d+ nats",
+        ),
+        (lambda *given: losses_by_rows(*given)[:1], "here 2 rows; it returned a tensor"),
+        (
+            lambda *given: losses_by_rows(*given)[:, 1:],
+            r"returned losses \[2, 1023\] where the model with its hooks has \[2, 1024\]",
+        ),
+        (lambda *given: None, "it returned a NoneType"),
+        (lambda *given: losses_by_rows(*given) / 0, "not finite"),
+    ],
+)
+def test_a_short_cut_that_is_none_is_refused(way, message):
+    truth = graphs.chain(4)
+    batches, _ = sampled(truth, 1)
+    with pytest.raises(CausalProbeError, match=message):
+        edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=truth, losses_by_rows=way)
 
 
 def test_a_bridge_is_measured_if_its_pattern_can_be_edited_and_refused_otherwise():

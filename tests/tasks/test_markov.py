@@ -258,9 +258,16 @@ def test_redrawing_keeps_transitions_and_target_and_the_batch() -> None:
     task = make(TREES["a late root"])
     batch = task.sample(20, seeded())
     tokens = batch.tokens.clone()
-    again = task.redraw(batch, 0, task.graph, seeded(1)).batches
+    redrawn = task.redraw(batch, 0, task.graph, seeded(1))
+    again = redrawn.batches
     assert torch.equal(batch.tokens, tokens)
-    assert all(each.target is batch.target and each.tables is batch.tables for each in again)
+    for each in again:
+        torch.testing.assert_close(each.target, batch.target, rtol=0, atol=0)
+        torch.testing.assert_close(each.tables, batch.tables, rtol=0, atol=0)
+    rows = torch.tensor([17, 3, 4])
+    some = redrawn.draw(rows)  # those that are named are what they are among all
+    assert torch.equal(some.tokens, torch.cat([each.tokens[rows] for each in again]))
+    assert torch.equal(some.target, batch.target[rows].repeat(3, 1))
     same = task.redraw(batch, 0, task.graph, seeded(1)).batches
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(again, same, strict=True))
 
