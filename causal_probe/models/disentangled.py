@@ -331,7 +331,7 @@ class DisentangledTransformer(StatesModel):
         tokens: Tensor | str | Sequence[str],
         *,
         head: int,
-        queries: Int[Tensor, " row"],
+        queries: Int[Tensor, " _query"],
         rows: Float[Tensor, "row key"],
     ) -> Float[Tensor, "row batch d_vocab"]:
         """Logits at the last position if layer 0 attended otherwise, for many rows of its attention at the cost of about one run.
