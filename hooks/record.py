@@ -28,6 +28,7 @@ __all__ = [
     "Rows",
     "check_pattern",
     "each_batch",
+    "layer_batches",
     "micro_batch_size",
     "micro_batches",
     "record",
@@ -143,7 +144,7 @@ def record(
     limit: int | None = None
     hooks = [(name, at_hook(layer, point, name)) for (layer, point), name in names.items()]
     with undisturbed(model), model.hooks(fwd_hooks=hooks):
-        for batch in micro_batches(model, tokens, batch_size):
+        for batch in layer_batches(model, tokens, batch_size):
             any_batch = True
             pieces = list(torch.split(batch, limit or len(batch)))
             while pieces:
@@ -262,7 +263,7 @@ def run_layers(model: HookedModel, tokens: Tensor, n_layers: int, **options: Any
     TransformerLens' bridges stop when they enter the next block, and so never after the last one. What they raise there to stop
     is raised here once the last block's output has passed; they catch it and tidy up. ``options`` are the model's own.
     """
-    if "stop_at_layer" not in inspect.signature(getattr(model, "forward", model)).parameters:
+    if not _can_stop(model):
         model(tokens, **options)
         return
 
@@ -271,10 +272,20 @@ def run_layers(model: HookedModel, tokens: Tensor, n_layers: int, **options: Any
     def stop(stream: Tensor, hook: Any) -> None:
         raise halted(stream)
 
-    name = f"blocks.{n_layers - 1}.hook_resid_post"
-    last = [(name, stop)] if name in model.hook_dict else []
+    name = _last_point(model, n_layers)
+    last = [] if name is None else [(name, stop)]
     with contextlib.suppress(halted), model.hooks(fwd_hooks=last):
         model(tokens, stop_at_layer=n_layers, **options)
+
+
+def _can_stop(model: HookedModel) -> bool:
+    return "stop_at_layer" in inspect.signature(getattr(model, "forward", model)).parameters
+
+
+def _last_point(model: HookedModel, n_layers: int) -> str | None:
+    """Where a forward of so many layers ends; None where it can't be stopped there."""
+    name = f"blocks.{n_layers - 1}.hook_resid_post"
+    return name if _can_stop(model) and name in model.hook_dict else None
 
 
 def stop_at_layer() -> type[Exception]:
@@ -337,16 +348,24 @@ def micro_batches(
     return token_batches(batches, partial(micro_batch_size, model) if batch_size is None else batch_size)
 
 
-def micro_batch_size(model: HookedModel, pos: int) -> int:
+def layer_batches(
+    model: HookedModel, batches: Any, batch_size: int | None = None
+) -> Iterator[Int[Tensor, "batch pos"]]:
+    """:func:`micro_batches` for :func:`run_layers`: where it stops before the unembedding, logits take no room."""
+    size = partial(micro_batch_size, model, logits=_last_point(model, int(model.cfg.n_layers)) is None)
+    return token_batches(batches, size if batch_size is None else batch_size)
+
+
+def micro_batch_size(model: HookedModel, pos: int, *, logits: bool = True) -> int:
     """How many sequences of ``pos`` tokens a probe runs at once by default, at least 1.
 
-    The rule: float32 patterns of all layers, and logits, fit into 256 MiB on a CPU, where more is no faster (and results are the same
+    The rule: float32 patterns of all layers, and ``logits`` where there are any, fit into 256 MiB on a CPU, where more is no faster (and results are the same
     on every machine), and into a quarter of the free memory of a GPU (what torch holds and doesn't use counts as free), the rest
     being for the forward pass itself.
     """
     cfg = model.cfg
     per_layer = int(getattr(cfg, "n_heads", 1)) * pos * pos
-    numbers = max(int(cfg.n_layers) * per_layer, pos * int(getattr(cfg, "d_vocab", 1)))
+    numbers = max(int(cfg.n_layers) * per_layer, pos * int(getattr(cfg, "d_vocab", 1)) * logits)
     device = torch.device(describe(model)["device"] or "cpu")
     room = MICRO_BATCH
     if device.type == "cuda":

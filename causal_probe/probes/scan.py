@@ -19,7 +19,7 @@ from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe, require_hooks
 from causal_probe.hooks.corpus import Corpus, CorpusPass
 from causal_probe.hooks.preflight import require_measurable
-from causal_probe.hooks.record import Beside, Reduction, each_batch, micro_batches, record
+from causal_probe.hooks.record import Beside, Reduction, each_batch, layer_batches, record
 from causal_probe.hooks.tokens import content_tokens
 from causal_probe.hooks.visible import Masks, has_sinks
 from causal_probe.probes.head_scores import HeadScores
@@ -168,7 +168,7 @@ def scored(
     total = sum(len(batches) for _, batches, _ in parts) if known else None
     with tqdm(total=total, disable=not progress, desc="scanning", unit=" sequences") as bar:
         for its, batches, about in parts:
-            pieces = _counted(micro_batches(model, batches, batch_size), bar)
+            pieces = _counted(layer_batches(model, batches, batch_size), bar)
             more = beside.get(about["kind"])
             of_its, shared_by_its = _recorded(model, pieces, its, queries, batch_size, more).scored()
             sums |= of_its
