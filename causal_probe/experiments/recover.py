@@ -126,6 +126,7 @@ def recover(o: RecoverOptions) -> Recovery:
             callback=watch,
             checkpoint=checkpoint,
             progress=o.progress,
+            compiled=o.compiled,
         )
         clock.spent_on("training")
 

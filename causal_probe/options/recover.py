@@ -87,6 +87,13 @@ class TrainingOptions(DeviceOption):
             least=2,
         ),
     ] = None
+    compiled: Annotated[
+        bool,
+        Help(
+            "Compile the training step with torch.compile. It takes a C++ compiler and some seconds, and pays from some thousand steps, as with "
+            "several parents; results are the same to rounding."
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

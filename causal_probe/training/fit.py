@@ -8,37 +8,22 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
-from causal_probe.models.fast import last_logits
 from causal_probe.tasks import Batch, Task
 from causal_probe.training.checkpoint import Checkpoint
 from causal_probe.training.loop import Begun, History, check_sizes, descend
+from causal_probe.training.loss import compile_step, step_loss, task_loss
 from causal_probe.training.stages import Stage
 
-__all__ = ["evaluate", "fit", "task_loss"]
+__all__ = ["evaluate", "fit"]
 
 #: Parts of layer 0's matrix that a stage may move by themselves: the (position, position) block, and all others.
 PARTS_OF_A0 = frozenset({"A0.position", "A0.tokens"})
 
 #: Called before every step with the step's number, and once after the last step.
 Callback = Callable[[int, DisentangledTransformer], None]
-
-
-def task_loss(
-    logits: Float[Tensor, "*rows batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
-) -> Float[Tensor, "*rows batch"]:
-    """-sum_s target(s) log softmax(logits)(s), in nats, one per sequence.
-
-    Examples
-    --------
-    >>> import torch
-    >>> task_loss(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 0.0]])).round(decimals=3)
-    tensor([1.0990])
-    """
-    return -(target * log_softmax(logits, dim=-1)).sum(-1)
 
 
 def fit(
@@ -52,6 +37,7 @@ def fit(
     probe: Callback | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    compiled: bool = False,
 ) -> History:
     """Train ``model`` in place, stage by stage.
 
@@ -74,6 +60,9 @@ def fit(
         training diverges: it would diverge again.
     progress
         Show a tqdm bar, on standard error.
+    compiled
+        Compile the step (:func:`torch.compile`): it takes a C++ compiler and some seconds at the beginning of each stage, and pays from some thousand
+        steps. Results are the same to rounding, which training may amplify.
 
     Raises
     ------
@@ -103,6 +92,7 @@ def fit(
     names = named_weights(model)
     check_moves(stages, names, position_only=only_positions(model))
     total = sum(stage.steps for stage in stages)
+    of_step = compile_step() if compiled else step_loss
 
     def begin(stage: Stage) -> Begun:
         moving = moved_by(stage)
@@ -113,8 +103,7 @@ def fit(
 
         def loss() -> Tensor:
             batch = task.sample(stage.batch_size, generator, dtype=model.W_U.dtype)
-            logits = last_logits(batch.tokens, model.A, model.W_U, position_only=position_only)
-            return task_loss(logits, batch.target).mean()
+            return of_step(batch.tokens, batch.target, model.A, model.W_U, position_only)
 
         return Begun([names[name] for name in moving], loss, holds_positions(stage, model, names["A0"]))
 

@@ -17,8 +17,9 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.models.fast import last_logits
 from causal_probe.tasks import Task
-from causal_probe.training.fit import check_moves, holds_positions, moved_by, named_weights, only_positions, task_loss
+from causal_probe.training.fit import check_moves, holds_positions, moved_by, named_weights, only_positions
 from causal_probe.training.loop import Begun, History, descend
+from causal_probe.training.loss import task_loss
 from causal_probe.training.stages import Stage
 
 __all__ = ["fit_many"]

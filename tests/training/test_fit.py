@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -352,3 +355,57 @@ def test_joint_training_from_zero_lowers_the_loss() -> None:
     history = fit(model, task, joint(steps=60, batch_size=512), generator=seeded())
     assert history.loss[0] == pytest.approx(math.log(3), rel=1e-5)  # all weights zero: uniform
     assert evaluate(model, [task.sample(2000, seeded(1))]) < 0.95 * math.log(3)
+
+
+# ---------------------------------------------------------------------------------------------------------------- compiled
+
+
+#: Both forms of the forward: the position block alone, and all blocks.
+BOTH_WAYS = """
+import json, torch
+from causal_probe import graphs, models, tasks, training
+from causal_probe.training.stages import Stage
+
+task = tasks.InContextMarkov(graphs.chain(5), 3, 0.1)
+stages = (
+    Stage("the graph", 3, 32, "sgd", 1.0, moves=("A0.position",)),
+    Stage("the rest", 3, 16, "adamw", 0.01, moves=("A0.tokens", "A1", "W_U")),
+)
+found = []
+for compiled in (False, True):
+    model = models.DisentangledTransformer(3, task.n_positions).double()
+    training.give_matcher(model)
+    history = training.fit(model, task, stages, generator=tasks.generator(0, "training"), compiled=compiled)
+    found.append([*history.loss, *(value for weights in model.parameters() for value in weights.flatten().tolist())])
+print(json.dumps(found))
+"""
+
+
+def test_a_compiled_training_has_the_same_losses_and_weights():
+    """In a process of its own: the checks of types that tests bring can't be compiled."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:causal_probe", "-c", BOTH_WAYS],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    slow, fast = json.loads(run.stdout)
+    assert fast == pytest.approx(slow, rel=1e-7, abs=1e-9)
+    assert any(value != 0 for value in slow[6:])
+
+
+def test_a_step_that_can_not_be_compiled_is_refused_in_words(monkeypatch):
+    def refuse(loss, **options):
+        def run(*given):
+            raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no compiler"), None)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    task = InContextMarkov(graphs.chain(3), 3, 0.1)
+    model = DisentangledTransformer(3, task.n_positions)
+    before = [weights.clone() for weights in model.parameters()]
+    with pytest.raises(CausalProbeError, match=r"can't be compiled \(BackendCompilerFailed: .*leave `compiled` out"):
+        fit(model, task, joint(steps=2, batch_size=8), generator=seeded(), compiled=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
