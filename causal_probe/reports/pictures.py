@@ -21,6 +21,7 @@ from causal_probe.experiments.model_scan import ModelScan
 from causal_probe.experiments.recovery import Recovery
 from causal_probe.experiments.show_called import show_called
 from causal_probe.mechanisms.dynamics import Dynamics
+from causal_probe.mechanisms.phases import Phases
 from causal_probe.papers.base import Reproduction
 from causal_probe.probes.discovered_graphs import Discovery
 from causal_probe.probes.evidence import Evidence
@@ -188,6 +189,11 @@ def _(result: JudgedMethods, what: str | None = None, **options: Any) -> Figure:
         result.grid(name),
         **{"value_name": "AUROC", "row_name": "method", "column_name": name, "limit": 1.0, **options},
     )
+
+
+@plot.register
+def _(result: Phases, **options: Any) -> Figure:
+    return result.figure(**options)
 
 
 @plot.register

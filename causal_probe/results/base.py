@@ -155,6 +155,7 @@ class Result:
         - methods on known circuits: AUROC by kind of circuit; ``plot("edges")``, by kind of edge;
         - graph selectivity: ``plot("L2H0")``, a head's attention on the parents of each graph, in the sequences of each graph and in all;
         - dynamics: the series with their change-points;
+        - phases: the weights of the reference predictors along a training, and the residual;
         - a reproduction: ``plot(name)``, one of its figures, by default the first.
 
         Other options (``title``, say) go to the function of :mod:`causal_probe.viz` that draws it.
