@@ -16,7 +16,7 @@ from causal_probe import probes, viz
 from causal_probe.models import selective_induction
 from causal_probe.models.standard import StandardTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
-from causal_probe.papers.shared import loss_curve, quick_note, set_weights, stretches, weights_of
+from causal_probe.papers.shared import loss_curve, quick_note, random_weights, set_weights, stretches, weights_of
 from causal_probe.probes.posterior_alignment import posterior_alignment
 from causal_probe.tasks import GraphMixture, generator
 from causal_probe.tasks.graph_mixture import LabelledBatch, next_token_losses
@@ -44,19 +44,7 @@ def build(layers: int, seed: int) -> StandardTransformer:
     model = StandardTransformer(
         D_VOCAB, LENGTH, d_model=WIDTH, n_layers=layers, n_heads=HEADS, d_head=D_HEAD, norm=True
     )
-    source = generator(seed, f"selective {layers} layers")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2 or ".b_" in name:
-                continue  # gains are one, biases zero
-            drawn = torch.randn(parameter.shape, generator=source) / math.sqrt(parameter.shape[-2])
-            scale = 0.25 if "W_Q" in name else 0.5 if "W_U" in name else 1.0
-            parameter.copy_(
-                0.3 * drawn * math.sqrt(parameter.shape[-2])
-                if name.startswith(("embed", "pos_embed"))
-                else scale * drawn
-            )
-    return model
+    return random_weights(model, generator(seed, f"selective {layers} layers"))
 
 
 def train(run: Run, task: GraphMixture, layers: int, seed: int) -> dict[str, Any]:
