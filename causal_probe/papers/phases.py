@@ -39,8 +39,8 @@ GRAPH_STEPS = {True: 2_500, False: 5_000}
 GRAPH_SEEDS = {True: 1, False: 3}
 #: Rows before these have seen too little to know the graph.
 BURN_IN = 16
-#: The references of a mixture of graphs that are told apart: maximum likelihood is all but model averaging.
-TOLD_APART = ("uniform", "in-context unigram", "in-context bigram", *(f"graph {i}" for i in range(GRAPHS)), "model averaging")  # fmt: skip
+#: The references of a mixture of graphs that are told apart: single graphs average to even averaging, and maximum likelihood is all but model averaging.
+TOLD_APART = ("uniform", "in-context unigram", "in-context bigram", "even averaging", "model averaging")
 
 
 def train(
@@ -162,7 +162,7 @@ def chains(run: Run) -> Reproduction:
         figures={"phases": viz.curves(panels, x_name="training step", y_name="weight in the mixture")},
         captions={"phases": "The weights of the reference predictors in the mixture closest to the model, at each moment, with two standard errors."},
         notes=(
-            f"The paper has ten states, sequences of 512 tokens, up to some thousand chains and its own transformers; here there are {CHAIN_STATES} states, {CHAIN_LENGTH} tokens, {', '.join(map(str, CHAINS))} chains, "
+            f"The paper has more states, longer sequences and up to some thousand chains; here there are {CHAIN_STATES} states, {CHAIN_LENGTH} tokens, {', '.join(map(str, CHAINS))} chains, "
             f"two layers with MLPs of width {D_MLP}, and {steps} steps of {BATCH} sequences. It labels a model by its four predictors on sequences of the chains; here the even predictor is a fifth.",
             "With one training for each number of chains no spread over seeds is known; standard errors are over sequences. Where two predictors say nearly the same (retrieval and inference with very many chains), their weights are not determined, and the errors say so.",
             *quick_note(run, f"{CHAIN_STEPS[True]} steps instead of {CHAIN_STEPS[False]}."),

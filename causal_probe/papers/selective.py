@@ -190,6 +190,7 @@ def _lines(
     return [
         Line("three layers: loss above model averaging, nats per token", three["excess"], three["excess_error"], "near maximum likelihood", "exact averaging over the lags", three["excess"] <= 0.05, f"at most 0.05; {seeds}"),
         Line("three layers: the same, late positions", late, None, None, "", None, f"from position {BURN_IN + max(LAGS)} on"),
+        Line("three layers: the same, at the position where it is largest", max(three["by_position"]), None, None, "", max(three["by_position"]) <= 0.05, "at most 0.05"),
         Line("maximum likelihood: loss above model averaging", float(likelihood.mean()), float(likelihood.std() / math.sqrt(len(likelihood))), None, "", None, "follows the likeliest lag"),
         Line("two layers: loss above model averaging, nats per token", two["excess"], two["excess_error"], "not by selection", "", two["excess"] > three["excess"], f"above that of three layers; {seeds}"),
         Line(f"three layers: selectivity of {three['head']}", three["selectivity"], three["selectivity_error"], None, "permuting labels", three["p"] <= 0.01, "p at most 0.01, family-wise over heads"),

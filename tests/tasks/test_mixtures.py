@@ -95,6 +95,12 @@ def test_the_first_tokens_say_nothing_of_the_lag() -> None:
     posterior = task.posterior(task.sample(50, generator(0, "posterior")).tokens)
     assert torch.allclose(posterior[..., :6], torch.full((), 1 / 3, dtype=torch.float64))
     assert torch.allclose(posterior.sum(1), torch.ones((), dtype=torch.float64))
+    batch = task.sample(50, generator(0, "posterior"))
+    even, exact, *alone = (
+        task.references()[name](batch) for name in ("even averaging", "model averaging", "lag 1", "lag 2", "lag 5")
+    )
+    assert torch.allclose(even[:, :6], exact[:, :6])
+    assert torch.allclose(even, sum(alone) / 3)
 
 
 @pytest.mark.parametrize(
