@@ -35,8 +35,8 @@ CHAINS, CHAIN_STATES, CHAIN_LENGTH = (2, 8, 64), 5, 48
 CHAIN_STEPS = {True: 1_500, False: 4_000}
 
 GRAPHS, GRAPH_STATES, GRAPH_LENGTH, CONCENTRATION = 3, 5, 32, 0.3
-GRAPH_STEPS = {True: 2_500, False: 5_000}
-GRAPH_SEEDS = {True: 1, False: 3}
+GRAPH_STEPS = {True: 4_000, False: 8_000}
+GRAPH_SEEDS = {True: 1, False: 2}
 #: Rows before these have seen too little to know the graph.
 BURN_IN = 16
 #: The references of a mixture of graphs that are told apart: single graphs average to even averaging, and maximum likelihood is all but model averaging.
@@ -230,7 +230,7 @@ def right(model: Any, tokens: Tensor, task: GraphMixture, head: str) -> list[flo
 
 @reproduction(
     "graph-mixture",
-    "Trained on sequences that each have one of three graphs, a model averages over them; which head follows which graph?",
+    "Trained on sequences that each have one of three graphs: does a model average over them, and does a head follow its sequence's?",
     minutes=(6, 25),
 )
 def mixture(run: Run) -> Reproduction:
@@ -257,6 +257,8 @@ def mixture(run: Run) -> Reproduction:
         lines += [
             Line(f"{layers} layers: loss above model averaging, nats per token", its["excess"], its["excess-error"], None, "exact averaging over the graphs", None, f"the best of {n}" if n > 1 else "one seed"),
             Line(f"{layers} layers: weight of model averaging in the mixture at the end", end["model averaging"], float(trained["errors"][-1, trained["names"].index("model averaging")]), None, "mixture of least KL", None, ""),
+            Line(f"{layers} layers: weight of even averaging in the mixture at the end", end["even averaging"], float(trained["errors"][-1, trained["names"].index("even averaging")]), None, "all graphs alike, whatever was seen", None, ""),
+            Line(f"{layers} layers: phases", "; ".join(f"{name} {first}-{last}" for name, first, last in trained["leading"]), None, None, "the largest weight, by step", None, ""),
             Line(f"{layers} layers: residual at the end, nats per token", float(trained["residual"][-1]), float(trained["residual-errors"][-1]), None, "KL(model || mixture)", None, ""),
             Line(f"{layers} layers: model averaging takes over at", change(trained, "model averaging"), None, None, "change-point, 95% interval", None, ""),
             Line(f"{layers} layers: selectivity of {its['head']}, the most selective head", its["selectivity"], its["selectivity-error"], None, f"p = {its['p']:.3g}, family-wise", None, f"attention on the own graph's parents: {its['own']:.2f}"),
@@ -275,7 +277,7 @@ def mixture(run: Run) -> Reproduction:
     phases = {f"{layers} layers": weights_over_steps(kept[layers][best[layers]]) for layers in (2, 3)}
     return Reproduction(
         name="graph-mixture",
-        title="A graph drawn for each sequence: averaging over graphs, learnt",
+        title="A graph drawn for each sequence: how far does a model average over the graphs?",
         paper=("dangelo2025", "park2025"),
         summary=f"Three layers end {three['excess']:.3f} nats above exact model averaging, two layers {rows[2][best[2]]['excess']:.3f}; maximum likelihood loses {float(likeliest.mean()):.3f}. "
         f"The most selective head of three layers is {three['head']}, {three['selectivity']:.2f}.",
