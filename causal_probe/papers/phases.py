@@ -123,7 +123,7 @@ def change(kept: dict[str, Any], name: str) -> str:
 @reproduction(
     "markov-phases",
     "With few chains a training ends in retrieval, with many in inference, and passes through unigrams before",
-    minutes=(4, 12),
+    minutes=(3, 7),
 )
 def chains(run: Run) -> Reproduction:
     """Two layers trained on a finite set of Markov chains, each moment fitted by a mixture of four predictors."""
@@ -231,7 +231,7 @@ def right(model: Any, tokens: Tensor, task: GraphMixture, head: str) -> list[flo
 @reproduction(
     "graph-mixture",
     "Trained on sequences that each have one of three graphs: does a model average over them, and does a head follow its sequence's?",
-    minutes=(6, 25),
+    minutes=(3, 10),
 )
 def mixture(run: Run) -> Reproduction:
     """Two and three layers of the same width and budget on sequences of three random forests, beside exact model averaging."""
