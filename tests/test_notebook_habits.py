@@ -101,6 +101,13 @@ def model() -> Any:
     return made
 
 
+def _phases(task: Any, batch: Any) -> Any:
+    watch = mechanisms.WatchPhases.of_task(task, batch, names=["uniform", "lag 1"])
+    for step in range(4):
+        watch(step, models.DisentangledTransformer(3, 12))
+    return watch.phases()
+
+
 def probed() -> dict[str, Callable[[], Any]]:
     """By class: one result of each probe and study that writes no report."""
     tiny = model()
@@ -166,6 +173,7 @@ def probed() -> dict[str, Callable[[], Any]]:
         "PosteriorAlignment": lambda: posterior_alignment(
             models.DisentangledTransformer(3, 12), mixed.tokens, mixture.graphs, mixture.posterior(mixed.tokens)
         ),
+        "Phases": lambda: _phases(mixture, mixed),
         "ImpliedSteps": lambda: probes.implied_step(linear.double()),
         "DescentAlignment": lambda: mechanisms.descent_alignment(
             models.gradient_steps(2, 3, eta=[0.1]), tasks.LinearRegression(d_x=2, n_examples=3), n_sequences=8

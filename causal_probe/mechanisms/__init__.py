@@ -6,10 +6,12 @@ from causal_probe.mechanisms.descent import descent_alignment, feature_descent, 
 from causal_probe.mechanisms.dynamics import Watch
 from causal_probe.mechanisms.layer_features import layer_features
 from causal_probe.mechanisms.mesa import mesa_optimizer, mesa_recovery, train_mesa
+from causal_probe.mechanisms.phases import WatchPhases
 from causal_probe.mechanisms.weight_graphs import weight_graphs
 
 __all__ = [
     "Watch",
+    "WatchPhases",
     "descent_alignment",
     "feature_descent",
     "layer_features",

@@ -15,6 +15,7 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.options import takes
 from causal_probe.options.studies import ReproduceOptions
 from causal_probe.papers import (  # noqa: F401 - each enters its own
+    binding,
     circuits,
     copying,
     descent,
@@ -22,6 +23,7 @@ from causal_probe.papers import (  # noqa: F401 - each enters its own
     forests,
     mesa,
     out_of_distribution,
+    phases,
     residual,
     selective,
     sequences_needed,

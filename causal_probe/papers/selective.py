@@ -16,7 +16,7 @@ from causal_probe import probes, viz
 from causal_probe.models import selective_induction
 from causal_probe.models.standard import StandardTransformer
 from causal_probe.papers.base import Line, Reproduction, Run, reproduction
-from causal_probe.papers.shared import loss_curve, quick_note, set_weights, stretches, weights_of
+from causal_probe.papers.shared import loss_curve, quick_note, random_weights, set_weights, stretches, weights_of
 from causal_probe.probes.posterior_alignment import posterior_alignment
 from causal_probe.tasks import GraphMixture, generator
 from causal_probe.tasks.graph_mixture import LabelledBatch, next_token_losses
@@ -44,19 +44,7 @@ def build(layers: int, seed: int) -> StandardTransformer:
     model = StandardTransformer(
         D_VOCAB, LENGTH, d_model=WIDTH, n_layers=layers, n_heads=HEADS, d_head=D_HEAD, norm=True
     )
-    source = generator(seed, f"selective {layers} layers")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2 or ".b_" in name:
-                continue  # gains are one, biases zero
-            drawn = torch.randn(parameter.shape, generator=source) / math.sqrt(parameter.shape[-2])
-            scale = 0.25 if "W_Q" in name else 0.5 if "W_U" in name else 1.0
-            parameter.copy_(
-                0.3 * drawn * math.sqrt(parameter.shape[-2])
-                if name.startswith(("embed", "pos_embed"))
-                else scale * drawn
-            )
-    return model
+    return random_weights(model, generator(seed, f"selective {layers} layers"))
 
 
 def train(run: Run, task: GraphMixture, layers: int, seed: int) -> dict[str, Any]:
@@ -202,6 +190,7 @@ def _lines(
     return [
         Line("three layers: loss above model averaging, nats per token", three["excess"], three["excess_error"], "near maximum likelihood", "exact averaging over the lags", three["excess"] <= 0.05, f"at most 0.05; {seeds}"),
         Line("three layers: the same, late positions", late, None, None, "", None, f"from position {BURN_IN + max(LAGS)} on"),
+        Line("three layers: the same, at the position where it is largest", max(three["by_position"]), None, None, "", max(three["by_position"]) <= 0.05, "at most 0.05"),
         Line("maximum likelihood: loss above model averaging", float(likelihood.mean()), float(likelihood.std() / math.sqrt(len(likelihood))), None, "", None, "follows the likeliest lag"),
         Line("two layers: loss above model averaging, nats per token", two["excess"], two["excess_error"], "not by selection", "", two["excess"] > three["excess"], f"above that of three layers; {seeds}"),
         Line(f"three layers: selectivity of {three['head']}", three["selectivity"], three["selectivity_error"], None, "permuting labels", three["p"] <= 0.01, "p at most 0.01, family-wise over heads"),

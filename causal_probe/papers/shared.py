@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from causal_probe import viz
 from causal_probe.graphs import choose_graph
+from causal_probe.models.standard import StandardTransformer
 from causal_probe.papers.base import Run
 from causal_probe.tasks import InContextMarkov
 
@@ -21,6 +23,7 @@ __all__ = [
     "loss_curve",
     "mean_and_error",
     "quick_note",
+    "random_weights",
     "set_weights",
     "stretches",
     "thinned",
@@ -40,6 +43,22 @@ def set_weights(model: Model, values: Mapping[str, Any]) -> Model:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(values[name.lower()]))
+    return model
+
+
+def random_weights(model: StandardTransformer, source: torch.Generator) -> StandardTransformer:
+    """The model with drawn weights: embeddings of size 0.3, matrices that keep a stream's size, queries a quarter and logits half of it; gains stay one, biases zero."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2 or ".b_" in name:
+                continue
+            drawn = torch.randn(parameter.shape, generator=source) / math.sqrt(parameter.shape[-2])
+            scale = 0.25 if "W_Q" in name else 0.5 if "W_U" in name else 1.0
+            parameter.copy_(
+                0.3 * drawn * math.sqrt(parameter.shape[-2])
+                if name.startswith(("embed", "pos_embed"))
+                else scale * drawn
+            )
     return model
 
 

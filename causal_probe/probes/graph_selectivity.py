@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias
 
 import networkx as nx
@@ -22,8 +22,9 @@ from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
 from causal_probe.hooks.batches import probe
 from causal_probe.hooks.check import HookedModel, describe
+from causal_probe.hooks.heads import find_head
 from causal_probe.hooks.record import Rows, record
-from causal_probe.results import Result, Table
+from causal_probe.results import BINARY, Result, Table
 
 __all__ = ["GraphSelectivity", "graph_selectivity"]
 
@@ -50,9 +51,15 @@ class GraphSelectivity(Result):
         The layers' numbers.
     names, counts
         The graphs' names, and how many sequences each has.
+    rows
+        The rows, of all, in which every graph gives the node one parent that the row can see.
+    followed
+        [head, graph, other graph, row], heads of all layers in a row: at these rows the mean attention, in sequences of the first graph, on the parent that
+        the other gives; in [0, 1]. A head that switches has its mass where the two are the same.
     """
 
     KIND = "graph selectivity"
+    FORMAT = 2
     WORKS = ("dangelo2025", "westfall1993")
 
     layers: tuple[int, ...]
@@ -62,6 +69,32 @@ class GraphSelectivity(Result):
     own: ByHead
     names: tuple[str, ...]
     counts: tuple[int, ...]
+    rows: tuple[int, ...]
+    followed: Float[np.ndarray, "head graph graph row"] = field(metadata=BINARY)
+
+    def of(self, layer: Any = None, head: Any = None) -> Float[np.ndarray, "graph graph row"]:
+        """One head's part of :attr:`followed`; by default that of :attr:`best`.
+
+        Raises
+        ------
+        CausalProbeError
+            If there is no such head, or no row in which every graph gives one parent.
+        """
+        if not self.rows:
+            raise CausalProbeError(
+                "In no row does every graph give the node one parent: the graphs can't be laid side by side."
+            )
+        sizes = {at: len(its) for at, its in zip(self.layers, self.selectivity, strict=True)}
+        at, number = find_head(sizes, self.best if layer is None else layer, head)
+        found: Float[np.ndarray, "graph graph row"] = self.followed[
+            sum(size for each, size in sizes.items() if each < at) + number
+        ]
+        return found
+
+    @property
+    def best(self) -> str:
+        """The most selective head, such as ``"L2H0"``."""
+        return str(self.table().rows[0][0])
 
     @property
     def methods(self) -> str:
@@ -107,6 +140,9 @@ def graph_selectivity(
     Let a(g, g'; n) be a head's mean attention, in sequence n, on the parents that graph g has and graph g' has not. The selectivity is the mean
     over ordered pairs g != g' of a(g, g'; .) over sequences of g, less over sequences of g'. Pairs count alike, whatever their numbers of sequences
     and edges. H0: attention on these parents doesn't depend on the sequence's graph; the unit is the sequence.
+
+    A small p-value is not yet selection: what stands at a parent depends on the graph, and so does, by a hundredth or so, the attention of a random head that looks
+    at tokens. Selection is a large value, one that follows the prefix of spliced sequences (:meth:`causal_probe.tasks.graph_mixture.LabelledBatch.splice`).
 
     Parameters
     ----------
@@ -154,7 +190,9 @@ def graph_selectivity(
     tokens = torch.cat([getattr(batch, "tokens", batch) for batch in tokens])
     where, counts = _labelled(labels, len(tokens), names)
     only = torch.from_numpy(_only_in(its, tokens.shape[1], shift=shift, burn_in=burn_in, names=names))
-    arrays = record(model, tokens, _OnParents(only), batch_size=batch_size).arrays()
+    rows, parents = _side_by_side(its, tokens.shape[1], shift)
+    found = record(model, tokens, _OnParents(only, where, rows, parents), batch_size=batch_size)
+    arrays = found.arrays()
     layers = tuple(sorted(layer for _, layer in arrays))
     # [sequence, head, graph, other graph], all layers side by side
     attention = np.concatenate([arrays["attention", layer] for layer in layers], axis=1)
@@ -184,23 +222,57 @@ def graph_selectivity(
         own=by_layer(own),
         names=names,
         counts=tuple(int(count) for count in counts),
+        rows=tuple(rows),
+        followed=np.concatenate([found.sums[layer] for layer in layers], 1).swapaxes(0, 1) / counts[:, None, None],
         settings={"shift": shift, "burn_in": burn_in, "permutations": permutations, "seed": seed},
         provenance=describe(model),
     )
 
 
 class _OnParents(Rows):
-    """Of each sequence the attention on the parents that one graph has and another has not."""
+    """Of each sequence the attention on the parents that one graph has and another has not; by layer, sums over each graph's sequences of the rows."""
 
-    def __init__(self, only: Float[Tensor, "graph other query key"]) -> None:
+    def __init__(
+        self,
+        only: Float[Tensor, "graph other query key"],
+        where: Int[np.ndarray, " sequence"],
+        rows: Sequence[int],
+        parents: Int[np.ndarray, "graph row"],
+    ) -> None:
         super().__init__()
-        self.only = only
+        self.only, self.where, self.rows, self.parents = only, where, rows, torch.from_numpy(parents)
+        #: By layer, [graph, head, other graph, row].
+        self.sums: dict[int, Float[np.ndarray, "graph head other row"]] = {}
 
     def reduce(self, layer: int, *values: Tensor) -> Mapping[str, Any]:
-        """[sequence, head, graph, other]."""
+        """[sequence, head, graph, other], and the sums."""
         (pattern,) = values
         only = self.only.to(pattern.device, torch.promote_types(pattern.dtype, torch.float32))
-        return {"attention": torch.einsum("b h q k, g o q k -> b h g o", pattern.to(only), only).double().cpu().numpy()}
+        member = torch.from_numpy(np.eye(len(only))[self.where[self._n : self._n + len(pattern)]]).to(only)
+        at = pattern[
+            :, :, torch.tensor(self.rows, dtype=torch.long, device=only.device), self.parents.to(only.device)
+        ].to(only)
+        attention = torch.einsum("b h q k, g o q k -> b h g o", pattern.to(only), only)
+        sums = torch.einsum("b l, b h g r -> l h g r", member, at)
+        return {"attention": attention.double().cpu().numpy(), "sums": sums.double().cpu().numpy()}
+
+    def add(self, reduced: Mapping[int, Mapping[str, Any]]) -> None:
+        """The sums are added up; the rest is written below what is there."""
+        super().add({layer: {"attention": its["attention"]} for layer, its in reduced.items()})
+        for layer, its in reduced.items():
+            self.sums[layer] = self.sums.get(layer, 0) + its["sums"]
+
+
+def _side_by_side(
+    graphs: Sequence[nx.DiGraph], n_positions: int, shift: int
+) -> tuple[list[int], Int[np.ndarray, "graph row"]]:
+    """The rows in which every graph gives the node one parent that the row can see, and these parents."""
+    found = {}
+    for row in range(n_positions):
+        its = [[*graph.pred[row + shift]] if row + shift in graph else [] for graph in graphs]
+        if all(len(each) == 1 and each[0] <= row for each in its):
+            found[row] = [each[0] for each in its]
+    return [*found], np.array([*found.values()], dtype=int).reshape(-1, len(graphs)).T
 
 
 def _labelled(

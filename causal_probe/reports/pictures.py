@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from causal_probe import viz
@@ -20,9 +21,11 @@ from causal_probe.experiments.model_scan import ModelScan
 from causal_probe.experiments.recovery import Recovery
 from causal_probe.experiments.show_called import show_called
 from causal_probe.mechanisms.dynamics import Dynamics
+from causal_probe.mechanisms.phases import Phases
 from causal_probe.papers.base import Reproduction
 from causal_probe.probes.discovered_graphs import Discovery
 from causal_probe.probes.evidence import Evidence
+from causal_probe.probes.graph_selectivity import GraphSelectivity
 from causal_probe.probes.head_scores import HeadScores
 from causal_probe.probes.qk_attributions import QKAttributions
 from causal_probe.probes.upstream_heads import Upstream
@@ -189,8 +192,29 @@ def _(result: JudgedMethods, what: str | None = None, **options: Any) -> Figure:
 
 
 @plot.register
+def _(result: Phases, **options: Any) -> Figure:
+    return result.figure(**options)
+
+
+@plot.register
 def _(result: Dynamics, **options: Any) -> Figure:
     return result.figure(**options)
+
+
+@plot.register
+def _(result: GraphSelectivity, layer: Any = None, head: Any = None, **options: Any) -> Figure:
+    followed, named = result.of(layer, head), {}
+    if len(result.names) > 5:
+        raise CausalProbeError(
+            f"At most five graphs are drawn side by side; here are {len(result.names)}. Ask for fewer graphs, with the sequences of these."
+        )
+    mean = np.average(followed, axis=0, weights=result.counts)
+    for name, its in [*zip(result.names, followed, strict=True), ("all", mean)]:
+        heading = "all sequences" if name == "all" else f"sequences of {name}"
+        named[heading] = {
+            f"parent in {other}": viz.Curve(result.rows, row) for other, row in zip(result.names, its, strict=True)
+        }
+    return viz.curves(named, **{"x_name": "row", "y_name": "mean attention", **options})
 
 
 @plot.register

@@ -153,7 +153,9 @@ class Result:
         - a recovery: the true graph above, the found one below; ``plot("training")``, the loss;
         - a leaderboard: ``plot("skill")``, one figure by model and graph; a comparison of evidence: its F1;
         - methods on known circuits: AUROC by kind of circuit; ``plot("edges")``, by kind of edge;
+        - graph selectivity: ``plot("L2H0")``, a head's attention on the parents of each graph, in the sequences of each graph and in all;
         - dynamics: the series with their change-points;
+        - phases: the weights of the reference predictors along a training, and the residual;
         - a reproduction: ``plot(name)``, one of its figures, by default the first.
 
         Other options (``title``, say) go to the function of :mod:`causal_probe.viz` that draws it.

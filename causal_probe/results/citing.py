@@ -49,6 +49,22 @@ BIBLIOGRAPHY: Mapping[str, str] = {
   eprint    = {2509.08184},
   archivePrefix = {arXiv}
 }""",
+    "park2025": """@inproceedings{park2025,
+  title     = {Competition Dynamics Shape Algorithmic Phases of In-Context Learning},
+  author    = {Park, Core Francisco and Lubana, Ekdeep Singh and Pres, Itamar and Tanaka, Hidenori},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025},
+  eprint    = {2412.01003},
+  archivePrefix = {arXiv}
+}""",
+    "wu2025": """@inproceedings{wu2025,
+  title     = {How Do Transformers Learn Variable Binding in Symbolic Programs?},
+  author    = {Wu, Yiwei and Geiger, Atticus and Milli{\\`e}re, Rapha{\\"e}l},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2025},
+  eprint    = {2505.20896},
+  archivePrefix = {arXiv}
+}""",
     "westfall1993": """@book{westfall1993,
   title     = {Resampling-Based Multiple Testing: Examples and Methods for p-Value Adjustment},
   author    = {Westfall, Peter H. and Young, S. Stanley},

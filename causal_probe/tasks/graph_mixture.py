@@ -264,9 +264,9 @@ class GraphMixture:
         return functional.pad(each.cumsum(-1)[..., :-1], (1, 0))
 
     def references(self) -> dict[str, NextTokens]:
-        """Reference predictors by name: uniform, unigram, bigram, each graph alone, maximum likelihood and exact model averaging.
+        """Reference predictors by name: uniform, unigram, bigram, each graph alone, all alike, maximum likelihood and exact model averaging.
 
-        *In-context unigram* and *bigram* count so far, with a pseudo-count of 1. *Maximum likelihood* follows the likeliest graph (several that
+        *In-context unigram* and *bigram* count so far, with a pseudo-count of 1. *Even averaging* weighs the graphs alike, whatever was seen. *Maximum likelihood* follows the likeliest graph (several that
         are equally likely alike); *model averaging* weighs the graphs by their posterior, and no predictor has a lower expected loss.
         """
         S = self.d_vocab
@@ -287,6 +287,7 @@ class GraphMixture:
             "in-context unigram": lambda batch: counted(batch.tokens, [-2] * self.n_positions, S, 1.0),
             "in-context bigram": lambda batch: counted(batch.tokens, range(-1, self.n_positions - 1), S, 1.0),
             **alone,
+            "even averaging": lambda batch: self.by_graph(batch.tokens).mean(1),
             "maximum likelihood": lambda batch: averaged(batch, hard=True),
             "model averaging": lambda batch: averaged(batch, hard=False),
         }

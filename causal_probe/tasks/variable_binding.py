@@ -13,13 +13,16 @@ followed from the query; its number of lines is the program's number of *hops*. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import networkx as nx
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.randomness import check_batch_size, out_of_range
@@ -159,6 +162,50 @@ class VariableBinding:
         tokens[:, 1:-2:LINE], tokens[:, 2:-2:LINE], tokens[:, 3:-2:LINE] = self.equals, lines[..., 1], self.end
         tokens[:, -2], tokens[:, -1] = self.ask, self.n_constants + asked
         return Programs(*(torch.from_numpy(each).to(device) for each in (tokens, answers, parents, hops)))
+
+    def references(self) -> dict[str, Callable[[Programs], Float[Tensor, "program 1 d_vocab"]]]:
+        """Predictors of the answer that know a part of the rules, by name; each gives probabilities over all tokens.
+
+        *A constant*: all alike. *A constant of the program*: each as often as it stands there. *The first line's*: line 0 always assigns one. *A line of the
+        variable*: lines that assign the query's variable, the last and those before it alike; where one assigns a variable, a constant of the program. *One hop*: the last
+        of these lines. *Two hops*: the line that this one takes its value from, too; where that is no constant, one of the program. *Exact*: the answer.
+        """
+        C = self.n_constants
+
+        def parts(programs: Programs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            left, right = programs.tokens[:, 0:-2:LINE], programs.tokens[:, 2:-2:LINE]
+            law = functional.one_hot(right, self.d_vocab).double()
+            seen = law * (right < C)[..., None]
+            seen = seen.sum(1, keepdim=True) / (right < C).sum(1)[:, None, None]
+            law = torch.where(
+                (right < C)[..., None], law, seen
+            )  # [program, line, token]: what each line says by itself
+            return left, right, law, seen
+
+        def at(law: Tensor, line: Tensor) -> Tensor:
+            return law[torch.arange(len(law), device=law.device), line][:, None]
+
+        def named(programs: Programs) -> Tensor:
+            left, _, law, _ = parts(programs)
+            its = (left == programs.tokens[:, -1:]).double()
+            return ((its / its.sum(1, keepdim=True))[..., None] * law).sum(1, keepdim=True)
+
+        def hops(programs: Programs, n: int) -> Tensor:
+            line = programs.parents[:, -1]
+            for _ in range(n - 1):
+                above = programs.parents.gather(1, line[:, None])[:, 0]
+                line = torch.where(above >= 0, above, line)
+            return at(parts(programs)[2], line)
+
+        even = functional.pad(torch.full((C,), 1 / C, dtype=torch.float64), (0, self.d_vocab - C))
+        return {
+            "a constant": lambda programs: even.to(programs.tokens.device).expand(len(programs), 1, -1),
+            "a constant of the program": lambda programs: parts(programs)[3],
+            "the first line's": lambda programs: parts(programs)[2][:, :1],
+            "a line of the variable": named,
+            **{name: partial(hops, n=n) for n, name in ((1, "one hop"), (2, "two hops")) if n < max(self.hops)},
+            "exact": partial(hops, n=max(self.hops)),
+        }
 
     def text(self, tokens: Int[Tensor, " pos"]) -> str:
         """One program as text, a line each."""

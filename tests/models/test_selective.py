@@ -12,6 +12,7 @@ import torch
 from causal_probe import models, probes, tasks
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.selective import EVEN, EVIDENCE
+from causal_probe.models.standard import StandardTransformer
 from causal_probe.tasks import GraphMixture, generator
 
 LAGS = (1, 3, 4)
@@ -105,6 +106,26 @@ def test_heads_that_do_not_select_have_none() -> None:
     for value, stderr in zip(found.selectivity[0], found.stderr[0], strict=True):
         assert abs(value) <= 3 * stderr + 1e-6
     assert found.stderr[0][0] < 0.01
+
+
+def test_random_models_do_not_select_on_average() -> None:
+    """The unit is the model. One random head's attention depends on the tokens, and so a little on the graph (some pass five standard errors over sequences); with
+    the other sign of its query weights it would depend the other way, so that the mean over models is zero."""
+    task = GraphMixture.of_lags((1, 2, 3), n_positions=24, d_vocab=5, concentration=0.3, seed=9)
+    batch = task.sample(150, generator(9, "random models"))
+    means = []
+    for seed in range(30):
+        model = StandardTransformer(5, 24, d_model=24, n_layers=2, n_heads=1, d_head=12, norm=True)
+        source = torch.Generator().manual_seed(seed)
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.data = torch.randn(weight.shape, generator=source) / weight.shape[-2] ** 0.5
+        found = probes.graph_selectivity(
+            model, batch.tokens, batch.labels, task.graphs, shift=1, burn_in=12, permutations=19
+        )
+        means.append(np.mean(found.selectivity))
+    assert abs(np.mean(means)) < 3 * np.std(means, ddof=1) / len(means) ** 0.5
+    assert np.abs(means).max() < 0.02
 
 
 def test_behind_another_prefix_it_follows_the_prefix(model: Any, batch: Any) -> None:

@@ -112,6 +112,47 @@ def test_it_is_the_mean_over_pairs_by_plain_loops(drawn: tuple[torch.Tensor, tor
     assert found.names == ("a", "b", "c")
 
 
+def test_what_a_head_follows_by_plain_loops_and_its_picture(drawn: tuple[torch.Tensor, torch.Tensor]) -> None:
+    tokens, labels = (each[:40] for each in drawn)
+    model = Looks(noise, selects)
+    found = graph_selectivity(model, tokens, labels, dict(zip("abc", TASK.graphs, strict=True)), shift=1, batch_size=7)
+    assert found.best == "L0H1"
+    assert found.rows == tuple(range(3, T))  # token 4 is the first that every lag gives a parent
+    pattern = model(tokens).numpy()
+    for head in range(2):
+        for label in range(3):
+            for other, lag in enumerate(LAGS):
+                its = [
+                    [pattern[n, head, row, row + 1 - lag] for row in found.rows]
+                    for n in range(40)
+                    if labels[n] == label
+                ]
+                np.testing.assert_allclose(found.of(0, head)[label, other], np.mean(its, 0), atol=1e-9)
+    figure = found.plot()
+    assert [axes.get_title() for axes in figure.axes] == [
+        "sequences of a",
+        "sequences of b",
+        "sequences of c",
+        "all sequences",
+    ]
+    np.testing.assert_allclose(figure.axes[1].lines[1].get_ydata(), found.of("L0H1")[1, 1])
+    np.testing.assert_allclose(
+        figure.axes[3].lines[0].get_ydata(), pattern[:, 1, range(3, T), range(3, T)].mean(0), atol=1e-9
+    )
+    with pytest.raises(CausalProbeError, match="no head L0H2"):
+        found.plot("L0H2")
+
+
+def test_graphs_that_cant_be_laid_side_by_side() -> None:
+    forests = [graphs.from_parents([None, 0, None, 2]), graphs.from_parents([None, None, 0, None])]
+    task = GraphMixture(forests, 3)
+    batch = task.sample(20, generator(0, "apart"))
+    model = Looks(lambda tokens: at_lag(0)(tokens)[:, :4, :4])
+    found = graph_selectivity(model, batch.tokens, batch.labels, task.graphs)
+    with pytest.raises(CausalProbeError, match="In no row"):
+        found.plot()
+
+
 def test_p_values_are_uniform_where_labels_say_nothing() -> None:
     """Heads that follow the tokens, and labels that were drawn apart from them: 200 data sets."""
     batch = TASK.sample(200 * 24, generator(1, "null"))
@@ -173,6 +214,7 @@ def test_it_is_saved_and_cited(drawn: tuple[torch.Tensor, torch.Tensor], tmp_pat
     found.save(tmp_path / "found.safetensors")
     again = type(found).load(tmp_path / "found.safetensors")
     assert again.to_dict() == found.to_dict()
+    np.testing.assert_array_equal(again.of(), found.of())
     assert "dangelo2025" in found.cite().bibtex
 
 

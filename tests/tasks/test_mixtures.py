@@ -95,6 +95,12 @@ def test_the_first_tokens_say_nothing_of_the_lag() -> None:
     posterior = task.posterior(task.sample(50, generator(0, "posterior")).tokens)
     assert torch.allclose(posterior[..., :6], torch.full((), 1 / 3, dtype=torch.float64))
     assert torch.allclose(posterior.sum(1), torch.ones((), dtype=torch.float64))
+    batch = task.sample(50, generator(0, "posterior"))
+    even, exact, *alone = (
+        task.references()[name](batch) for name in ("even averaging", "model averaging", "lag 1", "lag 2", "lag 5")
+    )
+    assert torch.allclose(even[:, :6], exact[:, :6])
+    assert torch.allclose(even, sum(alone) / 3)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +193,37 @@ def test_programs_mean_what_they_say() -> None:
     assert torch.bincount(programs.hops, minlength=4)[1:].min() > 60  # each number of hops about as often
     assert programs.tokens.max() < task.d_vocab
     assert programs.tokens.shape == (300, task.n_positions)
+
+
+def test_predictors_that_know_a_part_of_the_rules_by_reading_the_text() -> None:
+    task = VariableBinding(5, hops=(1, 2, 3), n_variables=3, n_constants=4)
+    programs = task.sample(120, generator(1, "references"))
+    found = {name: predict(programs)[:, 0].numpy() for name, predict in task.references().items()}
+    assert [*found] == ["a constant", "a constant of the program", "the first line's", "a line of the variable", "one hop", "two hops", "exact"]  # fmt: skip
+    for i in range(len(programs)):
+        *lines, query = task.text(programs.tokens[i]).splitlines()
+        pairs = [line.split(" = ") for line in lines]
+        constants = [int(right) for _, right in pairs if right.isdigit()]
+        some = np.bincount(constants, minlength=task.d_vocab) / len(constants)
+
+        def says(line: int, pairs: list[list[str]] = pairs, some: np.ndarray = some) -> np.ndarray:
+            right = pairs[line][1]
+            return np.eye(task.d_vocab)[int(right)] if right.isdigit() else some
+
+        def last(name: str, before: int, pairs: list[list[str]] = pairs) -> int:
+            return max(line for line in range(before) if pairs[line][0] == name)
+
+        asked = query.removeprefix("# ")
+        one = last(asked, len(pairs))
+        two = one if pairs[one][1].isdigit() else last(pairs[one][1], one)
+        expected = {
+            "a constant": np.r_[np.full(4, 0.25), np.zeros(task.d_vocab - 4)],
+            "a constant of the program": some,
+            "the first line's": says(0),
+            "a line of the variable": np.mean([says(n) for n, (left, _) in enumerate(pairs) if left == asked], 0),
+            "one hop": says(one),
+            "two hops": says(two),
+            "exact": np.eye(task.d_vocab)[int(programs.answers[i])],
+        }
+        for name, law in expected.items():
+            np.testing.assert_allclose(found[name][i], law, atol=1e-12, err_msg=name)
