@@ -29,12 +29,28 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
+
+from jaxtyping import jaxtyped
 
 from causal_probe.errors import CausalProbeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+Reader: TypeAlias = Callable[[Any, Mapping[str, Any]], Any]
 
 #: Whole numbers beyond these fit into no tensor.
 LARGEST = 2**63 - 1
@@ -67,6 +83,8 @@ class Help:
         Whether ``call`` repeats it; a device, for one, does not change the result.
     in_command
         Whether the command has it.
+    allows, what
+        What else must be so, asked of a value of the type, and that in words.
     """
 
     text: str
@@ -79,6 +97,8 @@ class Help:
     setting: bool = True
     in_call: bool = True
     in_command: bool = True
+    allows: Callable[[Any], bool] | None = None
+    what: str = ""
 
     def holds(self, value: float) -> bool:
         """Whether a number is in the range."""
@@ -103,6 +123,11 @@ Count: TypeAlias = Annotated[int, Help("How many.", least=1)]
 Seed: TypeAlias = Annotated[int, Help("Of the draws.", least=0)]
 Position: TypeAlias = Annotated[int, Help("Counted from 0.", least=0, most=2**20)]
 Level: TypeAlias = Annotated[float, Help("Of a test.", above=0, below=1)]
+Scale: TypeAlias = Annotated[float, Help("Of a quantity.", above=0)]
+Size: TypeAlias = Annotated[float, Help("Of a difference.", least=0)]
+Natural: TypeAlias = Annotated[int, Help("How many.", least=0)]
+Moderate: TypeAlias = Annotated[float, Help("Whose square single precision holds.", least=-1e15, most=1e15)]
+Share: TypeAlias = Annotated[float, Help("Of a whole.", least=0, most=1)]
 BatchSize: TypeAlias = Annotated[int, Help("Sequences in a forward pass.", least=1)] | None
 
 
@@ -134,7 +159,9 @@ def check_value(name: str, value: Any, hint: Any, about: Help | None = None) -> 
     found = _fitted(value, hint, about)
     if found is _UNFIT:
         guess = near(value, _choices(hint), quote=repr) if isinstance(value, str) else "."
-        raise CausalProbeError(f"`{name}` is {shown(value)}{guess} It must be {_in_words(hint, about)}.")
+        large = isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST
+        fits = " that fits into 64 bits" if large else ""
+        raise CausalProbeError(f"`{name}` is {shown(value)}{guess} It must be {_in_words(hint, about)}{fits}.")
     return found
 
 
@@ -144,6 +171,8 @@ def shown(value: Any) -> str:
     >>> shown([1]), len(shown("x" * 5000))
     ('[1]', 100)
     """
+    if hasattr(value, "dtype") and len(getattr(value, "shape", ())) > 0:
+        return f"a {type(value).__name__} of {str(value.dtype).removeprefix('torch.')}, of shape {list(value.shape)}"
     said = " ".join(_short.repr(value).split())
     return said if len(said) <= 100 else f"{said[:100]}..."
 
@@ -152,7 +181,9 @@ def _fitted(value: Any, hint: Any, about: Help) -> Any:
     origin = get_origin(hint)
     if origin is Annotated:
         extra = [each for each in get_args(hint)[1:] if isinstance(each, Help)]
-        return _fitted(value, get_args(hint)[0], (extra or [about])[-1])
+        about = (extra or [about])[-1]
+        found = _fitted(value, get_args(hint)[0], about)
+        return found if found is _UNFIT or about.allows is None or about.allows(found) else _UNFIT
     if origin in (Union, UnionType):
         return next((found for each in get_args(hint) if (found := _fitted(value, each, about)) is not _UNFIT), _UNFIT)
     if origin is Literal:
@@ -170,21 +201,33 @@ def _fitted(value: Any, hint: Any, about: Help) -> Any:
     if hint in (int, float):
         return _number(value, hint, about)
     if origin in SEQUENCES:
-        return _sequence(value, get_args(hint), about)
+        found = _sequence(value, get_args(hint), about)
+        return list(found) if origin is list and found is not _UNFIT else found
     if hint is Any or hint is object:
         return value
-    if origin in (os.PathLike, collections.abc.Mapping):
-        return value if isinstance(value, origin) else _UNFIT
+    if origin is collections.abc.Mapping:
+        return value if isinstance(value, Mapping) and _holds(value, get_args(hint), about) else _UNFIT
     if origin is collections.abc.Callable:
         return value if callable(value) else _UNFIT
-    if isinstance(hint, type) and getattr(hint, "_is_runtime_protocol", True):
-        return value if isinstance(value, hint) else _UNFIT
+    kind = origin or hint
+    if isinstance(kind, type) and getattr(kind, "_is_runtime_protocol", True):
+        return value if isinstance(value, kind) else _UNFIT
     return value
+
+
+def _holds(value: Mapping[Any, Any], hints: tuple[Any, ...], about: Help) -> bool:
+    key, its = hints
+    return all(
+        _fitted(name, key, about) is not _UNFIT and _fitted(held, its, about) is not _UNFIT
+        for name, held in value.items()
+    )
 
 
 def _sequence(value: Any, hints: tuple[Any, ...], about: Help) -> Any:
     """A tuple; an iterable of anything as it is, for it may be a stream."""
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        return _UNFIT
+    if isinstance(value, Mapping) and not isinstance(value, collections.abc.Set):  # the nodes of a graph are both
         return _UNFIT
     if hints[0] is Any:
         return value
@@ -214,7 +257,8 @@ def _in_words(hint: Any, about: Help) -> str:
     origin = get_origin(hint)
     if origin is Annotated:
         extra = [each for each in get_args(hint)[1:] if isinstance(each, Help)]
-        return _in_words(get_args(hint)[0], (extra or [about])[-1])
+        about = (extra or [about])[-1]
+        return about.what or _in_words(get_args(hint)[0], about)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_in_words(each, about) for each in get_args(hint)))
     if origin is Literal:
@@ -232,8 +276,13 @@ def _in_words(hint: Any, about: Help) -> str:
         bool: "True or False",
         str: "a text",
     }
-    others = {os.PathLike: "a path", collections.abc.Mapping: "a mapping", collections.abc.Callable: "a function"}
-    return names.get(hint) or others.get(origin) or f"a {getattr(hint, '__name__', hint)}"
+    others = {
+        os.PathLike: "a path",
+        collections.abc.Mapping: "a mapping",
+        collections.abc.Callable: "a function",
+    }
+    name = getattr(hint, "__name__", str(hint))
+    return names.get(hint) or others.get(origin) or f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 def _choices(hint: Any) -> list[str]:
@@ -252,16 +301,44 @@ def near(name: str, known: Iterable[str], *, quote: Callable[[str], str] = str) 
     return f"; did you mean {quote(found[0])}?" if found else "."
 
 
+def device_is_there(device: Any) -> bool:
+    """Whether torch knows the device, and can put something there."""
+    import torch  # which options do without
+
+    try:
+        torch.empty(0, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+        ValueError,
+        TypeError,
+    ):  # torch raises each, by device and build
+        return False
+    return True
+
+
+DEVICE = Help("Of tensors.", allows=device_is_there, what="a device of torch that is there, such as 'cpu'")
+
+
 # ------------------------------------------------------------------------------------------------------------- functions
 
 
-def checked(function: Callable[P, R], **readers: Callable[[Any, Mapping[str, Any]], Any]) -> Callable[P, R]:
-    """A public function whose arguments are looked at before it runs, some microseconds each.
+@overload
+def checked(function: type[T], **readers: Reader) -> type[T]: ...
+
+
+@overload
+def checked(function: Callable[P, R], **readers: Reader) -> Callable[P, R]: ...
+
+
+def checked(function: Any, **readers: Reader) -> Any:
+    """A public function, or a class, whose arguments are looked at before it runs, some microseconds each.
 
     Parameters
     ----------
     function
-        Its annotations say what is taken: see :func:`check_value`.
+        Its annotations say what is taken: see :func:`check_value`. Of a class, such as a dataclass of options, they are those of ``__init__``.
     **readers
         By the name of an argument, what reads it in place of its type: from the argument, and all arguments by name, to what the
         function is given.
@@ -271,6 +348,9 @@ def checked(function: Callable[P, R], **readers: Callable[[Any, Mapping[str, Any
     CausalProbeError
         When it is called, if an argument is of another type or out of the range.
     """
+    if inspect.isclass(function):
+        setattr(function, "__init__", checked(function.__init__, **readers))  # noqa: B010 - to the type checker a method stays one
+        return function
     signature = inspect.signature(function)
 
     @functools.cache
@@ -279,17 +359,18 @@ def checked(function: Callable[P, R], **readers: Callable[[Any, Mapping[str, Any
         return get_type_hints(function, include_extras=True)
 
     @functools.wraps(function)
-    def with_checks(*args: P.args, **kwargs: P.kwargs) -> R:
+    def with_checks(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments
-        for name, value in given.items():
-            if name in readers:
-                if value is not signature.parameters[name].default:
-                    given[name] = readers[name](value, given)
-            elif name in hints():
-                kind = signature.parameters[name].kind
-                if kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-                    given[name] = check_value(name, value, hints()[name])
+        with jaxtyped("context"):  # an axis has one length in all arguments
+            for name, value in given.items():
+                if name in readers:
+                    if value is not signature.parameters[name].default:
+                        given[name] = readers[name](value, given)
+                elif name in hints():
+                    kind = signature.parameters[name].kind
+                    if kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+                        given[name] = check_value(name, value, hints()[name])
         return function(*bound.args, **bound.kwargs)
 
     return with_checks

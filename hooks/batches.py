@@ -24,6 +24,8 @@ __all__ = [
     "Batches",
     "Cut",
     "OfText",
+    "apart",
+    "as_tensor",
     "context_length",
     "is_row",
     "of_tokens",
@@ -74,7 +76,7 @@ def of_tokens(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _one_batch(tokens: Any, arguments: Mapping[str, Any]) -> Tensor:
-    tensor = _as_tensor(tokens)
+    tensor = as_tensor(tokens)
     if fault := shape_fault(tokens if tensor is None else tensor):
         raise CausalProbeError(fault)
     assert tensor is not None
@@ -155,7 +157,7 @@ class Batches:
         """The batches, one by one."""
         lengths: set[int] = set()
         empty = True
-        for number, batch in enumerate(_apart(self.given)):
+        for number, batch in enumerate(apart(self.given)):
             try:
                 read = self._read(batch)
             except CausalProbeError as error:
@@ -191,7 +193,7 @@ class Batches:
                     f"The tokens of a {type(batch).__name__} are {its.dtype}. Make them 64-bit whole numbers: tokens.long()."
                 )
             return batch
-        tensor = _as_tensor(batch)
+        tensor = as_tensor(batch)
         if self.own and (
             tensor.is_floating_point() and tensor.ndim > 2 if tensor is not None else _is_of_its_own(batch)
         ):
@@ -209,7 +211,7 @@ class Batches:
             raise CausalProbeError(
                 f"A {type(batch).__name__} without 'input_ids' is no batch of tokens; it has {', '.join(map(repr, list(batch)[:6])) or 'nothing'}."
             )
-        tensor, mask = (_as_tensor(batch.get(name)) for name in ("input_ids", "attention_mask"))
+        tensor, mask = (as_tensor(batch.get(name)) for name in ("input_ids", "attention_mask"))
         if tensor is None:
             raise CausalProbeError(
                 "The 'input_ids' must be whole numbers [batch, pos], rows of one length: tokenize without padding, to one length."
@@ -238,7 +240,7 @@ PADDING = (
 )
 
 
-def _apart(given: Any) -> Iterator[Any]:
+def apart(given: Any) -> Iterator[Any]:
     """The batches of the given tokens."""
     if isinstance(given, (Tensor, np.ndarray, Mapping, str)) or isinstance(getattr(given, "tokens", None), Tensor):
         return iter([given])
@@ -269,7 +271,7 @@ def is_row(row: Any) -> bool:
     return isinstance(row, (list, tuple)) and (not row or _is_number(row[0]))
 
 
-def _as_tensor(batch: Any) -> Tensor | None:
+def as_tensor(batch: Any) -> Tensor | None:
     """None where it is no array of numbers."""
     if isinstance(batch, Tensor):
         return batch

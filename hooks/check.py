@@ -28,6 +28,7 @@ __all__ = [
     "is_live",
     "keep",
     "live_hooks",
+    "logits_of",
     "require_hooks",
     "row_shift",
     "undisturbed",
@@ -140,6 +141,35 @@ def no_surface(model: object) -> str:
         f"A {type(model).__name__} can't be probed: it has no {', '.join(missing)}. Give what hooks.to_hooked(model, tokenizer) makes of a "
         "Hugging Face model, hooks.to_hooked(*models.load_model(source)) of a folder or a name, a TransformerLens model "
         "(HookedTransformer, TransformerBridge), or a HookedRootModule whose setup() has run."
+    )
+
+
+def logits_of(found: Any, tokens: Tensor, *, shape: tuple[int, int] | None = None) -> Tensor:
+    """What a model has returned for tokens, if it is logits [batch, pos, d_vocab] of which each token has one.
+
+    Parameters
+    ----------
+    shape
+        Their first two axes, where they are not those of the tokens.
+
+    Raises
+    ------
+    CausalProbeError
+        If it is a dict, a tuple or nothing, or a tensor of another shape: read as logits, that would give wrong numbers.
+
+    Examples
+    --------
+    >>> logits_of((torch.zeros(1, 2, 3), None), torch.tensor([[0, 1]]))
+    Traceback (most recent call last):
+    causal_probe.errors.CausalProbeError: The model returned a tuple for tokens [1, 2]. Its forward must return logits [batch, pos, d_vocab], one tensor.
+    """
+    some = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 3
+    if some and tuple(found.shape[:2]) == (shape or tuple(tokens.shape)) and found.shape[2] > int(tokens.max()):
+        its: Tensor = found
+        return its
+    what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise CausalProbeError(
+        f"The model returned {what} for tokens {list(tokens.shape)}. Its forward must return logits [batch, pos, d_vocab], one tensor."
     )
 
 

@@ -13,7 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe.hooks.batches import probe
-from causal_probe.hooks.check import HookedModel, attention_hook, attention_hooks, keep, require_hooks, undisturbed
+from causal_probe.hooks.check import (
+    HookedModel,
+    attention_hook,
+    attention_hooks,
+    keep,
+    logits_of,
+    require_hooks,
+    undisturbed,
+)
 from causal_probe.hooks.means import mean_patterns
 from causal_probe.hooks.record import token_batches
 
@@ -94,7 +102,7 @@ def self_test(model: HookedModel, tokens: Any, *, original: Callable[..., Any] |
     require_hooks(model, [attention_hook(layer, what) for what in ("v", "pattern", "z") for layer in layers])
     has_scores = all(attention_hook(layer, "attn_scores") in model.hook_dict for layer in layers)
     with undisturbed(model):
-        before = model(tokens)
+        before = logits_of(model(tokens), tokens)
         eps = torch.finfo(before.dtype).eps
         loose = max(1e-4, 8 * eps)  # the models themselves compute in another order
         moved, read_back = _plant(model, tokens)

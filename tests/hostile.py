@@ -178,7 +178,7 @@ GOOD: dict[str, Callable[[], Call]] = {
 #: What is no model of these functions, or is read when the model is run.
 ANY_MODEL = {"probes.outputs_of", "probes.explain", "hooks.find_faults", "hooks.to_hooked"}
 #: Functions of the caller's, whose errors are the caller's.
-FUNCTIONS = {"loss", "outputs", "measure", "redraw", "sources", "original"}
+FUNCTIONS = {"loss", "outputs", "measure", "redraw", "sources", "original", "features", "callback"}
 #: Tokens of one input, and tokens that are no model's.
 ONE_INPUT, NO_MODEL = {"probes.discover_from_attention"}, {"probes.score_patterns"}
 

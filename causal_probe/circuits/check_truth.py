@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_probe.arguments import Count, checked
+from causal_probe.arguments import Count, Seed, Size, checked
 from causal_probe.circuits.known import CONTRASTS, Edge, KnownCircuit, sources_of
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import describe, require_hooks, undisturbed
@@ -103,9 +103,9 @@ def check_truth(
     *,
     contrast: str = "resample",
     n_sequences: Count = 64,
-    tolerance: float = 1e-5,
+    tolerance: Size = 1e-5,
     draws: Count = 2,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> TruthCheck:
     """Ablate every true edge of a circuit alone, and all others together.
 

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.circuits.check_truth import parts_of
 from causal_probe.circuits.known import CONTRASTS, MOST_SEQUENCES, KnownCircuit, order_of
 from causal_probe.circuits.rasp_programs import PROGRAMS, RaspProgram
@@ -45,6 +46,7 @@ def has_tracr() -> bool:
     return importlib.util.find_spec("tracr") is not None
 
 
+@checked
 def compiled_circuit(
     name: str, program: RaspProgram | None = None, *, dtype: torch.dtype = torch.float32
 ) -> KnownCircuit:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks import attention_hook
-from causal_probe.hooks.check import HookedModel, keep, require_hooks
+from causal_probe.hooks.check import HookedModel, keep, logits_of, require_hooks
 from causal_probe.hooks.record import stop_at_layer
 from causal_probe.hooks.skip import Skips
 from causal_probe.probes.circuit_weights import circuit_weights, norms_of_attention
@@ -171,7 +171,7 @@ class Layers:
             hooks.append((end, halt))
         with self._from(start if stream is not None else 0), self.model.hooks(fwd_hooks=hooks):
             if end is None:
-                logits = self.model(tokens)
+                logits = logits_of(self.model(tokens), tokens)
             else:
                 with contextlib.suppress(halted):
                     more = {"stop_at_layer": self.n} if _can_stop(self.model) else {}

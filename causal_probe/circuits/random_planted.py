@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from causal_probe.arguments import Count, checked
+from causal_probe.arguments import Count, Seed, checked
 from causal_probe.circuits.check_truth import Runs
 from causal_probe.circuits.known import KnownCircuit, order_of
 from causal_probe.circuits.planting import plant
@@ -25,7 +25,7 @@ LEAST, LOOKED_AT = 0.05, 32
 
 @checked
 def random_circuit(
-    seed: int,
+    seed: Seed,
     *,
     n_layers: Count = 3,
     n_heads: Count = 3,

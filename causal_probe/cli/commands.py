@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from causal_probe.cli.streams import put
 from causal_probe.errors import CausalProbeError
 from causal_probe.options import STUDIES
 from causal_probe.options.base import Option
@@ -139,15 +140,16 @@ def _run(name: str, study: Study, given: dict[str, Any], *, as_json: bool) -> No
 
     place = {"experiments": experiments, "papers": papers, "sweep": sweep}[study.place]
     if lists:
-        typer.echo(getattr(place, str(study.lists))())
+        put(getattr(place, str(study.lists))())
         return
     out: Path | None = given.get("out")
     always = {"progress": True, "page": reports.write_page}
     with _resumable(study, out):
         found = getattr(place, name)(*first, **options, **{key: value for key, value in always.items() if key in known})
-    typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else str(found))
+    put(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else str(found))
     if out is not None:
-        typer.echo(f"Report: {out / 'report.html'}", err=as_json)
+        said = f"Report: {out / 'report.html'}"
+        typer.echo(said, err=True) if as_json else put(said)
     if not getattr(found, "ok", True):
         raise typer.Exit(1)
 

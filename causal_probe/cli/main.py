@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import typer
 
 from causal_probe import __version__
 from causal_probe.cli.commands import INTERRUPTED, commands, examples, in_flags
+from causal_probe.cli.streams import GONE, OutputError, streams
 from causal_probe.errors import CausalProbeError, CausalProbeWarning
 
 __all__ = ["app", "main"]
@@ -53,6 +55,11 @@ class _Said(logging.Handler):
         typer.echo(record.getMessage(), err=True)
 
 
+def _say(text: str) -> None:
+    with contextlib.suppress(OutputError), streams():
+        typer.echo(text, err=True)
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     typer.echo(f"Warning: {in_flags(str(message))}", err=True)
 
@@ -69,11 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log.setLevel(logging.INFO)
     log.handlers, log.propagate = [_Said()], False
     try:
-        status = app(
-            args=None if arguments is None else list(arguments), prog_name="causal-probe", standalone_mode=False
-        )
+        with streams():
+            status = app(
+                args=None if arguments is None else list(arguments), prog_name="causal-probe", standalone_mode=False
+            )
+    except OutputError as error:
+        if error.gone:
+            sys.exit(GONE)
+        _say(f"Error: {error}")
+        sys.exit(2)
     except CausalProbeError as error:
-        typer.echo(f"Error: {in_flags(str(error))}", err=True)
+        _say(f"Error: {in_flags(str(error))}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
@@ -85,10 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path = getattr(getattr(usage, "ctx", None), "command_path", "causal-probe")
             said = " ".join(str(usage.format_message()).replace("Value error, ", "").split()).rstrip(".")
             said = said if len(said) < 1000 else f"{said[:300]} ... {said[-300:]}"  # it repeats the arguments
-            typer.echo(f"Error: {said}. See {path} --help.", err=True)
+            _say(f"Error: {said}. See {path} --help.")
         else:
             usage.show()  # without arguments: the help
         sys.exit(usage.exit_code)
     if status == INTERRUPTED:  # typer turns an interruption into a status of its own
-        typer.echo("Interrupted; nothing was written.", err=True)
+        _say("Interrupted; nothing was written.")
     sys.exit(status if isinstance(status, int) else 0)

@@ -21,6 +21,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
+from causal_probe.arguments import Natural, checked
 from causal_probe.discovery.independence import FisherZ, OrderCount
 from causal_probe.discovery.marks import ARROW, CIRCLE, TAIL, Marks
 from causal_probe.discovery.search import Evidence, Learned
@@ -57,7 +58,8 @@ def data_with_correlation(
     return data
 
 
-def fci(test: FisherZ, *, max_order: int | None = None) -> Learned:
+@checked
+def fci(test: FisherZ, *, max_order: Natural | None = None) -> Learned:
     """Learn a PAG by causal-learn's FCI with its own Fisher z-test, on data with the test's correlations.
 
     Its p-values are not kept, and its sepsets are not exposed: ``evidence`` holds the marginal test of each pair, ``separating``

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from causal_probe.arguments import Count, Natural, checked
 from causal_probe.discovery.independence import IndependenceTest
 from causal_probe.discovery.marks import ARROW, Marks, bits, reach
 from causal_probe.discovery.orientation import orient_pag
@@ -28,8 +29,9 @@ __all__ = ["icd", "ordered_icd"]
 T = TypeVar("T")
 
 
+@checked
 def icd(
-    test: IndependenceTest, *, stable: bool = True, max_order: int | None = None, max_tests: int = 5_000_000
+    test: IndependenceTest, *, stable: bool = True, max_order: Natural | None = None, max_tests: Count = 5_000_000
 ) -> Learned:
     """Learn a PAG.
 
@@ -100,8 +102,9 @@ def _near_sets(search: Search, order: int) -> Iterator[Candidates]:
             yield i, j, as_sets(list(dict.fromkeys(nodes for _, _, nodes in sorted(found))), order)
 
 
+@checked
 def ordered_icd(
-    test: IndependenceTest, *, stable: bool = True, max_order: int | None = None, max_tests: int = 5_000_000
+    test: IndependenceTest, *, stable: bool = True, max_order: Natural | None = None, max_tests: Count = 5_000_000
 ) -> Learned:
     """Learn a PAG whose nodes are in a causal order: none is a cause of an earlier one, as tokens of a causal model are.
 

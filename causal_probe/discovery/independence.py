@@ -21,6 +21,7 @@ import numpy as np
 import scipy
 from jaxtyping import Float, Int
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["DSeparation", "FisherZ", "IndependenceTest", "OrderCount", "partial_correlations"]
@@ -129,6 +130,7 @@ def partial_correlations(
     return np.where(defined, np.clip(together / np.sqrt(product), -1, 1), np.nan), least
 
 
+@checked
 class FisherZ:
     """Fisher's z-test that a partial correlation is zero, on a correlation matrix.
 
@@ -243,6 +245,7 @@ class FisherZ:
         return tuple(found)
 
 
+@checked
 class DSeparation:
     """A perfect test: x and y are independent given a set if a known graph d-separates them (p-value 1, else 0).
 

@@ -20,6 +20,7 @@ from math import comb
 import numpy as np
 from jaxtyping import Int
 
+from causal_probe.arguments import Count, Natural, checked
 from causal_probe.discovery.independence import IndependenceTest
 from causal_probe.discovery.marks import bits
 from causal_probe.discovery.orientation import orient_pdag
@@ -28,8 +29,9 @@ from causal_probe.discovery.search import Candidates, Learned, Search, TooManyTe
 __all__ = ["pc"]
 
 
+@checked
 def pc(
-    test: IndependenceTest, *, stable: bool = True, max_order: int | None = None, max_tests: int = 5_000_000
+    test: IndependenceTest, *, stable: bool = True, max_order: Natural | None = None, max_tests: Count = 5_000_000
 ) -> Learned:
     """Learn a CPDAG: ``u --> v``, or ``u --- v`` where the independences don't tell the direction.
 

@@ -15,6 +15,7 @@ import networkx as nx
 import torch
 from tqdm.auto import tqdm
 
+from causal_probe.arguments import checked
 from causal_probe.experiments.compared_evidence import Agreement, EvidenceRow, EvidenceTable
 from causal_probe.experiments.methods import BATCH, METHODS, Asked, Method
 from causal_probe.experiments.recover import recover
@@ -68,6 +69,7 @@ def _model(name: str, task: InContextMarkov, seed: int) -> DisentangledTransform
     return hand_set(task.graph, task.d_vocab, circuit=circuit, match_scale=8.0, output_scale=4.0, graph_scale=16.0)
 
 
+@checked
 def measure_evidence(
     model: DisentangledTransformer,
     task: InContextMarkov,

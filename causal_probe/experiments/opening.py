@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any
 
+from causal_probe.arguments import checked
 from causal_probe.hooks import to_hooked
 from causal_probe.hooks.check import HookedModel, describe
 from causal_probe.models import choose_device, load_model
@@ -18,6 +19,7 @@ __all__ = ["is_named", "model_settings", "open_model"]
 LOG = logging.getLogger("causal_probe")
 
 
+@checked
 def open_model(
     source: str | os.PathLike[str],
     *,

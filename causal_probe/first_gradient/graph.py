@@ -27,10 +27,11 @@ from scipy import stats
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient.result import GradientGraph
 from causal_probe.first_gradient.stream import FIRST_BLOCK, GradientStream, blocks_stderr
-from causal_probe.hooks.record import each_batch
+from causal_probe.hooks.batches import apart, as_tensor
 from causal_probe.models.reduced import first_gradient
 from causal_probe.tasks import Batch, InContextMarkov
 from causal_probe.tasks.markov import Targets
@@ -54,8 +55,9 @@ DRAWN_AT_ONCE = 2**16
 MAX_TARGETS = 2**28
 
 
+@checked
 def gradient_graph(
-    batches: Any, *, d_vocab: int | None = None, beta: float = 1.0, level: float = LEVEL
+    batches: Any, *, d_vocab: Count | None = None, beta: float = 1.0, level: float = LEVEL
 ) -> GradientGraph:
     """Read the causal graph from one gradient of an untrained model.
 
@@ -88,7 +90,7 @@ def gradient_graph(
     ([(0, 1), (0, 2), (2, 4), (2, 5), (4, 7)], 'edges')
     """
     study: _Study | None = None
-    for given in each_batch(batches):
+    for given in apart(batches):
         tokens, target, pi = _unpack(given, d_vocab if study is None else study.d_vocab)
         if study is None:
             study = _Study(1, tokens.shape[1], target.shape[1], known=pi is not None, beta=beta, level=level)
@@ -101,6 +103,7 @@ def gradient_graph(
     return study.results()[0]
 
 
+@checked
 def gradient_graphs(
     tasks: Sequence[InContextMarkov],
     generators: Sequence[torch.Generator],
@@ -334,7 +337,12 @@ def own_tokens(given: Any, d_vocab: int | None) -> tuple[Int[Tensor, "batch pos"
         If these are no whole numbers of that shape, there are none, a token is outside the vocabulary, or the targets would not fit
         into memory.
     """
-    tokens = torch.as_tensor(given.tokens if hasattr(given, "tokens") else given).cpu()
+    found = as_tensor(getattr(given, "tokens", given))
+    if found is None:
+        raise CausalProbeError(
+            f"A {type(given).__name__} is no batch of sequences. Give a batch of a task, or whole numbers [batch, T + 1]."
+        )
+    tokens = found.cpu()
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise CausalProbeError(
             f"Tokens must be whole numbers of the shape [batch, T + 1]; these are {tokens.dtype} of the shape {list(tokens.shape)}."

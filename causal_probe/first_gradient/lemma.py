@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from causal_probe.arguments import Scale, Seed, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.reduced import first_gradient
 from causal_probe.tasks import Batch, InContextMarkov, generator, sample_batches
@@ -37,8 +38,9 @@ BETA = 1e-2
 AT_ONCE = 2**20
 
 
+@checked
 def measure_lemma(
-    task: InContextMarkov, *, n_sequences: int = 4096, draws: int = 2**14, seed: int = 0, beta: float = BETA
+    task: InContextMarkov, *, n_sequences: int = 4096, draws: int = 2**14, seed: Seed = 0, beta: Scale = BETA
 ) -> pd.DataFrame:
     """The measured gradient beside the predicted g_ij and the exact information, for every pair of a child and an earlier node.
 

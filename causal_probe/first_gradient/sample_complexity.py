@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy import stats
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient.graph import gradient_graphs
 from causal_probe.graphs import random_forest
@@ -17,6 +18,7 @@ from causal_probe.tasks.randomness import numpy_generator
 __all__ = ["gradient_sample_complexity"]
 
 
+@checked
 def gradient_sample_complexity(
     n_sequences: Sequence[int] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
     *,

@@ -41,12 +41,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_probe import graphs
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.first_gradient.graph import LEVEL, check_alike, check_scale_and_level, own_tokens
 from causal_probe.first_gradient.queries import QueryChoice, Together, confirm_nodes, largest_distinct
 from causal_probe.first_gradient.stream import GradientStream
 from causal_probe.graphs import GraphComparison
-from causal_probe.hooks.record import each_batch
+from causal_probe.hooks.batches import apart
 from causal_probe.models.reduced import first_gradient
 from causal_probe.results import BINARY, Result, Table
 from causal_probe.tasks import Batch
@@ -184,10 +185,11 @@ class GradientSlots(Result):
         return Table(self._title(), ("node", "parents", "nats against a root"), rows)
 
 
+@checked
 def gradient_slots(
     batches: Any,
     *,
-    d_vocab: int | None = None,
+    d_vocab: Count | None = None,
     beta: float = 1.0,
     level: float = LEVEL,
     held_out: int = HELD_OUT,
@@ -232,7 +234,7 @@ def gradient_slots(
             raise CausalProbeError(f"{name} must be at least 2; it is {value}.")
     check_scale_and_level(beta, level)
     study = _Study(beta=beta, level=level, held_out=held_out, explored=explored)
-    for given in each_batch(batches):
+    for given in apart(batches):
         study.add(*_unpack(given, d_vocab if study.d_vocab is None else study.d_vocab))
     return study.result()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import networkx as nx
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.results import to_jsonable
 
@@ -34,6 +35,7 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 40
 
 
+@checked
 def check_graph(graph: nx.DiGraph, *, nodes: int | None = None, max_parents: int | None = None) -> None:
     """Raise unless ``graph`` is a causal graph over positions; all that is wrong is said at once.
 

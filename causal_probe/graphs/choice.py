@@ -11,6 +11,7 @@ from pathlib import Path
 
 import networkx as nx
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError, CausalProbeWarning, show_path
 from causal_probe.graphs.check import check_graph, data_problems, listing
 from causal_probe.graphs.families import chain, lag, pairs, random_forest, two_parent_tree
@@ -61,6 +62,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+@checked
 def choose_graph(
     graph: str | os.PathLike[str] | nx.DiGraph, *, n_positions: int | None, root_probability: float = 0.5, seed: int = 0
 ) -> nx.DiGraph:

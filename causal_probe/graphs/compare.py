@@ -10,6 +10,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import is_integer, listing, show_edge, show_node
 from causal_probe.graphs.mixed import arrowheads, is_mixed
@@ -161,6 +162,7 @@ def told_shift(shift: int, otherwise: Mapping[str, Any] | None) -> str:
     return f"shift {shift}: the edges into node i are read in {row}{told}"
 
 
+@checked
 def compare(
     predicted: nx.DiGraph,
     truth: nx.DiGraph,

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, SupportsIndex
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import LARGEST, check_size, is_integer, listing, show_node
 
 __all__ = ["chain", "from_parents", "lag", "pairs", "random_dag", "random_forest", "two_parent_tree"]
 
 
+@checked
 def chain(n: int) -> nx.DiGraph:
     """Every node's parent is the node before it; node 0 is the root.
 
@@ -36,6 +38,7 @@ def chain(n: int) -> nx.DiGraph:
     return from_parents([None, *range(n - 1)])
 
 
+@checked
 def lag(n: int, *, k: int) -> nx.DiGraph:
     """Every node's parent is the node ``k`` before it; the first ``k`` nodes are roots. ``k = 1`` is the chain.
 
@@ -54,6 +57,7 @@ def lag(n: int, *, k: int) -> nx.DiGraph:
     return from_parents([None if child < k else child - k for child in range(n)])
 
 
+@checked
 def pairs(n: int) -> nx.DiGraph:
     """Every odd node's parent is the node before it; the even nodes are roots ("icl" in the authors' code).
 
@@ -71,6 +75,7 @@ def pairs(n: int) -> nx.DiGraph:
     return from_parents([node - 1 if node % 2 else None for node in range(n)])
 
 
+@checked
 def random_forest(n: int, *, root_probability: float = 0.5, seed: int | np.random.Generator) -> nx.DiGraph:
     """A random forest: node 0 is a root, every other node is one too with ``root_probability``, else it has one parent.
 
@@ -104,6 +109,7 @@ def random_forest(n: int, *, root_probability: float = 0.5, seed: int | np.rando
     return from_parents([int(parent[node]) if node > 0 and is_child[node] else None for node in range(n)])
 
 
+@checked
 def random_dag(n: int, *, parents: int, seed: int | np.random.Generator) -> nx.DiGraph:
     """A random DAG: node i has ``min(parents, i)`` distinct parents, uniform over the earlier nodes.
 
@@ -134,6 +140,7 @@ def random_dag(n: int, *, parents: int, seed: int | np.random.Generator) -> nx.D
     return from_parents([generator.choice(i, size=min(parents, i), replace=False) if i else None for i in range(n)])
 
 
+@checked
 def two_parent_tree(n: int) -> nx.DiGraph:
     """Node i >= 2 has the parents ``{floor((i-1)/2), i-1}``; nodes 0 and 1 are roots.
 
@@ -153,7 +160,8 @@ def two_parent_tree(n: int) -> nx.DiGraph:
     return from_parents([{(node - 1) // 2, node - 1} if node >= 2 else None for node in range(n)])
 
 
-def from_parents(parents: Iterable[SupportsIndex | Iterable[SupportsIndex] | None]) -> nx.DiGraph:
+@checked
+def from_parents(parents: Iterable[Any]) -> nx.DiGraph:
     """The graph in which node i has the parents that the i-th entry names.
 
     Parameters

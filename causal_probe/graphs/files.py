@@ -23,6 +23,7 @@ from xml.parsers import expat
 
 import networkx as nx
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError, show_path
 from causal_probe.graphs.check import (
     RULE,
@@ -82,6 +83,7 @@ LONGEST_DATA = 1000
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 
 
+@checked
 def read_graph(path: str | os.PathLike[str], *, nodes: int | None = None) -> nx.DiGraph:
     """Read a causal graph, edges parent -> child, and check it.
 
@@ -155,6 +157,7 @@ def file_form(path: str | os.PathLike[str]) -> Literal["JSON", "GraphML", "an ed
     return _form(path, _read_bytes(path))
 
 
+@checked
 def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     """Write a causal graph as node-link JSON with the key ``edges``, atomically; :func:`read_graph` gives it back.
 
@@ -183,7 +186,7 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
             f"Can't write {os.fspath(path)}: graphs are written as JSON, and {suffix} says GraphML. Name a .json file, or use "
             "networkx.write_graphml."
         )
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise CausalProbeError(f"Can't write {os.fspath(path)}: it is a folder. Name a file.")
     write_json(path, seal(to_jsonable(_in_order(graph))))
 

@@ -30,11 +30,12 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any, Literal, TypeAlias
 
 import networkx as nx
 
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import listing, show_edge
 
@@ -49,7 +50,8 @@ _AT_LEFT = {"tail": "-", "arrow": "<", "circle": "o"}
 _AT_RIGHT = {"tail": "-", "arrow": ">", "circle": "o"}
 
 
-def mixed_graph(nodes: int | Iterable[Any], edges: Iterable[tuple[Any, str, str, Any]] = ()) -> nx.DiGraph:
+@checked
+def mixed_graph(nodes: Count | Iterable[Any], edges: Iterable[tuple[Hashable, str, str, Hashable]] = ()) -> nx.DiGraph:
     """A mixed graph from its edges ``(u, sign at u, sign at v, v)``; the signs are ``-``, ``o``, and ``<`` or ``>``.
 
     Parameters
@@ -70,6 +72,10 @@ def mixed_graph(nodes: int | Iterable[Any], edges: Iterable[tuple[Any, str, str,
     >>> show_mixed_edge(graph, 0, 1)
     '0 o-> 1'
     """
+    if not isinstance(nodes, int):
+        nodes = list(nodes)
+        if not all(isinstance(node, Hashable) for node in nodes):
+            raise CausalProbeError("The nodes of a mixed graph are names or numbers, which one of these is not.")
     graph = nx.empty_graph(nodes, create_using=nx.DiGraph)
     for u, at_u, at_v, v in edges:
         if at_u not in _OF_SIGN or at_v not in _OF_SIGN:
@@ -145,6 +151,7 @@ def show_mixed_edge(graph: nx.DiGraph, u: Any, v: Any) -> str:
     return f"{u} {_AT_LEFT[graph.edges[v, u]['mark']]}-{_AT_RIGHT[graph.edges[u, v]['mark']]} {v}"
 
 
+@checked
 def arrowheads(graph: nx.DiGraph) -> set[tuple[Any, Any]]:
     """The arcs (u, v) with an arrow at v: v is no cause of u. In a graph without marks, its edges.
 

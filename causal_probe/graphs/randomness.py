@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def numpy_generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng(seed_sequence(seed, purpose))
 
 
-def seed_sequence(seed: int, purpose: str) -> np.random.SeedSequence:
+def seed_sequence(seed: SupportsIndex, purpose: str) -> np.random.SeedSequence:
     """The seed of such a generator.
 
     Raises
@@ -32,4 +33,4 @@ def seed_sequence(seed: int, purpose: str) -> np.random.SeedSequence:
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise CausalProbeError(f"A seed must be a whole number of at least 0, not {seed!r}.")
-    return np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()),))
+    return np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode(errors="surrogatepass")),))

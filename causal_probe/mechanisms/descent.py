@@ -25,6 +25,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer, gradient_steps
 from causal_probe.results import BINARY, Result, Table
@@ -190,6 +191,7 @@ class DescentAlignment(Result):
         )  # fmt: skip
 
 
+@checked
 def descent_alignment(
     model: LinearTransformer | Callable[[Tensor], Tensor],
     task: LinearRegression | SineRegression,
@@ -241,6 +243,10 @@ def descent_alignment(
                 "The algorithms for a task that is not linear must be given, such as feature_descent(model, task)."
             )
         algorithms = reference_algorithms(task, steps)
+    if not algorithms:
+        raise CausalProbeError(
+            "There is no algorithm to compare with. Name one or more, or give None for all that the task has."
+        )
     source = generator(seed, "descent alignment")
     pieces: dict[str, list[NDArray[np.float64]]] = {}
     for start in range(0, n_sequences, MICRO_BATCH):
@@ -254,7 +260,8 @@ def descent_alignment(
     return DescentAlignment(names, **joined, settings=settings, provenance=about)
 
 
-def reference_algorithms(task: LinearRegression, steps: int = 1, *, shared: bool = False) -> tuple[Algorithm, ...]:
+@checked
+def reference_algorithms(task: LinearRegression, steps: Count = 1, *, shared: bool = False) -> tuple[Algorithm, ...]:
     """GD with 1 to ``steps`` steps, GD++ with 2 to ``steps``, each with the steps that fit the task best, and least squares.
 
     Parameters
@@ -284,6 +291,7 @@ def algorithm_of(descent: Descent, task: LinearRegression) -> Algorithm:
     return Algorithm(descent.name, predict, descent)
 
 
+@checked
 def feature_descent(
     features: Callable[[Tensor], Tensor] | None,
     task: LinearRegression | SineRegression,

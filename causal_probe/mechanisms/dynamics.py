@@ -23,6 +23,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.probes import head_graphs
@@ -102,6 +103,7 @@ def _squares(part: Float[np.ndarray, " _n"]) -> float:
     return float(((part - part.mean()) ** 2).sum())
 
 
+@checked
 class Watch:
     """Measures a model along a training run: a probe for :func:`causal_probe.training.fit`.
 

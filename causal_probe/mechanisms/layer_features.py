@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.mechanisms.descent import Algorithm
 from causal_probe.models import LinearTransformer
@@ -87,6 +88,7 @@ class LayerFeatures(Result):
         )
 
 
+@checked
 @torch.no_grad()
 def layer_features(
     model: LinearTransformer, task: LinearRegression | SineRegression, *, n_sequences: int = 5_000, seed: int = 0

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from causal_probe.arguments import Count, Moderate, Seed, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer, mesa_step
 from causal_probe.results import UNSAVED, Result, Table
@@ -173,6 +174,7 @@ class MesaTraining(Result):
         )
 
 
+@checked
 def train_mesa(
     process: AutoregressiveProcess,
     *,
@@ -238,6 +240,7 @@ def train_mesa(
     return MesaTraining(step, at_a, at_b, model, settings=settings, provenance=_place(model))
 
 
+@checked
 @torch.no_grad()
 def mesa_optimizer(
     model: LinearTransformer, process: AutoregressiveProcess, *, n_sequences: int = 4_096, seed: int = 0
@@ -324,9 +327,10 @@ def mesa_optimizer(
     )
 
 
+@checked
 @torch.no_grad()
 def mesa_recovery(
-    process: AutoregressiveProcess, *, product: float | None = None, n_sequences: int = 2_048, seed: int = 0
+    process: AutoregressiveProcess, *, product: Moderate | None = None, n_sequences: Count = 2_048, seed: Seed = 0
 ) -> tuple[float, float]:
     """The error of the W that the diagonal layer recovers from whole sequences, and its standard error.
 

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import describe
 from causal_probe.mechanisms.weight_result import BlockGraph, Direction, WeightGraphs
@@ -53,6 +54,7 @@ SCRAMBLES = 128
 LEVEL = 1e-3
 
 
+@checked
 def weight_graphs(
     model: DisentangledTransformer,
     task: InContextMarkov,

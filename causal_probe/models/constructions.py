@@ -35,7 +35,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.device import Device
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.fast import last_logits
 
@@ -49,6 +51,7 @@ Make = Callable[[list[int]], DisentangledTransformer]
 LARGE = 256.0
 
 
+@checked
 def hand_set(
     graph: nx.DiGraph,
     d_vocab: int,
@@ -58,7 +61,7 @@ def hand_set(
     output_scale: float = 1.0,
     graph_scale: float = LARGE,
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> DisentangledTransformer:
     """The two-layer model of a graph, with as many heads in layer 0 as a node has parents.
 
@@ -227,6 +230,7 @@ def _read_other_states(make: Make, match_scale: float, output_scale: float) -> D
     return model
 
 
+@checked
 def fit_scales(
     graph: nx.DiGraph,
     tokens: Int[Tensor, "batch pos"],

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
 import torch
 
+from causal_probe.arguments import DEVICE, checked
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["choose_device"]
+__all__ = ["Device", "choose_device"]
+
+#: A device of torch that is there.
+Device: TypeAlias = Annotated[str | torch.device, DEVICE]
 
 
+@checked
 def choose_device(device: str) -> torch.device:
     """The device that a name stands for; ``"auto"`` is a GPU if there is one.
 

@@ -29,7 +29,9 @@ from torch.nn.functional import cross_entropy, one_hot, pad
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.device import Device
 from causal_probe.models.export import to_transformer_lens
 from causal_probe.models.fast import last_logits, last_logits_by_rows
 from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedModel
@@ -154,6 +156,7 @@ class StatesModel(HookedModel):
         return tokens.to(next(self.parameters()).device)
 
 
+@checked
 class DisentangledTransformer(StatesModel):
     """The disentangled transformer, all weights zero until they are trained or set.
 
@@ -191,7 +194,7 @@ class DisentangledTransformer(StatesModel):
         heads: Sequence[int] = (1, 1),
         *,
         dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
     ) -> None:
         check_shape(d_vocab, n_positions, heads)
         super().__init__(d_vocab, n_positions)

@@ -12,7 +12,9 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.device import Device
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.subspaces import stream_widths
 from causal_probe.results import read_sealed, seal, write_bytes, write_json
@@ -24,6 +26,7 @@ FORMAT = 1
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+@checked
 def save(model: DisentangledTransformer, folder: str | os.PathLike[str]) -> None:
     """Write ``model.json`` and ``model.safetensors`` into ``folder``, which is made if it is missing.
 
@@ -43,6 +46,8 @@ def save(model: DisentangledTransformer, folder: str | os.PathLike[str]) -> None
     ...     load(folder).cfg.n_layers
     2
     """
+    if not os.fspath(folder):
+        raise CausalProbeError("An empty text names no folder to save the model in.")
     folder = Path(folder)
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     _check_finite(weights, "of the model to be saved")
@@ -60,11 +65,12 @@ def save(model: DisentangledTransformer, folder: str | os.PathLike[str]) -> None
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "model.safetensors", content)
         write_json(folder / "model.json", seal(shape))
-    except (OSError, CausalProbeError) as error:
+    except (OSError, ValueError, CausalProbeError) as error:  # ValueError: a name that no folder can have
         raise CausalProbeError(f"Can't save the model in {folder}: {error}") from error
 
 
-def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> DisentangledTransformer:
+@checked
+def load(folder: str | os.PathLike[str], *, device: Device = "cpu") -> DisentangledTransformer:
     """The model that :func:`save` wrote, with its weights on ``device``.
 
     Raises

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models.linear import LinearTransformer
 
 __all__ = ["gradient_steps", "mesa_step"]
 
 
+@checked
 def gradient_steps(
     d_x: int,
     n_examples: int,
@@ -84,6 +86,7 @@ def gradient_steps(
     return model
 
 
+@checked
 def mesa_step(
     d_x: int, n_positions: int, *, a: float = 1.0, b: float = 1.0, real: bool = False, dtype: torch.dtype | None = None
 ) -> LinearTransformer:

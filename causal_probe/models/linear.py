@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.device import Device
 from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedModel
 
 __all__ = ["LinearTransformer", "Mask"]
@@ -120,6 +122,7 @@ class Features(nn.Module):
         return features
 
 
+@checked
 class LinearTransformer(HookedModel):
     """A transformer over continuous tokens, all weights zero until they are trained, set or :meth:`initialise` d.
 
@@ -171,7 +174,7 @@ class LinearTransformer(HookedModel):
         n_layers: int = 1,
         n_heads: int = 1,
         *,
-        d_head: int | None = None,
+        d_head: Count | None = None,
         d_out: int = 1,
         shared: bool = False,
         softmax: bool | Sequence[bool] = False,
@@ -182,7 +185,7 @@ class LinearTransformer(HookedModel):
         d_hidden: int = 0,
         d_features: int = 0,
         dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
     ) -> None:
         super().__init__()
         kinds = (softmax,) * n_layers if isinstance(softmax, bool) else tuple(softmax)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError, CausalProbeWarning, show_path
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.files import DTYPES, is_saved_model, load
@@ -71,6 +72,7 @@ class LoadedModel(NamedTuple):
     name: str
 
 
+@checked
 def load_model(
     source: str | os.PathLike[str],
     *,

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.device import Device
 from causal_probe.models.disentangled import DisentangledTransformer, SoftmaxAttention, StatesModel, check_shape
 
 __all__ = ["EPSILON", "ReducedTransformer", "first_gradient"]
@@ -59,6 +61,7 @@ class Block(nn.Module):
         self.attn = Head()
 
 
+@checked
 class ReducedTransformer(StatesModel):
     """The two-matrix model, at A1 = 0 and A2 = beta I: where Algorithm 1 of the paper starts.
 
@@ -96,7 +99,7 @@ class ReducedTransformer(StatesModel):
         *,
         beta: float = 1.0,
         dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
     ) -> None:
         check_shape(d_vocab, n_positions, (1, 1))
         super().__init__(d_vocab, n_positions)

@@ -23,7 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.device import Device
 from causal_probe.models.disentangled import DisentangledTransformer
 
 __all__ = ["selective_induction"]
@@ -36,13 +38,14 @@ EVIDENCE, EVEN = 2.0, 0.5
 CHOICE = 2e4
 
 
+@checked
 def selective_induction(
     lags: Sequence[int],
     matrix: Float[Tensor, "state next"],
     n_positions: int,
     *,
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> DisentangledTransformer:
     """The three-layer model that selects among lags: its last head attends to the parent of the *next* token.
 

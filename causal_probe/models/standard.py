@@ -30,6 +30,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.errors import CausalProbeError
+from causal_probe.models.device import Device
 from causal_probe.models.hooked import HookedAttention, HookedModel
 
 __all__ = ["StandardTransformer"]
@@ -217,7 +218,7 @@ class StandardTransformer(HookedModel):
         d_out: int | None = None,
         name: str = "standard-transformer",
         dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
     ) -> None:
         super().__init__()
         sizes = {

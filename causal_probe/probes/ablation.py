@@ -25,6 +25,7 @@ from causal_probe.hooks.check import (
     describe,
     keep,
     live_hooks,
+    logits_of,
     require_hooks,
     undisturbed,
 )
@@ -129,7 +130,10 @@ class Laboratory:
         picked: AbstractContextManager[None] = nullcontext() if rows is None else only_rows(self.model, rows)
         with replayed(self.model, replay or {}), self.model.hooks(fwd_hooks=list(hooks)), picked:
             logits = self.model(tokens)
-        found = self.measure(logits, batch) if rows is None else mean_over_rows(logits[0], tokens, rows)
+        if rows is None:
+            found = self.measure(logits, batch)
+        else:
+            found = mean_over_rows(logits_of(logits, tokens, shape=(1, int(rows.sum())))[0], tokens, rows)
         for what, values in {"loss": found.loss, "logit": found.logit, **found.without}.items():
             if values is not None and (values.shape != (len(tokens),) or (finite and not values.isfinite().all())):
                 raise CausalProbeError(

@@ -10,11 +10,13 @@ import numpy as np
 import scipy
 from jaxtyping import Bool
 
+from causal_probe.arguments import Count, Level, checked
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["AboveZero"]
 
 
+@checked
 @dataclass(frozen=True)
 class AboveZero:
     """A claim: the edge's value is above zero, by a one-sided z-test over sequences.
@@ -27,8 +29,8 @@ class AboveZero:
         Bonferroni's number of tests. By default all pairs parent < child of the nodes, in all heads of the layer.
     """
 
-    level: float = 1e-3
-    n_tests: int | None = None
+    level: Level = 1e-3
+    n_tests: Count | None = None
 
     def __call__(self, evidence: Any, layer: int, head: int, nodes: Sequence[int]) -> Bool[np.ndarray, "child parent"]:
         """Which pairs pass."""

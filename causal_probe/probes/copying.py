@@ -143,6 +143,10 @@ def copy_sensitivity(model: Any, inputs: Float[Tensor, "batch pos d_token"], *, 
             if gradient is not None:
                 squares[:, position] += gradient.double().square().sum(-1)
     norms = squares.sqrt().numpy()
+    if not np.isfinite(norms).all():
+        raise CausalProbeError(
+            f"A derivative of {name} is no number. Check the inputs and the model's weights for NaN and infinities."
+        )
     totals = norms.sum(-1, keepdims=True)
     shares = np.divide(norms, totals, out=np.zeros_like(norms), where=totals > 0)
     return CopySensitivity(norms.mean(0), shares, layer, provenance=describe(model))

@@ -170,6 +170,10 @@ def implied_step(
     d_out = getattr(model, "d_out", None) if d_out is None else d_out
     if not d_x or not d_out:
         raise CausalProbeError("Say how many of a token's entries are x and y: d_x and d_out, each at least 1.")
+    if strange := [name for name, its in weights.items() if not its.isfinite().all()]:
+        raise CausalProbeError(
+            f"The weights {', '.join(strange)} hold NaN or infinities, and no step follows from them."
+        )
     d_model = weights["W_Q"].shape[2]
     if d_x + d_out > d_model:
         raise CausalProbeError(f"Tokens of {d_x} + {d_out} entries don't fit into a stream of width {d_model}.")

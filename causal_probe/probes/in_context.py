@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from causal_probe.arguments import BatchSize
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import probe
-from causal_probe.hooks.check import HookedModel, describe, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, describe, logits_of, require_hooks, undisturbed
 from causal_probe.hooks.moments import Moments
 from causal_probe.hooks.record import micro_batches
 from causal_probe.results import Result, Table, merge_provenance
@@ -359,7 +359,7 @@ def _over_batches(
     total: tuple[Moments, ...] | None = None
     with undisturbed(model):
         for tokens in micro_batches(model, batches, batch_size):
-            losses = token_losses(model(tokens), tokens)
+            losses = token_losses(logits_of(model(tokens), tokens), tokens)
             if not losses.isfinite().all():
                 raise CausalProbeError(
                     "A loss is not finite: the model gives a token no probability, or its weights hold NaN."

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
+from causal_probe.hooks.check import logits_of
 
 __all__ = ["Measure", "Measured", "Rows", "mean_over_rows", "next_token", "repeated_token", "rows_of"]
 
@@ -94,15 +95,15 @@ def next_token(queries: Sequence[int] | None = None) -> Measure:
         chosen[:, its] = True
         return chosen
 
-    def measure(logits: Float[Tensor, "batch pos d_vocab"], batch: Any) -> Measured:
+    def measure(logits: Any, batch: Any) -> Measured:
         tokens: Int[Tensor, "batch pos"] = getattr(batch, "tokens", batch)
-        return _next_token(logits, tokens, rows(tokens))
+        return _next_token(logits_of(logits, tokens), tokens, rows(tokens))
 
     _ROWS[measure] = rows
     return measure
 
 
-def repeated_token(logits: Float[Tensor, "batch pos d_vocab"], batch: Any) -> Measured:
+def repeated_token(logits: Any, batch: Any) -> Measured:
     """The loss, and the logit, of the next token where the current one has occurred before, in sequences that repeat themselves.
 
     A model that does the task has a loss below an even guess, and below its own loss on the tokens that are not repeated.
@@ -111,6 +112,7 @@ def repeated_token(logits: Float[Tensor, "batch pos d_vocab"], batch: Any) -> Me
     tensor([1.3863])
     """
     tokens: Int[Tensor, "batch pos"] = getattr(batch, "tokens", batch)
+    logits = logits_of(logits, tokens)
     before = _occurred(tokens)
     fresh = ~before & ~torch.cat([before[:, 1:], before[:, :1]], 1)
     fresh[:, -1] = False

@@ -27,7 +27,7 @@ from torch import Tensor
 from causal_probe.arguments import BatchSize, Count, Position, Seed
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.batches import probe
-from causal_probe.hooks.check import HookedModel, describe, keep, live_hooks, require_hooks, undisturbed
+from causal_probe.hooks.check import HookedModel, describe, keep, live_hooks, logits_of, require_hooks, undisturbed
 from causal_probe.hooks.record import micro_batches
 from causal_probe.hooks.skip import Skips
 from causal_probe.hooks.tokens import special_tokens
@@ -235,7 +235,7 @@ def _last(
 ) -> Float[Tensor, "batch d_vocab"]:
     """Log-probabilities after the last position."""
     with model.hooks(fwd_hooks=list(hooks)):
-        logits = model(tokens)[:, -1]
+        logits = logits_of(model(tokens), tokens)[:, -1]
     found: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).double().cpu()
     if found.isnan().any():
         raise CausalProbeError("The last prediction is no number for some sequence. Check the model's weights for NaN.")

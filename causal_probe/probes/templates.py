@@ -51,6 +51,7 @@ def _unknown(tokens: Tensor) -> Tensor:
     )
 
 
+@checked
 @dataclass(frozen=True)
 class Template:
     """A type of attention head.

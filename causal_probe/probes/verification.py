@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import networkx as nx
 import numpy as np
 from jaxtyping import Float
 
+from causal_probe.arguments import Help, Level, Share, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.heads import parse_head
 from causal_probe.probes.ablation import Head
@@ -29,6 +30,7 @@ ESTIMATES = (
 HARDLY = 0.01
 
 
+@checked
 @dataclass(frozen=True)
 class Rule:
     """Every constant of the verdicts.
@@ -58,13 +60,13 @@ class Rule:
         Dependence: ablating one head lowers the other's score by more than this.
     """
 
-    level: float = 0.01
-    minimum_excess: float = CALLED
-    delta: float = 0.05
-    rank: float = 0.95
-    joint_rank: float = 0.99
-    rank_error: float = 0.02
-    minimum_fall: float = 0.05
+    level: Level = 0.01
+    minimum_excess: Annotated[float, Help("Attention above chance.", most=1)] = CALLED
+    delta: Annotated[float, Help("Of an effect.", least=0)] = 0.05
+    rank: Share = 0.95
+    joint_rank: Share = 0.99
+    rank_error: Level = 0.02
+    minimum_fall: Share = 0.05
 
 
 class HeadVerdict(NamedTuple):

@@ -7,6 +7,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.saving import fill
 from causal_probe.papers.base import Reproduction
@@ -21,6 +22,7 @@ __all__ = ["REPORT", "load", "save", "write_page"]
 REPORT = "report.html"
 
 
+@checked
 def write_page(result: Any, folder: str | os.PathLike[str]) -> None:
     """Write the page on a result into a folder, as ``report.html``: what studies take as ``page=``.
 
@@ -90,6 +92,7 @@ def _(result: Sweep, folder: str | os.PathLike[str], *, overwrite: bool = False)
     return Path(folder) / REPORT
 
 
+@checked
 def load(path: str | os.PathLike[str]) -> Result:
     """The result in a folder that a study or :func:`save` has written, or in a ``.safetensors`` file. No live model comes back.
 
@@ -107,7 +110,7 @@ def load(path: str | os.PathLike[str]) -> Result:
     ...     load(out).loss == found.loss
     True
     """
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         return load_file(path)
     # Beside the JSON of the same name; what else is there (weights, sums to merge) has none.
     found = [each for each in sorted(Path(path).glob("*.safetensors")) if each.with_suffix(".json").is_file()]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.results.citing import Citation, cite
 from causal_probe.results.decoding import Undecodable, decode, put_back
@@ -216,6 +217,7 @@ class Result:
         return self.table().html()
 
 
+@checked
 def load(path: str | os.PathLike[str]) -> Result:
     """The result in a ``.safetensors`` file, of whatever kind. Arrays of torch come back on the CPU.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.results.files import read_json, read_sealed, reason_of, seal, sync_folder, write_json
 from causal_probe.results.jsonable import to_jsonable
@@ -120,6 +121,7 @@ class Claim:
         _discard(previous, target)
 
 
+@checked
 @contextlib.contextmanager
 def claim(
     folder: str | os.PathLike[str],

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.randomness import check_batch_size, out_of_range
 
@@ -86,6 +87,7 @@ class Flow:
         return np.asarray(self.a * self.b)
 
 
+@checked
 class AutoregressiveProcess:
     """x_{t+1} = W x_t, with a new unitary diagonal W in every sequence.
 

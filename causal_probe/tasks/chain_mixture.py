@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.dirichlet import check_concentration, dirichlet
 from causal_probe.tasks.graph_mixture import LabelledBatch, NextTokens, counted, next_token_losses
@@ -22,6 +23,7 @@ from causal_probe.tasks.stationary import stationary_distribution
 __all__ = ["MarkovMixture"]
 
 
+@checked
 class MarkovMixture:
     """Sequences of one of ``n_chains`` Markov chains each.
 

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
 from causal_probe.graphs.check import parent_lists
@@ -95,6 +96,7 @@ class LabelledBatch:
         return LabelledBatch(torch.cat([tokens[:, :at], tokens[source, at:]], 1), labels), labels[source]
 
 
+@checked
 class GraphMixture:
     """A graph drawn for each sequence.
 

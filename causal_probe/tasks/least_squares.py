@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.regression import LinearRegression
 
@@ -86,6 +87,7 @@ class Descent:
 # --------------------------------------------------------------------------------------------------------- predictors
 
 
+@checked
 def predict_descent(
     x: Float[Tensor, "batch example d_x"],
     y: Float[Tensor, "batch example d_out"],
@@ -122,6 +124,8 @@ def predict_descent(
     tensor([[1.5000]])
     """
     _check_shapes(x, y, x_query)
+    if gamma is not None and len(gamma) != len(eta):
+        raise CausalProbeError(f"There is one gamma for each step; there are {len(eta)} steps and {len(gamma)} gammas.")
     start = x.new_zeros(y.shape[-1], x.shape[-1]) if W0 is None else W0.to(x)
     if gamma is None or not any(gamma):
         W = start.expand(len(x), -1, -1)
@@ -218,6 +222,7 @@ def _check_shapes(x: Tensor, y: Tensor, x_query: Tensor) -> None:
 # ----------------------------------------------------------------------------------------------------- expected losses
 
 
+@checked
 def one_step_optimum(task: LinearRegression) -> Descent:
     """The best single step of gradient descent from zero, and its exact loss (the module's text).
 

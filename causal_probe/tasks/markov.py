@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs import check_graph
 from causal_probe.graphs.check import parent_lists
@@ -53,6 +54,7 @@ class _Draw:
     parents: list[list[int]]  # by slot, then by node
 
 
+@checked
 class InContextMarkov(Task):
     """The in-context Markov task over a causal graph.
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Annotated, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
 
+from causal_probe.arguments import DEVICE, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.randomness import numpy_generator, seed_sequence
+
+#: A device of torch that is there.
+Device: TypeAlias = Annotated[str | torch.device, DEVICE]
 
 __all__ = ["check_batch_size", "generator", "numpy_generator", "out_of_range"]
 
 
-def generator(seed: int, purpose: str, *, device: str | torch.device = "cpu") -> torch.Generator:
+@checked
+def generator(seed: SupportsIndex, purpose: str, *, device: Device = "cpu") -> torch.Generator:
     """A torch generator on ``device`` for one purpose of a run; :func:`numpy_generator` gives NumPy's.
 
     Streams of different seeds or purposes are independent, so that, say, drawing more training batches leaves the

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.randomness import check_batch_size, out_of_range
 
@@ -108,6 +109,7 @@ class _Regression:
         return regression_tokens(x, y, x_query, form=self.form, W0=self.W0)
 
 
+@checked
 class LinearRegression(_Regression):
     """In-context linear regression.
 
@@ -230,6 +232,7 @@ class LinearRegression(_Regression):
         return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
 
 
+@checked
 class SineRegression(_Regression):
     """In-context regression of sine waves, of scalar x (von Oswald et al. 2022).
 

@@ -18,6 +18,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.markov import InContextMarkov
 from causal_probe.tasks.predictors import in_context_unigram, uniform
@@ -27,6 +28,7 @@ from causal_probe.tasks.task import Batch, Predictor, Redraw, Task
 __all__ = ["RingWalk"]
 
 
+@checked
 class RingWalk(Task):
     """Steps of +1 or -1 on a ring of states, with a probability that is new in every sequence, along each edge of a graph.
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
 
 __all__ = [
@@ -203,6 +204,7 @@ def check_task(task: Any) -> Task:
     return task
 
 
+@checked
 def cross_entropy(
     prediction: Float[Tensor, "batch d_vocab"], target: Float[Tensor, "batch d_vocab"]
 ) -> Float[Tensor, " batch"]:
@@ -218,6 +220,7 @@ def cross_entropy(
     return losses
 
 
+@checked
 def reference_losses(task: Task, batch: Batch) -> dict[str, float]:
     """Mean cross-entropy on ``batch`` of each of the task's own reference predictors, in nats.
 
@@ -244,8 +247,9 @@ class Samples(Protocol[Drawn]):
         """Draw a batch."""
 
 
+@checked
 def sample_batches(
-    task: Samples[Drawn], n_sequences: int, generator: torch.Generator, *, batch_size: int = AT_ONCE
+    task: Samples[Drawn], n_sequences: Count, generator: torch.Generator, *, batch_size: Count = AT_ONCE
 ) -> Iterator[Drawn]:
     """``n_sequences`` fresh sequences in batches of ``batch_size``, the last of which may be smaller.
 

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.tasks.randomness import check_batch_size, out_of_range
 
@@ -67,6 +68,7 @@ class Programs:
         return graph
 
 
+@checked
 class VariableBinding:
     """Programs of assignments, and a query.
 

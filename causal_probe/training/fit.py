@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.tasks import Batch, Task
@@ -26,6 +27,7 @@ PARTS_OF_A0 = frozenset({"A0.position", "A0.tokens"})
 Callback = Callable[[int, DisentangledTransformer], None]
 
 
+@checked
 def fit(
     model: DisentangledTransformer,
     task: Task,
@@ -124,6 +126,7 @@ def fit(
     return History.of(stages, [loss for (loss,) in losses])
 
 
+@checked
 @torch.no_grad()
 def evaluate(model: DisentangledTransformer, batches: Sequence[Batch]) -> float:
     """Mean cross-entropy of the model over all sequences of ``batches``, in nats.

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 from causal_probe.models.fast import last_logits
@@ -25,6 +26,7 @@ from causal_probe.training.stages import Stage
 __all__ = ["fit_many"]
 
 
+@checked
 def fit_many(
     models: Sequence[DisentangledTransformer],
     tasks: Sequence[Task],

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causal_probe.arguments import Scale, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import LinearTransformer
 from causal_probe.tasks.regression import RegressionBatch
@@ -43,6 +44,7 @@ class RegressionTask(Protocol):
         """Draw a batch."""
 
 
+@checked
 def adam(
     steps: int = 5_000, *, batch_size: int = 2_048, learning_rate: float = 3e-3, warm: float = 0.5
 ) -> tuple[Stage, ...]:
@@ -62,6 +64,7 @@ def adam(
     return tuple(stage for stage in (constant, falling) if stage.steps)
 
 
+@checked
 def regression_loss(
     model: LinearTransformer, task: RegressionTask, generator: torch.Generator
 ) -> Callable[[int], Float[Tensor, ""]]:
@@ -99,12 +102,13 @@ def check_shapes(model: LinearTransformer, task: RegressionTask) -> None:
         )
 
 
+@checked
 def minimise(
     model: nn.Module,
     loss: Callable[[int], Tensor],
     stages: Sequence[Stage],
     *,
-    clip: float | None = None,
+    clip: Scale | None = None,
     callback: Callable[[int], None] | None = None,
     generator: torch.Generator | None = None,
     checkpoint: Checkpoint | None = None,

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 import torch
 
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.models import DisentangledTransformer
 
@@ -33,6 +34,7 @@ Schedule = Literal["constant", "cosine"]
 LARGEST_RATE = 1e12
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One optimiser, moving some of the weights for some steps, each on fresh sequences.
@@ -88,6 +90,7 @@ def check_two_layers(model: DisentangledTransformer) -> None:
         )
 
 
+@checked
 def give_matcher(model: DisentangledTransformer, *, beta: float = 1.0) -> tuple[str, ...]:
     """Set what staged training starts from; return it in words. All other weights are left as they are.
 
@@ -119,9 +122,10 @@ def give_matcher(model: DisentangledTransformer, *, beta: float = 1.0) -> tuple[
     return (*given, "W_U reads L1H0.token: I")
 
 
+@checked
 def staged(
     *,
-    n_positions: int,
+    n_positions: Count,
     graph_steps: int = 20,
     graph_batch_size: int = 4096,
     graph_learning_rate: float | None = None,
@@ -154,9 +158,10 @@ def staged(
     )
 
 
+@checked
 def joint(
     *,
-    n_layers: int = 2,
+    n_layers: Count = 2,
     steps: int | None = None,
     batch_size: int | None = None,
     optimizer: Optimizer = "sgd",

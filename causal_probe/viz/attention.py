@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
 from causal_probe.viz.palette import BLUE, VERMILLION
@@ -24,6 +25,7 @@ _TOKEN_LIMIT = 24
 _MOST_EDGES = 64
 
 
+@checked
 def attention(
     tokens: Iterable[object],
     patterns: Any,

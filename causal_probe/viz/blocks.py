@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
 from causal_probe.viz.figure import Drawing, colour_scale, drawing_style, label_bar, set_title
@@ -29,6 +30,7 @@ _LONGEST_NAME = 44
 _SPACED_NAME = re.compile(r"(?:(?P<head>.*)[\s:,]\s*)?(?P<query>\S+)\s+[x×]\s+(?P<key>\S+)")
 
 
+@checked
 def blocks(
     matrices: Any,
     *,

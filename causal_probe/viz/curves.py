@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, set_title, style_axes
 from causal_probe.viz.palette import BLUE, EXTRA, INK, MUTED, VERMILLION
@@ -31,6 +32,7 @@ _LOOKS = (
 )
 
 
+@checked
 @dataclass(frozen=True)
 class Curve:
     """One curve.
@@ -48,6 +50,7 @@ class Curve:
     error: Sequence[float] | None = None
 
 
+@checked
 def curves(
     panels: Mapping[str, Mapping[str, Curve]],
     *,
@@ -95,6 +98,10 @@ def curves(
             raise CausalProbeError(f"The curve {name!r} has parts of different lengths: {sorted(lengths)}.")
     x_names = [x_name] * len(panels) if isinstance(x_name, str) else x_name
     y_names = [y_name] * len(panels) if isinstance(y_name, str) else y_name
+    if not len(panels) == len(x_names) == len(y_names):
+        raise CausalProbeError(
+            f"A drawing of {len(panels)} panels has a name of each axis for all, or one for each panel."
+        )
     with drawing_style():
         figure = Drawing(figsize=(4.4 * len(panels) + 0.6, 3.5), layout="constrained")
         for axes, (heading, panel), x_label, y_label in zip(

@@ -20,6 +20,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from causal_probe.arguments import checked
 from causal_probe.results import write_text
 from causal_probe.viz.palette import DIVERGING, GRID, INK, MUTED, PAPER, SEQUENTIAL
 from causal_probe.viz.text import clean, shorten, show_number
@@ -163,6 +164,7 @@ def to_svg(figure: Figure, *, prefix: str, description: str = "") -> str:
     return svg.replace("<svg ", root, 1).strip()
 
 
+@checked
 def write_svg(figure: Figure, path: str | os.PathLike[str], *, description: str = "") -> None:
     """Write ``figure`` as an SVG file, whole or not at all; the same for the same figure. ``description`` is for those who can't see it.
 

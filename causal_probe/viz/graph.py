@@ -21,6 +21,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.check import backward_edges, listing, show_edge
 from causal_probe.viz.figure import Drawing, drawing_style, fit_lines
@@ -47,6 +48,7 @@ _LEGEND = {
 }
 
 
+@checked
 def graph(
     truth: nx.Graph | None = None,
     found: nx.Graph | None = None,

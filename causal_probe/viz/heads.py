@@ -12,6 +12,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.arrays import as_array
 from causal_probe.viz.figure import Drawing, colour_scale, drawing_style, label_bar, set_title, write_cells
@@ -26,6 +27,7 @@ _WRITTEN_IN_ALL = 144
 _IN_A_ROW = 4
 
 
+@checked
 def heads(scores: Any, *, score_name: str = "score", title: str | None = None, limit: float | None = None) -> Figure:
     """Draw one score for every head as a heat map, layer by head; or several, side by side.
 

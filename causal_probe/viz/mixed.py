@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.graphs.mixed import mixed_edges
 from causal_probe.viz.figure import Drawing, drawing_style, fit_lines
@@ -22,6 +23,7 @@ __all__ = ["mixed"]
 _TALLEST = 3.4
 
 
+@checked
 def mixed(
     graph: nx.DiGraph,
     labels: Sequence[object],

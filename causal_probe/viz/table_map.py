@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from causal_probe.arguments import checked, shown
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.figure import Drawing, colour_scale, drawing_style, fit_lines, label_bar, set_title, write_cells
 from causal_probe.viz.text import shorten
@@ -18,6 +19,7 @@ MOST = 1600
 _LONGEST_NAME = 40
 
 
+@checked
 def table_map(
     table: Any,
     *,
@@ -55,14 +57,18 @@ def table_map(
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['small', 'large']
     """
-    values = np.asarray(table, dtype=float)
+    try:
+        values = np.asarray(table, dtype=float)
+        named = table.index, table.columns
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CausalProbeError(f"A table is a pandas DataFrame of numbers; this one is {shown(table)}.") from error
     if not values.size or not np.isfinite(values).any() or np.isinf(values).any():
         raise CausalProbeError("A table is drawn if it holds finite numbers, and no infinite ones; this one does not.")
     if values.size > MOST:
         raise CausalProbeError(f"A table of at most {MOST} cells can be read; this one has {values.size}.")
     largest = limit if limit is not None else float(np.nanmax(np.abs(values))) or 1.0
     scale, colours = colour_scale(largest, signed=bool(np.nanmin(values) < 0))
-    rows, columns = ([shorten(str(name), _LONGEST_NAME) for name in names] for names in (table.index, table.columns))
+    rows, columns = ([shorten(str(name), _LONGEST_NAME) for name in names] for names in named)
     with drawing_style():
         longest = max(map(len, rows))
         turned = max(map(len, columns)) > 6

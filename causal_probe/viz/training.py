@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
+from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.viz.figure import Drawing, drawing_style, fit_lines, set_title, style_axes
 from causal_probe.viz.palette import BLUE, MUTED, PAPER
@@ -24,6 +25,7 @@ _MANY_STEPS = 200
 _REFERENCE_LINES = ("dashed", "dotted", "dashdot", (0, (6, 2)), (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
 
 
+@checked
 def training(
     history: Any,
     references: Mapping[str, float | None] | None = None,
@@ -63,7 +65,7 @@ def training(
     >>> figure.axes[0].get_xscale()
     'linear'
     """
-    steps, losses, stages = _checked(history if isinstance(history, Mapping) else vars(history))
+    steps, losses, stages = _checked(history if isinstance(history, Mapping) else getattr(history, "__dict__", {}))
     measured = [index for index, loss in enumerate(losses) if loss is not None]
     curve = np.asarray([losses[index] for index in measured], dtype=np.float64)
     finite = np.isfinite(curve)

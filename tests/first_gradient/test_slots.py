@@ -185,10 +185,10 @@ def test_bad_input_is_refused(task: InContextMarkov) -> None:
     [
         ({"level": 5.0}, "level must be between 0 and 1; it is 5.0"),
         ({"level": 0}, "level must be between 0 and 1"),
-        ({"level": float("nan")}, "level must be between 0 and 1"),
+        ({"level": float("nan")}, "`level` is nan"),
         ({"beta": -1}, "beta must be positive and finite; it is -1"),
         ({"beta": 0}, "beta must be positive and finite"),
-        ({"beta": float("inf")}, "beta must be positive and finite"),
+        ({"beta": float("inf")}, "`beta` is inf"),
         ({"explored": 1}, "explored must be at least 2; it is 1"),
     ],
 )

@@ -205,9 +205,9 @@ def test_tokens_that_do_not_fit() -> None:
 
 
 def test_no_such_construction() -> None:
-    with pytest.raises(CausalProbeError, match="one or more finite numbers"):
+    with pytest.raises(CausalProbeError, match="finite number"):
         gradient_steps(3, 4, eta=[])
-    with pytest.raises(CausalProbeError, match="one or more finite numbers"):
+    with pytest.raises(CausalProbeError, match="finite number"):
         gradient_steps(3, 4, eta=[math.inf])
     with pytest.raises(CausalProbeError, match="W0 must have the shape"):
         gradient_steps(3, 4, eta=[0.1], W0=torch.zeros(3, 1))

@@ -111,7 +111,7 @@ def test_the_first_tokens_say_nothing_of_the_lag() -> None:
         (lambda: GraphMixture([FORESTS[0], graphs.chain(5)], 3), "over 4, 5 nodes"),
         (lambda: GraphMixture([FORESTS[0], nx.DiGraph([(0, 2), (1, 2), (2, 3)])], 3), "several parents"),
         (lambda: GraphMixture(FORESTS, 1), "d_vocab is 1"),
-        (lambda: GraphMixture(FORESTS, 3, concentration=math.nan), "not nan"),
+        (lambda: GraphMixture(FORESTS, 3, concentration=math.nan), "is nan"),
         (lambda: GraphMixture(FORESTS, 3, transitions="new"), "'fixed' or 'fresh', not 'new'"),
         (lambda: GraphMixture.of_lags((1,), 9, 3), "found [1]"),
         (lambda: GraphMixture.of_lags((1, 9), 9, 3), "from 1 to 8; found [1, 9]"),

@@ -48,14 +48,14 @@ def test_cosine_is_torchs_own(schedule: str) -> None:
         ({"steps": -1}, "steps must not be negative, not -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive and at most 1e.12, not 0.0"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive and at most 1e.12, not nan"),
-        ({"learning_rate": math.inf}, "learning_rate must be positive and at most 1e.12, not inf"),
+        ({"learning_rate": math.nan}, "`learning_rate` is nan"),
+        ({"learning_rate": math.inf}, "`learning_rate` is inf"),
         ({"weight_decay": -0.1}, "weight_decay must be from 0 to 1e.12, not -0.1"),
-        ({"weight_decay": math.nan}, "weight_decay must be from 0 to 1e.12, not nan"),
+        ({"weight_decay": math.nan}, "`weight_decay` is nan"),
     ],
 )
 def test_a_stage_that_can_not_be(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(CausalProbeError, match=f"The stage 'a' can't be run: {message}"):
+    with pytest.raises(CausalProbeError, match=message):
         Stage(**{**SETTINGS, **change})
 
 
@@ -69,7 +69,7 @@ def test_a_stage_that_can_not_be(change: dict[str, Any], message: str) -> None:
 def test_a_choice_that_there_is_not(field: str, value: str, message: str) -> None:
     stage = Stage(**SETTINGS)
     object.__setattr__(stage, field, value)  # past the types, which are checked at run time in tests only
-    with pytest.raises(CausalProbeError, match=f"The stage 'a' can't be run: {message}"):
+    with pytest.raises(CausalProbeError, match=message):
         stage.__post_init__()
 
 

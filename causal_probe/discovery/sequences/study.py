@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy
 
+from causal_probe.arguments import Seed, checked
 from causal_probe.discovery.sequences.agreement import starts
 from causal_probe.discovery.sequences.codes import Codes, code, stated_memory
 from causal_probe.discovery.sequences.counts import CONCENTRATIONS, ROOT, Counts, polya
@@ -54,12 +55,13 @@ WORTH = 5.0
 LEAST_LEVEL = 1e-4
 
 
+@checked
 def graph_from_sequences(
     tokens: Any,
     *,
     level: float = LEVEL,
     order: Literal["columns"] | None = "columns",
-    seed: int = 0,
+    seed: Seed = 0,
     max_memory: int = MAX_MEMORY,
 ) -> SequenceGraph:
     """The causal graph of token sequences whose transitions are new in each sequence, as far as the sequences tell.
@@ -125,10 +127,10 @@ class Measured:
     tests: tuple[SwapTest, SwapTest]
     gains: dict[str, Gain]
     assumptions: tuple[Assumption, ...]
-    seed: int
+    seed: Seed
 
 
-def measure(codes: Codes, *, seed: int = 0) -> Measured:
+def measure(codes: Codes, *, seed: Seed = 0) -> Measured:
     """Search on one half of the sequences, test for structure on the other, improve and measure every column on all."""
     shuffled = np.random.default_rng(seed).permutation(len(codes.local))
     first, second = (codes.take(half[:SEARCHED]) for half in np.array_split(shuffled, 2))
@@ -162,7 +164,7 @@ def measure(codes: Codes, *, seed: int = 0) -> Measured:
 
 
 def structure_tests(
-    first: Codes, second: Codes, parents: Sequence[int], concentration: float, tree: Sequence[int], *, seed: int
+    first: Codes, second: Codes, parents: Sequence[int], concentration: float, tree: Sequence[int], *, seed: Seed
 ) -> tuple[SwapTest, SwapTest]:
     """Dependence along ``parents`` with transitions new in each sequence, and along ``tree`` with one matrix fitted on ``first``; both on ``second``."""
     fixed = None if first.ranked else one_matrix(first, tree)
