@@ -43,8 +43,6 @@ from typing import (
     overload,
 )
 
-from jaxtyping import jaxtyped
-
 from causal_probe.errors import CausalProbeError
 
 P = ParamSpec("P")
@@ -158,6 +156,7 @@ def check_value(name: str, value: Any, hint: Any, about: Help | None = None) -> 
     about = about or Help("")
     found = _fitted(value, hint, about)
     if found is _UNFIT:
+        name, value, hint = _within(name, value, hint, about)
         guess = near(value, _choices(hint), quote=repr) if isinstance(value, str) else "."
         large = isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST
         fits = " that fits into 64 bits" if large else ""
@@ -215,6 +214,17 @@ def _fitted(value: Any, hint: Any, about: Help) -> Any:
     return value
 
 
+def _within(name: str, value: Any, hint: Any, about: Help) -> tuple[str, Any, Any]:
+    """Of a mapping the entry that is wrong."""
+    for each in (hint, *get_args(hint)):
+        if get_origin(each) is collections.abc.Mapping and isinstance(value, Mapping):
+            its = get_args(each)[1]
+            for key, held in value.items():
+                if _fitted(held, its, about) is _UNFIT:
+                    return _within(f"{name}[{shown(key)}]", held, its, about)
+    return name, value, hint
+
+
 def _holds(value: Mapping[Any, Any], hints: tuple[Any, ...], about: Help) -> bool:
     key, its = hints
     return all(
@@ -229,7 +239,7 @@ def _sequence(value: Any, hints: tuple[Any, ...], about: Help) -> Any:
         return _UNFIT
     if isinstance(value, Mapping) and not isinstance(value, collections.abc.Set):  # the nodes of a graph are both
         return _UNFIT
-    if hints[0] is Any:
+    if hints[0] in (Any, object):
         return value
     each = tuple(itertools.islice(value, LONGEST + 1))
     fixed = len(hints) > 1 and hints[1] is not Ellipsis
@@ -360,6 +370,8 @@ def checked(function: Any, **readers: Reader) -> Any:
 
     @functools.wraps(function)
     def with_checks(*args: Any, **kwargs: Any) -> Any:
+        from jaxtyping import jaxtyped  # which brings NumPy, and options need none
+
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments
         with jaxtyped("context"):  # an axis has one length in all arguments

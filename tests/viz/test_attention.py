@@ -177,7 +177,7 @@ def test_data_is_inert_and_whole(tokens: list[str]) -> None:
         ((["a", "b"], np.zeros((2, 2))), {}, "[head query key]; found the shape [2, 2]"),
         ((["a"], np.zeros((1, 2, 2))), {}, "1 tokens with patterns of 2 queries and 2 keys"),
         ((["a", "b"], np.full((1, 2, 2), np.nan)), {}, "4 of 4 values that are NaN"),
-        (("ab", np.zeros((1, 2, 2))), {}, "one string was given"),
+        (("ab", np.zeros((1, 2, 2))), {}, "`tokens` is 'ab'"),
         ((["a"], np.ones((1, 1, 1))), {"max_positions": 0, "decimals": -1, "head_names": []}, "max_positions = 0; "),
         ((["a"], np.ones((1, 1, 1))), {"max_positions": 0, "decimals": -1, "head_names": []}, "decimals = -1; "),
         ((["a"], np.ones((1, 1, 1))), {"max_heads": 0, "head_names": []}, "0 head names with patterns of 1 heads"),
@@ -190,7 +190,7 @@ def test_data_is_inert_and_whole(tokens: list[str]) -> None:
         ),
         ((["a"], np.ones((1, 1, 1))), {"graphs": [nx.DiGraph([("a", "b")])]}, "has the node 'a'"),
         ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [1, 2]}}, "x has 2 scores for 1 heads"),
-        ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [float("nan")]}}, "x has a score that is NaN"),
+        ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [float("nan")]}}, "is [nan]. It must be a sequence, each of it a finite number"),
         ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [1]}, "sort_by": "y"}, "sorted by 'y', and the scores are x"),
     ],
 )

@@ -143,7 +143,7 @@ def test_labels_are_shown_as_text() -> None:
         ({"truth": nx.DiGraph()}, "no node"),
         ({"truth": nx.DiGraph([(0, "a")])}, "ascending order"),
         ({"truth": TRUTH, "labels": ["a"]}, "5 nodes and 1 labels"),
-        ({"truth": TRUTH, "labels": "abcde"}, "one string"),
+        ({"truth": TRUTH, "labels": "abcde"}, "`labels` is 'abcde'"),
         ({"truth": TRUTH, "labels": {0: "a", 2: "b"}}, "have none: 1, 3, 4"),
     ],
 )

@@ -91,7 +91,7 @@ def test_hostile_names() -> None:
         ({"step": [0, 0], "loss": [1.0, 1.0]}, {}, "must ascend"),
         ({"step": [0], "loss": ["x"]}, {}, "must be numbers"),
         ({"step": [0], "loss": [None]}, {}, "none of its losses"),
-        ({"step": [0], "loss": [1.0]}, {"uniform": float("nan")}, "finite number or None: uniform"),
+        ({"step": [0], "loss": [1.0]}, {"uniform": float("nan")}, "is nan. It must be a finite number or None"),
     ],
 )
 def test_bad_history(history: dict[str, list[object]], references: dict[str, float], message: str) -> None:
