@@ -372,7 +372,10 @@ def checked(function: Any, **readers: Reader) -> Any:
     def with_checks(*args: Any, **kwargs: Any) -> Any:
         from jaxtyping import jaxtyped  # which brings NumPy, and options need none
 
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # Python's own error names the function
         given = bound.arguments
         with jaxtyped("context"):  # an axis has one length in all arguments
             for name, value in given.items():

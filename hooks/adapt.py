@@ -233,6 +233,10 @@ def _cut_heads(hooked: Any) -> None:
 def _give_tokenizer(hooked: Any, tokenizer: Any) -> None:
     # Not through TransformerLens' own set-up: it loads the tokenizer a second time, from the hub if need be, to make it put a
     # BOS token in front of everything.
+    if not callable(tokenizer) or not hasattr(tokenizer, "pad_token"):
+        raise CausalProbeError(
+            f"The tokenizer is a {type(tokenizer).__name__}. Give one of transformers', such as AutoTokenizer.from_pretrained(source)."
+        )
     tokenizer = copy.deepcopy(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

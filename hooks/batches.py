@@ -18,7 +18,7 @@ from torch import Tensor
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.check import HookedModel, require_hooks
-from causal_probe.hooks.tokens import starts_ends_pads, text_start
+from causal_probe.hooks.tokens import check_known, starts_ends_pads, text_start
 
 __all__ = [
     "Batches",
@@ -211,10 +211,18 @@ class Batches:
             raise CausalProbeError(
                 f"A {type(batch).__name__} without 'input_ids' is no batch of tokens; it has {', '.join(map(repr, list(batch)[:6])) or 'nothing'}."
             )
-        tensor, mask = (as_tensor(batch.get(name)) for name in ("input_ids", "attention_mask"))
+        tensor, given = as_tensor(batch["input_ids"]), batch.get("attention_mask")
+        mask = as_tensor(given)
         if tensor is None:
             raise CausalProbeError(
                 "The 'input_ids' must be whole numbers [batch, pos], rows of one length: tokenize without padding, to one length."
+            )
+        if given is not None and (
+            mask is None or mask.shape != tensor.shape or not bool(((mask == 0) | (mask == 1)).all())
+        ):
+            found = _what(given) if mask is None else f"{mask.dtype} {list(mask.shape)}"
+            raise CausalProbeError(
+                f"The attention mask must be ones and zeros of the tokens' shape, {list(tensor.shape)}; it is {found}."
             )
         if mask is not None and not bool(mask.bool().all()):
             raise CausalProbeError(
@@ -242,8 +250,13 @@ PADDING = (
 
 def apart(given: Any) -> Iterator[Any]:
     """The batches of the given tokens."""
+    given = _of_a_table(given)
     if isinstance(given, (Tensor, np.ndarray, Mapping, str)) or isinstance(getattr(given, "tokens", None), Tensor):
         return iter([given])
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        raise CausalProbeError(
+            f"{_what(given)} is no tokens. Give a tensor [batch, pos], or an iterable of such tensors."
+        )
     if isinstance(given, Sequence) and len(given) and (_are_texts(given) or _is_number(given[0]) or is_row(given[0])):
         return iter([given])
     if isinstance(given, bytes) or not isinstance(given, Iterable):
@@ -251,6 +264,11 @@ def apart(given: Any) -> Iterator[Any]:
             f"{_what(given)} is no tokens. Give a tensor [batch, pos], or an iterable of such tensors."
         )
     return iter(given)
+
+
+def _of_a_table(given: Any) -> Any:
+    """The numbers of a DataFrame, of whatever library."""
+    return given.to_numpy() if hasattr(given, "to_numpy") and not isinstance(given, Tensor) else given
 
 
 def _is_of_its_own(batch: Any) -> bool:
@@ -273,14 +291,21 @@ def is_row(row: Any) -> bool:
 
 def as_tensor(batch: Any) -> Tensor | None:
     """None where it is no array of numbers."""
+    batch = _of_a_table(batch)
     if isinstance(batch, Tensor):
-        return batch
+        return None if batch.is_nested else batch
+    if isinstance(batch, np.ma.MaskedArray) and np.ma.is_masked(batch):
+        raise CausalProbeError(
+            f"The array hides {int(np.ma.getmaskarray(batch).sum())} of {batch.size} tokens behind a mask, which no probe reads. Cut the sequences."
+        )
     rows = isinstance(batch, (list, tuple)) and len(batch) and (_is_number(batch[0]) or is_row(batch[0]))
     if not rows and not isinstance(batch, np.ndarray):
         return None
     try:
         array = np.asarray(batch)
-        return torch.from_numpy(array.astype(np.int64 if array.dtype.kind == "u" else array.dtype))
+        if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+            return None
+        return torch.from_numpy(array.astype(np.int64 if array.dtype.kind == "u" else array.dtype.newbyteorder("=")))
     except (
         TypeError,
         ValueError,
@@ -309,6 +334,9 @@ def tokens_of_text(model: HookedModel, texts: Sequence[str]) -> Int[Tensor, "bat
     rows = []
     for text in texts:
         tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not tokens:
+            raise CausalProbeError(f"The text {text[:40]!r} has no tokens. Give one that the tokenizer can read.")
+        check_known(tokenizer, tokens, len(tokens))
         rows.append(tokens if start and tokens[: len(start)] == start else [*start, *tokens])
     lengths = sorted(set(map(len, rows)))
     if len(lengths) > 1:

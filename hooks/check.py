@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from causal_probe.arguments import checked
+from causal_probe.arguments import Natural, checked
 from causal_probe.errors import CausalProbeError
 
 __all__ = [
@@ -80,7 +80,7 @@ class HookedModel(Protocol):
 
 
 @checked
-def attention_hook(layer: int, what: str) -> str:
+def attention_hook(layer: Natural, what: str) -> str:
     """The name of a layer's attention hook point; layers are counted from 0. Whether the model has it, :func:`require_hooks` says.
 
     >>> attention_hook(0, "pattern")

@@ -224,6 +224,10 @@ def edited(model: HookedModel, *edits: Edit) -> Iterator[None]:
 def _replace_head(layer: Any, head: Any, reference: Tensor) -> Edit:
     layer, head = parse_head(layer, head)
     name = attention_hook(layer, "z")
+    if not reference.isfinite().all():
+        raise CausalProbeError(
+            "What replaces a head's output holds NaN or infinities. Take it from a model that computes numbers."
+        )
 
     def edit(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Float[Tensor, "batch pos head d_head"]:
         if z.ndim != 4:

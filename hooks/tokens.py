@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import warnings
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from causal_probe.errors import CausalProbeError
+from causal_probe.errors import CausalProbeError, CausalProbeWarning
 from causal_probe.hooks.check import HookedModel
 
 __all__ = ["SpecialTokens", "content_tokens", "special_tokens", "text_start"]
@@ -196,3 +197,27 @@ def _ids(owner: Any, name: str, vocabulary: range) -> list[int]:
     found = getattr(owner, name, None)
     tokens: list[int | None] = found if isinstance(found, list) else [found]
     return [token for token in tokens if token is not None and token in vocabulary]
+
+
+def check_known(tokenizer: Any, tokens: Sequence[int], n_tokens: int) -> None:
+    """Raise where a text is unknown to a tokenizer as a whole, warn where a part of it is.
+
+    Parameters
+    ----------
+    n_tokens
+        How many of the tokens are the text's own.
+
+    Raises
+    ------
+    CausalProbeError
+        If all of them are the token that stands for any.
+    """
+    unknown = unknown_token(tokenizer)
+    n_unknown = 0 if unknown is None else list(tokens).count(unknown)
+    said = f"The tokenizer knows {n_tokens - n_unknown} of the text's {n_tokens} tokens; each of the others is a token that stands for any"
+    if n_unknown and n_unknown == n_tokens:
+        raise CausalProbeError(
+            f"{said}. Write the text as the model was trained on it: with blanks between its letters, say."
+        )
+    if n_unknown:
+        warnings.warn(f"{said}, and what is found is found of those.", CausalProbeWarning, stacklevel=4)

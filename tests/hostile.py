@@ -212,7 +212,7 @@ BAD_TOKENS: dict[str, tuple[Callable[[], Any], str]] = {
     "a mask with padding": (lambda: {"input_ids": tokens(), "attention_mask": changed(torch.ones(4, LENGTH).long(), 0, 1, 0)}, "padding"),
     "rows of two lengths": (lambda: {"input_ids": [[3, 4], [5]]}, "one length"),
     "a dict of something": (lambda: {"ids": tokens()}, "input_ids"),
-    "unknown lengths of text": (lambda: ["t3 t4", "t3"], "one length"),
+    "unknown lengths of text": (lambda: ["t5 t4", "t5"], "one length"),
     "empty texts": (lambda: [b"t3"], "bytes"),
     "sparse": (lambda: tokens().to_sparse(), "sparse"),
     "meta": (lambda: tokens().to("meta"), "without values"),

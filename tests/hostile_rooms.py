@@ -309,7 +309,6 @@ GOOD: dict[str, Callable[[], Call]] = {
         {"n_positions": 5, "graph_steps": 2, "graph_batch_size": 4, "graph_learning_rate": 1.0, "steps": 2, "batch_size": 4, "optimizer": "sgd",
          "learning_rate": 0.1},
     ),
-    "training.task_loss": lambda: (training.task_loss, {"logits": torch.zeros(2, 3), "target": torch.full((2, 3), 1 / 3)}),
     "training.regression_loss": lambda: (training.regression_loss, {"model": step(), "task": regression(), "generator": generator()}),
     "training.minimise": lambda: (
         training.minimise,
@@ -359,13 +358,13 @@ def _table() -> Any:
     return pd.DataFrame([[0.1, 0.2]], index=["a"], columns=["b", "c"])
 
 
-#: What is tried elsewhere: studies, whose options are checked; what runs a command's work; what is under another name here.
+#: What is not looked at, since it runs inside compiled steps, and what is tried elsewhere: studies, whose options are checked; what runs a command's work; what is under another name here.
 ELSEWHERE = {
     "circuits.known_circuits", "circuits.find_circuit", "circuits.next_scores", "circuits.prompt_circuit", "circuits.prune_nodes", "circuits.read_prompts",
     "circuits.task_prompts", "experiments.check_model", "experiments.compare_evidence", "experiments.discover_in_text", "experiments.explain_sentiment",
     "experiments.explain_sessions", "experiments.in_context_graph", "experiments.known_circuits", "experiments.leaderboard", "experiments.merge_scans",
     "experiments.recover", "experiments.recover_by_gradient", "experiments.recover_from_tokens", "experiments.scan", "reports.save", "reports.write_page",
-    "results.claim", "discovery.fci",
+    "results.claim", "discovery.fci", "training.task_loss",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "causal_probe"
 
 #: Lines of code, neither blank nor comment nor docstring, in the whole package. A ratchet: whoever adds a capability says by how much it rises; without the graphs from sequences 21,000 is where it is to go.
-MOST_CODE = 38_850
+MOST_CODE = 39_000
 #: Lines of text in a module, all of them.
 LONGEST_MODULE = 500
 #: Share of the code that one room may hold.

@@ -185,6 +185,11 @@ class FisherZ:
             raise CausalProbeError(
                 "A correlation matrix holds finite numbers, with ones on the diagonal. This one doesn't."
             )
+        if (
+            not np.allclose(self.correlation, self.correlation.T, atol=1e-6)
+            or np.abs(self.correlation).max() > 1 + 1e-6
+        ):
+            raise CausalProbeError("A correlation matrix is symmetric, with numbers from -1 to 1. This one isn't.")
         self.samples, self.level, self.remember = samples, level, remember
         self.tolerance = 10 * self.n * float(np.finfo(np.float64).eps) if tolerance is None else tolerance
         self._known: dict[Any, float] = {}  # by the bytes of (x, y, *given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 
 from causal_probe import probes
-from causal_probe.errors import CausalProbeError, CausalProbeWarning
+from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.opening import is_named
 from causal_probe.experiments.saving import Clock, kept
 from causal_probe.hooks import to_hooked
 from causal_probe.hooks.check import HookedModel
-from causal_probe.hooks.tokens import added_by_itself, token_text, unknown_token
+from causal_probe.hooks.tokens import added_by_itself, check_known, token_text
 from causal_probe.models import choose_device, load_model
 from causal_probe.options import takes
 from causal_probe.options.discover import DiscoverOptions
@@ -122,7 +121,8 @@ def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
             model = to_hooked(model, tokenizer, name)
         encoded = tokenizer(o.text)
         tokens = torch.tensor([encoded["input_ids"]])
-        _check_known(tokenizer, encoded["input_ids"])
+        added = sum(map(len, added_by_itself(tokenizer)))
+        check_known(tokenizer, encoded["input_ids"], len(encoded["input_ids"]) - added)
         nodes = _words(encoded, tokenizer) if o.words else None
         clock.spent_on("loading")
         found = probes.discover_from_attention(
@@ -145,20 +145,6 @@ def discover_in_text(model: Any, o: DiscoverOptions) -> TextDiscovery:
                 found, explanations, decision, changed, clock.timings, settings=settings, provenance=found.provenance
             )
         )
-
-
-def _check_known(tokenizer: Any, tokens: list[int]) -> None:
-    """Raise where a text is unknown to a tokenizer as a whole, warn where a part of it is."""
-    before, after = added_by_itself(tokenizer)
-    unknown, n_tokens = unknown_token(tokenizer), len(tokens) - len(before) - len(after)
-    n_unknown = 0 if unknown is None else tokens.count(unknown)
-    said = f"The tokenizer knows {n_tokens - n_unknown} of the text's {n_tokens} tokens; each of the others is a token that stands for any"
-    if n_unknown and n_unknown == n_tokens:
-        raise CausalProbeError(
-            f"{said}. Write the text as the model was trained on it: with blanks between its letters, say."
-        )
-    if n_unknown:
-        warnings.warn(f"{said}, and the graph is one over those.", CausalProbeWarning, stacklevel=3)
 
 
 def _is_causal(model: Any) -> bool:

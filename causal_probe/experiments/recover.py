@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from causal_probe import graphs
+from causal_probe.arguments import shown
 from causal_probe.errors import CausalProbeError
 from causal_probe.experiments.recovery import CHECKPOINT_FILE, Recovery
 from causal_probe.experiments.saving import Clock, kept
@@ -200,6 +201,11 @@ def _task(o: RecoverOptions) -> Task:
     if isinstance(o.graph, str | os.PathLike | nx.DiGraph):
         truth = choose_graph(o.graph, n_positions=o.n_positions, root_probability=o.root_probability, seed=o.seed)
         return InContextMarkov(truth, o.d_vocab, o.concentration)
+    if not hasattr(o.graph, "sample") or not hasattr(o.graph, "graph"):
+        raise CausalProbeError(
+            f"`graph` is {shown(o.graph)}. It must be the name of a family, a file, a networkx.DiGraph (networkx.from_numpy_array makes one of an "
+            "adjacency matrix) or a task."
+        )
     if (o.n_positions, o.d_vocab, o.concentration, o.root_probability) != (None, 3, 0.1, 0.5):
         raise CausalProbeError(
             f"{check_task(o.graph)!r} has its own graph and law. Leave `n_positions`, `d_vocab`, `concentration` and `root_probability` out, "

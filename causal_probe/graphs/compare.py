@@ -458,6 +458,11 @@ def _weights_of(compared: list[Edge], weights: Any, *, turned: bool = False) -> 
 
 def _as_floats(values: Any) -> NDArray[np.float64]:
     try:
-        return np.asarray(values, dtype=np.float64)
+        found = np.asarray(values)
+        if np.iscomplexobj(found):
+            raise CausalProbeError(
+                "weights are complex numbers, which have no order. Give real ones, such as their sizes."
+            )
+        return found.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that requires grad
         raise CausalProbeError(f"weights can't be read as an array of numbers: {error}") from error

@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy
 
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.device import Device
+from causal_probe.models.device import Device, Dtype
 from causal_probe.models.disentangled import DisentangledTransformer
 from causal_probe.models.fast import last_logits
 
@@ -60,7 +60,7 @@ def hand_set(
     match_scale: float = LARGE,
     output_scale: float = 1.0,
     graph_scale: float = LARGE,
-    dtype: torch.dtype = torch.float32,
+    dtype: Dtype = torch.float32,
     device: Device = "cpu",
 ) -> DisentangledTransformer:
     """The two-layer model of a graph, with as many heads in layer 0 as a node has parents.

@@ -6,13 +6,22 @@ from typing import Annotated, TypeAlias
 
 import torch
 
-from causal_probe.arguments import DEVICE, checked
+from causal_probe.arguments import DEVICE, Help, checked
 from causal_probe.errors import CausalProbeError
 
-__all__ = ["Device", "choose_device"]
+__all__ = ["Device", "Dtype", "choose_device"]
 
 #: A device of torch that is there.
 Device: TypeAlias = Annotated[str | torch.device, DEVICE]
+#: A dtype that weights can have.
+Dtype: TypeAlias = Annotated[
+    torch.dtype,
+    Help(
+        "Of weights.",
+        what="a floating-point or complex dtype of torch",
+        allows=lambda its: its.is_floating_point or its.is_complex,
+    ),
+]
 
 
 @checked

@@ -31,7 +31,7 @@ from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.device import Device
+from causal_probe.models.device import Device, Dtype
 from causal_probe.models.export import to_transformer_lens
 from causal_probe.models.fast import last_logits, last_logits_by_rows
 from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedModel
@@ -193,7 +193,7 @@ class DisentangledTransformer(StatesModel):
         n_positions: int,
         heads: Sequence[int] = (1, 1),
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: Dtype = torch.float32,
         device: Device = "cpu",
     ) -> None:
         check_shape(d_vocab, n_positions, heads)

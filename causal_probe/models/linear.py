@@ -30,7 +30,7 @@ from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.device import Device
+from causal_probe.models.device import Device, Dtype
 from causal_probe.models.hooked import HookedAttention, HookedBlock, HookedModel
 
 __all__ = ["LinearTransformer", "Mask"]
@@ -184,7 +184,7 @@ class LinearTransformer(HookedModel):
         d_positions: int = 0,
         d_hidden: int = 0,
         d_features: int = 0,
-        dtype: torch.dtype = torch.float32,
+        dtype: Dtype = torch.float32,
         device: Device = "cpu",
     ) -> None:
         super().__init__()
@@ -199,6 +199,9 @@ class LinearTransformer(HookedModel):
         problems += ["a complex model has linear layers and no MLP"] * (
             dtype.is_complex and (any(kinds) or d_hidden > 0)
         )
+        width = d_token + d_positions + d_features
+        if not problems and 4 * n_layers * n_heads * width * max(d_head or 0, width) > 2**34:
+            problems.append("it would have more than 2^34 weights")
         if problems:
             raise CausalProbeError("No such linear transformer can be built: " + "; ".join(problems) + ".")
         self.d_token, self.n_positions, self.d_out = d_token, n_positions, d_out

@@ -30,7 +30,7 @@ from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.device import Device
+from causal_probe.models.device import Device, Dtype
 from causal_probe.models.disentangled import DisentangledTransformer, SoftmaxAttention, StatesModel, check_shape
 
 __all__ = ["EPSILON", "ReducedTransformer", "first_gradient"]
@@ -98,7 +98,7 @@ class ReducedTransformer(StatesModel):
         n_positions: int,
         *,
         beta: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: Dtype = torch.float32,
         device: Device = "cpu",
     ) -> None:
         check_shape(d_vocab, n_positions, (1, 1))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from causal_probe.arguments import checked
 from causal_probe.errors import CausalProbeError
-from causal_probe.models.device import Device
+from causal_probe.models.device import Device, Dtype
 from causal_probe.models.disentangled import DisentangledTransformer
 
 __all__ = ["selective_induction"]
@@ -44,7 +44,7 @@ def selective_induction(
     matrix: Float[Tensor, "state next"],
     n_positions: int,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: Dtype = torch.float32,
     device: Device = "cpu",
 ) -> DisentangledTransformer:
     """The three-layer model that selects among lags: its last head attends to the parent of the *next* token.

@@ -31,6 +31,7 @@ import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from types import NoneType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -46,7 +47,7 @@ from typing import (
     overload,
 )
 
-from causal_probe.arguments import Help, check_value, near
+from causal_probe.arguments import Help, check_value, near, shown
 from causal_probe.errors import CausalProbeError
 
 __all__ = ["GIVEN", "Option", "Options", "Subject", "UnknownOptionError", "takes"]
@@ -273,6 +274,10 @@ class _Takes(Generic[P, O_contra]):
                 kwargs.pop(name) if name in kwargs else _first(args, function, name) for name in leading[len(args) :]
             ]
             first = [*args[: len(leading)], *subject]
+            if options.subject is not None and options.subject.several and isinstance(first[0], (str, bytes, NoneType)):
+                raise CausalProbeError(
+                    f"`{leading[0]}` is {shown(first[0])}. It must be a list of such: {options.subject.text}"
+                )
             known = options.described()
             if unknown := [name for name in kwargs if name not in known]:
                 names = ", ".join(f"`{name}`" for name in unknown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -82,7 +82,7 @@ class PageOption(Options):
     """Who writes the page: the studies know none."""
 
     page: Annotated[
-        Any,
+        Callable[..., Any] | None,
         Help(
             "What writes the page into that folder, from the result: causal_probe.reports.write_page.",
             none="numbers and tables alone",

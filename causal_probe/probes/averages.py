@@ -137,6 +137,10 @@ class Averages(Result):
         CausalProbeError
             If the quantities, models, shapes or settings differ, standard errors are not known, or shards of a corpus share documents.
         """
+        if other is self:
+            raise CausalProbeError(
+                "A result is merged with one of other sequences, not with itself: its sequences would count twice."
+            )
         if bool(self.labels) != bool(other.labels):
             raise CausalProbeError(
                 "One of the results has groups of sequences, and the other none: take one group by .at(label)."

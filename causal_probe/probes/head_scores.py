@@ -12,6 +12,7 @@ import numpy as np
 import scipy
 from jaxtyping import Float
 
+from causal_probe.arguments import Count, checked
 from causal_probe.errors import CausalProbeError
 from causal_probe.hooks.corpus import merge_readings
 from causal_probe.hooks.heads import find_head
@@ -163,7 +164,8 @@ class HeadScores(Result):
             for head, name in itertools.product(range(n_heads), self.names):
                 yield self.of(layer, head, name)
 
-    def top(self, template: str, k: int = 10) -> tuple[HeadScore, ...]:
+    @checked
+    def top(self, template: str, k: Count = 10) -> tuple[HeadScore, ...]:
         """The ``k`` heads with the largest score, the largest first. None where the score is undefined.
 
         Raises
@@ -282,7 +284,10 @@ class HeadScores(Result):
         CausalProbeError
             If the models, their heads, the templates, or the scored queries differ, or shards of a corpus share documents.
         """
-        for other in others:
+        for index, other in enumerate(others):
+            if not isinstance(other, HeadScores) or any(other is its for its in (self, *others[:index])):
+                what = "one twice" if isinstance(other, HeadScores) else f"a {type(other).__name__}"
+                raise CausalProbeError(f"Scores are merged with those of other sequences; found {what}.")
             for what, mine, theirs in (
                 ("models", self.provenance["model"], other.provenance["model"]),
                 ("templates", self.names, other.names),

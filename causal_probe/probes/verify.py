@@ -158,6 +158,11 @@ def verify(
     'L1H0'
     """
     names = _check(scores, model, templates, n_sequences, ranked_on, random_sets, batch_size)
+    every, n_heads = {n for n in scores.heads if n}, getattr(model, "heads", getattr(model.cfg, "n_heads", None))
+    if len(every) == 1 and set(n_heads if isinstance(n_heads, tuple) else [n_heads]) not in (every, {None}):
+        raise CausalProbeError(
+            f"The scores are of a model of {every.pop()} heads a layer, and this one has others. Give the model that was scanned."
+        )
     excesses, intervals, flagged = _flag(scores, names, rule)
     settings: dict[str, Any] = {"templates": names, "forwards": 0}
     nothing = Verification(

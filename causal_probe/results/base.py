@@ -169,6 +169,7 @@ class Result:
         # Pictures are drawn in a room above this one; the package stands above all rooms.
         return sys.modules[__name__.partition(".")[0]].plot(self, *what, **options)
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to ``path``, whole or not at all.
 
@@ -235,6 +236,10 @@ def load(path: str | os.PathLike[str]) -> Result:
     Traceback (most recent call last):
     causal_probe.errors.CausalProbeError: Can't read ...: No such file or directory.
     """
+    if (suffix := Path(path).suffix) in (".json", ".csv", ".parquet"):
+        raise CausalProbeError(
+            f"A result is loaded from its .safetensors file; {suffix} holds no more than its numbers. Name that file."
+        )
     arrays, about = read_arrays(path)
     kind = _CLASSES.get(str(about.get("kind")))
     if kind is None:

@@ -166,7 +166,7 @@ def claim(
     """
     left = frozenset() if unfinished is None else _left_of(unfinished)
     with hold(folder) as target:
-        with _said(f"Can't make the folder {folder}", OTHER):
+        with _said(f"Can't make the folder {_brief(folder)}", OTHER):
             _remove(beside(target, "partial"))
             _remove(beside(target, "gone"))
             _restore(folder, target, result, left)
@@ -196,7 +196,7 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[Path]:
     target = _resolve(folder)
     refusal = f"Another process is writing into {folder}. Wait until it has ended, or name another folder."
     with contextlib.ExitStack() as held:
-        with _said(f"Can't make the folder {folder}", OTHER):
+        with _said(f"Can't make the folder {_brief(folder)}", OTHER):
             _refuse_place(folder, target)
             target.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(target, refusal=refusal))
@@ -305,6 +305,8 @@ def _restore(folder: str | os.PathLike[str], target: Path, result: str, left: fr
 
 
 def _refuse_place(folder: str | os.PathLike[str], target: Path) -> None:
+    if not os.fspath(folder):
+        raise CausalProbeError("An empty text names no folder of results.")
     if target.exists() and not target.is_dir():
         raise CausalProbeError(f"--out names {folder}, which is a file. Name a folder.")
     if target.exists() and (os.path.ismount(target) or os.path.samefile(target, os.curdir)):
@@ -368,3 +370,8 @@ def _sync(folder: Path) -> None:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _brief(folder: str | os.PathLike[str]) -> str:
+    name = os.fspath(folder)
+    return name if len(name) <= 300 else f"{name[:300]}..."

@@ -16,6 +16,7 @@ from typing import Any
 import joblib
 from tqdm.auto import tqdm
 
+from causal_probe.arguments import check_value
 from causal_probe.errors import CausalProbeError
 from causal_probe.options import takes
 from causal_probe.options.studies import SweepOptions
@@ -77,6 +78,7 @@ def sweep(spec: Mapping[str, Any] | str | os.PathLike[str], o: SweepOptions) -> 
     2  pairs     0  finished   True
     3  pairs     1  finished   True
     """
+    check_value("spec", spec, Mapping[str, Any] | str | os.PathLike[str])
     if o.backend == "dask":
         try:
             import distributed  # noqa: F401

@@ -204,7 +204,7 @@ class AutoregressiveProcess:
         CausalProbeError
             If ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
+        check_batch_size(batch_size, generator)
         d, device = self.d_x, generator.device
         theta = 2 * math.pi * torch.rand(batch_size, d, generator=generator, device=device, dtype=torch.float64)
         if self.start == "normal":

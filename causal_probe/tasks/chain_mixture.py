@@ -80,7 +80,7 @@ class MarkovMixture:
         CausalProbeError
             If ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
+        check_batch_size(batch_size, generator)
         device = generator.device
         labels = torch.randint(self.n_chains, (batch_size,), generator=generator, device=device)
         above = self.matrices.to(device).cumsum(-1)

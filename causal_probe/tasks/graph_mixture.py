@@ -214,7 +214,7 @@ class GraphMixture:
         CausalProbeError
             If ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
+        check_batch_size(batch_size, generator)
         device, S = generator.device, self.d_vocab
         labels = torch.randint(len(self.graphs), (batch_size,), generator=generator, device=device)
         if self.matrix is None:

@@ -158,7 +158,7 @@ class InContextMarkov(Task):
         CausalProbeError
             If ``batch_size`` is below 1 or ``targets`` is unknown.
         """
-        check_batch_size(batch_size)
+        check_batch_size(batch_size, generator)
         if targets not in ("soft", "hard"):
             raise CausalProbeError(f"targets must be 'soft' or 'hard', not {targets!r}.")
         tables = {

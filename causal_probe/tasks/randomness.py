@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, SupportsIndex, TypeAlias
+from typing import Annotated, Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from causal_probe.graphs.randomness import numpy_generator, seed_sequence
 
 #: A device of torch that is there.
 Device: TypeAlias = Annotated[str | torch.device, DEVICE]
+
+#: Sequences that one batch may hold.
+MOST_AT_ONCE = 2**24
 
 __all__ = ["check_batch_size", "generator", "numpy_generator", "out_of_range"]
 
@@ -42,7 +45,15 @@ def out_of_range(counts: Mapping[str, tuple[int, int]], positive: Mapping[str, f
     ] + [f"{name} must be positive and finite, not {x!r}" for name, x in positive.items() if not 0 < x < math.inf]
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise unless at least one sequence is asked for."""
+def check_batch_size(batch_size: Any, generator: Any) -> None:
+    """Raise unless at least one sequence is asked for, no more than fit into any memory, and drawn from a generator of torch's."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size > MOST_AT_ONCE:
+        raise CausalProbeError(
+            f"A batch holds a whole number of sequences of at most {MOST_AT_ONCE:,}; batch_size is {batch_size!r}."
+        )
+    if not isinstance(generator, torch.Generator):
+        raise CausalProbeError(
+            f"Sequences are drawn from a torch.Generator, such as tasks.generator(0, 'mine'); found a {type(generator).__name__}."
+        )
     if batch_size < 1:
         raise CausalProbeError(f"A batch must hold at least one sequence; batch_size is {batch_size}.")

@@ -203,7 +203,7 @@ class LinearRegression(_Regression):
         CausalProbeError
             If ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
+        check_batch_size(batch_size, generator)
         W = self._normal((batch_size, self.d_out, self.d_x), generator, dtype) * self.w_scale
         inputs = self.sample_inputs(batch_size, generator, dtype=dtype)
         outputs = inputs @ W.mT
@@ -275,7 +275,7 @@ class SineRegression(_Regression):
         self, batch_size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
     ) -> RegressionBatch:
         """Draw ``batch_size`` sequences; see :meth:`LinearRegression.sample`."""
-        check_batch_size(batch_size)
+        check_batch_size(batch_size, generator)
 
         def uniform(low: float, high: float, n: int) -> Tensor:
             drawn = torch.empty(batch_size, n, 1, dtype=dtype, device=generator.device)

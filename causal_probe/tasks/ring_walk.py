@@ -83,7 +83,7 @@ class RingWalk(Task):
         CausalProbeError
             If ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
+        check_batch_size(batch_size, generator)
         p = torch.rand(batch_size, generator=generator, dtype=dtype, device=generator.device)
         pi = self._steps(torch.eye(self.d_vocab, dtype=dtype, device=p.device), p[:, None, None])
         tokens = self._walk.sample_tokens({1: pi}, generator)

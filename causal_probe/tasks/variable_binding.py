@@ -137,7 +137,7 @@ class VariableBinding:
         CausalProbeError
             If ``batch_size`` is below 1, or programs with these hops are too rare to be found.
         """
-        check_batch_size(batch_size)
+        check_batch_size(batch_size, generator)
         device = generator.device
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
         rng = np.random.default_rng(seed)

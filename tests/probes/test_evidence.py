@@ -223,7 +223,7 @@ def test_only_like_is_merged_with_like() -> None:
             found.merge(other)
     unknown = Evidence.from_arrays([PREVIOUS], n_sequences=3)
     with pytest.raises(CausalProbeError, match="without their standard errors"):
-        unknown.merge(unknown)
+        unknown.merge(Evidence.from_arrays([PREVIOUS], n_sequences=3))
 
 
 def test_groups_of_sequences() -> None:

@@ -190,7 +190,11 @@ def test_data_is_inert_and_whole(tokens: list[str]) -> None:
         ),
         ((["a"], np.ones((1, 1, 1))), {"graphs": [nx.DiGraph([("a", "b")])]}, "has the node 'a'"),
         ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [1, 2]}}, "x has 2 scores for 1 heads"),
-        ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [float("nan")]}}, "is [nan]. It must be a sequence, each of it a finite number"),
+        (
+            (["a"], np.ones((1, 1, 1))),
+            {"scores": {"x": [float("nan")]}},
+            "is [nan]. It must be a sequence, each of it a finite number",
+        ),
         ((["a"], np.ones((1, 1, 1))), {"scores": {"x": [1]}, "sort_by": "y"}, "sorted by 'y', and the scores are x"),
     ],
 )

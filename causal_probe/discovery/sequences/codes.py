@@ -143,6 +143,8 @@ def read_table(path: str | os.PathLike[str]) -> NDArray[Any]:
 
 
 def _table(tokens: Any) -> NDArray[np.int64]:
+    if hasattr(tokens, "to_numpy"):  # a DataFrame, whose iteration gives the names of its columns
+        tokens = tokens.to_numpy()
     if hasattr(tokens, "detach"):
         tokens = tokens.detach().cpu().numpy()
     if isinstance(tokens, Iterable) and not isinstance(tokens, (list, tuple, np.ndarray, str, bytes)):
