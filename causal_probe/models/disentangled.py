@@ -355,7 +355,7 @@ class DisentangledTransformer(StatesModel):
         Raises
         ------
         CausalProbeError
-            If there is no such head or position, or the shapes don't fit each other.
+            If there is no such head or position, the shapes don't fit each other, or a row is no distribution.
 
         Examples
         --------
@@ -378,6 +378,10 @@ class DisentangledTransformer(StatesModel):
                 f"Rows must be [row, key] with at most {n} keys, and queries [row] below {n}; they are {list(rows.shape)} and "
                 f"{list(queries.shape)}{f', up to {int(queries.max())}' if queries.numel() else ''}."
             )
+        if (rows < 0).any() or not torch.allclose(
+            rows.double().sum(1), torch.ones(len(rows), dtype=torch.float64, device=rows.device), atol=1e-5
+        ):
+            raise CausalProbeError("Each row must be a distribution over keys: not negative, with the sum one.")
         queries, rows = queries.to(self.W_U.device), pad(rows.to(self.W_U), (0, n - rows.shape[1]))
         hooked = self._hooked()
         with torch.no_grad():

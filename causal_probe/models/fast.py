@@ -114,13 +114,9 @@ def last_logits_by_rows(
     here = torch.zeros(1, n, dtype=W_U.dtype, device=tokens.device)
     here[0, -1] = 1
     ends = [here if M is None else M[:, -1] for M in stream]
-    of_states = [
-        W_U.new_zeros(len(tokens), d_vocab).scatter_add_(1, tokens, end.expand(len(tokens), -1)) for end in ends
-    ]
-    at_end = [
-        torch.cat(of_states, 1),
-        torch.cat([end.expand(max(map(len, ends)), -1) for end in ends], 1),
-    ]  # the stream at the last position
+    of_states = [_of_states(end.expand(len(tokens), -1), tokens, X, d_vocab) for end in ends]
+    # The stream at the last position.
+    at_end = [torch.cat(of_states, 1), torch.cat([end.expand(max(map(len, ends)), -1) for end in ends], 1)]
 
     def by_part(weights: Float[Tensor, "d_stream out"]) -> tuple[Tensor, Tensor]:
         """The blocks of tokens, [product, d_vocab, out], and of positions, [product, pos, out]."""
@@ -149,9 +145,8 @@ def last_logits_by_rows(
         pattern = (other_scores + scores[changed])[:, None].repeat(1, len(rows), 1)  # [batch, row, key]
         pattern[:, each, queries] = other_scores[:, queries] + new_scores
         pattern = pattern.softmax(-1)
-        value = (
-            (other_values + values[changed]).permute(1, 2, 0).contiguous()
-        )  # in this order the product is several times as fast
+        # In this order of axes the product is several times as fast.
+        value = (other_values + values[changed]).permute(1, 2, 0).contiguous()
         of_query = pattern[:, each, queries].T[..., None]
         found = (
             found + torch.bmm(pattern, value.mT).transpose(0, 1) + of_query * (new_values - values[changed][queries])
@@ -234,12 +229,18 @@ def _read(
             r = row @ M[0]
         else:
             r = torch.bmm(row[:, None], M)[:, 0]
-        if torch.is_grad_enabled() or tokens.device.type != "cpu":  # where it would depend on the order of threads
-            of_states = torch.bmm(r[:, None], X())[:, 0]
-        else:  # the same sums without the one-hots, several times as fast; its gradient would be as much slower
-            of_states = r.new_zeros(len(tokens), d_vocab).scatter_add_(1, tokens, r.expand(len(tokens), -1))
-        parts += [of_states, _pad(r, n_positions)]
+        parts += [_of_states(r.expand(len(tokens), -1), tokens, X, d_vocab), _pad(r, n_positions)]
     return torch.cat(parts, dim=-1)
+
+
+def _of_states(
+    r: Float[Tensor, "batch pos"], tokens: Int[Tensor, "batch pos"], X: Callable[[], Tensor], d_vocab: int
+) -> Float[Tensor, "batch d_vocab"]:
+    """How much of each row is on each state."""
+    if torch.is_grad_enabled() or tokens.device.type != "cpu":  # where it would depend on the order of threads
+        return torch.bmm(r[:, None], X())[:, 0]
+    # The same sums without the one-hots, several times as fast; its gradient would be as much slower.
+    return r.new_zeros(len(tokens), d_vocab).scatter_add_(1, tokens, r)
 
 
 def _dense(stream: list[Tensor | None], X: Tensor, n_positions: int) -> Tensor:

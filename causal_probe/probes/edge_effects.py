@@ -319,6 +319,10 @@ class Rivals:
         if self.redraw is None:
             raise CausalProbeError("Nothing can be redrawn.")
         drawn = self.redraw(batch, child, self.mechanism)
+        if missing := [name for name in ("states", "laws", "asked", "draw") if not hasattr(drawn, name)]:
+            raise CausalProbeError(
+                f"redraw must return an object with states, laws, asked and draw, as tasks.Redrawn is; a {type(drawn).__name__} has no {missing[0]}."
+            )
         n, n_states = len(drawn.states), drawn.laws.shape[-1]
         if drawn.laws.shape != (n, 1 + child, n_states) or drawn.asked.shape != (n, child):
             raise CausalProbeError(

@@ -240,6 +240,9 @@ def test_rows_are_computed_in_portions_under_hooks_of_ones_own_and_in_single_pre
         ({"queries": torch.tensor([-1])}, "queries"),
         ({"queries": torch.tensor([1, 2])}, "\\[1, 4\\] and \\[2\\]"),
         ({"rows": torch.ones(1, 10)}, "at most 9 keys"),
+        ({"rows": torch.ones(1, 4)}, "must be a distribution"),
+        ({"rows": torch.tensor([[2.0, -1.0]])}, "must be a distribution"),
+        ({"rows": torch.tensor([[float("nan"), 1.0]])}, "must be a distribution"),
     ],
 )
 def test_rows_that_can_not_be(options, message):

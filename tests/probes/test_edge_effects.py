@@ -467,6 +467,9 @@ def test_redrawing_must_keep_the_sequences():
     with pytest.raises(CausalProbeError, match=r"draw\(rows\) must return \d+ sequences for each of 3 states"):
         edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=truth, redraw=lose)
 
+    with pytest.raises(CausalProbeError, match=r"as tasks\.Redrawn is; a tuple has no states"):
+        edge_effects(solving(truth), batches, task_loss, layer=0, head=0, candidates=truth, redraw=lambda *given: ())
+
 
 # --------------------------------------------------------------------------------------------------------------- short cut
 
