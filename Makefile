@@ -6,13 +6,14 @@ JOBS ?= 2
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: help demo level reproduce pictures results gallery docs architectures known-circuits test test-tl4 test-tl3 faults lint bench setup setup-tl3 clean
+.PHONY: help demo level reproduce pictures results gallery docs architectures known-circuits test test-tl4 test-tl3 test-lowest faults lint bench setup setup-tl3 clean
 
 help:
 	@echo "make demo    recover a known causal graph and write the report to out/demo"
 	@echo "make test    run the tests on both supported lines of TransformerLens, 4.x and 3.9"
 	@echo "make lint    check style (ruff) and types (mypy)"
 	@echo "make reproduce  recover twenty random forests, staged and jointly: the paper's Figure 9 setting"
+	@echo "make test-lowest  the tests with the lowest releases that are allowed, and PYTHON=python3.10"
 	@echo "make faults  kill every command that writes, or fill its disk, at every file operation: hours"
 	@echo "make level   check the level of confirmed edges on some thousand wrong candidates; draws out/level.svg"
 	@echo "make known-circuits  check the truth of every model of known circuit: minutes"
@@ -66,6 +67,14 @@ test-tl4: setup
 test-tl3: setup-tl3
 	$(TL3)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+# The lowest releases that pyproject.toml names, and the oldest Python of the system that it does: `make test-lowest PYTHON=python3.10`. Not part of .ci/run.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip compile -q --resolution lowest-direct pyproject.toml -o .venv-lowest/pins.txt
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python -c .venv-lowest/pins.txt -e '.[test]'
+	.venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
 faults: setup
 	place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; OMP_NUM_THREADS=1 $(TL4)/bin/python -m tests.faults "$$place" all $(ARGS)
 
@@ -84,7 +93,7 @@ setup-tl3:
 	@$(call install,$(TL3),3.9.0)
 
 clean:
-	rm -rf $(TL4) $(TL3) build dist out/demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(TL4) $(TL3) .venv-lowest build dist out/demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find causal_probe hooks tests demos -name __pycache__ -prune -exec rm -rf {} +
 
 # install(folder, version): the package in editable form, with TransformerLens of that version, in a virtual environment.

@@ -207,10 +207,10 @@ def edited(model: HookedModel, *edits: Edit) -> Iterator[None]:
     >>> logits.shape
     torch.Size([1, 4, 3])
     """
+    require_hooks(model, [name for name, _ in edits])
     if not edits:
         yield
         return
-    require_hooks(model, [name for name, _ in edits])
     kept = Counter(name for name, edit in edits if getattr(edit, "keeps_its_input", False))
     with model.hooks(fwd_hooks=list(edits)), ExitStack() as stack:
         for name, count in kept.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -99,6 +100,28 @@ ODD: dict[str, tuple[Callable[[], Any], str]] = {
     "several gammas for one step": (lambda: tasks.predict_descent(*_examples(), eta=[0.1], gamma=[0.1, 0.2]), "one gamma for each"),
     "another type in a mapping": (lambda: _drawn_losses({"uniform": "high"}), r"`references\['uniform'\]` is 'high'"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("graph.json", '{"nodes": [{"id": 0}, {"id": 1}], "edges": [], "edges": [{"source": 0, "target": 1}]}', "'edges' stands twice"),
+        ("spec.yaml", "probes: gradient\ngrid: {seed: [0]}\ngrid: {seed: [1]}\n", "'grid' stands twice"),
+    ],
+)  # fmt: skip
+def test_a_key_that_stands_twice_is_refused(name: str, content: str, word: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CausalProbeError, match=word):
+        graphs.read_graph(tmp_path / name) if name.endswith("json") else sweep.sweep(
+            tmp_path / name, out=tmp_path / "out"
+        )
+
+
+def test_a_folder_has_no_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.save(models.DisentangledTransformer(3, 5), tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CausalProbeError, match="'main' was asked for; mine is on this machine"):
+        models.load_model("mine@main")
 
 
 def _clipped(clip: float) -> Any:

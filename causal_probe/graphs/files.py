@@ -37,7 +37,7 @@ from causal_probe.graphs.check import (
     show_node,
 )
 from causal_probe.results import seal, to_jsonable, write_json
-from causal_probe.results.files import is_whole
+from causal_probe.results.files import is_whole, no_key_twice
 
 __all__ = ["file_form", "read_graph", "write_graph"]
 
@@ -243,7 +243,7 @@ def _form(path: str | os.PathLike[str], content: bytes) -> Literal["JSON", "Grap
 
 def _parse_json(content: bytes) -> _Listed:
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:
         raise _Unfit(f"it is not JSON: {error}.") from error
     expected = "networkx's node-link form is an object with the keys 'nodes' and 'edges' (or 'links'), both lists"

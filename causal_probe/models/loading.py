@@ -141,6 +141,10 @@ def load_model(
         loaded = _load_hugging_face(path.parent, path.stem, dtype, device_map=device_map, gguf_file=path.name)
     elif (named := HUB_NAME.fullmatch(str(source))) and (revision is None or named[2] is None):
         revision = revision or named[2]
+        if os.path.exists(named[1]):
+            raise CausalProbeError(
+                f"The revision {revision!r} was asked for; {named[1]} is on this machine and has none."
+            )
         name = named[1] if revision is None else f"{named[1]}@{revision}"
         folder = _download(named[1], revision)
         loaded = _load_folder(folder, name, dtype, device_map=device_map, any_kind=any_kind)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -328,7 +328,24 @@ def parse_json(text: str) -> Any:
         deepest = max(deepest, depth)
     if deepest > DEEPEST:
         raise ValueError(f"it is nested {deepest} deep")
-    return json.loads(text, parse_constant=_refuse_constant)
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=no_key_twice)
+
+
+def no_key_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, which Python would read with the last of equal keys alone.
+
+    Raises
+    ------
+    ValueError
+        If a key stands twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object"
+        )
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -91,6 +91,17 @@ class Cell:
         return int(hashlib.sha256(f"seed {text}".encode()).hexdigest()[:8], 16)
 
 
+class _EachKeyOnce(yaml.SafeLoader):  # type: ignore[misc]
+    """Plain YAML, of which PyYAML would read the last of equal keys alone."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the key {twice[0]!r} stands twice in one mapping")
+        return dict(super().construct_mapping(node, deep=deep))
+
+
 def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A spec from a YAML file (JSON is YAML).
 
@@ -105,7 +116,7 @@ def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} characters")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_EachKeyOnce)
     except OSError as error:
         raise CausalProbeError(f"Can't read {show_path(path)}: {error.strerror or error}.") from error
     except (ValueError, RecursionError, RuntimeError, yaml.YAMLError) as error:

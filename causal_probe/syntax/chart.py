@@ -8,6 +8,7 @@ are best, as Murty et al. do, which on random charts of ten words is the best tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from causal_probe.syntax.treebank import Sentence
 
 __all__ = [
     "Brackets",
+    "TreeF1",
     "agreement",
     "balanced_tree",
     "best_tree",
@@ -162,3 +164,28 @@ def micro_f1(found: Sequence[Brackets], true: Sequence[Brackets]) -> float:
     """F1 of all sentences' brackets together."""
     both = sum(len(a & b) for a, b in zip(found, true, strict=True))
     return 2 * both / max(1, sum(map(len, found)) + sum(map(len, true)))
+
+
+class TreeF1(NamedTuple):
+    """Bracket F1 of a kind of tree with the sentences' trees.
+
+    Attributes
+    ----------
+    tree
+        ``"encoder"`` (the best tree of its charts), ``"encoder, centred"`` (of charts from which the mean over all sentences' spans of a length is subtracted, so that long spans are not
+        liked for their length), ``"encoder, greedy"`` (the paper's), and trees that look at nothing.
+    f1
+        Mean over sentences, the whole sentence's bracket left out; None where no sentence has another.
+    f1_paper
+        As in the paper: all sentences' brackets together, whole sentences included.
+    ahead, stderr, p_value
+        By how much the encoder's best trees have a larger F1, its standard error over sentences, and the one-sided p-value, corrected over all trees that
+        look at nothing; None for the encoder's own.
+    """
+
+    tree: str
+    f1: float | None
+    f1_paper: float
+    ahead: float | None = None
+    stderr: float | None = None
+    p_value: float | None = None

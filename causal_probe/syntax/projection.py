@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from causal_probe.results import Result, Table
 from causal_probe.syntax.attachment import as_sentences
 from causal_probe.syntax.chart import (
     Brackets,
+    TreeF1,
     agreement,
     balanced_tree,
     best_tree,
@@ -50,7 +51,7 @@ from causal_probe.syntax.masked import Vectors, check_masks, masked_encoder
 from causal_probe.syntax.treebank import Sentence
 from causal_probe.syntax.words import Tokenized, tokenize
 
-__all__ = ["TreeF1", "TreeProjection", "tree_projection"]
+__all__ = ["TreeProjection", "tree_projection"]
 
 #: The encoder's best trees.
 OWN = "encoder"
@@ -58,31 +59,6 @@ OWN = "encoder"
 TOGETHER = 64
 #: Random trees and redrawn charts for each sentence.
 DRAWS = 20
-
-
-class TreeF1(NamedTuple):
-    """Bracket F1 of a kind of tree with the sentences' trees.
-
-    Attributes
-    ----------
-    tree
-        ``"encoder"`` (the best tree of its charts), ``"encoder, centred"`` (of charts from which the mean over all sentences' spans of a length is subtracted, so that long spans are not
-        liked for their length), ``"encoder, greedy"`` (the paper's), and trees that look at nothing.
-    f1
-        Mean over sentences, the whole sentence's bracket left out; None where no sentence has another.
-    f1_paper
-        As in the paper: all sentences' brackets together, whole sentences included.
-    ahead, stderr, p_value
-        By how much the encoder's best trees have a larger F1, its standard error over sentences, and the one-sided p-value, corrected over all trees that
-        look at nothing; None for the encoder's own.
-    """
-
-    tree: str
-    f1: float | None
-    f1_paper: float
-    ahead: float | None = None
-    stderr: float | None = None
-    p_value: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
