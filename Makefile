@@ -67,13 +67,13 @@ test-tl4: setup
 test-tl3: setup-tl3
 	$(TL3)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The lowest releases that pyproject.toml names, and the oldest Python of the system that it does: `make test-lowest PYTHON=python3.10`. Not part of .ci/run.
+# Old releases warn of new ones below them. The lowest releases that pyproject.toml names, and the oldest Python of the system that it does: `make test-lowest PYTHON=python3.10`. Not part of .ci/run.
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q uv
 	.venv-lowest/bin/uv pip compile -q --resolution lowest-direct pyproject.toml -o .venv-lowest/pins.txt
 	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python -c .venv-lowest/pins.txt -e '.[test]'
-	.venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv-lowest/bin/python -m pytest -W ignore::DeprecationWarning -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: setup
 	place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; OMP_NUM_THREADS=1 $(TL4)/bin/python -m tests.faults "$$place" all $(ARGS)

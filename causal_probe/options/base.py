@@ -28,10 +28,11 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -224,7 +225,7 @@ class Options:
 
 @functools.cache
 def _described(cls: Any) -> Mapping[str, Option]:
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     by_name = {field.name: field for field in fields(cls)}
     # The class's own come first, then those of its bases as they stand there.
     ordered = dict.fromkeys(name for each in cls.__mro__ for name in inspect.get_annotations(each))
@@ -249,6 +250,17 @@ def _plain(value: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------------- functions
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of all fields; Python 3.10's ``get_type_hints`` takes the mark ``KW_ONLY`` for one, and fails."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        told = inspect.get_annotations(base).items()
+        own = {name: hint for name, hint in told if hint != "KW_ONLY" and not str(hint).startswith("ClassVar")}
+        holder: Any = SimpleNamespace(__annotations__=own)
+        found |= get_type_hints(holder, globalns=vars(sys.modules[base.__module__]), include_extras=True)
+    return found
 
 
 class _Takes(Generic[P, O_contra]):

@@ -41,7 +41,7 @@ __all__ = ["ATTENTION", "AboveZero", "Claim", "Evidence", "Quantity"]
 
 
 #: What makes a candidate an edge: its least value; or which pairs [child, parent] of a head, over these nodes, are edges.
-Claim: TypeAlias = "float | Callable[[Evidence, int, int, Sequence[int]], Bool[np.ndarray, 'child parent']]"
+Claim: TypeAlias = float | Callable[["Evidence", int, int, Sequence[int]], Bool[np.ndarray, "child parent"]]
 
 ATTENTION = Quantity(
     name="attention",
