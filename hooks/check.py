@@ -144,13 +144,15 @@ def no_surface(model: object) -> str:
     )
 
 
-def logits_of(found: Any, tokens: Tensor, *, shape: tuple[int, int] | None = None) -> Tensor:
+def logits_of(found: Any, tokens: Tensor, *, shape: tuple[int, int] | None = None, d_out: int | None = None) -> Tensor:
     """What a model has returned for tokens, if it is logits [batch, pos, d_vocab] of which each token has one.
 
     Parameters
     ----------
     shape
         Their first two axes, where they are not those of the tokens.
+    d_out
+        How many outputs the model has at each position, where they may be others than logits of its tokens.
 
     Raises
     ------
@@ -164,9 +166,10 @@ def logits_of(found: Any, tokens: Tensor, *, shape: tuple[int, int] | None = Non
     causal_probe.errors.CausalProbeError: The model returned a tuple for tokens [1, 2]. Its forward must return logits [batch, pos, d_vocab], one tensor.
     """
     some = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 3
-    if some and tuple(found.shape[:2]) == (shape or tuple(tokens.shape)) and found.shape[2] > int(tokens.max()):
+    if some and tuple(found.shape[:2]) == (shape or tuple(tokens.shape)):
         its: Tensor = found
-        return its
+        if its.shape[2] == d_out or its.shape[2] > int(tokens.max()):
+            return its
     what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
     raise CausalProbeError(
         f"The model returned {what} for tokens {list(tokens.shape)}. Its forward must return logits [batch, pos, d_vocab], one tensor."

@@ -171,7 +171,7 @@ class Layers:
             hooks.append((end, halt))
         with self._from(start if stream is not None else 0), self.model.hooks(fwd_hooks=hooks):
             if end is None:
-                logits = logits_of(self.model(tokens), tokens)
+                logits = logits_of(self.model(tokens), tokens, d_out=getattr(self.model.cfg, "d_vocab_out", None))
             else:
                 with contextlib.suppress(halted):
                     more = {"stop_at_layer": self.n} if _can_stop(self.model) else {}

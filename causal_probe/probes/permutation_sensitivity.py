@@ -235,7 +235,7 @@ def _last(
 ) -> Float[Tensor, "batch d_vocab"]:
     """Log-probabilities after the last position."""
     with model.hooks(fwd_hooks=list(hooks)):
-        logits = logits_of(model(tokens), tokens)[:, -1]
+        logits = logits_of(model(tokens), tokens, d_out=getattr(model.cfg, "d_vocab_out", None))[:, -1]
     found: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).double().cpu()
     if found.isnan().any():
         raise CausalProbeError("The last prediction is no number for some sequence. Check the model's weights for NaN.")
