@@ -46,7 +46,7 @@ def fit_mixture(
     predictions: Float[np.ndarray, "case state"],
     references: Float[np.ndarray, "reference _case _state"],
     *,
-    start: Float[np.ndarray, " reference"] | None = None,
+    start: Float[np.ndarray, " _start"] | None = None,
 ) -> tuple[Float[np.ndarray, " reference"], Float[np.ndarray, " case"]]:
     """The convex mixture of reference predictors of the least mean KL(predictions || mixture).
 
@@ -67,7 +67,7 @@ def fit_mixture(
     Raises
     ------
     CausalProbeError
-        If the shapes don't fit together, or something is no probability.
+        If the shapes don't fit together, or something is no probability or no weight.
 
     Examples
     --------
@@ -84,6 +84,10 @@ def fit_mixture(
     for name, its in (("predictions", q), ("references", p)):
         if not (its >= 0).all() or not np.allclose(its.sum(-1), 1, atol=1e-4):
             raise CausalProbeError(f"The {name} are not all probabilities that sum to 1 over the states.")
+    if start is not None and (len(start) != len(p) or not (np.isfinite(start) & (start >= 0)).all()):
+        raise CausalProbeError(
+            f"`start` must be {len(p)} weights that are finite and not negative; found {np.asarray(start).tolist()}."
+        )
     p = (1 - EVEN) * p + EVEN / p.shape[-1]
     n, flat, mass = len(q), p.reshape(len(p), -1), q.ravel()
 
@@ -190,7 +194,11 @@ class WatchPhases:
 
     @torch.no_grad()
     def __call__(self, step: int, model: Any) -> None:
-        """Fit the model after ``step`` steps."""
+        """Fit the model after ``step`` steps, which are more at every call."""
+        if self._steps and step <= self._steps[-1]:
+            raise CausalProbeError(
+                f"Step {step} was to be watched after step {self._steps[-1]}. Watch each training with a WatchPhases of its own."
+            )
         q = self.predict(model).double().cpu().numpy()
         n, states = len(q), q.shape[-1]
         if q.shape != self.references.shape[1:]:

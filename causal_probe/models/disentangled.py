@@ -337,7 +337,7 @@ class DisentangledTransformer(StatesModel):
         queries: Int[Tensor, " _query"],
         rows: Float[Tensor, "row key"],
     ) -> Float[Tensor, "row batch d_vocab"]:
-        """Logits at the last position if layer 0 attended otherwise, for many rows of its attention at the cost of about one run.
+        """Logits at the last position if layer 0 attended otherwise, for many rows of its attention at a fraction of a run each.
 
         The same as :meth:`predict` under :func:`causal_probe.hooks.replace_row`, one row after the other, without gradients. In a model of two
         layers the row of an earlier query changes one key of the last layer, and all else is computed once. Any other model, the last position,
@@ -372,11 +372,12 @@ class DisentangledTransformer(StatesModel):
             rows.ndim != 2
             or rows.shape[1] > n
             or queries.shape != rows.shape[:1]
+            or queries.is_floating_point()
             or ((queries < 0) | (queries >= n)).any()
         ):
             raise CausalProbeError(
-                f"Rows must be [row, key] with at most {n} keys, and queries [row] below {n}; they are {list(rows.shape)} and "
-                f"{list(queries.shape)}{f', up to {int(queries.max())}' if queries.numel() else ''}."
+                f"Rows must be [row, key] with at most {n} keys, and queries [row] whole numbers below {n}; they are {list(rows.shape)} and "
+                f"{str(queries.dtype).removeprefix('torch.')} {list(queries.shape)}{f', up to {int(queries.max())}' if queries.numel() else ''}."
             )
         if (rows < 0).any() or not torch.allclose(
             rows.double().sum(1), torch.ones(len(rows), dtype=torch.float64, device=rows.device), atol=1e-5
@@ -386,7 +387,7 @@ class DisentangledTransformer(StatesModel):
         hooked = self._hooked()
         with torch.no_grad():
             if len(self.heads) == 2 and not hooked - self._edited_below() and not (queries == n - 1).any():
-                at_once = max(1, MAX_PATTERN_ENTRIES // tokens.numel())
+                at_once = max(1, MAX_PATTERN_ENTRIES // max(1, tokens.numel()))
                 arguments = self._as_hooked(hooked)
                 found = [
                     last_logits_by_rows(tokens, self.A, self.W_U, head=head, queries=q, rows=r, **arguments)

@@ -120,7 +120,7 @@ def last_logits_by_rows(
 
     def by_part(weights: Float[Tensor, "d_stream out"]) -> tuple[Tensor, Tensor]:
         """The blocks of tokens, [product, d_vocab, out], and of positions, [product, pos, out]."""
-        blocks = weights.view(len(stream), -1, weights.shape[-1])
+        blocks = weights.view(len(stream), len(weights) // len(stream), weights.shape[-1])
         return blocks[:, :d_vocab], blocks[:, d_vocab : d_vocab + n]
 
     def read(weights: Float[Tensor, "d_stream out"]) -> Float[Tensor, "batch out"]:
@@ -202,7 +202,7 @@ def _mix(M: Tensor | None, values: Float[Tensor, "key batch width"]) -> Float[Te
     if M is None:
         return values
     if len(M) == 1:
-        return (M[0] @ values.flatten(1)).view(-1, *values.shape[1:])
+        return (M[0] @ values.flatten(1)).view(M.shape[1], *values.shape[1:])
     return torch.bmm(M, values.transpose(0, 1)).transpose(0, 1)
 
 

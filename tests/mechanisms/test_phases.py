@@ -124,11 +124,20 @@ def test_standard_errors_are_the_spread_over_data_sets() -> None:
     np.testing.assert_allclose(said[:2], spread[:2], rtol=0.5)
 
 
+def watched_twice() -> None:
+    watch = WatchPhases(REFERENCES, lambda model: torch.ones(64, 19, 4).double() / 4)
+    watch(3, None)
+    watch(3, None)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: fit_mixture(np.ones((2, 2)), np.ones((1, 2, 2)) / 2), "predictions are not all probabilities"),
         (lambda: fit_mixture(np.ones((2, 2)) / 2, np.ones((1, 3, 2)) / 2), "found [2, 2] and [1, 3, 2]"),
+        (lambda: fit_mixture(np.ones((2, 2)) / 2, np.ones((1, 2, 2)) / 2, start=np.array([np.nan])), "finite and not negative; found [nan]"),
+        (lambda: fit_mixture(np.ones((2, 2)) / 2, np.ones((1, 2, 2)) / 2, start=np.ones(2)), "must be 1 weights"),
+        (watched_twice, "Step 3 was to be watched after step 3"),
         (lambda: WatchPhases({"one": torch.ones(20, 2, 2) / 2}, lambda model: model), "two references or more"),
         (lambda: WatchPhases({name: torch.ones(9, 2, 2) / 2 for name in "ab"}, lambda model: model), "16 sequences"),
         (lambda: WatchPhases.of_task(TASK, BATCH, names=["bigram"]), "no reference 'bigram'. References: uniform,"),

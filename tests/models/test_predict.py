@@ -232,13 +232,23 @@ def test_rows_are_computed_in_portions_under_hooks_of_ones_own_and_in_single_pre
                 torch.testing.assert_close(logits, model(tokens)[:, -1])
 
 
+def test_no_rows_and_no_sequences_have_no_logits():
+    model, queries = DisentangledTransformer(3, 9), torch.tensor([2])
+    tokens = torch.zeros(2, 9, dtype=torch.long)
+    assert model.predict_by_rows(tokens[:0], head=0, queries=queries, rows=torch.ones(1, 1)).shape == (1, 0, 3)
+    assert model.predict_by_rows(tokens, head=0, queries=queries[:0], rows=torch.ones(0, 1)).shape == (0, 2, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"head": 1}, "Layer 0 has 1 heads, counted from 0; there is no head 1"),
-        ({"queries": torch.tensor([9])}, "queries \\[row\\] below 9; they are \\[1, 4\\] and \\[1\\], up to 9"),
+        (
+            {"queries": torch.tensor([9])},
+            "queries \\[row\\] whole numbers below 9; they are \\[1, 4\\] and int64 \\[1\\], up to 9",
+        ),
         ({"queries": torch.tensor([-1])}, "queries"),
-        ({"queries": torch.tensor([1, 2])}, "\\[1, 4\\] and \\[2\\]"),
+        ({"queries": torch.tensor([1, 2])}, "\\[1, 4\\] and int64 \\[2\\]"),
         ({"rows": torch.ones(1, 10)}, "at most 9 keys"),
         ({"rows": torch.ones(1, 4)}, "must be a distribution"),
         ({"rows": torch.tensor([[2.0, -1.0]])}, "must be a distribution"),
